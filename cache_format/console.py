@@ -1,0 +1,154 @@
+"""What every command shares: options read off a config dataclass, exit codes, one-line errors.
+
+A field of the config is the single place where an option's name, type, default and help text
+stand: `config_options` makes the click option from it. Names are checked by the config itself,
+so that the Python API and the command line answer with the same sentence.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import itertools
+import sys
+import textwrap
+import traceback
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from llmembed.cache_format.errors import LLMEmbedError
+
+EXIT_KNOWN_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+class Command(click.Command):
+    """A click command that ends a known error in one line on stderr, without a traceback.
+
+    Attributes:
+        resume_hint: what to do after Ctrl-C; a command that can resume overrides it.
+    """
+
+    resume_hint = "Nothing was left half-written; run the same command again."
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; exit 1 on a known error, 130 on Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except LLMEmbedError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            click.echo(f"error: {error}", err=True)
+            sys.exit(EXIT_KNOWN_ERROR)
+        except KeyboardInterrupt:
+            click.echo(f"\ninterrupted. {self.resume_hint}", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+
+
+class CommaSeparated(click.ParamType):
+    """A repeatable option whose values may also be separated by commas."""
+
+    name = "name[,name...]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Split `"a,b"` into `("a", "b")`."""
+        del param, ctx
+        if isinstance(value, tuple):
+            return value
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+def field_docs(config_class: type) -> dict[str, str]:
+    """Read the docstring under each field of a dataclass, as one line each."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(config_class)))
+    body = typing.cast("ast.ClassDef", tree.body[0]).body
+    docs: dict[str, str] = {}
+    for field, doc in itertools.pairwise(body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(doc, ast.Expr)
+            and isinstance(doc.value, ast.Constant)
+        ):
+            docs[field.target.id] = " ".join(str(doc.value.value).split())
+    return docs
+
+
+def config_options(config_class: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a click function with one option for each field of a config dataclass."""
+    docs = field_docs(config_class)
+    hints = typing.get_type_hints(config_class)
+    options = [
+        _option(field, hints[field.name], docs[field.name])
+        for field in dataclasses.fields(config_class)
+    ]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.reduce(lambda f, option: option(f), reversed(options), function)
+
+    return decorate
+
+
+def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--json`, `--quiet` and `--debug`, which mean the same in every command."""
+    for name, text in (
+        ("--debug", "Show the traceback of a known error."),
+        ("--quiet", "No progress and no summary, errors only."),
+        ("--json", "Print the result as one JSON document on stdout."),
+    ):
+        parameter = "as_json" if name == "--json" else name.removeprefix("--")
+        function = click.option(name, parameter, is_flag=True, help=text)(function)
+    return function
+
+
+def _option(
+    field: dataclasses.Field[Any], hint: Any, text: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    name = f"--{field.name.replace('_', '-')}"
+    required = field.default is dataclasses.MISSING
+    default: Any = None if required else field.default
+    if hint is bool:
+        return click.option(name, field.name, is_flag=True, default=default, help=text)
+    if typing.get_origin(hint) is tuple:
+        return click.option(
+            name,
+            field.name,
+            type=CommaSeparated(),
+            multiple=True,
+            default=(),
+            callback=functools.partial(_flatten, default=default),
+            help=text + (f"  [default: {','.join(default)}]" if default else ""),
+        )
+    return click.option(
+        name,
+        field.name,
+        type=_scalar(hint),
+        default=default,
+        required=required,
+        show_default=default is not None,
+        help=text,
+    )
+
+
+def _flatten(
+    ctx: click.Context,
+    param: click.Parameter,
+    value: tuple[tuple[str, ...], ...],
+    *,
+    default: tuple[str, ...],
+) -> tuple[str, ...]:
+    del ctx, param
+    return tuple(part for parts in value for part in parts) or default
+
+
+def _scalar(hint: Any) -> type:
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return typing.cast("type", next(member for member in members if member is not types.NoneType))

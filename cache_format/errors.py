@@ -1,0 +1,113 @@
+"""Every error a user can meet, in one tree, so that one `except` clause can catch them all.
+
+    LLMEmbedError
+    ├── ConfigError (ValueError)                 an option has a value that is not allowed
+    ├── DataError (ValueError)                   texts or labels that cannot be used
+    │   └── DatasetNotFoundError (FileNotFoundError)
+    ├── ModelError (ValueError)                  a backbone that cannot be used
+    │   └── ModelNotFoundError (FileNotFoundError)
+    ├── ExtractionError (RuntimeError)           features that must not be stored
+    ├── CacheError
+    │   ├── CacheNotFoundError (FileNotFoundError)
+    │   ├── CacheFormatError (ValueError)        not a cache, foreign or newer format
+    │   ├── CacheMismatchError (ValueError)      contradicts a fingerprint
+    │   ├── CacheIncompleteError (RuntimeError)  rows or arrays that are not committed
+    │   ├── CacheCorruptError (ValueError)       bytes that are not those committed
+    │   ├── CacheLockedError (RuntimeError)      another writer holds it
+    │   └── CacheSpaceError (OSError)            no room for the plan
+    └── RunError
+        ├── RunNotFoundError (FileNotFoundError)
+        └── RunFormatError (ValueError)
+
+Each class is also the builtin in brackets. Every message says what was given, what is allowed,
+where, and what to do:
+
+>>> str(ConfigError.unknown("fusion", "cooq", ["mean", "cooc"], "Pass one to --fusion."))
+"fusion 'cooq' does not exist; did you mean 'cooc'? Known: mean, cooc. Pass one to --fusion."
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Self
+
+
+class LLMEmbedError(Exception):
+    """Root of the tree: a known error, told in one sentence."""
+
+    @classmethod
+    def unknown(cls, kind: str, value: str, allowed: Iterable[str], remedy: str) -> Self:
+        """Make the error for a name that is not among the allowed ones, with a close match."""
+        known = list(allowed)
+        close = difflib.get_close_matches(value, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        return cls(f"{kind} {value!r} does not exist{hint} Known: {', '.join(known)}. {remedy}")
+
+
+class ConfigError(LLMEmbedError, ValueError):
+    """An option has a value that is not allowed."""
+
+
+class DataError(LLMEmbedError, ValueError):
+    """Texts or labels cannot be used as they are."""
+
+
+class DatasetNotFoundError(DataError, FileNotFoundError):
+    """No data set by that name or path."""
+
+
+class ModelError(LLMEmbedError, ValueError):
+    """A backbone cannot be used as it is."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """No backbone by that name or path."""
+
+
+class ExtractionError(LLMEmbedError, RuntimeError):
+    """Features came out that must not be stored."""
+
+
+class CacheError(LLMEmbedError):
+    """Something is wrong with a cache."""
+
+
+class CacheNotFoundError(CacheError, FileNotFoundError):
+    """There is no cache at that place."""
+
+
+class CacheFormatError(CacheError, ValueError):
+    """What lies there is not a cache, or one of a format this version cannot read."""
+
+
+class CacheMismatchError(CacheError, ValueError):
+    """A fingerprint contradicts what is asked for."""
+
+
+class CacheIncompleteError(CacheError, RuntimeError):
+    """Rows or arrays are asked for that were never committed."""
+
+
+class CacheCorruptError(CacheError, ValueError):
+    """Stored bytes are not those that were committed."""
+
+
+class CacheLockedError(CacheError, RuntimeError):
+    """Another writer holds the cache."""
+
+
+class CacheSpaceError(CacheError, OSError):
+    """The device has no room for what is to be written."""
+
+
+class RunError(LLMEmbedError):
+    """Something is wrong with a run's folder."""
+
+
+class RunNotFoundError(RunError, FileNotFoundError):
+    """There is no run at that place."""
+
+
+class RunFormatError(RunError, ValueError):
+    """A run's folder does not hold what it should."""

@@ -1,0 +1,1 @@
+"""Text -> hidden states of a frozen backbone -> cache."""

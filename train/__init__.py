@@ -1,0 +1,1 @@
+"""Cache -> fused features -> classifier."""
