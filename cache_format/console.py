@@ -51,21 +51,6 @@ class Command(click.Command):
             sys.exit(EXIT_INTERRUPTED)
 
 
-class CommaSeparated(click.ParamType):
-    """A repeatable option whose values may also be separated by commas."""
-
-    name = "name[,name...]"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """Split `"a,b"` into `("a", "b")`."""
-        del param, ctx
-        if isinstance(value, tuple):
-            return value
-        return tuple(part.strip() for part in str(value).split(",") if part.strip())
-
-
 def field_docs(config_class: type) -> dict[str, str]:
     """Read the docstring under each field of a dataclass, as one line each."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(config_class)))
@@ -121,10 +106,10 @@ def _option(
         return click.option(
             name,
             field.name,
-            type=CommaSeparated(),
             multiple=True,
+            metavar="NAME[,NAME...]",
             default=(),
-            callback=functools.partial(_flatten, default=default),
+            callback=functools.partial(_split_commas, default=default),
             help=text + (f"  [default: {','.join(default)}]" if default else ""),
         )
     return click.option(
@@ -138,15 +123,16 @@ def _option(
     )
 
 
-def _flatten(
+def _split_commas(
     ctx: click.Context,
     param: click.Parameter,
-    value: tuple[tuple[str, ...], ...],
+    value: tuple[str, ...],
     *,
     default: tuple[str, ...],
 ) -> tuple[str, ...]:
     del ctx, param
-    return tuple(part for parts in value for part in parts) or default
+    names = (part.strip() for parts in value for part in parts.split(","))
+    return tuple(name for name in names if name) or default
 
 
 def _scalar(hint: Any) -> type:
