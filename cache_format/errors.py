@@ -14,6 +14,7 @@
     │   ├── CacheIncompleteError (RuntimeError)  rows or arrays that are not committed
     │   ├── CacheCorruptError (ValueError)       bytes that are not those committed
     │   ├── CacheLockedError (RuntimeError)      another writer holds it
+    │   ├── CacheStorageError (OSError)          the disk or object store failed or refused
     │   └── CacheSpaceError (OSError)            no room for the plan
     └── RunError
         ├── RunNotFoundError (FileNotFoundError)
@@ -95,6 +96,10 @@ class CacheCorruptError(CacheError, ValueError):
 
 class CacheLockedError(CacheError, RuntimeError):
     """Another writer holds the cache."""
+
+
+class CacheStorageError(CacheError, OSError):
+    """The disk or the object store failed, or refused access."""
 
 
 class CacheSpaceError(CacheError, OSError):

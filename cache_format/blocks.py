@@ -1,0 +1,168 @@
+"""One block of rows: check what is there, write its chunks, commit it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmembed.cache_format.chunks import digest, encode, view_chunk
+from llmembed.cache_format.commits import BlockCommits, Commits, Record
+from llmembed.cache_format.documents import ArrayInfo, read_array_info
+from llmembed.cache_format.errors import (
+    CacheCorruptError,
+    CacheMismatchError,
+    ExtractionError,
+)
+from llmembed.cache_format.plan import Block, SplitPlan
+from llmembed.cache_format.schema import N_TOKENS, ArrayKey, array_name
+from llmembed.cache_format.store import Store
+
+_log = logging.getLogger(__name__)
+_EXPONENT = {2: (np.uint16, 0x7C00, 0x7FFF), 4: (np.uint32, 0x7F800000, 0x7FFFFFFF)}
+
+
+def recheck(
+    store: Store, commits: Commits, names: Sequence[str], *, repair: bool
+) -> dict[str, BlockCommits]:
+    """Say what is committed of each array, leaving out blocks whose chunk is gone or truncated.
+
+    A power cut can leave a record without its chunk. Such a block is redone; with `repair` its
+    records and index are deleted, so that it can be committed anew.
+    """
+    lost: set[int] = set()
+    for name in names:
+        rows = commits.array(name).rows
+        if rows.any():
+            lost |= _lost_blocks(store, commits, name, np.flatnonzero(rows))
+    if lost and repair:
+        for name in names:
+            store.delete(commits.index_key(name))
+        for record in commits.records:
+            if record.start // commits.block_rows in lost:
+                store.delete(record.key(commits.block_rows))
+    return {name: _without(commits.array(name), lost) for name in names}
+
+
+def write_chunks(
+    store: Store,
+    plan: SplitPlan,
+    block: Block,
+    committed: Mapping[str, BlockCommits],
+    n_tokens: NDArray[Any],
+    features: Mapping[ArrayKey, NDArray[Any]],
+) -> dict[str, str]:
+    """Write the chunks of a block.
+
+    Rows that were committed before the data set grew are taken from the store, never from the
+    caller.
+
+    Returns:
+        The xxh3-128 of the rows of each written array, by name.
+    """
+    if set(features) != set(block.missing):
+        raise CacheMismatchError(
+            f"rows {block.start}-{block.stop} of {plan.split!r} lack {sorted(block.missing)}, but "
+            f"{sorted(features)} were given. Write exactly what the plan names."
+        )
+    arrays = {array_name(key): (plan.feature_info, features[key]) for key in block.missing}
+    index = block.start // plan.block_rows
+    if committed[N_TOKENS].rows[index] < block.stop - block.start:
+        arrays[N_TOKENS] = (plan.n_tokens_info, n_tokens)
+    hashes = {}
+    for name, (info, given) in arrays.items():
+        key = f"{plan.split}/{plan.source}/{name}"
+        rows = _checked_rows(info, block, f"{store.location}/{key}", given)
+        old_rows = int(committed[name].rows[index])
+        if old_rows:
+            new_rows = rows[block.start + old_rows - block.compute_from :]
+            old = _committed_rows(store, key, info, index, committed[name])
+            rows = np.concatenate([old, new_rows])
+        store.put(f"{key}/{info.chunk_key(index)}", encode(info, rows))
+        hashes[name] = digest(rows)
+    return hashes
+
+
+def commit(store: Store, record: Record, block_rows: int) -> None:
+    """Create the record of a block; the same record may be there already.
+
+    Raises:
+        CacheMismatchError: if another writer committed other bytes for the block.
+    """
+    from llmembed.cache_format.documents import dump
+
+    key, data = record.key(block_rows), dump(record.document())
+    if not store.create(key, data) and store.get(key) != data:
+        raise CacheMismatchError(
+            f"{store.location}/{key} was committed by another writer with other features. Run "
+            f"`llmembed-cache verify {store.location}`, then extract again what it names."
+        )
+
+
+def _checked_rows(info: ArrayInfo, block: Block, where: str, given: NDArray[Any]) -> NDArray[Any]:
+    expected = (block.stop - block.compute_from, *info.shape[1:])
+    if np.shape(given) != expected:
+        raise CacheMismatchError(
+            f"{where}, rows {block.compute_from}-{block.stop}: an array of shape {expected} was "
+            f"expected, {np.shape(given)} was given."
+        )
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(given, info.numpy_dtype)
+    if info.dtype.startswith("float"):
+        _check_finite(rows, block, where)
+    return rows
+
+
+def _check_finite(rows: NDArray[Any], block: Block, where: str) -> None:
+    # Integer compare: numpy's isfinite on float16 is four times slower and would cost a tenth of
+    # the write. Infinity and NaN are the values whose exponent bits are all set.
+    unsigned, exponent, magnitude = _EXPONENT[rows.itemsize]
+    bits = rows.view(unsigned) & magnitude
+    if bits.size and bits.max() >= exponent:
+        row, column = np.argwhere(bits >= exponent)[0]
+        raise ExtractionError(
+            f"{where}, row {block.compute_from + row}: feature {column} is {rows[row, column]} in "
+            f"{rows.dtype}, whose largest value is {np.finfo(rows.dtype).max}. Pass --dtype "
+            "float32 if the model's values are finite; otherwise --compute-dtype float32."
+        )
+
+
+def _committed_rows(
+    store: Store, key: str, info: ArrayInfo, index: int, commits: BlockCommits
+) -> NDArray[Any]:
+    rows = view_chunk(store, key, info, index)[: commits.rows[index]]
+    if digest(rows) != commits.hashes[index]:
+        raise CacheCorruptError(
+            f"{store.location}/{key}/{info.chunk_key(index)} does not hold the rows that were "
+            f"committed, so no rows can be added to it. Run `llmembed-cache verify "
+            f"{store.location}`."
+        )
+    return rows
+
+
+def _lost_blocks(store: Store, commits: Commits, name: str, indices: NDArray[np.int64]) -> set[int]:
+    key = f"{commits.split}/{commits.source}/{name}"
+    info = read_array_info(store, key)
+    if not info.plain:
+        raise CacheMismatchError(
+            f"{store.location}/{key} is sharded or compressed: an export is only read. Extend the "
+            "cache it was made from, or convert it back with `llmembed-cache convert`."
+        )
+    sizes = store.sizes(key)
+    lost = {int(i) for i in indices if sizes.get(info.chunk_key(int(i))) != info.chunk_bytes}
+    if lost:
+        _log.warning(
+            "%s/%s: %d committed chunks are missing or truncated, from rows %d on; their blocks "
+            "are extracted again.",
+            *(store.location, key, len(lost), min(lost) * info.chunk_rows),
+        )
+    return lost
+
+
+def _without(commits: BlockCommits, lost: set[int]) -> BlockCommits:
+    rows = commits.rows.copy()
+    rows[list(lost)] = 0
+    return BlockCommits(rows=rows, hashes=commits.hashes)

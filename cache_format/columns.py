@@ -1,0 +1,134 @@
+"""The two columns a split starts with: class labels and text hashes.
+
+They are written whole before any feature and proved by the digests in the root document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmembed.cache_format.chunks import digest, encode, read_rows
+from llmembed.cache_format.documents import (
+    DOCUMENT,
+    ArrayInfo,
+    array_document,
+    parse_array,
+    put_document,
+    read_array_info,
+)
+from llmembed.cache_format.errors import CacheCorruptError, CacheMismatchError, DataError
+from llmembed.cache_format.schema import SplitInfo, column_rows
+from llmembed.cache_format.store import Store
+
+LABEL = "label"
+TEXT_HASH = "text_hash"
+_DTYPES = {LABEL: "int32", TEXT_HASH: "uint64"}
+
+
+def split_info(labels: NDArray[np.int32], text_hash: NDArray[np.uint64]) -> SplitInfo:
+    """Describe a split by its columns."""
+    return SplitInfo(n_rows=len(labels), texts=digest(text_hash), labels=digest(labels))
+
+
+def checked_columns(
+    split: str, labels: NDArray[Any], text_hash: NDArray[Any], n_classes: int
+) -> dict[str, NDArray[Any]]:
+    """Validate the columns of a split.
+
+    Returns:
+        label int32 `[N]` and text_hash uint64 `[N]`, little-endian.
+
+    Raises:
+        DataError: if their lengths differ or a label is out of range.
+    """
+    labels, text_hash = np.asarray(labels), np.asarray(text_hash)
+    if labels.ndim != 1 or labels.shape != text_hash.shape:
+        raise DataError(
+            f"split {split!r} has labels of shape {labels.shape} and text hashes of shape "
+            f"{text_hash.shape}; one of each belongs to every example. Pass equal lengths."
+        )
+    wrong = np.flatnonzero((labels < -1) | (labels >= n_classes))
+    if len(wrong):
+        raise DataError(
+            f"split {split!r} has label {labels[wrong[0]]} in row {wrong[0]}; with {n_classes} "
+            f"classes, 0 to {n_classes - 1} are allowed, and -1 for unlabelled. Correct the label."
+        )
+    return {LABEL: labels.astype("<i4"), TEXT_HASH: text_hash.astype("<u8")}
+
+
+def read_column(store: Store, split: str, name: str, info: SplitInfo) -> NDArray[Any]:
+    """Read label or text_hash, `[N]`, verified by its digest.
+
+    Raises:
+        CacheCorruptError: if the values are not those the root document states.
+    """
+    key = f"{split}/{name}"
+    array = read_array_info(store, key)
+    if array.shape[0] < info.n_rows or len(array.shape) != 1 or array.dtype != _DTYPES[name]:
+        raise CacheCorruptError(
+            f"{store.location}/{key} is {array.dtype} {array.shape}, but the split has "
+            f"{info.n_rows} rows of {_DTYPES[name]}. Extract the cache again."
+        )
+    values = read_rows(store, key, array, info.n_rows)
+    if digest(values) != (info.labels if name == LABEL else info.texts):
+        raise CacheCorruptError(
+            f"{store.location}/{key}: the values are not those that zarr.json states. Extract the "
+            "cache again."
+        )
+    return values
+
+
+def write_columns(
+    store: Store, split: str, columns: dict[str, NDArray[Any]], n_rows_before: int
+) -> None:
+    """Write label and text_hash from the first chunk that changes.
+
+    Args:
+        store: where the cache lies.
+        split: the split's name.
+        columns: the whole columns.
+        n_rows_before: rows that are there already, 0 for a new split.
+    """
+    for name, values in columns.items():
+        key = f"{split}/{name}"
+        info = _column_info(store, key, name, len(values))
+        first = n_rows_before // info.chunk_rows
+        for index in range(first, info.n_chunks):
+            rows = values[index * info.chunk_rows : (index + 1) * info.chunk_rows]
+            store.put(f"{key}/{info.chunk_key(index)}", encode(info, rows))
+        put_document(store, f"{key}/{DOCUMENT}", array_document(info))
+
+
+def check_prefix(store: Store, split: str, info: SplitInfo, given: dict[str, NDArray[Any]]) -> None:
+    """Refuse columns that do not begin with the stored ones.
+
+    Raises:
+        CacheMismatchError: naming the first differing row and both values.
+    """
+    if len(given[LABEL]) < info.n_rows:
+        raise CacheMismatchError(
+            f"split {split!r} of {store.location} has {info.n_rows} rows, but "
+            f"{len(given[LABEL])} were given. Give the same data set, with more rows at its end "
+            "if it grew, or use another --cache."
+        )
+    for name, values in given.items():
+        stored = read_column(store, split, name, info)
+        differing = np.flatnonzero(stored != values[: info.n_rows])
+        if len(differing):
+            row = int(differing[0])
+            raise CacheMismatchError(
+                f"row {row} of split {split!r}: {store.location} has {name} {stored[row]}, but "
+                f"{values[row]} was given ({len(differing)} of {info.n_rows} rows differ). Give "
+                "the same data set in the same order, or use another --cache."
+            )
+
+
+def _column_info(store: Store, key: str, name: str, n_rows: int) -> ArrayInfo:
+    data = store.get(f"{key}/{DOCUMENT}")
+    if data is not None:
+        return replace(parse_array(data, f"{store.location}/{key}/{DOCUMENT}"), shape=(n_rows,))
+    return ArrayInfo(shape=(n_rows,), chunk_rows=column_rows(n_rows), dtype=_DTYPES[name])

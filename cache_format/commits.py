@@ -1,0 +1,246 @@
+"""Which rows of which array count: the commit records, and the index made from them.
+
+A record is written last, after every chunk it names, and created only if absent; rows without one
+do not exist. Records are the truth; the index repeats what they say about one complete array, so
+that a reader need not open thousands of them. An index that does not fit the split is ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from llmembed.cache_format.chunks import digest
+from llmembed.cache_format.documents import dump, parse
+from llmembed.cache_format.errors import CacheFormatError, CacheMismatchError
+from llmembed.cache_format.schema import (
+    FORMAT_VERSION,
+    JSON,
+    MAX_BLOCK_ROWS,
+    N_TOKENS,
+    Fields,
+    SplitInfo,
+    parse_array_name,
+)
+from llmembed.cache_format.store import Store
+
+COMMITS = ".llmembed/commits"
+INDEX = ".llmembed/index"
+_HEX_DIGITS = 32
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One committed block of rows of one or more arrays."""
+
+    split: str
+    """The split's name."""
+    source: str
+    """The source's name."""
+    start: int
+    """First row, a multiple of the block rows."""
+    stop: int
+    """One past the last row."""
+    texts: str
+    """xxh3-128 of text_hash[start:stop]."""
+    arrays: Mapping[str, str]
+    """xxh3-128 of the rows of each array, under its name within the source."""
+
+    def key(self, block_rows: int) -> str:
+        """Key of the record: block, rows, and which arrays, so that no two records share one."""
+        arrays = xxhash.xxh3_64_hexdigest("\n".join(sorted(self.arrays)).encode())[:8]
+        name = f"{self.start // block_rows:08d}-{self.stop - self.start:04d}-{arrays}.json"
+        return f"{records_key(self.split, self.source)}/{name}"
+
+    def document(self) -> dict[str, JSON]:
+        """Make the JSON document."""
+        return {"format": FORMAT_VERSION, **vars(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockCommits:
+    """What is committed of one array."""
+
+    rows: NDArray[np.int64]
+    """int64 `[n_blocks]`: how many leading rows of each block are committed."""
+    hashes: tuple[str | None, ...]
+    """xxh3-128 of those rows, None where there are none."""
+
+
+class Commits:
+    """What is committed of a source in a split.
+
+    Args:
+        store: where the cache lies.
+        split: the split's name.
+        info: its rows.
+        source: the source's name.
+        block_rows: R.
+    """
+
+    def __init__(
+        self, store: Store, split: str, info: SplitInfo, source: str, block_rows: int
+    ) -> None:
+        self._store = store
+        self._info = info
+        self.split = split
+        self.source = source
+        self.block_rows = block_rows
+        self._records: list[Record] | None = None
+
+    @property
+    def expected(self) -> NDArray[np.int64]:
+        """int64 `[n_blocks]`: how many rows each block has."""
+        starts = np.arange(0, self._info.n_rows, self.block_rows, dtype=np.int64)
+        return np.minimum(self.block_rows, self._info.n_rows - starts)
+
+    @property
+    def records(self) -> list[Record]:
+        """Every readable record, read once."""
+        if self._records is None:
+            self._records = [record for _, record in self.read_records()]
+        return self._records
+
+    def array(self, name: str) -> BlockCommits:
+        """Say what is committed of an array, by its index or else by the records."""
+        return self._by_index(name) or self._by_records(name)
+
+    def is_complete(self, name: str) -> bool:
+        """Tell whether every row of an array is committed."""
+        return bool((self.array(name).rows == self.expected).all())
+
+    def n_committed(self, name: str) -> int:
+        """Count the committed rows of an array."""
+        return int(self.array(name).rows.sum())
+
+    def write_index(self, name: str) -> None:
+        """Write the index of a complete array."""
+        commits = self._by_records(name)
+        document = self._index_head() | {"hashes": "".join(h or "" for h in commits.hashes)}
+        data = dump(document)
+        if self._store.get(self.index_key(name)) != data:
+            self._store.put(self.index_key(name), [data])
+
+    def index_key(self, name: str) -> str:
+        """Key of an array's index."""
+        return f"{INDEX}/{self.split}/{self.source}/{name}.json"
+
+    def check_texts(self, text_hash: NDArray[np.uint64]) -> None:
+        """Refuse records of other texts.
+
+        Raises:
+            CacheMismatchError: naming the record.
+        """
+        for record in self.records:
+            if record.texts != digest(text_hash[record.start : record.stop]):
+                raise CacheMismatchError(
+                    f"{self._store.location}/{record.key(self.block_rows)} was committed for "
+                    f"other texts in rows {record.start}-{record.stop}. Delete it and extract "
+                    "again."
+                )
+
+    def superseded(self) -> list[str]:
+        """Name the records whose every array has more rows of the block by a later record."""
+        rows = {name: self._by_records(name).rows for r in self.records for name in r.arrays}
+        return [
+            record.key(self.block_rows)
+            for record in self.records
+            if all(
+                rows[name][record.start // self.block_rows] > record.stop - record.start
+                for name in record.arrays
+            )
+        ]
+
+    def read_records(self) -> list[tuple[str, Record]]:
+        """Read all records with their keys; a half-written one is left out with a warning.
+
+        Raises:
+            CacheFormatError: if a record belongs to another split, source or plan.
+        """
+        folder = records_key(self.split, self.source)
+        found = []
+        for name in self._store.names(folder):
+            key = f"{folder}/{name}"
+            record = self._read_record(key)
+            if record is not None:
+                found.append((key, record))
+        return found
+
+    def _read_record(self, key: str) -> Record | None:
+        where = f"{self._store.location}/{key}"
+        try:
+            fields = parse(self._store.get(key) or b"", where)
+        except CacheFormatError:
+            _log.warning("%s is half-written; its block does not count and is redone.", where)
+            return None
+        record = _parse_record(fields)
+        ours = record.split == self.split and record.source == self.source
+        fits = record.start % self.block_rows == 0 and record.stop <= self._info.n_rows
+        if not (ours and fits and record.key(self.block_rows) == key):
+            raise CacheFormatError(
+                f"{where} is a record of rows {record.start}-{record.stop} of "
+                f"{record.split[:100]!r}, {record.source[:100]!r}, which does not belong there: "
+                f"{self.split!r} has {self._info.n_rows} rows in blocks of {self.block_rows}. "
+                "Was it copied from another cache? Delete it and extract again."
+            )
+        return record
+
+    def _by_records(self, name: str) -> BlockCommits:
+        rows = np.zeros(len(self.expected), np.int64)
+        hashes: list[str | None] = [None] * len(rows)
+        for record in self.records:
+            block, n = record.start // self.block_rows, record.stop - record.start
+            if name in record.arrays and n > rows[block]:
+                rows[block], hashes[block] = n, record.arrays[name]
+        return BlockCommits(rows=rows, hashes=tuple(hashes))
+
+    def _by_index(self, name: str) -> BlockCommits | None:
+        data = self._store.get(self.index_key(name))
+        if data is None:
+            return None
+        fields = parse(data, f"{self._store.location}/{self.index_key(name)}")
+        head = self._index_head()
+        joined = fields.get("hashes", str)
+        fits = {key: fields.value.get(key) for key in head} == head
+        if not fits or len(joined) != _HEX_DIGITS * len(self.expected):
+            return None
+        cuts = range(0, len(joined), _HEX_DIGITS)
+        hashes = tuple(joined[cut : cut + _HEX_DIGITS] for cut in cuts)
+        return BlockCommits(rows=self.expected, hashes=hashes)
+
+    def _index_head(self) -> dict[str, JSON]:
+        return {
+            "format": FORMAT_VERSION,
+            "n_rows": self._info.n_rows,
+            "block_rows": self.block_rows,
+            "texts": self._info.texts,
+        }
+
+
+def records_key(split: str, source: str) -> str:
+    """Key of the folder that holds the records of a source in a split."""
+    return f"{COMMITS}/{split}/{source}"
+
+
+def _parse_record(fields: Fields) -> Record:
+    fields.integer("format", FORMAT_VERSION, FORMAT_VERSION)
+    start = fields.integer("start", 0, 2**53)
+    arrays = fields.fields("arrays")
+    for name in arrays.value:
+        arrays.get(name, str)
+        if name != N_TOKENS:
+            parse_array_name(name, fields.where)
+    return Record(
+        split=fields.get("split", str),
+        source=fields.get("source", str),
+        start=start,
+        stop=fields.integer("stop", start + 1, start + MAX_BLOCK_ROWS),
+        texts=fields.get("texts", str),
+        arrays=arrays.value,
+    )

@@ -1,0 +1,362 @@
+"""Write a cache block by block, so that a kill at any moment costs at most one block.
+
+The order is the whole trick: every chunk of a block, each atomically, then its commit record. A
+split exists once the root names it, rows exist once a record names them; what is under neither is
+leftover and is written again. There is one writer at a time, and it never resizes what another
+could be writing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmembed.cache_format import blocks
+from llmembed.cache_format.chunks import digest
+from llmembed.cache_format.columns import (
+    TEXT_HASH,
+    check_prefix,
+    checked_columns,
+    read_column,
+    split_info,
+    write_columns,
+)
+from llmembed.cache_format.commits import BlockCommits, Commits, Record
+from llmembed.cache_format.consolidate import consolidated_metadata, ensure_arrays
+from llmembed.cache_format.documents import DOCUMENT, FEATURE_DTYPES, put_document
+from llmembed.cache_format.errors import (
+    CacheError,
+    CacheFormatError,
+    CacheMismatchError,
+    CacheSpaceError,
+    ConfigError,
+)
+from llmembed.cache_format.header import Header, not_a_cache, read_header
+from llmembed.cache_format.layout import purge_source, purge_split, read_layout
+from llmembed.cache_format.lock import WriterLock
+from llmembed.cache_format.plan import Block, SplitPlan, missing_blocks, no_commits
+from llmembed.cache_format.schema import (
+    N_TOKENS,
+    ArrayKey,
+    DatasetInfo,
+    SourceInfo,
+    array_name,
+    block_rows,
+    check_name,
+)
+from llmembed.cache_format.store import TEMPORARY, open_store
+
+
+class CacheWriter:
+    """Create a cache, or add what is missing to one.
+
+    Args:
+        path: the cache's folder or URL.
+        dataset: what the cache is of; must agree with what is there.
+        overwrite: replace a cache; anything else is never touched.
+        dry_run: plan only; nothing is written and no lock is taken.
+        fsync: survive a loss of power, not only of the process; about four times slower.
+
+    Raises:
+        CacheFormatError: if something else than a cache is there.
+        CacheLockedError: if another writer is at work.
+        CacheMismatchError: if the cache is of another data set.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        dataset: DatasetInfo,
+        overwrite: bool = False,
+        dry_run: bool = False,
+        fsync: bool = False,
+    ) -> None:
+        self._store = open_store(path, fsync=fsync)
+        self._dry_run = dry_run
+        self._overwrite = overwrite
+        self._header = Header.new(dataset)
+        self._lock: WriterLock | None = None
+        self._text_hash: dict[str, NDArray[np.uint64]] = {}
+        self._plans: dict[tuple[str, str], SplitPlan] = {}
+        self._committed: dict[tuple[str, str], Mapping[str, BlockCommits]] = {}
+
+    def __enter__(self) -> Self:
+        found = self._read_ours()
+        if not self._dry_run:
+            self._lock = WriterLock(self._store)
+            self._store.delete_below(TEMPORARY)
+            found = read_header(self._store)
+        if found is not None and self._overwrite:
+            self._replace()
+        elif found is not None:
+            _check_dataset(found.dataset, self._header.dataset, self._store.location)
+            self._header = found
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def add_source(self, source: SourceInfo) -> None:
+        """Register a backbone and its settings; registering it again changes nothing.
+
+        Raises:
+            CacheMismatchError: if the cache knows another source by that name.
+        """
+        _check_free_name("source", source.name, self._header.sources)
+        known = self._header.sources.get(source.name)
+        if known is not None:
+            _check_source(known, source, self._store.location)
+            return
+        self._header.sources[source.name] = source
+        if not self._dry_run:
+            for split in self._header.splits:
+                purge_source(self._store, split, source.name)
+            self._save_header()
+
+    def add_split(self, name: str, *, labels: NDArray[Any], text_hash: NDArray[Any]) -> None:
+        """Register a split with its labels and texts; more rows at the end extend it.
+
+        Args:
+            name: "train", "test", ...
+            labels: int32 `[N]`, class index, -1 where unlabelled.
+            text_hash: uint64 `[N]`, xxh3-64 of the UTF-8 text.
+
+        Raises:
+            CacheMismatchError: if the cache has other rows; the first differing one is named.
+            DataError: if a label is no class.
+        """
+        _check_free_name("split", name, self._header.splits)
+        columns = checked_columns(name, labels, text_hash, len(self._header.dataset.labels))
+        info = split_info(*columns.values())
+        known = self._header.splits.get(name)
+        self._text_hash[name] = columns[TEXT_HASH]
+        if known == info:
+            return
+        if known is not None and not self._overwritten:
+            check_prefix(self._store, name, known, columns)
+        self._header.splits[name] = info
+        if not self._dry_run:
+            if known is None:
+                purge_split(self._store, name)
+            write_columns(self._store, name, columns, known.n_rows if known else 0)
+            self._save_header()
+
+    def plan(
+        self,
+        split: str,
+        source: str,
+        *,
+        layers: Sequence[int],
+        poolings: Sequence[str],
+        dtype: str = "float16",
+    ) -> SplitPlan:
+        """List the blocks of rows that lack any of these arrays.
+
+        Args:
+            split: a split that was added.
+            source: a source that was added.
+            layers: layer numbers, 0 is the embedding.
+            poolings: names of poolings.
+            dtype: of the stored features, "float16" or "float32".
+
+        Raises:
+            ConfigError: for a layer, pooling or dtype that cannot be.
+            CacheMismatchError: if the source is stored in another dtype.
+        """
+        arrays = self._checked_arrays(source, layers, poolings, dtype)
+        info, hidden_size = self._header.splits[split], self._header.sources[source].hidden_size
+        rows = block_rows(info.n_rows, hidden_size * np.dtype(dtype).itemsize)
+        names = (*(array_name(key) for key in arrays), N_TOKENS)
+        layout = None if self._overwritten else read_layout(self._store, split, source)
+        if layout is None:
+            committed = dict.fromkeys(names, no_commits(info.n_rows, rows))
+        else:
+            _check_dtype(layout.dtype, dtype, f"{self._store.location}/{split}/{source}")
+            rows = layout.block_rows
+            commits = Commits(self._store, split, info, source, rows)
+            commits.check_texts(self._split_text_hash(split))
+            committed = blocks.recheck(self._store, commits, names, repair=not self._dry_run)
+        plan = SplitPlan(
+            split=split,
+            source=source,
+            n_rows=info.n_rows,
+            block_rows=rows,
+            hidden_size=hidden_size,
+            dtype=dtype,
+            arrays=arrays,
+            blocks=missing_blocks(info.n_rows, rows, arrays, committed),
+        )
+        self._plans[split, source], self._committed[split, source] = plan, committed
+        return plan
+
+    def check_space(self, size_bytes: int) -> None:
+        """Refuse to start what cannot be finished.
+
+        Raises:
+            CacheSpaceError: if the store has less room than that.
+        """
+        free = self._store.free_bytes()
+        if free is not None and size_bytes > free:
+            raise CacheSpaceError(
+                f"the features need {size_bytes / 1e9:.3f} GB, but {free / 1e9:.3f} GB are free at "
+                f"{self._store.location}. Free some space, choose another --cache, or ask for "
+                "fewer --layers or poolings."
+            )
+
+    def write(
+        self,
+        plan: SplitPlan,
+        block: Block,
+        *,
+        n_tokens: NDArray[Any],
+        features: Mapping[ArrayKey, NDArray[Any]],
+    ) -> None:
+        """Write a block and commit it.
+
+        Args:
+            plan: where the block comes from.
+            block: rows `compute_from` to `stop` are written.
+            n_tokens: int32 `[rows]`.
+            features: `[rows, H]` for each of `block.missing`; cast to the plan's dtype.
+
+        Raises:
+            ExtractionError: if a feature is not finite in that dtype.
+            CacheMismatchError: if the arrays are not those of the block.
+            CacheSpaceError, CacheStorageError: if the store fails; what was committed is safe.
+        """
+        if self._lock is None:
+            raise CacheError("a dry run or a closed writer writes nothing; open a CacheWriter.")
+        self._lock.check()
+        ensure_arrays(self._store, plan)
+        committed = self._committed[plan.split, plan.source]
+        hashes = blocks.write_chunks(self._store, plan, block, committed, n_tokens, features)
+        texts = self._split_text_hash(plan.split)[block.start : block.stop]
+        record = Record(
+            split=plan.split,
+            source=plan.source,
+            start=block.start,
+            stop=block.stop,
+            texts=digest(texts),
+            arrays=hashes,
+        )
+        blocks.commit(self._store, record, plan.block_rows)
+
+    def finish(self, split: str, source: str) -> None:
+        """Index what is complete and let plain Zarr readers see it; may be called again."""
+        plan = self._plans.get((split, source))
+        if plan is not None and plan.n_rows == 0:
+            ensure_arrays(self._store, plan)
+        layout = read_layout(self._store, split, source)
+        if layout is not None:
+            info = self._header.splits[split]
+            commits = Commits(self._store, split, info, source, layout.block_rows)
+            for name in filter(commits.is_complete, layout.names):
+                commits.write_index(name)
+            for key in commits.superseded():
+                self._store.delete(key)
+        self._header.consolidated = consolidated_metadata(self._store, self._header)
+        self._save_header()
+
+    @property
+    def _overwritten(self) -> bool:
+        return self._dry_run and self._overwrite
+
+    def _read_ours(self) -> Header | None:
+        """Read the header; refuse anything else than a cache, or the start of one."""
+        header = read_header(self._store)
+        path = self._store.path
+        is_file = path is not None and path.exists() and not path.is_dir()
+        if header is None and (is_file or set(self._store.names("")) - {".llmembed"}):
+            raise CacheFormatError(not_a_cache(self._store.location))
+        return header
+
+    def _replace(self) -> None:
+        if self._dry_run:
+            return
+        self._save_header()  # from here on it is an empty cache, whatever lies below
+        for name in self._store.names(""):
+            if name not in (DOCUMENT, ".llmembed"):
+                self._store.delete_below(name)
+        for name in ("commits", "index"):
+            self._store.delete_below(f".llmembed/{name}")
+
+    def _save_header(self) -> None:
+        put_document(self._store, DOCUMENT, self._header.document())
+
+    def _split_text_hash(self, split: str) -> NDArray[np.uint64]:
+        if split not in self._text_hash:
+            info = self._header.splits[split]
+            self._text_hash[split] = read_column(self._store, split, TEXT_HASH, info)
+        return self._text_hash[split]
+
+    def _checked_arrays(
+        self, source: str, layers: Sequence[int], poolings: Sequence[str], dtype: str
+    ) -> tuple[ArrayKey, ...]:
+        if dtype not in FEATURE_DTYPES:
+            raise ConfigError.unknown("dtype", dtype, FEATURE_DTYPES, "Pass one to --dtype.")
+        n_layers = self._header.sources[source].n_layers
+        for layer in layers:
+            if not 0 <= layer <= n_layers:
+                raise ConfigError(
+                    f"layer {layer} does not exist in {source}, which has {n_layers} layers "
+                    f"(1-{n_layers}; 0 is the embedding). Pass --layers within that range."
+                )
+        names = [check_name("pooling", pooling) for pooling in poolings]
+        return tuple(sorted({(name, layer) for name in names for layer in layers}))
+
+
+def _check_free_name(kind: str, name: str, taken: Mapping[str, object]) -> None:
+    check_name(kind, name)
+    for other in taken:
+        if other != name and other.casefold() == name.casefold():
+            raise ConfigError(
+                f"{kind} {name!r} differs from {other!r} of the same cache only in case, which "
+                "some file systems cannot tell apart. Choose another name."
+            )
+
+
+def _check_dataset(known: DatasetInfo, given: DatasetInfo, location: str) -> None:
+    for key in ("name", "labels"):
+        stored, new = getattr(known, key), getattr(given, key)
+        if stored != new:
+            raise CacheMismatchError(
+                f"{location} is of a data set with {key} {stored!r}, but {new!r} was given. Give "
+                "the same data set, or use another --cache."
+            )
+
+
+def _check_source(known: SourceInfo, given: SourceInfo, location: str) -> None:
+    stored, new = _identity(known), _identity(given)
+    differing = sorted(k for k in stored | new if stored.get(k) != new.get(k))
+    if differing:
+        parts = "; ".join(f"{k}: cache {stored.get(k)!r}, given {new.get(k)!r}" for k in differing)
+        raise CacheMismatchError(
+            f"source {known.name!r} of {location} was made otherwise: {parts}. Give the same "
+            "settings, another --source name, or another --cache."
+        )
+
+
+def _identity(source: SourceInfo) -> dict[str, Any]:
+    identity = {**source.fingerprint, "hidden_size": source.hidden_size}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in identity.items()}
+
+
+def _check_dtype(known: str, given: str, where: str) -> None:
+    if known != given:
+        raise CacheMismatchError(
+            f"{where} is stored as {known}, but {given} was asked for. Pass --dtype {known}, or "
+            "another --source name or --cache."
+        )
