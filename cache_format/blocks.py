@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.chunks import digest, encode, view_chunk
+from llmembed.cache_format.chunks import decode, digest, encode
 from llmembed.cache_format.commits import BlockCommits, Commits, Record
-from llmembed.cache_format.documents import ArrayInfo, read_array_info
+from llmembed.cache_format.documents import ArrayInfo, dump, read_array_info
 from llmembed.cache_format.errors import (
     CacheCorruptError,
     CacheMismatchError,
@@ -30,21 +30,15 @@ def recheck(
 ) -> dict[str, BlockCommits]:
     """Say what is committed of each array, leaving out blocks whose chunk is gone or truncated.
 
-    A power cut can leave a record without its chunk. Such a block is redone; with `repair` its
-    records and index are deleted, so that it can be committed anew.
+    A power cut can leave a record without its chunk. Such a block is redone; with `repair` the
+    array is struck from its records, so that it can be committed anew.
     """
-    lost: set[int] = set()
-    for name in names:
-        rows = commits.array(name).rows
-        if rows.any():
-            lost |= _lost_blocks(store, commits, name, np.flatnonzero(rows))
+    found = {name: commits.array(name) for name in names}
+    lost = {name: _lost_blocks(store, commits, name, found[name].rows) for name in names}
+    lost = {name: blocks for name, blocks in lost.items() if blocks}
     if lost and repair:
-        for name in names:
-            store.delete(commits.index_key(name))
-        for record in commits.records:
-            if record.start // commits.block_rows in lost:
-                store.delete(record.key(commits.block_rows))
-    return {name: _without(commits.array(name), lost) for name in names}
+        commits.drop(lost)
+    return {name: _without(found[name], lost.get(name, set())) for name in names}
 
 
 def write_chunks(
@@ -92,8 +86,6 @@ def commit(store: Store, record: Record, block_rows: int) -> None:
     Raises:
         CacheMismatchError: if another writer committed other bytes for the block.
     """
-    from llmembed.cache_format.documents import dump
-
     key, data = record.key(block_rows), dump(record.document())
     if not store.create(key, data) and store.get(key) != data:
         raise CacheMismatchError(
@@ -133,7 +125,8 @@ def _check_finite(rows: NDArray[Any], block: Block, where: str) -> None:
 def _committed_rows(
     store: Store, key: str, info: ArrayInfo, index: int, commits: BlockCommits
 ) -> NDArray[Any]:
-    rows = view_chunk(store, key, info, index)[: commits.rows[index]]
+    chunk = store.view(f"{key}/{info.chunk_key(index)}", info.chunk_bytes)
+    rows = decode(info, chunk)[: commits.rows[index]]
     if digest(rows) != commits.hashes[index]:
         raise CacheCorruptError(
             f"{store.location}/{key}/{info.chunk_key(index)} does not hold the rows that were "
@@ -143,7 +136,9 @@ def _committed_rows(
     return rows
 
 
-def _lost_blocks(store: Store, commits: Commits, name: str, indices: NDArray[np.int64]) -> set[int]:
+def _lost_blocks(store: Store, commits: Commits, name: str, rows: NDArray[np.int64]) -> set[int]:
+    if not rows.any():
+        return set()
     key = f"{commits.split}/{commits.source}/{name}"
     info = read_array_info(store, key)
     if not info.plain:
@@ -152,7 +147,11 @@ def _lost_blocks(store: Store, commits: Commits, name: str, indices: NDArray[np.
             "cache it was made from, or convert it back with `llmembed-cache convert`."
         )
     sizes = store.sizes(key)
-    lost = {int(i) for i in indices if sizes.get(info.chunk_key(int(i))) != info.chunk_bytes}
+    lost = {
+        int(i)
+        for i in np.flatnonzero(rows)
+        if sizes.get(info.chunk_key(int(i))) != info.chunk_bytes
+    }
     if lost:
         _log.warning(
             "%s/%s: %d committed chunks are missing or truncated, from rows %d on; their blocks "

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.chunks import digest, encode, read_rows
+from llmembed.cache_format.arrays import StoredArray
+from llmembed.cache_format.chunks import digest, encode
 from llmembed.cache_format.documents import (
     DOCUMENT,
     ArrayInfo,
     array_document,
     parse_array,
     put_document,
-    read_array_info,
 )
 from llmembed.cache_format.errors import CacheCorruptError, CacheMismatchError, DataError
 from llmembed.cache_format.schema import SplitInfo, column_rows
@@ -67,13 +67,10 @@ def read_column(store: Store, split: str, name: str, info: SplitInfo) -> NDArray
         CacheCorruptError: if the values are not those the root document states.
     """
     key = f"{split}/{name}"
-    array = read_array_info(store, key)
-    if array.shape[0] < info.n_rows or len(array.shape) != 1 or array.dtype != _DTYPES[name]:
-        raise CacheCorruptError(
-            f"{store.location}/{key} is {array.dtype} {array.shape}, but the split has "
-            f"{info.n_rows} rows of {_DTYPES[name]}. Extract the cache again."
-        )
-    values = read_rows(store, key, array, info.n_rows)
+    array = StoredArray(store, key, info.n_rows)
+    if array.info.dtype != _DTYPES[name] or len(array.info.shape) != 1:
+        array.require(_DTYPES[name], ())
+    values = array.read()
     if digest(values) != (info.labels if name == LABEL else info.texts):
         raise CacheCorruptError(
             f"{store.location}/{key}: the values are not those that zarr.json states. Extract the "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xxhash
@@ -22,6 +22,7 @@ from llmembed.cache_format.schema import (
     FORMAT_VERSION,
     JSON,
     MAX_BLOCK_ROWS,
+    MAX_BLOCKS,
     N_TOKENS,
     Fields,
     SplitInfo,
@@ -87,6 +88,11 @@ class Commits:
     def __init__(
         self, store: Store, split: str, info: SplitInfo, source: str, block_rows: int
     ) -> None:
+        if info.n_rows > MAX_BLOCKS * block_rows:
+            raise CacheFormatError(
+                f"{store.location}: split {split!r} claims {info.n_rows} rows in blocks of "
+                f"{block_rows}, more than {MAX_BLOCKS} blocks. The cache is damaged."
+            )
         self._store = store
         self._info = info
         self.split = split
@@ -120,12 +126,12 @@ class Commits:
         return int(self.array(name).rows.sum())
 
     def write_index(self, name: str) -> None:
-        """Write the index of a complete array."""
+        """Write the index of a complete array, unless it has a good one."""
+        if self._by_index(name) is not None:
+            return
         commits = self._by_records(name)
         document = self._index_head() | {"hashes": "".join(h or "" for h in commits.hashes)}
-        data = dump(document)
-        if self._store.get(self.index_key(name)) != data:
-            self._store.put(self.index_key(name), [data])
+        self._store.put(self.index_key(name), [dump(document)])
 
     def index_key(self, name: str) -> str:
         """Key of an array's index."""
@@ -144,6 +150,24 @@ class Commits:
                     f"other texts in rows {record.start}-{record.stop}. Delete it and extract "
                     "again."
                 )
+
+    def drop(self, lost: Mapping[str, set[int]]) -> None:
+        """Withdraw blocks whose chunks are gone; what the same records say of others stays.
+
+        Args:
+            lost: block numbers by array name.
+        """
+        for name in lost:
+            self._store.delete(self.index_key(name))
+        for record in self.records:
+            block = record.start // self.block_rows
+            kept = {k: v for k, v in record.arrays.items() if block not in lost.get(k, ())}
+            if len(kept) < len(record.arrays):
+                if kept:
+                    rest = replace(record, arrays=kept)
+                    self._store.put(rest.key(self.block_rows), [dump(rest.document())])
+                self._store.delete(record.key(self.block_rows))
+        self._records = None
 
     def superseded(self) -> list[str]:
         """Name the records whose every array has more rows of the block by a later record."""

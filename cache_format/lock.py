@@ -84,10 +84,9 @@ def _holder(document: bytes) -> str:
 
 def _start_time(pid: int) -> str | None:
     """Tell one process from a later one with the same id; None if there is no such process."""
-    stat = Path(f"/proc/{pid}/stat")
-    if stat.parent.parent.is_dir() and Path("/proc/self").exists():
+    if Path("/proc/self/stat").exists():
         try:
-            return stat.read_text().rpartition(")")[2].split()[19]
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
         except (FileNotFoundError, ProcessLookupError):
             return None
     try:

@@ -11,18 +11,15 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.chunks import fill_rows, read_rows, take_rows
+from llmembed.cache_format.arrays import RowSelection, StoredArray, allocate
 from llmembed.cache_format.columns import LABEL, TEXT_HASH, read_column
 from llmembed.cache_format.commits import Commits
-from llmembed.cache_format.documents import ArrayInfo, read_array_info
 from llmembed.cache_format.errors import (
-    CacheCorruptError,
-    CacheError,
     CacheIncompleteError,
     ConfigError,
 )
@@ -36,11 +33,9 @@ from llmembed.cache_format.schema import (
 )
 from llmembed.cache_format.store import Store, open_store
 
-RowSelection: TypeAlias = "slice | Sequence[int] | NDArray[Any]"
 
-
-class Cache(Mapping[str, "Split"]):
-    """A cache: a mapping of split names to splits. Made by `open_cache`."""
+class Cache:
+    """A cache; `cache["train"]` is a split. Made by `open_cache`."""
 
     def __init__(self, store: Store, header: Header) -> None:
         self._store = store
@@ -88,16 +83,10 @@ class Cache(Mapping[str, "Split"]):
 
     def __getitem__(self, split: str) -> Split:
         if split not in self._header.splits:
-            raise CacheError.unknown(
+            raise ConfigError.unknown(
                 "split", split, self.splits, f"{self._store.location} holds these splits."
             )
         return Split(self._store, self._header, split)
-
-    def __iter__(self) -> Any:
-        return iter(self.splits)
-
-    def __len__(self) -> int:
-        return len(self.splits)
 
 
 class Split:
@@ -117,13 +106,13 @@ class Split:
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
-        """int32 `[N]`: class index, -1 where unlabelled; read-only where it is mapped."""
-        return read_column(self._store, self.name, LABEL, self._info)
+        """int32 `[N]`: class index, -1 where unlabelled."""
+        return read_column(self._store, self.name, LABEL, self._info).copy()
 
     @cached_property
     def text_hash(self) -> NDArray[np.uint64]:
         """uint64 `[N]`: xxh3-64 of the texts."""
-        return read_column(self._store, self.name, TEXT_HASH, self._info)
+        return read_column(self._store, self.name, TEXT_HASH, self._info).copy()
 
     @cached_property
     def arrays(self) -> Mapping[tuple[str, str, int], int]:
@@ -149,7 +138,7 @@ class Split:
     def n_tokens(self, source: str | None = None) -> NDArray[np.int32]:
         """int32 `[N]`: tokens of each text as the source's tokenizer and max_length give them."""
         name = self._source(source)
-        return self._read(name, N_TOKENS, None, verify=False, allow_partial=False)
+        return self._complete(name, N_TOKENS, verify=False).read().copy()
 
     def features(
         self,
@@ -182,7 +171,9 @@ class Split:
         """
         source, pooling = self._resolve(source, pooling)
         name = self._array(source, pooling, layer)
-        return self._read(source, name, rows, verify=verify, allow_partial=allow_partial)
+        if allow_partial:
+            return self._partial(source, name, rows)
+        return self._complete(source, name, verify=verify).read(rows)
 
     def stack(
         self,
@@ -202,53 +193,20 @@ class Split:
         names = [self._array(source, pooling, layer) for layer in layers]
         if not names:
             raise ConfigError("stack was given no layers; give at least one.")
-        if rows is not None:
-            read = [self._read(source, n, rows, verify=verify, allow_partial=False) for n in names]
-            return np.stack(read)
-        infos = [self._info_of(source, name) for name in names]
-        out = np.empty((len(names), self.n_rows, *infos[0].shape[1:]), infos[0].numpy_dtype)
-        for name, info, target in zip(names, infos, out, strict=True):
-            hashes = self._complete_hashes(source, name)
-            fill_rows(
-                self._store,
-                f"{self.name}/{source}/{name}",
-                info,
-                target,
-                hashes if verify else None,
-            )
+        arrays = [self._complete(source, name, verify=verify) for name in names]
+        chosen = None if rows is None else np.arange(self.n_rows)[rows]
+        shape = (len(arrays), self.n_rows if chosen is None else len(chosen))
+        width = (self._header.sources[source].hidden_size,)
+        out = allocate((*shape, *width), arrays[0].info, self._store.location)
+        for array, target in zip(arrays, out, strict=True):
+            if chosen is None:
+                array.read_into(target)
+            else:
+                target[...] = array.read(chosen)
         return out
 
-    def _read(
-        self,
-        source: str,
-        name: str,
-        rows: RowSelection | None,
-        *,
-        verify: bool,
-        allow_partial: bool,
-    ) -> NDArray[Any]:
-        info = self._info_of(source, name)
-        key = f"{self.name}/{source}/{name}"
-        if allow_partial:
-            out = self._read_partial(source, name, key, info)
-            return out if rows is None else out[rows]
-        hashes = self._complete_hashes(source, name)
-        if rows is None:
-            return read_rows(self._store, key, info, self.n_rows, hashes if verify else None)
-        chosen = np.arange(self.n_rows, dtype=np.int64)[rows]
-        return take_rows(self._store, key, info, chosen, hashes if verify else None)
-
-    def _read_partial(self, source: str, name: str, key: str, info: ArrayInfo) -> NDArray[Any]:
-        commits = self._require_layout(source)[1].array(name)
-        out = np.full((self.n_rows, *info.shape[1:]), np.nan, info.numpy_dtype)
-        for block in np.flatnonzero(commits.rows):
-            start, n = int(block) * info.chunk_rows, int(commits.rows[block])
-            chosen = np.arange(start, start + n, dtype=np.int64)
-            out[start : start + n] = take_rows(self._store, key, info, chosen)
-        return out
-
-    def _complete_hashes(self, source: str, name: str) -> tuple[str | None, ...]:
-        commits = self._require_layout(source)[1]
+    def _complete(self, source: str, name: str, *, verify: bool) -> StoredArray:
+        layout, commits = self._require_layout(source)
         found = commits.array(name)
         missing = self.n_rows - int(found.rows.sum())
         if missing:
@@ -257,18 +215,29 @@ class Split:
                 f"{self._store.location} are not committed. Run llmembed-extract again with the "
                 "same options to complete them, or pass allow_partial=True to get NaN for them."
             )
-        return found.hashes
+        array = StoredArray(
+            self._store,
+            f"{self.name}/{source}/{name}",
+            self.n_rows,
+            block_rows=layout.block_rows,
+            hashes=found.hashes if verify else None,
+        )
+        is_count = name == N_TOKENS
+        width = () if is_count else (self._header.sources[source].hidden_size,)
+        array.require("int32" if is_count else layout.dtype, width)
+        return array
 
-    def _info_of(self, source: str, name: str) -> ArrayInfo:
+    def _partial(self, source: str, name: str, rows: RowSelection | None) -> NDArray[Any]:
+        layout, commits = self._require_layout(source)
+        committed = commits.array(name).rows
+        width = self._header.sources[source].hidden_size
+        out = np.full((self.n_rows, width), np.nan, layout.dtype)
         key = f"{self.name}/{source}/{name}"
-        info = read_array_info(self._store, key)
-        width = () if name == N_TOKENS else (self._header.sources[source].hidden_size,)
-        if info.shape[1:] != width:
-            raise CacheCorruptError(
-                f"{self._store.location}/{key} has shape {info.shape}, but the source's hidden "
-                f"size is {self._header.sources[source].hidden_size}. Extract the cache again."
-            )
-        return info
+        array = StoredArray(self._store, key, self.n_rows, block_rows=layout.block_rows)
+        for index in np.flatnonzero(committed):
+            start, n = int(index) * layout.block_rows, int(committed[index])
+            out[start : start + n] = array.block(int(index))[:n]
+        return out if rows is None else out[rows]
 
     def _layout(self, source: str) -> tuple[SourceLayout, Commits] | None:
         if source not in self._layouts:

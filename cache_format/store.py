@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from llmembed.cache_format.errors import (
     CacheCorruptError,
@@ -27,7 +27,7 @@ from llmembed.cache_format.errors import (
 )
 
 Buffer: TypeAlias = bytes | memoryview
-MAX_DOCUMENT_BYTES = 256 * 2**20
+MAX_DOCUMENT_BYTES = 64 * 2**20
 TEMPORARY = ".llmembed/tmp"
 
 
@@ -71,6 +71,9 @@ class Store(Protocol):
 
     def free_bytes(self) -> int | None:
         """Return the free space, if the store has a limit."""
+
+    def open_zarr(self, key: str) -> Any:
+        """Open an array with zarr-python, which decodes shards and compression."""
 
 
 class LocalStore:
@@ -188,6 +191,12 @@ class LocalStore:
         while not folder.exists():
             folder = folder.parent
         return shutil.disk_usage(folder).free
+
+    def open_zarr(self, key: str) -> Any:
+        """Open an array with zarr-python."""
+        import zarr
+
+        return zarr.open_array(self._path(key), mode="r", zarr_format=3)
 
     def _path(self, key: str) -> Path:
         path = self._root / key

@@ -145,7 +145,7 @@ class CacheWriter:
         self._text_hash[name] = columns[TEXT_HASH]
         if known == info:
             return
-        if known is not None and not self._overwritten:
+        if known is not None:
             check_prefix(self._store, name, known, columns)
         self._header.splits[name] = info
         if not self._dry_run:
@@ -176,11 +176,13 @@ class CacheWriter:
             ConfigError: for a layer, pooling or dtype that cannot be.
             CacheMismatchError: if the source is stored in another dtype.
         """
+        self._check_added(split, source)
         arrays = self._checked_arrays(source, layers, poolings, dtype)
         info, hidden_size = self._header.splits[split], self._header.sources[source].hidden_size
         rows = block_rows(info.n_rows, hidden_size * np.dtype(dtype).itemsize)
         names = (*(array_name(key) for key in arrays), N_TOKENS)
-        layout = None if self._overwritten else read_layout(self._store, split, source)
+        empty = self._dry_run and self._overwrite
+        layout = None if empty else read_layout(self._store, split, source)
         if layout is None:
             committed = dict.fromkeys(names, no_commits(info.n_rows, rows))
         else:
@@ -270,10 +272,6 @@ class CacheWriter:
         self._header.consolidated = consolidated_metadata(self._store, self._header)
         self._save_header()
 
-    @property
-    def _overwritten(self) -> bool:
-        return self._dry_run and self._overwrite
-
     def _read_ours(self) -> Header | None:
         """Read the header; refuse anything else than a cache, or the start of one."""
         header = read_header(self._store)
@@ -301,6 +299,14 @@ class CacheWriter:
             info = self._header.splits[split]
             self._text_hash[split] = read_column(self._store, split, TEXT_HASH, info)
         return self._text_hash[split]
+
+    def _check_added(self, split: str, source: str) -> None:
+        for kind, name, known in (
+            ("split", split, list(self._header.splits)),
+            ("source", source, list(self._header.sources)),
+        ):
+            if name not in known:
+                raise ConfigError.unknown(kind, name, known, f"Call add_{kind} first.")
 
     def _checked_arrays(
         self, source: str, layers: Sequence[int], poolings: Sequence[str], dtype: str
