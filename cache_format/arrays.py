@@ -204,6 +204,6 @@ def _groups(
     block_of_row: NDArray[np.int64], order: NDArray[np.int64]
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     blocks, starts = np.unique(block_of_row, return_index=True)
-    stops = [*starts[1:], len(order)]
+    stops = [*starts, len(order)][1:]
     for index, start, stop in zip(blocks, starts, stops, strict=True):
         yield int(index), order[start:stop]

@@ -1,0 +1,90 @@
+"""A small data set with known features, and how to write it to a cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmembed.cache_format import Cache, CacheWriter, DatasetInfo, SourceInfo, SplitPlan
+
+HIDDEN_SIZE = 16
+DATASET = DatasetInfo(name="toy", labels=("no", "yes", "maybe"), provenance={"origin": "made up"})
+SOURCE = SourceInfo(
+    name="tiny",
+    fingerprint={"weights": "abc", "max_length": 512},
+    recipe={"model": "tiny"},
+    hidden_size=HIDDEN_SIZE,
+    n_layers=12,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """A data set whose feature (row, pooling, layer) is known by arithmetic."""
+
+    n_rows: int = 200
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        return (np.arange(self.n_rows) % 3).astype(np.int32)
+
+    @property
+    def text_hash(self) -> NDArray[np.uint64]:
+        return np.arange(self.n_rows, dtype=np.uint64) * 7 + 2**63
+
+    @property
+    def n_tokens(self) -> NDArray[np.int32]:
+        return (np.arange(self.n_rows) % 40 + 1).astype(np.int32)
+
+    def features(self, pooling: str, layer: int) -> NDArray[np.float16]:
+        rows = np.arange(self.n_rows)[:, None] * 0.25 + np.arange(HIDDEN_SIZE)
+        return (rows + 100 * layer + len(pooling)).astype(np.float16)
+
+
+def write_toy(
+    path: Path | str,
+    n_rows: int = 200,
+    *,
+    layers: Sequence[int] = (4, 8),
+    poolings: Sequence[str] = ("last", "mean"),
+    n_blocks: int | None = None,
+    split: str = "train",
+    source: SourceInfo = SOURCE,
+    **options: Any,
+) -> SplitPlan:
+    """Extract the toy data set, as far as `n_blocks`; return the plan that was found."""
+    toy = Toy(n_rows)
+    with CacheWriter(path, dataset=DATASET, **options) as writer:
+        writer.add_source(source)
+        writer.add_split(split, labels=toy.labels, text_hash=toy.text_hash)
+        plan = writer.plan(split, source.name, layers=layers, poolings=poolings)
+        for block in plan.blocks[:n_blocks]:
+            rows = slice(block.compute_from, block.stop)
+            features = {key: toy.features(*key)[rows] for key in block.missing}
+            writer.write(plan, block, n_tokens=toy.n_tokens[rows], features=features)
+        if n_blocks is None:
+            writer.finish(split, source.name)
+    return plan
+
+
+def assert_toy(cache: Cache, n_rows: int = 200, *, split: str = "train") -> None:
+    """Every feature of the cache is the one that arithmetic gives."""
+    toy, found = Toy(n_rows), cache[split]
+    assert found.arrays
+    for source, pooling, layer in found.arrays:
+        features = found.features(layer, source, pooling, verify=True)
+        np.testing.assert_array_equal(features, toy.features(pooling, layer))
+    np.testing.assert_array_equal(found.labels, toy.labels)
+    np.testing.assert_array_equal(found.text_hash, toy.text_hash)
+    np.testing.assert_array_equal(found.n_tokens("tiny"), toy.n_tokens)
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """Every file of a cache with its bytes."""
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
