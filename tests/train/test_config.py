@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmembed.cache_format.errors import ConfigError
+from llmembed.train.config import FitConfig
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("fusion", "cooq", "fusion 'cooq' does not exist; did you mean 'cooc'?"),
+        ("head", "linea", "head 'linea' does not exist; did you mean 'linear'?"),
+        ("class_weight", "equal", "Known: none, balanced. Pass one to --class-weight."),
+        ("accelerator", "tpuu", "accelerator 'tpuu' does not exist"),
+        ("precision", "8", "Known: 32-true, bf16-mixed, 16-mixed"),
+        ("epochs", 0, "epochs 0 is out of range: it must lie between 1 and 1000000"),
+        ("val_fraction", 1.0, "it must lie between 0 and 0.9. Pass another --val-fraction."),
+        ("lr", float("nan"), "lr nan is out of range"),
+        ("max_time", "10m", "max_time '10m' is not DD:HH:MM:SS; pass --max-time 00:00:10:00"),
+    ],
+)
+def test_values_that_are_not_allowed(option: str, value: Any, message: str) -> None:
+    """A value that is not allowed is refused with what was given and what is allowed."""
+    with pytest.raises(ConfigError) as caught:
+        FitConfig(cache="a.zarr", **{option: value})
+    assert message in str(caught.value)
+
+
+def test_the_default_place_of_a_run() -> None:
+    """A run lies in runs/<cache>-<fusion>-<seed>; a development run never takes that place."""
+    config = FitConfig(cache="s3://bucket/r8.zarr/", fusion="mean", seed=3)
+    assert config.run_path.as_posix() == "runs/r8-mean-3"
+    assert FitConfig(cache="r8.zarr", fast_dev_run=True).run_path.name == "r8-cooc-0-dev"

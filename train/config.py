@@ -1,0 +1,130 @@
+"""What `llmembed-fit` can be told: one frozen dataclass that holds every default.
+
+The defaults were chosen by cross-validation on training splits of real features, never on an
+evaluation split. Names are checked here, once, before anything is read; whether the cache has the
+layers, poolings and sources that are asked for is known only to the cache, and checked there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmembed.cache_format.errors import ConfigError
+
+FUSIONS = ("mean", "max", "concat", "cooc", "single")
+HEADS = ("auto", "linear", "mlp")
+CLASS_WEIGHTS = ("none", "balanced")
+ACCELERATORS = ("auto", "cpu", "gpu", "mps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+_MAX_TIME = re.compile(r"\d{2}:\d{2}:\d{2}:\d{2}")  # Lightning's DD:HH:MM:SS
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Every option of a fit; the docstring under a field is its `--help` text.
+
+    Raises:
+        ConfigError: a name is unknown or a number is out of its range.
+    """
+
+    cache: str
+    """Cache to read: one data set's features of one or several sources."""
+    source: tuple[str, ...] = ()
+    """Sources to use; without it, all of the cache."""
+    layers: str | None = None
+    """Layers to use, such as 8,16,24 or 8:25:8 or last:2; without it, all of the cache."""
+    pooling: tuple[str, ...] = ()
+    """Poolings to use; without it, all of the cache."""
+    fusion: str = "cooc"
+    """How the features become one vector: mean, max, concat, cooc, single (one layer)."""
+    head: str = "auto"
+    """Classifier on the fused vector: linear, mlp, or auto, the natural one of the fusion."""
+    eval_split: str | None = None
+    """Split for the final figures: test, else validation, else 10 % of train held out."""
+    val_fraction: float = 0.1
+    """Share of the training rows that early stopping watches, stratified; 0 trains all epochs."""
+    epochs: int = 60
+    """Most epochs to train."""
+    batch_size: int = 128
+    """Examples in a training step."""
+    lr: float = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    dropout: float = 0.5
+    """Share of the fused vector that is dropped while training."""
+    patience: int = 8
+    """Epochs without a lower validation loss before the fit stops."""
+    class_weight: str = "none"
+    """Weights of the classes in the loss: none, or balanced (inverse to their counts)."""
+    seed: int = 0
+    """Seed of the shares, the first weights, the order of batches and dropout."""
+    n_seeds: int = 1
+    """Fits with the seeds seed, seed + 1, ...; the one with the lowest validation loss is kept."""
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu, mps."""
+    precision: str = "32-true"
+    """Lightning's precision: 32-true, bf16-mixed, 16-mixed."""
+    max_time: str | None = None
+    """Longest time of one fit as DD:HH:MM:SS."""
+    deterministic: bool = False
+    """Allow only algorithms that are deterministic on the device."""
+    fast_dev_run: bool = False
+    """One batch of training and validation, to see that it works."""
+    output: str | None = None
+    """Folder of the run; without it, runs/<cache>-<fusion>-<seed>."""
+
+    def __post_init__(self) -> None:
+        """Check each name and number once."""
+        self._check_names()
+        self._check_numbers()
+        if self.max_time is not None and not _MAX_TIME.fullmatch(self.max_time):
+            raise ConfigError(
+                f"max_time {self.max_time!r} is not DD:HH:MM:SS; pass --max-time 00:00:10:00 "
+                "for ten minutes."
+            )
+
+    @property
+    def run_path(self) -> Path:
+        """Folder that the run is written to.
+
+        >>> FitConfig(cache="data/sst2.zarr").run_path.as_posix()
+        'runs/sst2-cooc-0'
+        """
+        if self.output is not None:
+            return Path(self.output)
+        name = f"{Path(self.cache.rstrip('/')).stem}-{self.fusion}-{self.seed}"
+        return Path("runs") / (f"{name}-dev" if self.fast_dev_run else name)
+
+    def _check_names(self) -> None:
+        for name, allowed in (
+            ("fusion", FUSIONS),
+            ("head", HEADS),
+            ("class_weight", CLASS_WEIGHTS),
+            ("accelerator", ACCELERATORS),
+            ("precision", PRECISIONS),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError.unknown(name, value, allowed, f"Pass one to {option}.")
+
+    def _check_numbers(self) -> None:
+        for name, value, low, high in (
+            ("val_fraction", self.val_fraction, 0, 0.9),
+            ("epochs", self.epochs, 1, 1_000_000),
+            ("batch_size", self.batch_size, 1, 1 << 30),
+            ("lr", self.lr, 1e-9, 100),
+            ("weight_decay", self.weight_decay, 0, 1e6),
+            ("dropout", self.dropout, 0, 0.99),
+            ("patience", self.patience, 1, 1_000_000),
+            ("seed", self.seed, 0, 2**32 - 1),
+            ("n_seeds", self.n_seeds, 1, 1_000),
+        ):
+            if not low <= value <= high:
+                raise ConfigError(
+                    f"{name} {value} is out of range: it must lie between {low} and {high}. "
+                    f"Pass another --{name.replace('_', '-')}."
+                )

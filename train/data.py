@@ -1,0 +1,180 @@
+"""Features of a cache as ready tensors.
+
+A split is read once into one contiguous tensor, an example's features side by side, standardised
+there, and held on the device; a batch is one `index_select`. No worker processes and no per-row
+collation: on data that is already in memory they cost 3 to 100 times the training step. The price
+is that a split must fit into memory as float32.
+
+Neither the model nor the texts are needed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmembed.cache_format import Cache, Split, open_cache
+from llmembed.cache_format.errors import DataError
+from llmembed.train.config import FitConfig
+from llmembed.train.module import Standardiser
+from llmembed.train.select import Feature, select_features
+from llmembed.train.shares import Rows, Shares, choose_shares
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitData:
+    """All that a fit reads from a cache."""
+
+    cache: Cache
+    """The cache, for its names and fingerprints."""
+    features: tuple[Feature, ...]
+    """What stands side by side in `x`, in this order."""
+    shares: Shares
+    """Rows of `x` that train and validate."""
+    standardiser: Standardiser
+    """Statistics of the training share."""
+    x: Tensor
+    """float32 `[N, F]`, standardised features of the training split."""
+    y: Tensor
+    """int64 `[N]`, labels of the training split, -1 where there is none."""
+    x_eval: Tensor
+    """float32 `[n, F]`, standardised features of the evaluation rows."""
+    y_eval: Tensor
+    """int64 `[n]`, labels of the evaluation rows."""
+
+
+def load_data(config: FitConfig) -> FitData:
+    """Read what a config asks for.
+
+    Raises:
+        CacheError: the cache is missing, malformed or incomplete.
+        ConfigError: the cache has no such split, source, layer or pooling.
+        DataError: labels or features that cannot be trained on.
+    """
+    cache = open_cache(config.cache)
+    shares = choose_shares(cache, config)
+    split, eval_split = cache[shares.train_split], cache[shares.eval_split]
+    features = select_features(cache, split, config)
+    x = read_features(split, features)
+    standardiser = Standardiser.of(x, torch.from_numpy(shares.train))
+    standardiser.apply_(x)
+    rows = torch.from_numpy(shares.eval)
+    if shares.held_out:
+        x_eval = x[rows]
+    else:
+        x_eval = standardiser.apply_(read_features(eval_split, features, shares.eval))
+    return FitData(
+        cache=cache,
+        features=features,
+        shares=shares,
+        standardiser=standardiser,
+        x=x,
+        y=_labels(split),
+        x_eval=x_eval,
+        y_eval=_labels(eval_split)[rows],
+    )
+
+
+def read_features(split: Split, features: Sequence[Feature], rows: Rows | None = None) -> Tensor:
+    """Read features side by side.
+
+    Args:
+        split: split to read.
+        features: arrays to read, in the order of the columns.
+        rows: int64 `[n]`, rows to read; None is all.
+
+    Returns:
+        float32 `[n, F]`, with F the sum of the hidden sizes.
+
+    Raises:
+        DataError: a feature is NaN or infinite.
+    """
+    n_rows = split.n_rows if rows is None else len(rows)
+    x = np.empty((n_rows, sum(feature.hidden_size for feature in features)), dtype=np.float32)
+    start = 0
+    for feature in features:
+        block = x[:, start : start + feature.hidden_size]
+        block[:] = split.features(feature.layer, feature.source, feature.pooling, rows=rows)
+        _check_finite(block, feature, split, rows)
+        start += feature.hidden_size
+    return torch.from_numpy(x)
+
+
+class FeatureBatches:
+    """Ready batches of `x[rows]` and `y[rows]`, iterable again and again.
+
+    With a generator each pass has a new order; without one the order is that of the rows.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        rows: Tensor,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.x, self.y, self.rows = x, y, rows
+        self.batch_size, self.generator = batch_size, generator
+
+    def __len__(self) -> int:
+        """Count the batches of a pass."""
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield float32 `[B, F]` and int64 `[B]`."""
+        rows = self.rows
+        if self.generator is not None:
+            order = torch.randperm(len(rows), generator=self.generator)
+            rows = rows[order.to(rows.device)]
+        for chosen in torch.split(rows, self.batch_size):
+            yield self.x.index_select(0, chosen), self.y.index_select(0, chosen)
+
+
+class FeatureDataModule(pl.LightningDataModule):
+    """The training and validation shares, moved to the trainer's device once."""
+
+    def __init__(self, data: FitData, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+
+    def train_dataloader(self) -> FeatureBatches:
+        """Give shuffled batches of the training share."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return self._batches(self.data.shares.train, generator)
+
+    def val_dataloader(self) -> FeatureBatches | list[Batch]:
+        """Give batches of the validation share; none where it is empty."""
+        rows = self.data.shares.validation
+        return self._batches(rows, None) if len(rows) else []
+
+    def _batches(self, rows: Rows, generator: torch.Generator | None) -> FeatureBatches:
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        x, y = self.data.x.to(device), self.data.y.to(device)
+        chosen = torch.from_numpy(rows).to(device)
+        return FeatureBatches(x, y, chosen, self.batch_size, generator)
+
+
+def _labels(split: Split) -> Tensor:
+    return torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
+
+
+def _check_finite(block: np.ndarray, feature: Feature, split: Split, rows: Rows | None) -> None:
+    finite = np.isfinite(block).all(axis=1)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        row = first if rows is None else int(rows[first])
+        raise DataError(
+            f"{len(finite) - int(finite.sum())} rows of {feature} in split {split.name!r} hold "
+            f"NaN or infinite values, the first is row {row}. Extract that layer again with "
+            "--dtype float32 --overwrite, or leave it out with --layers."
+        )

@@ -1,0 +1,153 @@
+"""Fusions: how several features of an example become one vector.
+
+Every fusion takes standardised features side by side, float32 `[B, F]`, and gives float32
+`[B, K]`. It knows the width of each feature, so features of several sources may differ in width
+where the operator allows it (concat and cooc).
+
+The operators are those of Liu et al., "LLMEmbed: Rethinking Lightweight LLM's Genuine Function in
+Text Classification" (ACL 2024). `Cooc` keeps their idea, the power-normalised Gram matrix of
+compressed features, and differs on purpose: see its docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmembed.cache_format.errors import ConfigError
+
+SATURATED = 0.99  # a power-normalised entry beyond this no longer tells examples apart
+
+
+class Fusion(nn.Module):
+    """Features side by side in, one vector out.
+
+    Attributes:
+        fused_width: K, width of the fused vector.
+    """
+
+    fused_width: int
+
+
+class Concat(Fusion):
+    """All features side by side: K = F."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.fused_width = sum(widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give `x` itself, `[B, F]`."""
+        return x
+
+
+class Single(Concat):
+    """The one feature that is chosen: K = H."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        if len(widths) != 1:
+            raise ConfigError(
+                f"fusion 'single' takes one feature and was given {len(widths)}. Choose one with "
+                "--layers k (and --source, --pooling where there are several)."
+            )
+        super().__init__(widths)
+
+
+class Mean(Fusion):
+    """Mean over the features, element by element: K = H."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.fused_width = _one_width(widths, "mean")
+        self.n_features = len(widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average, `[B, n * H]` -> `[B, H]`."""
+        return x.reshape(len(x), self.n_features, self.fused_width).mean(dim=1)
+
+
+class Max(Fusion):
+    """Maximum over the features, element by element: K = H."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.fused_width = _one_width(widths, "max")
+        self.n_features = len(widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take the maximum, `[B, n * H]` -> `[B, H]`."""
+        return x.reshape(len(x), self.n_features, self.fused_width).amax(dim=1)
+
+
+class Cooc(Fusion):
+    """Co-occurrence pooling: how alike the features are, in several learned views of them.
+
+    Each of the n features is compressed to `phi_i = relu(W_i x_i + b_i)`, cut into G groups of
+    equal width and scaled to length 1 there. Each group gives a Gram matrix `M = Phi Phi^T`
+    `[n, n]`, power-normalised as in the paper, `PN(M) = 2 sigmoid(sigma M) - 1 =
+    tanh(sigma M / 2)`. The fused vector is the upper triangle of all G matrices, then the
+    features themselves: K = G n (n + 1) / 2 + F.
+
+    The paper has one group (n^2 numbers in all), raw scales and a fixed sigma, with which PN
+    saturates at 1 for every example; here the entries are cosines, sigma is learned, and the
+    saturated share is measured. It puts the mean of the features beside the Gram matrix, where
+    all of them tell more.
+
+    Attributes:
+        saturated: share of the entries of the last batch beyond 0.99.
+    """
+
+    def __init__(self, widths: Sequence[int], n_groups: int = 32, group_width: int = 8) -> None:
+        super().__init__()
+        self.widths, self.n_groups = list(widths), n_groups
+        compressed = n_groups * group_width
+        self.compress = nn.ModuleList(nn.Linear(width, compressed) for width in widths)
+        self.sigma = nn.Parameter(torch.tensor(2.0))
+        upper = torch.triu_indices(len(widths), len(widths))
+        self.register_buffer("upper", upper[0] * len(widths) + upper[1], persistent=False)
+        self.fused_width = n_groups * upper.shape[1] + sum(widths)
+        self.saturated = torch.tensor(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fuse, `[B, F]` -> `[B, K]`."""
+        parts = torch.split(x, self.widths, dim=1)
+        phi = [F.relu(layer(part)) for layer, part in zip(self.compress, parts, strict=True)]
+        grouped = torch.stack(phi, dim=1).reshape(len(x), len(phi), self.n_groups, -1)
+        unit = F.normalize(grouped, dim=3).transpose(1, 2)  # [B, n, G, k] -> [B, G, n, k]
+        gram = unit @ unit.transpose(2, 3)  # [B, G, n, n]
+        powers = power_normalise(gram, self.sigma)
+        self.saturated = (powers.detach().abs() > SATURATED).float().mean()
+        entries = powers.flatten(2).index_select(2, self.get_buffer("upper"))  # upper triangles
+        return torch.cat([entries.flatten(1), x], dim=1)
+
+
+def power_normalise(gram: Tensor, sigma: Tensor | float) -> Tensor:
+    """Give `2 sigmoid(sigma M) - 1`, which lies in (-1, 1) and keeps the sign.
+
+    >>> power_normalise(torch.tensor([0.0, 1e9]), 1.0).tolist()
+    [0.0, 1.0]
+    """
+    return torch.tanh(gram * sigma / 2)
+
+
+FUSIONS: dict[str, type[Concat | Mean | Max | Cooc]] = {
+    "mean": Mean,
+    "max": Max,
+    "concat": Concat,
+    "cooc": Cooc,
+    "single": Single,
+}
+
+
+def _one_width(widths: Sequence[int], fusion: str) -> int:
+    distinct = sorted(set(widths))
+    if len(distinct) != 1:
+        raise ConfigError(
+            f"fusion {fusion!r} needs features of one width and was given the widths "
+            f"{', '.join(map(str, distinct))}. Choose one source with --source, or pass "
+            "--fusion concat or cooc, which take several."
+        )
+    return distinct[0]

@@ -1,0 +1,176 @@
+"""Which rows train, which stop the training early, and which only give the final figures.
+
+The evaluation split is never used for a choice. Early stopping watches a stratified share of the
+training split, drawn once from the seed, so that several seeds differ in their first weights and
+batches and are compared on the same rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from llmembed.cache_format import Cache, Split
+from llmembed.cache_format.errors import ConfigError, DataError
+from llmembed.train.config import FitConfig
+
+HELD_OUT_FRACTION = 0.1
+TRAIN_SPLIT = "train"
+EVAL_SPLITS = ("test", "validation")
+
+log = logging.getLogger(__name__)
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Rows of each share; the shares are disjoint."""
+
+    train: Rows
+    """int64 `[n]`, rows of the training split that are trained on."""
+    validation: Rows
+    """int64 `[n]`, rows of the training split that early stopping watches; may be empty."""
+    eval: Rows
+    """int64 `[n]`, rows of `eval_split`."""
+    train_split: str
+    """Split that the first two come from."""
+    eval_split: str
+    """Split that `eval` comes from: the training split where it is held out."""
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the evaluation rows were held out of the training split."""
+        return self.eval_split == self.train_split
+
+    def record(self) -> dict[str, dict[str, str | int]]:
+        """Say which rows were called what."""
+        held_out = f" ({HELD_OUT_FRACTION:.0%} held out)" if self.held_out else ""
+        return {
+            "train": {"split": self.train_split, "n": len(self.train)},
+            "validation": {"split": self.train_split, "n": len(self.validation)},
+            "eval": {"split": self.eval_split + held_out, "n": len(self.eval)},
+        }
+
+
+def choose_shares(cache: Cache, config: FitConfig) -> Shares:
+    """Divide the labelled rows of a cache.
+
+    Raises:
+        ConfigError: a split is unknown, or the validation share would be empty.
+        DataError: the training rows have no label, or only one class.
+    """
+    if TRAIN_SPLIT not in cache.splits:
+        raise ConfigError.unknown("split", TRAIN_SPLIT, cache.splits, "A fit trains on it.")
+    split = cache[TRAIN_SPLIT]
+    labels, train = np.asarray(split.labels, dtype=np.int64), labelled_rows(split)
+    generator = np.random.default_rng(config.seed)
+    eval_split = _eval_split(cache, config.eval_split)
+    if eval_split == TRAIN_SPLIT:
+        train, held_out = draw_stratified(labels, train, HELD_OUT_FRACTION, generator)
+    else:
+        held_out = labelled_rows(cache[eval_split])
+    _check_classes(labels[train], cache)
+    train, validation = draw_stratified(labels, train, config.val_fraction, generator)
+    if config.val_fraction and not len(validation):
+        raise ConfigError(
+            f"a validation share of {config.val_fraction} of {len(train)} examples is empty. "
+            "Pass a larger --val-fraction, or 0 to train all epochs without one."
+        )
+    return Shares(
+        train=train,
+        validation=validation,
+        eval=held_out,
+        train_split=TRAIN_SPLIT,
+        eval_split=eval_split,
+    )
+
+
+def draw_stratified(
+    labels: Rows, rows: Rows, fraction: float, generator: np.random.Generator
+) -> tuple[Rows, Rows]:
+    """Divide rows into those kept and those drawn, class by class.
+
+    The number drawn of each class is its share rounded so that the total is right (largest
+    remainders), and never the whole class: a class with one example is kept.
+
+    >>> labels = np.array([0, 0, 0, 0, 1, 1, 2])
+    >>> _, drawn = draw_stratified(labels, np.arange(7), 0.4, np.random.default_rng(0))
+    >>> labels[drawn].tolist()
+    [0, 0, 1]
+    """
+    of_rows = labels[rows]
+    counts = np.bincount(of_rows)
+    shuffled = np.lexsort((generator.random(len(rows)), of_rows))
+    first = np.cumsum(counts) - counts
+    rank = np.arange(len(rows)) - first[of_rows[shuffled]]
+    is_drawn = np.zeros(len(rows), dtype=bool)
+    is_drawn[shuffled] = rank < _apportion(counts, fraction)[of_rows[shuffled]]
+    return rows[~is_drawn], rows[is_drawn]
+
+
+def labelled_rows(split: Split) -> Rows:
+    """List the rows of a split that have a label; the others are left out with one warning.
+
+    Raises:
+        DataError: no row has a label.
+    """
+    rows = np.flatnonzero(np.asarray(split.labels) >= 0).astype(np.int64)
+    n_unlabelled = split.n_rows - len(rows)
+    if not len(rows):
+        raise DataError(
+            f"none of the {split.n_rows} rows of split {split.name!r} has a label, so it can "
+            "neither train nor evaluate. Extract it with --label-column, or name another split."
+        )
+    if n_unlabelled:
+        log.warning(
+            "split %r: %d of %d rows have no label and are left out.",
+            split.name,
+            n_unlabelled,
+            split.n_rows,
+        )
+    return rows
+
+
+def _apportion(counts: Rows, fraction: float) -> Rows:
+    quotas = counts * fraction
+    drawn = np.floor(quotas).astype(np.int64)
+    room = np.maximum(counts - 1, 0)
+    remainders = np.where(drawn < room, quotas - drawn, -1.0)
+    n_short = max(0, round(quotas.sum()) - int(drawn.sum()))
+    drawn[np.argsort(-remainders, kind="stable")[:n_short]] += 1
+    bounded: Rows = np.minimum(drawn, room)
+    return bounded
+
+
+def _eval_split(cache: Cache, asked: str | None) -> str:
+    if asked is None:
+        return next((name for name in EVAL_SPLITS if name in cache.splits), TRAIN_SPLIT)
+    others = [name for name in cache.splits if name != TRAIN_SPLIT]
+    if asked == TRAIN_SPLIT:
+        raise ConfigError(
+            f"--eval-split {TRAIN_SPLIT} would evaluate on the rows that are trained on. Pass one "
+            f"of {', '.join(others) or 'the other splits (there is none)'}, or leave it out."
+        )
+    if asked not in cache.splits:
+        raise ConfigError.unknown("split", asked, others, "Pass one to --eval-split.")
+    return asked
+
+
+def _check_classes(labels: Rows, cache: Cache) -> None:
+    counts = np.bincount(labels, minlength=len(cache.labels))
+    present = [name for name, n in zip(cache.labels, counts, strict=True) if n]
+    if len(present) == 1:
+        raise DataError(
+            f"all {len(labels)} training rows have the class {present[0]!r}; a classifier needs "
+            "at least two. Extract more examples, or check --label-column."
+        )
+    single = [name for name, n in zip(cache.labels, counts, strict=True) if n == 1]
+    if single:
+        log.warning(
+            "%d classes have one training example, which early stopping can't watch: %s.",
+            len(single),
+            ", ".join(single[:5]) + (", ..." if len(single) > len(single[:5]) else ""),
+        )
