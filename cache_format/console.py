@@ -17,12 +17,13 @@ import textwrap
 import traceback
 import types
 import typing
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from llmembed.cache_format.errors import LLMEmbedError
+from llmembed.cache_format.errors import LLMEmbedError, LLMEmbedWarning
 
 EXIT_KNOWN_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -40,7 +41,11 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; exit 1 on a known error, 130 on Ctrl-C."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what libraries tell their developers
+                warnings.simplefilter("always", LLMEmbedWarning)
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except LLMEmbedError as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
@@ -49,6 +54,10 @@ class Command(click.Command):
         except KeyboardInterrupt:
             click.echo(f"\ninterrupted. {self.resume_hint}", err=True)
             sys.exit(EXIT_INTERRUPTED)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    click.echo(f"warning: {message}", err=True)
 
 
 def field_docs(config_class: type) -> dict[str, str]:

@@ -46,6 +46,10 @@ class LLMEmbedError(Exception):
         return cls(f"{kind} {value!r} does not exist{hint} Known: {', '.join(known)}. {remedy}")
 
 
+class LLMEmbedWarning(UserWarning):
+    """Something a user should know that does not stop the work."""
+
+
 class ConfigError(LLMEmbedError, ValueError):
     """An option has a value that is not allowed."""
 

@@ -1,0 +1,250 @@
+"""A frozen transformers model, cut above the last wanted layer, with its tokenizer.
+
+Only the blocks that are needed are read and kept, without a language-model head: a model cut at
+layer k costs k/n of the whole. What the cut model returns at its end has passed the final norm of
+the whole model, which is right for the last layer alone; the forward pass takes all others where
+their block ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+
+from llmembed.cache_format.errors import ConfigError, ModelError
+from llmembed.extract.registry import ModelFiles
+
+_LEARNED_OFFSET = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
+"""Model types whose position table starts after the padding index and one more."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What the configuration alone tells of a model."""
+
+    config: Any
+    """The transformers configuration."""
+    n_layers: int
+    """Blocks of the whole model."""
+    hidden_size: int
+    """Width H of its hidden states."""
+    max_positions: int | None
+    """Tokens the model has positions for, where it tells."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A model ready to compute hidden states up to layer `n_kept`."""
+
+    model: torch.nn.Module
+    blocks: torch.nn.ModuleList
+    """The decoder or encoder blocks kept, at least one."""
+    n_layers: int
+    """Blocks of the whole model; layer `n_layers` is the last."""
+    hidden_size: int
+    causal: bool
+    """Every attention is causal and says so: tokens on the right cannot influence those before."""
+    device: torch.device
+    compute_dtype: torch.dtype
+
+
+def resolve_device(name: str) -> torch.device:
+    """Choose the device: `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: the device does not exist on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    n_cuda = torch.cuda.device_count()
+    here = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
+    here += [*(["cuda"] if n_cuda else []), *(f"cuda:{index}" for index in range(n_cuda))]
+    if name not in here:
+        raise ConfigError.unknown("device", name, ["auto", *here], "Pass one of them to --device.")
+    return torch.device(name)
+
+
+def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Choose the arithmetic: `auto` takes bfloat16 where the device is fast at it, else float32."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelShape:
+    """Read the configuration, and refuse what the forward pass cannot serve.
+
+    Raises:
+        ModelError: unreadable configuration, remote code without the flag, or an encoder-decoder.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            files.folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        message = f"the configuration of {files.name} in {files.folder} cannot be read: {reason}"
+        raise ModelError(message) from error
+    if config.is_encoder_decoder:
+        message = (
+            f"{files.name} is an encoder-decoder ({config.model_type}); hidden states are taken "
+            "from decoder-only and encoder-only models. Pass such a model to --model."
+        )
+        raise ModelError(message)
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is not None and config.model_type in _LEARNED_OFFSET:
+        positions -= (text.pad_token_id or 0) + 1
+    return ModelShape(
+        config=config,
+        n_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        max_positions=positions,
+    )
+
+
+def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer that belongs to a model.
+
+    Raises:
+        ModelError: the folder has no tokenizer that can be read.
+    """
+    try:
+        with _quiet():
+            return transformers.AutoTokenizer.from_pretrained(
+                files.folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        message = (
+            f"the tokenizer of {files.name} in {files.folder} cannot be read: {reason}. Put its "
+            "tokenizer.json there."
+        )
+        raise ModelError(message) from error
+
+
+def load_backbone(
+    files: ModelFiles,
+    shape: ModelShape,
+    *,
+    n_kept: int,
+    device: torch.device,
+    compute_dtype: torch.dtype,
+    quantize: str | None = None,
+    needs_pooler: bool = False,
+    trust_remote_code: bool = False,
+) -> Backbone:
+    """Load the first `n_kept` blocks of a model, in evaluation mode, without gradients.
+
+    Raises:
+        ModelError: weights are damaged, missing or of another shape, or the architecture has no
+            list of blocks to take layers from.
+    """
+    n_kept = max(n_kept, 1)  # layer 0 is what enters the first block
+    placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
+    if quantize is not None:
+        placement["quantization_config"] = _quantization(quantize, compute_dtype)
+    try:
+        with _quiet():
+            model, report = transformers.AutoModel.from_pretrained(
+                files.folder,
+                config=_cut(shape.config, shape.n_layers, n_kept),
+                dtype=compute_dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+                **placement,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        message = f"the weights of {files.name} in {files.folder} cannot be loaded: {error}"
+        raise ModelError(message) from error
+    _refuse_missing(files, report, needs_pooler=needs_pooler)
+    model.eval().requires_grad_(requires_grad=False)
+    return Backbone(
+        model=model,
+        blocks=_find_blocks(files, model, n_kept),
+        n_layers=shape.n_layers,
+        hidden_size=shape.hidden_size,
+        causal=_is_causal(model),
+        device=device,
+        compute_dtype=compute_dtype,
+    )
+
+
+def _cut(config: Any, n_layers: int, n_kept: int) -> Any:
+    """Copy a configuration for the first `n_kept` blocks, lists with one entry a layer included."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == n_layers:
+            setattr(text, name, value[:n_kept])
+    text.num_hidden_layers = n_kept
+    return config
+
+
+def _quantization(quantize: str, compute_dtype: torch.dtype) -> Any:
+    config: Any = transformers.BitsAndBytesConfig
+    if quantize == "int8":
+        return config(load_in_8bit=True)
+    return config(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype
+    )
+
+
+def _refuse_missing(files: ModelFiles, report: dict[str, Any], *, needs_pooler: bool) -> None:
+    missing = sorted(
+        name for name in report["missing_keys"] if needs_pooler or not name.startswith("pooler.")
+    )
+    wrong = missing + sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    if wrong:
+        message = (
+            f"the weights of {files.name} in {files.folder} lack {wrong[0]!r} or have it in "
+            f"another shape ({len(wrong)} tensors in all). Fetch the model again"
+            + (", or leave out --pooling pooler." if needs_pooler else ".")
+        )
+        raise ModelError(message)
+
+
+def _find_blocks(files: ModelFiles, model: torch.nn.Module, n_kept: int) -> torch.nn.ModuleList:
+    for _, module in model.named_modules():  # outer modules come first
+        if isinstance(module, torch.nn.ModuleList) and len(module) == n_kept:
+            return module
+    message = (
+        f"{files.name} ({type(model).__name__}) has no list of {n_kept} blocks to take layers "
+        "from. Pass a decoder-only or encoder-only transformer to --model."
+    )
+    raise ModelError(message)
+
+
+def _is_causal(model: torch.nn.Module) -> bool:
+    said: list[Any] = [m.is_causal for m in model.modules() if hasattr(m, "is_causal")]
+    return bool(said) and all(value is True for value in said)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the loader's report of the upper layers, which are left out on purpose."""
+    logging: Any = transformers.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

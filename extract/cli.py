@@ -1,0 +1,44 @@
+"""The command `llmembed-extract`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+
+from llmembed.cache_format.console import Command, common_options, config_options
+from llmembed.extract.config import ExtractConfig
+
+
+class ExtractCommand(Command):
+    """An extraction that was interrupted goes on where it stopped."""
+
+    resume_hint = "Committed blocks are safe; run the same command again to go on."
+
+
+@click.command(cls=ExtractCommand)
+@config_options(ExtractConfig)
+@common_options
+def main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+    """Stream texts through a frozen model into a cache of pooled hidden states.
+
+    Running the same command again resumes what was interrupted, adds what is missing (layers,
+    poolings, splits), and does nothing where all is there.
+    """
+    del debug  # Command reads it
+    config = ExtractConfig(**options)
+    result: Any
+    if config.dry_run:
+        from llmembed.extract.dry_run import plan_extraction
+
+        result = plan_extraction(config)
+    else:
+        from llmembed.extract.pipeline import extract
+
+        result = extract(config, show_progress=not quiet)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(result)))
+    elif not quiet:
+        click.echo(result.describe())

@@ -1,0 +1,115 @@
+"""Everything `llmembed-extract` can be told, with its defaults: one frozen record, checked once."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+
+from llmembed.cache_format.errors import ConfigError
+
+POOLINGS = ("mean", "last", "first", "max", "weighted", "mean_padded", "pooler")
+COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
+STORED_DTYPES = ("float16", "float32")
+QUANTIZATIONS = ("nf4", "int8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Settings of one extraction; the field docstrings are the command's help texts.
+
+    Raises:
+        ConfigError: a value is not among those allowed.
+    """
+
+    model: str
+    """Backbone: an alias (llama2-7b, smollm2-135m, ...), a Hub id, or a local folder or
+    GGUF file."""
+    layers: str
+    """Layers to store: 8,16,24,32; a range 1:33:4 with Python's meaning; all; last:5; -1 is the
+    last, 0 the embeddings."""
+    dataset: str = "sst2"
+    """Texts: an alias (sst2, mr, agnews, r8, r52, 20newsgroups), a Hub id, or a path to csv, tsv,
+    json, jsonl, parquet, arrow, a folder with one file a split, or a save_to_disk folder."""
+    config: str | None = None
+    """Configuration name of a Hub data set."""
+    split: tuple[str, ...] = ()
+    """Splits to extract; without it all labelled ones."""
+    text_column: str | None = None
+    """Column that holds the text; without it detected, and said."""
+    label_column: str | None = None
+    """Column that holds the label; without it detected, and said."""
+    cache: str | None = None
+    """Where the cache lies; without it <dataset>.zarr in this folder."""
+    source: str | None = None
+    """Name of this backbone inside the cache; without it the model's short name."""
+    pooling: tuple[str, ...] = ("mean",)
+    """Poolings over tokens, all in one pass: mean, last, first, max, weighted (position-weighted
+    mean), mean_padded (pads to --max-length and counts them, as the paper did), pooler (BERT)."""
+    max_length: int = 512
+    """Tokens kept of each text."""
+    template: str | None = None
+    """Format string around each text, with the field {text}."""
+    limit: int | None = None
+    """Examples a split, stratified by label."""
+    compute_dtype: str = "auto"
+    """Arithmetic of the backbone: auto (bfloat16 where the device is fast at it, else float32),
+    bfloat16, float16, float32."""
+    dtype: str = "float16"
+    """Stored features: float16 or float32."""
+    quantize: str | None = None
+    """Weights of the backbone by bitsandbytes: nf4 or int8."""
+    token_budget: int | None = None
+    """Tokens a batch, pads included; without it chosen for the device."""
+    device: str = "auto"
+    """Device: auto, cuda, cuda:1, cpu, mps."""
+    dry_run: bool = False
+    """Print the plan and write nothing."""
+    overwrite: bool = False
+    """Replace the cache, if there is one."""
+    seed: int = 0
+    """Seed of the choice that --limit makes."""
+    revision: str | None = None
+    """Commit, branch or tag of a Hub model."""
+    trust_remote_code: bool = False
+    """Run the model code that a Hub repository brings. Never without this flag."""
+
+    def __post_init__(self) -> None:
+        """Check every value that needs no data set and no model to be checked."""
+        for pooling in self.pooling:
+            _check("pooling", pooling, POOLINGS)
+        _check("compute dtype", self.compute_dtype, COMPUTE_DTYPES)
+        _check("dtype", self.dtype, STORED_DTYPES)
+        if self.quantize is not None:
+            _check("quantization", self.quantize, QUANTIZATIONS, option="quantize")
+        for name, value in (
+            ("max-length", self.max_length),
+            ("limit", self.limit),
+            ("token-budget", self.token_budget),
+        ):
+            if value is not None and value < 1:
+                message = f"--{name} is {value}; it counts from 1. Pass a positive number."
+                raise ConfigError(message)
+        if self.template is not None:
+            _check_template(self.template)
+
+
+def _check(kind: str, value: str, allowed: tuple[str, ...], option: str | None = None) -> None:
+    if value not in allowed:
+        option = option or kind.replace(" ", "-")
+        raise ConfigError.unknown(kind, value, allowed, f"Pass one of them to --{option}.")
+
+
+def _check_template(template: str) -> None:
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        message = (
+            f"template {template!r} is not a format string ({error}). Write a brace that is text "
+            "twice, as in {{, and the place of the text as {text}."
+        )
+        raise ConfigError(message) from error
+    if fields != ["text"]:
+        message = (
+            f"template {template!r} has the fields {fields}; it must have {{text}}, once and alone."
+        )
+        raise ConfigError(message)

@@ -1,0 +1,146 @@
+"""What an extraction would do, measured on a sample, with nothing written."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from llmembed.cache_format import SplitPlan
+from llmembed.extract.batching import padding_share, plan_batches
+from llmembed.extract.config import ExtractConfig
+from llmembed.extract.extractor import Extractor
+from llmembed.extract.pipeline import Task, layers_to_run, load_extractor, plan_only, prepare
+
+_SAMPLE_ROWS = 4096
+"""Rows a split that are tokenised for the statistics; a whole block has 1,024."""
+_TIMED_BATCHES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractionPlan:
+    """What `llmembed-extract --dry-run` prints."""
+
+    path: str
+    """Where the cache is or would be."""
+    source: str
+    """Name of the backbone inside the cache."""
+    n_rows: Mapping[str, int]
+    """Examples of each split."""
+    n_rows_missing: int
+    """Rows to compute."""
+    n_rows_sampled: int
+    """Rows that the following figures were taken from."""
+    tokens: Mapping[str, float]
+    """min, median, p95 and max tokens a text."""
+    n_tokens: int
+    """Tokens to compute, scaled up from the sample."""
+    n_truncated: int
+    """Sampled texts that are longer than max_length."""
+    padding_share: float
+    """Share of computed positions that is padding, 0..1."""
+    layers: tuple[int, ...]
+    """Layers to store."""
+    n_layers_run: int
+    """Blocks that are loaded and run."""
+    n_layers: int
+    """Blocks of the whole model."""
+    size_bytes: int
+    """Bytes to write."""
+    free_bytes: int | None
+    """Bytes free where the cache lies; None for a remote store."""
+    tokens_per_s: float
+    """Measured speed of this machine."""
+    seconds: float
+    """Estimated time to compute."""
+
+    def describe(self) -> str:
+        """Tell the plan in a few lines."""
+        rows = ", ".join(f"{split} {count:,}" for split, count in self.n_rows.items())
+        tokens = ", ".join(f"{name} {value:,.0f}" for name, value in self.tokens.items())
+        run = f"{self.n_layers_run} of {self.n_layers} blocks are run"
+        free = "" if self.free_bytes is None else f" of {self.free_bytes / 1e9:,.2f} GB free"
+        return "\n".join(
+            (
+                f"cache      {self.path}, source {self.source}",
+                f"examples   {rows}; {self.n_rows_missing:,} rows to compute",
+                f"sample     {self.n_rows_sampled:,} texts",
+                f"tokens     {tokens} a text; about {self.n_tokens:,} in all",
+                f"truncated  {self.n_truncated:,} of the sampled texts",
+                f"padding    {self.padding_share:.1%} of the computed positions",
+                f"layers     {', '.join(map(str, self.layers))}; {run}",
+                f"to write   {self.size_bytes / 1e9:,.3f} GB{free}",
+                f"time       about {self.seconds:,.0f} s at {self.tokens_per_s:,.0f} tokens/s",
+            )
+        )
+
+
+def plan_extraction(config: ExtractConfig) -> ExtractionPlan:
+    """Plan an extraction, tokenise a sample and time a few batches of it.
+
+    Raises:
+        LLMEmbedError: whatever `extract` would refuse.
+    """
+    task = prepare(config)
+    plans, free_bytes = plan_only(task)
+    layers = layers_to_run(plans)
+    extractor = load_extractor(task, layers or task.layers[:1])
+    sample, n_truncated = _sample(task, plans, extractor)
+    lengths = [len(ids) for ids in sample] or [0]
+    n_rows_missing = sum(plan.n_rows_missing for plan in plans)
+    n_tokens = round(float(np.mean(lengths)) * n_rows_missing)
+    tokens_per_s = _measure(extractor, sample)
+    return ExtractionPlan(
+        path=task.cache,
+        source=task.source.name,
+        n_rows={plan.split: plan.n_rows for plan in plans},
+        n_rows_missing=n_rows_missing,
+        n_rows_sampled=len(sample),
+        tokens={
+            "min": float(min(lengths)),
+            "median": float(np.median(lengths)),
+            "p95": float(np.percentile(lengths, 95)),
+            "max": float(max(lengths)),
+        },
+        n_tokens=n_tokens,
+        n_truncated=n_truncated,
+        padding_share=padding_share(lengths, plan_batches(lengths, extractor.token_budget)),
+        layers=task.layers,
+        n_layers_run=max(layers, default=0),
+        n_layers=task.source.n_layers,
+        size_bytes=sum(plan.size_bytes for plan in plans),
+        free_bytes=free_bytes,
+        tokens_per_s=tokens_per_s,
+        seconds=n_tokens / tokens_per_s if tokens_per_s else 0.0,
+    )
+
+
+def _sample(
+    task: Task, plans: list[SplitPlan], extractor: Extractor
+) -> tuple[list[list[int]], int]:
+    """Tokenise the first missing rows of each split: token ids, and how many texts were cut."""
+    ids: list[list[int]] = []
+    n_truncated = 0
+    for plan in plans:
+        if plan.blocks:
+            first = plan.blocks[0].compute_from
+            texts = task.corpus.splits[plan.split].batch(slice(first, first + _SAMPLE_ROWS))
+            tokenized = extractor.tokenize(texts)
+            ids += tokenized.ids
+            n_truncated += tokenized.n_truncated
+    return ids, n_truncated
+
+
+def _measure(extractor: Extractor, sample: list[list[int]]) -> float:
+    """Time batches of middling length, after one to warm up, in real tokens a second."""
+    if not sample:
+        return 0.0
+    batches = plan_batches([len(ids) for ids in sample], extractor.token_budget)
+    middle = len(batches) // 2
+    extractor.compute([sample[index] for index in batches[middle]])
+    start = time.perf_counter()
+    timed = [sample[i] for batch in batches[middle : middle + _TIMED_BATCHES] for i in batch]
+    extractor.compute(timed)
+    return sum(map(len, timed)) / (time.perf_counter() - start)

