@@ -23,6 +23,8 @@ from llmembed.cache_format.store import Store
 
 RowSelection: TypeAlias = "slice | Sequence[int] | NDArray[Any]"
 _MAX_THREADS = 8
+# What zarr-python and its codecs were seen to raise on damaged metadata and chunks.
+_ZARR_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, OSError, MemoryError)
 _REMOTE_THREADS = 16
 
 
@@ -154,10 +156,18 @@ class StoredArray:
         start = index * self.block_rows
         stop = min(start + self.block_rows, self.n_rows)
         if not self.info.plain:
-            rows: Rows = np.asarray(self._zarr_array[start:stop])
-            return rows
+            return self._decoded(start, stop)
         chunk = self.store.view(f"{self.key}/{self.info.chunk_key(index)}", self.info.chunk_bytes)
         return decode(self.info, chunk)[: stop - start]
+
+    def _decoded(self, start: int, stop: int) -> Rows:
+        try:
+            return np.asarray(self._zarr_array[start:stop])
+        except _ZARR_ERRORS as error:
+            raise CacheCorruptError(
+                f"{self.store.location}/{self.key}, rows {start}-{stop}, cannot be decoded: "
+                f"{type(error).__name__}: {str(error)[:200]}. Export the cache again."
+            ) from error
 
     @cached_property
     def _zarr_array(self) -> Any:

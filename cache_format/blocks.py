@@ -26,7 +26,12 @@ _EXPONENT = {2: (np.uint16, 0x7C00, 0x7FFF), 4: (np.uint32, 0x7F800000, 0x7FFFFF
 
 
 def recheck(
-    store: Store, commits: Commits, names: Sequence[str], *, repair: bool
+    store: Store,
+    commits: Commits,
+    names: Sequence[str],
+    text_hash: NDArray[np.uint64],
+    *,
+    repair: bool,
 ) -> dict[str, BlockCommits]:
     """Say what is committed of each array, leaving out blocks whose chunk is gone or truncated.
 
@@ -34,9 +39,10 @@ def recheck(
     array is struck from its records, so that it can be committed anew.
     """
     found = {name: commits.array(name) for name in names}
+    commits.check_texts(text_hash)
     lost = {name: _lost_blocks(store, commits, name, found[name].rows) for name in names}
     lost = {name: blocks for name, blocks in lost.items() if blocks}
-    if lost and repair:
+    if repair:
         commits.drop(lost)
     return {name: _without(found[name], lost.get(name, set())) for name in names}
 

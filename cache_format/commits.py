@@ -99,6 +99,7 @@ class Commits:
         self.source = source
         self.block_rows = block_rows
         self._records: list[Record] | None = None
+        self.half_written: list[str] = []
 
     @property
     def expected(self) -> NDArray[np.int64]:
@@ -129,21 +130,23 @@ class Commits:
         """Write the index of a complete array, unless it has a good one."""
         if self._by_index(name) is not None:
             return
-        commits = self._by_records(name)
-        document = self._index_head() | {"hashes": "".join(h or "" for h in commits.hashes)}
-        self._store.put(self.index_key(name), [dump(document)])
+        self._store.put(self.index_key(name), [self._index(name)])
+
+    def index_agrees(self, name: str) -> bool:
+        """Tell whether an array has no index, or one that says what the records say."""
+        return self._store.get(self.index_key(name)) in (None, self._index(name))
 
     def index_key(self, name: str) -> str:
         """Key of an array's index."""
         return f"{INDEX}/{self.split}/{self.source}/{name}.json"
 
     def check_texts(self, text_hash: NDArray[np.uint64]) -> None:
-        """Refuse records of other texts.
+        """Refuse records of other texts, among those that had to be read.
 
         Raises:
             CacheMismatchError: naming the record.
         """
-        for record in self.records:
+        for record in self._records or ():
             if record.texts != digest(text_hash[record.start : record.stop]):
                 raise CacheMismatchError(
                     f"{self._store.location}/{record.key(self.block_rows)} was committed for "
@@ -152,14 +155,16 @@ class Commits:
                 )
 
     def drop(self, lost: Mapping[str, set[int]]) -> None:
-        """Withdraw blocks whose chunks are gone; what the same records say of others stays.
+        """Delete half-written records and withdraw blocks whose chunks are gone.
+
+        What the withdrawn records say of other arrays stays.
 
         Args:
             lost: block numbers by array name.
         """
-        for name in lost:
-            self._store.delete(self.index_key(name))
-        for record in self.records:
+        for key in [*self.half_written, *(self.index_key(name) for name in lost)]:
+            self._store.delete(key)
+        for record in self.records if lost else ():
             block = record.start // self.block_rows
             kept = {k: v for k, v in record.arrays.items() if block not in lost.get(k, ())}
             if len(kept) < len(record.arrays):
@@ -189,6 +194,7 @@ class Commits:
         """
         folder = records_key(self.split, self.source)
         found = []
+        self.half_written = []
         for name in self._store.names(folder):
             key = f"{folder}/{name}"
             record = self._read_record(key)
@@ -201,6 +207,7 @@ class Commits:
         try:
             fields = parse(self._store.get(key) or b"", where)
         except CacheFormatError:
+            self.half_written.append(key)
             _log.warning("%s is half-written; its block does not count and is redone.", where)
             return None
         record = _parse_record(fields)
@@ -228,15 +235,23 @@ class Commits:
         data = self._store.get(self.index_key(name))
         if data is None:
             return None
-        fields = parse(data, f"{self._store.location}/{self.index_key(name)}")
         head = self._index_head()
-        joined = fields.get("hashes", str)
+        try:
+            fields = parse(data, f"{self._store.location}/{self.index_key(name)}")
+            joined = fields.get("hashes", str)
+        except CacheFormatError as error:
+            _log.warning("The commit records are read instead: %s", error)
+            return None
         fits = {key: fields.value.get(key) for key in head} == head
         if not fits or len(joined) != _HEX_DIGITS * len(self.expected):
             return None
         cuts = range(0, len(joined), _HEX_DIGITS)
         hashes = tuple(joined[cut : cut + _HEX_DIGITS] for cut in cuts)
         return BlockCommits(rows=self.expected, hashes=hashes)
+
+    def _index(self, name: str) -> bytes:
+        hashes = "".join(h or "" for h in self._by_records(name).hashes)
+        return dump(self._index_head() | {"hashes": hashes})
 
     def _index_head(self) -> dict[str, JSON]:
         return {

@@ -6,7 +6,6 @@ cannot meet a row that was never written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from llmembed.cache_format.columns import LABEL, TEXT_HASH
@@ -14,6 +13,7 @@ from llmembed.cache_format.documents import (
     DOCUMENT,
     array_document,
     group_document,
+    parse,
     put_document,
 )
 from llmembed.cache_format.header import Header
@@ -58,6 +58,4 @@ def consolidated_metadata(store: Store, header: Header) -> dict[str, JSON] | Non
 
 
 def _document(store: Store, key: str) -> Mapping[str, JSON]:
-    data = store.get(f"{key}/{DOCUMENT}")
-    document: Mapping[str, JSON] = json.loads(data or b"{}")
-    return document
+    return parse(store.get(f"{key}/{DOCUMENT}") or b"", f"{store.location}/{key}/{DOCUMENT}").value

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import xxhash
+
 from llmembed.cache_format.documents import DOCUMENT, dump, group_document, parse
-from llmembed.cache_format.errors import CacheFormatError, CacheNotFoundError
+from llmembed.cache_format.errors import CacheCorruptError, CacheFormatError, CacheNotFoundError
 from llmembed.cache_format.schema import (
     FORMAT_VERSION,
     JSON,
@@ -69,18 +71,16 @@ class Header:
 
     def document(self) -> dict[str, JSON]:
         """Make the root's `zarr.json`."""
-        attributes = {
-            "zarr_conventions": [CONVENTION],
-            "llmembed": {
-                "format": FORMAT_VERSION,
-                "created": self.created,
-                "versions": self.versions,
-                "dataset": vars(self.dataset),
-                "splits": {name: vars(split) for name, split in self.splits.items()},
-                "sources": {name: _without_name(source) for name, source in self.sources.items()},
-            },
+        content = {
+            "format": FORMAT_VERSION,
+            "created": self.created,
+            "versions": self.versions,
+            "dataset": vars(self.dataset),
+            "splits": {name: vars(split) for name, split in self.splits.items()},
+            "sources": {name: _without_name(source) for name, source in self.sources.items()},
         }
-        document = group_document(attributes)
+        content["digest"] = _digest(content)
+        document = group_document({"zarr_conventions": [CONVENTION], "llmembed": content})
         if self.consolidated is not None:
             document["consolidated_metadata"] = self.consolidated
         return document
@@ -143,6 +143,11 @@ def _parse_header(data: bytes, location: str) -> Header:
             f"{location} is of cache format {version}; this version of llmembed reads up to format "
             f"{FORMAT_VERSION}. Upgrade with `pip install --upgrade llmembed-cache`."
         )
+    if fields.get("digest", str) != _digest(fields.value):
+        raise CacheCorruptError(
+            f"{where}: the attribute llmembed is not as it was written (its digest differs). "
+            "Restore the file, or extract the cache again."
+        )
     return Header(
         dataset=_parse_dataset(fields.fields("dataset")),
         created=fields.get("created", str),
@@ -188,6 +193,12 @@ def _parse_source(name: str, fields: Fields) -> SourceInfo:
         hidden_size=fields.integer("hidden_size", 1, MAX_HIDDEN_SIZE),
         n_layers=fields.integer("n_layers", 0, MAX_LAYERS),
     )
+
+
+def _digest(content: Mapping[str, JSON]) -> str:
+    """xxh3-128 of the content without its digest, so that a flipped bit is found."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return xxhash.xxh3_128_hexdigest(dump(rest))
 
 
 def _without_name(source: SourceInfo) -> dict[str, JSON]:

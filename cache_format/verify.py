@@ -8,20 +8,22 @@ where the rows lie are parsed, and the records checked against the texts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from llmembed.cache_format.arrays import StoredArray
-from llmembed.cache_format.chunks import crc_holds, decode, digest
+from llmembed.cache_format.chunks import crc_holds, digest
 from llmembed.cache_format.columns import LABEL, TEXT_HASH, read_column
-from llmembed.cache_format.commits import Commits
-from llmembed.cache_format.documents import DOCUMENT, ArrayInfo, array_document, dump
+from llmembed.cache_format.commits import BlockCommits, Commits
+from llmembed.cache_format.consolidate import consolidated_metadata
+from llmembed.cache_format.documents import DOCUMENT, array_document, dump, group_document
 from llmembed.cache_format.errors import CacheError
-from llmembed.cache_format.header import require_header
+from llmembed.cache_format.header import Header, require_header
 from llmembed.cache_format.layout import SourceLayout, layouts
-from llmembed.cache_format.schema import N_TOKENS
+from llmembed.cache_format.schema import JSON, N_TOKENS
 from llmembed.cache_format.store import Store
 
 
@@ -59,6 +61,21 @@ class _Found:
     def add(self, key: str, problem: str) -> None:
         self.damage.append(Damage(key=key, problem=problem))
 
+    @contextmanager
+    def any_error(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except CacheError as error:
+            self.add(key, str(error))
+
+    def check_document(self, store: Store, key: str, document: Mapping[str, JSON]) -> None:
+        if store.get(key) != dump(document):
+            self.add(key, "the document is missing or not as it was written")
+
+    def check_array_document(self, store: Store, array: StoredArray) -> None:
+        if array.info.plain:
+            self.check_document(store, f"{array.key}/{DOCUMENT}", array_document(array.info))
+
 
 def verify(store: Store) -> Verification:
     """Check every chunk, record and document of a cache.
@@ -68,21 +85,14 @@ def verify(store: Store) -> Verification:
     """
     header = require_header(store)
     found = _Found()
-    for split, info in sorted(header.splits.items()):
-        for name in (LABEL, TEXT_HASH):
-            try:
-                read_column(store, split, name, info)
-                array = StoredArray(store, f"{split}/{name}", info.n_rows)
-                _check_chunks(store, array.key, array.info, range(array.info.n_chunks), found)
-            except CacheError as error:
-                found.add(f"{split}/{name}", str(error))
-    try:
-        for split, source, layout, commits in layouts(store, header):
+    for split in sorted(header.splits):
+        _verify_columns(store, split, header, found)
+    for split, source, layout, commits in layouts(store, header):
+        with found.any_error(f"{split}/{source}"):
             _verify_source(store, f"{split}/{source}", layout, commits, found)
-            if not any(d.key == f"{split}/{TEXT_HASH}" for d in found.damage):
-                commits.check_texts(read_column(store, split, TEXT_HASH, header.splits[split]))
-    except CacheError as error:
-        found.add(DOCUMENT, str(error))
+            commits.check_texts(read_column(store, split, TEXT_HASH, header.splits[split]))
+    with found.any_error(DOCUMENT):
+        _verify_root(store, header, found)
     return Verification(
         damage=tuple(found.damage),
         n_chunks=found.n_chunks,
@@ -91,14 +101,39 @@ def verify(store: Store) -> Verification:
     )
 
 
+def _verify_root(store: Store, header: Header, found: _Found) -> None:
+    found.check_document(store, DOCUMENT, header.document())
+    if not found.incomplete and header.consolidated not in (
+        None,
+        consolidated_metadata(store, header),
+    ):
+        found.add(DOCUMENT, "its consolidated metadata differ from the documents below it")
+
+
+def _verify_columns(store: Store, split: str, header: Header, found: _Found) -> None:
+    found.check_document(store, f"{split}/{DOCUMENT}", group_document({}))
+    for name in (LABEL, TEXT_HASH):
+        with found.any_error(f"{split}/{name}"):
+            read_column(store, split, name, header.splits[split])
+            array = StoredArray(store, f"{split}/{name}", header.splits[split].n_rows)
+            found.check_array_document(store, array)
+            for index in range(array.info.n_chunks):
+                _check_crc(array, index, found)
+
+
 def _verify_source(
     store: Store, key: str, layout: SourceLayout, commits: Commits, found: _Found
 ) -> None:
+    found.check_document(store, f"{key}/{DOCUMENT}", layout.document())
+    for pooling in sorted({pooling for pooling, _ in layout.arrays}):
+        found.check_document(store, f"{key}/{pooling}/{DOCUMENT}", group_document({}))
+    for record_key, record in commits.read_records():
+        found.check_document(store, record_key, record.document())
+    for record_key in commits.half_written:
+        found.add(record_key, "the record is half-written; its block is redone on resume")
     for name in layout.names:
-        try:
+        with found.any_error(f"{key}/{name}"):
             _verify_array(store, f"{key}/{name}", name, layout, commits, found)
-        except CacheError as error:
-            found.add(f"{key}/{name}", str(error))
 
 
 def _verify_array(
@@ -111,33 +146,34 @@ def _verify_array(
         return
     n_rows = int(commits.expected.sum())
     array = StoredArray(store, key, n_rows, block_rows=layout.block_rows)
-    if array.info.plain and store.get(f"{key}/{DOCUMENT}") != dump(array_document(array.info)):
-        found.add(f"{key}/{DOCUMENT}", "the document is not as it was written")
+    found.check_array_document(store, array)
+    if array.info.plain and not commits.index_agrees(name):
+        found.add(commits.index_key(name), "the index differs from the commit records")
     for index in np.flatnonzero(committed.rows).tolist():
-        try:
-            rows = array.block(index)[: committed.rows[index]]
-        except CacheError as error:
-            found.add(f"{key}/{array.info.chunk_key(index)}", str(error))
-            continue
-        if digest(rows) != committed.hashes[index]:
-            found.add(_chunk_or_rows(array, index), "the rows are not those that were committed")
-        elif name != N_TOKENS and not np.isfinite(rows).all():
-            found.add(_chunk_or_rows(array, index), "features that are NaN or infinite")
-        elif array.info.plain:
-            _check_chunks(store, key, array.info, [index], found)
+        _verify_block(array, name, index, committed, found)
+
+
+def _verify_block(
+    array: StoredArray, name: str, index: int, committed: BlockCommits, found: _Found
+) -> None:
+    where = _chunk_or_rows(array, index)
+    with found.any_error(where):
+        rows = array.block(index)[: committed.rows[index]]
         found.n_chunks += 1
         found.size_bytes += rows.nbytes
+        if digest(rows) != committed.hashes[index]:
+            found.add(where, "the rows are not those that were committed")
+        elif name != N_TOKENS and not np.isfinite(rows).all():
+            found.add(where, "features that are NaN or infinite")
+        else:
+            _check_crc(array, index, found)
 
 
-def _check_chunks(
-    store: Store, key: str, info: ArrayInfo, indices: range | list[int], found: _Found
-) -> None:
-    if not info.plain:
-        return
-    for index in indices:
-        chunk_key = f"{key}/{info.chunk_key(index)}"
-        if not crc_holds(info, store.view(chunk_key, info.chunk_bytes)):
-            found.add(chunk_key, "the checksum of the chunk does not hold")
+def _check_crc(array: StoredArray, index: int, found: _Found) -> None:
+    if array.info.plain:
+        key = f"{array.key}/{array.info.chunk_key(index)}"
+        if not crc_holds(array.info, array.store.view(key, array.info.chunk_bytes)):
+            found.add(key, "the checksum of the chunk does not hold")
 
 
 def _chunk_or_rows(array: StoredArray, index: int) -> str:

@@ -26,7 +26,7 @@ from llmembed.cache_format.columns import (
     split_info,
     write_columns,
 )
-from llmembed.cache_format.commits import BlockCommits, Commits, Record
+from llmembed.cache_format.commits import INDEX, BlockCommits, Commits, Record
 from llmembed.cache_format.consolidate import consolidated_metadata, ensure_arrays
 from llmembed.cache_format.documents import DOCUMENT, FEATURE_DTYPES, put_document
 from llmembed.cache_format.errors import (
@@ -151,6 +151,8 @@ class CacheWriter:
         if not self._dry_run:
             if known is None:
                 purge_split(self._store, name)
+            else:
+                self._store.delete_below(f"{INDEX}/{name}")  # made for fewer rows
             write_columns(self._store, name, columns, known.n_rows if known else 0)
             self._save_header()
 
@@ -189,8 +191,8 @@ class CacheWriter:
             _check_dtype(layout.dtype, dtype, f"{self._store.location}/{split}/{source}")
             rows = layout.block_rows
             commits = Commits(self._store, split, info, source, rows)
-            commits.check_texts(self._split_text_hash(split))
-            committed = blocks.recheck(self._store, commits, names, repair=not self._dry_run)
+            texts = self._split_text_hash(split)
+            committed = blocks.recheck(self._store, commits, names, texts, repair=not self._dry_run)
         plan = SplitPlan(
             split=split,
             source=source,
@@ -204,13 +206,18 @@ class CacheWriter:
         self._plans[split, source], self._committed[split, source] = plan, committed
         return plan
 
+    @property
+    def free_bytes(self) -> int | None:
+        """Bytes free where the cache lies; None where a store cannot tell."""
+        return self._store.free_bytes()
+
     def check_space(self, size_bytes: int) -> None:
         """Refuse to start what cannot be finished.
 
         Raises:
             CacheSpaceError: if the store has less room than that.
         """
-        free = self._store.free_bytes()
+        free = self.free_bytes
         if free is not None and size_bytes > free:
             raise CacheSpaceError(
                 f"the features need {size_bytes / 1e9:.3f} GB, but {free / 1e9:.3f} GB are free at "
