@@ -31,6 +31,10 @@ MAX_DOCUMENT_BYTES = 64 * 2**20
 TEMPORARY = ".llmembed/tmp"
 
 
+class _AbsentError(Exception):
+    """There is no such file."""
+
+
 class Store(Protocol):
     """Values under keys. Keys are relative, use `/`, and were checked by the caller."""
 
@@ -106,7 +110,7 @@ class LocalStore:
                 if size_bytes > MAX_DOCUMENT_BYTES:
                     raise CacheFormatError(f"{self.location}/{key} is too large for a document.")
                 return _read_all(file, size_bytes)
-        except FileNotFoundError:
+        except _AbsentError:
             return None
 
     def view(self, key: str, size_bytes: int) -> Buffer:
@@ -120,7 +124,7 @@ class LocalStore:
                 if found != size_bytes:
                     raise CacheCorruptError(wrong_size(self.location, key, found, size_bytes))
                 return memoryview(mmap.mmap(file, size_bytes, prot=mmap.PROT_READ))
-        except FileNotFoundError:
+        except _AbsentError:
             raise CacheCorruptError(wrong_size(self.location, key, None, size_bytes)) from None
 
     def put(self, key: str, parts: Iterable[Buffer]) -> None:
@@ -213,8 +217,12 @@ class LocalStore:
     @contextmanager
     def _open(self, key: str) -> Iterator[tuple[int, int]]:
         path = self._path(key)
-        with self._translated(key):
+        try:
             file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _AbsentError from error
+        except OSError as error:
+            raise storage_error(f"{self.location}/{key}", error) from error
         try:
             yield file, os.fstat(file).st_size
         finally:
@@ -247,8 +255,6 @@ class LocalStore:
     def _translated(self, key: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
             raise storage_error(f"{self.location}/{key}", error) from error
 
