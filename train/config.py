@@ -55,7 +55,7 @@ class FitConfig:
     """Weight decay of AdamW."""
     dropout: float = 0.5
     """Share of the fused vector that is dropped while training."""
-    patience: int = 8
+    patience: int = 6
     """Epochs without a lower validation loss before the fit stops."""
     class_weight: str = "none"
     """Weights of the classes in the loss: none, or balanced (inverse to their counts)."""

@@ -106,9 +106,8 @@ class Cooc(Fusion):
         compressed = n_groups * group_width
         self.compress = nn.ModuleList(nn.Linear(width, compressed) for width in widths)
         self.sigma = nn.Parameter(torch.tensor(2.0))
-        upper = torch.triu_indices(len(widths), len(widths))
-        self.register_buffer("upper", upper[0] * len(widths) + upper[1], persistent=False)
-        self.fused_width = n_groups * upper.shape[1] + sum(widths)
+        n_entries = len(widths) * (len(widths) + 1) // 2
+        self.fused_width = n_groups * n_entries + sum(widths)
         self.saturated = torch.tensor(0.0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +119,8 @@ class Cooc(Fusion):
         gram = unit @ unit.transpose(2, 3)  # [B, G, n, n]
         powers = power_normalise(gram, self.sigma)
         self.saturated = (powers.detach().abs() > SATURATED).float().mean()
-        entries = powers.flatten(2).index_select(2, self.get_buffer("upper"))  # upper triangles
+        row, column = torch.triu_indices(len(parts), len(parts), device=x.device)
+        entries = powers[:, :, row, column]  # [B, G, n, n] -> [B, G, n (n + 1) / 2]
         return torch.cat([entries.flatten(1), x], dim=1)
 
 

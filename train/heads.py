@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 NATURAL_HEADS = {
@@ -13,12 +14,31 @@ NATURAL_HEADS = {
 }
 
 
+class Dropout(nn.Module):
+    """Zeroes a share of the entries while training, and scales the rest up.
+
+    torch's own took a third of a training step on a CPU: drawing Bernoulli numbers there is three
+    times slower than comparing uniform ones.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop entries of any shape."""
+        if not self.training or self.share == 0:
+            return x
+        kept = torch.rand_like(x) >= self.share
+        return x * kept / (1 - self.share)
+
+
 class LinearHead(nn.Module):
     """Dropout and one linear map, from zero: what no gradient has touched adds no noise."""
 
     def __init__(self, fused_width: int, n_classes: int, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.logits = nn.Linear(fused_width, n_classes)
         nn.init.zeros_(self.logits.weight)
         nn.init.zeros_(self.logits.bias)
@@ -37,10 +57,10 @@ class MLPHead(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(fused_width, hidden_width),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_width, n_classes),
         )
 

@@ -22,7 +22,7 @@ from llmembed.train.fusion import FUSIONS, Cooc
 from llmembed.train.heads import HEADS, NATURAL_HEADS
 
 _CHUNK_ROWS = 8192
-_MIN_IMPROVEMENT = 1e-4
+_MIN_IMPROVEMENT = 1e-3  # nats; less is noise of a small share
 
 
 class Standardiser(nn.Module):
@@ -178,8 +178,12 @@ class KeepBest(pl.Callback):
         self.best_loss, self.best_epoch = math.inf, 0
         self._weights: Mapping[str, Any] | None = None
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare the epoch with the best one so far."""
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare the epoch with the best one so far.
+
+        Lightning calls a callback's `on_validation_epoch_end` before the module's own, so there
+        the loss would still be that of the epoch before.
+        """
         assert isinstance(pl_module, ClassifierModule)
         epoch = trainer.current_epoch + 1
         if pl_module.val_loss < self.best_loss - _MIN_IMPROVEMENT:

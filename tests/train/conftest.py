@@ -1,27 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo
-
-HIDDEN_SIZE = 16
-LAYERS = (1, 2)
-LABELS = ("earn", "grain", "trade")
-MakeCache = Callable[..., Path]
-
-
-def clustered(n: int, seed: int, *, n_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Features `[L, N, H]` that tell the classes apart, and labels in turn."""
-    generator = np.random.default_rng(seed)
-    labels = (np.arange(n) % n_classes).astype(np.int32)
-    centres = np.random.default_rng(99).normal(size=(len(LAYERS), n_classes, HIDDEN_SIZE))
-    noise = generator.normal(size=(len(LAYERS), n, HIDDEN_SIZE))
-    return (centres[:, labels] + noise).astype(np.float16), labels
+from clustered import MakeCache, write_cache
 
 
 @pytest.fixture
@@ -29,52 +14,9 @@ def make_cache(tmp_path: Path) -> MakeCache:
     def make(
         splits: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
         *,
-        labels: Sequence[str] = LABELS,
         name: str = "tiny.zarr",
-        source: str = "tiny",
-        finish: bool = True,
-        **info: Any,
+        **options: Any,
     ) -> Path:
-        path = tmp_path / name
-        dataset = DatasetInfo(name="tiny", labels=tuple(labels), provenance={})
-        chosen = splits or {"train": clustered(90, 0), "test": clustered(60, 1)}
-        with CacheWriter(path, dataset=dataset) as writer:
-            hidden_size = next(iter(chosen.values()))[0].shape[2]
-            writer.add_source(source_info(source, hidden_size, **info))
-            for split, (features, classes) in chosen.items():
-                write_split(writer, split, source, features, classes, finish=finish)
-        return path
+        return write_cache(tmp_path / name, splits, **options)
 
     return make
-
-
-def source_info(name: str, hidden_size: int, **info: Any) -> SourceInfo:
-    return SourceInfo(
-        name=name,
-        fingerprint={"backbone": name},
-        recipe={"model": name},
-        hidden_size=hidden_size,
-        n_layers=4,
-        **info,
-    )
-
-
-def write_split(
-    writer: CacheWriter,
-    split: str,
-    source: str,
-    features: np.ndarray,
-    classes: np.ndarray,
-    *,
-    finish: bool = True,
-) -> None:
-    hashes = np.arange(len(classes), dtype=np.uint64)
-    writer.add_split(split, labels=classes, text_hash=hashes)
-    plan = writer.plan(split, source, layers=LAYERS, poolings=("mean",), dtype="float16")
-    for block in plan.blocks if finish else plan.blocks[:-1]:
-        rows = slice(block.compute_from, block.stop)
-        arrays = {("mean", layer): features[k, rows] for k, layer in enumerate(LAYERS)}
-        n_tokens = np.full(block.stop - block.compute_from, 3, dtype=np.int32)
-        writer.write(plan, block, n_tokens=n_tokens, features=arrays)
-    if finish:
-        writer.finish(split, source)

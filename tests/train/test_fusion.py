@@ -70,5 +70,5 @@ def test_widths_that_cannot_be_averaged(name: str) -> None:
 
 def test_single_takes_one_feature() -> None:
     """Single refuses several features and says how to choose one."""
-    with pytest.raises(ConfigError, match="takes one feature and was given 2.*--layers k"):
+    with pytest.raises(ConfigError, match=r"takes one feature and was given 2.*--layers k"):
         Single([2, 2])

@@ -1,0 +1,71 @@
+"""Tiny caches of features that tell their classes apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo
+
+HIDDEN_SIZE = 16
+LAYERS = (1, 2)
+LABELS = ("earn", "grain", "trade")
+MakeCache = Callable[..., Path]
+
+
+def clustered(n: int, seed: int, *, n_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Features `[L, N, H]` that tell the classes apart, and labels in turn."""
+    generator = np.random.default_rng(seed)
+    labels = (np.arange(n) % n_classes).astype(np.int32)
+    centres = np.random.default_rng(99).normal(size=(len(LAYERS), n_classes, HIDDEN_SIZE))
+    noise = generator.normal(size=(len(LAYERS), n, HIDDEN_SIZE))
+    return (centres[:, labels] + noise).astype(np.float16), labels
+
+
+def source_info(name: str, hidden_size: int) -> SourceInfo:
+    return SourceInfo(
+        name=name,
+        fingerprint={"backbone": name},
+        recipe={"model": name},
+        hidden_size=hidden_size,
+        n_layers=4,
+    )
+
+
+def write_split(
+    writer: CacheWriter,
+    split: str,
+    source: str,
+    features: np.ndarray,
+    classes: np.ndarray,
+    *,
+    finish: bool = True,
+) -> None:
+    hashes = np.arange(len(classes), dtype=np.uint64)
+    writer.add_split(split, labels=classes, text_hash=hashes)
+    plan = writer.plan(split, source, layers=LAYERS, poolings=("mean",), dtype="float16")
+    for block in plan.blocks if finish else plan.blocks[:-1]:
+        rows = slice(block.compute_from, block.stop)
+        arrays = {("mean", layer): features[k, rows] for k, layer in enumerate(LAYERS)}
+        n_tokens = np.full(block.stop - block.compute_from, 3, dtype=np.int32)
+        writer.write(plan, block, n_tokens=n_tokens, features=arrays)
+    if finish:
+        writer.finish(split, source)
+
+
+def write_cache(
+    path: Path,
+    splits: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    *,
+    labels: Sequence[str] = LABELS,
+    finish: bool = True,
+) -> Path:
+    dataset = DatasetInfo(name="tiny", labels=tuple(labels), provenance={})
+    chosen = splits or {"train": clustered(90, 0), "test": clustered(60, 1)}
+    with CacheWriter(path, dataset=dataset) as writer:
+        writer.add_source(source_info("tiny", HIDDEN_SIZE))
+        for split, (features, classes) in chosen.items():
+            write_split(writer, split, "tiny", features, classes, finish=finish)
+    return path

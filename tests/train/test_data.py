@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from clustered import MakeCache, clustered, source_info, write_split
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmembed.cache_format import CacheWriter, open_cache
+from llmembed.cache_format.errors import CacheIncompleteError, ConfigError, DataError
+from llmembed.train.config import FitConfig
+from llmembed.train.data import FeatureBatches, load_data
+from llmembed.train.module import Standardiser
+from llmembed.train.shares import draw_stratified
+
+
+def test_features_stand_side_by_side_and_standardised(make_cache: MakeCache) -> None:
+    """Columns are the layers in order; the training share has mean 0 and deviation 1."""
+    cache = make_cache()
+    data = load_data(FitConfig(cache=str(cache)))
+    assert [feature.layer for feature in data.features] == [1, 2]
+    share = data.x[torch.from_numpy(data.shares.train)]
+    torch.testing.assert_close(share.mean(dim=0), torch.zeros(32), atol=1e-5, rtol=0)
+    torch.testing.assert_close(share.std(dim=0, correction=0), torch.ones(32), atol=1e-4, rtol=0)
+    raw = np.hstack([open_cache(cache)["test"].features(layer) for layer in (1, 2)])
+    expected = data.standardiser(torch.from_numpy(raw.astype(np.float32)))
+    torch.testing.assert_close(data.x_eval, expected)
+
+
+def test_a_constant_column_becomes_zero() -> None:
+    """A column without variance gives 0, not a division by zero."""
+    x = torch.full((4, 1), 1000.1)
+    assert Standardiser.of(x, torch.arange(4)).apply_(x).abs().max() < 1e-3
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0, 0.9), st.integers(0, 99))
+def test_a_stratified_draw(labels: list[int], fraction: float, seed: int) -> None:
+    """Kept and drawn divide the rows; each class keeps one example and gives about its share."""
+    classes, rows = np.array(labels), np.arange(len(labels))
+    kept, drawn = draw_stratified(classes, rows, fraction, np.random.default_rng(seed))
+    assert sorted([*kept, *drawn]) == rows.tolist()
+    assert set(classes[kept]) == set(labels)
+    for label in set(labels):
+        quota = fraction * labels.count(label)
+        assert abs((classes[drawn] == label).sum() - quota) <= 1
+
+
+def test_batches_cover_each_row_once_in_a_new_order() -> None:
+    """Each pass yields every row once; two passes differ in order."""
+    x = torch.arange(10.0)[:, None]
+    batches = FeatureBatches(x, torch.arange(10), torch.arange(10), 4, torch.Generator())
+    passes = [torch.cat([y for _, y in batches]).tolist() for _ in range(2)]
+    assert len(batches) == 3
+    assert [sorted(rows) for rows in passes] == [list(range(10))] * 2
+    assert passes[0] != passes[1]
+
+
+def test_without_another_split_a_tenth_is_held_out(make_cache: MakeCache) -> None:
+    """With only a training split, a tenth of it is held out, trained on by nothing."""
+    data = load_data(FitConfig(cache=str(make_cache({"train": clustered(90, 0)}))))
+    shares = data.shares
+    assert len(shares.eval) == 9
+    assert not set(shares.eval) & {*shares.train, *shares.validation}
+    assert shares.record()["eval"]["split"] == "train (10% held out)"
+
+
+def test_unlabelled_rows_are_left_out_and_counted(
+    make_cache: MakeCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows without a label train nothing, and a warning counts them."""
+    features, labels = clustered(90, 0)
+    labels[:5] = -1
+    with caplog.at_level(logging.WARNING, logger="llmembed.train"):
+        cache = make_cache({"train": (features, labels), "test": clustered(30, 1)})
+        data = load_data(FitConfig(cache=str(cache)))
+    assert "split 'train': 5 of 90 rows have no label and are left out." in caplog.text
+    assert min(data.shares.train.min(), data.shares.validation.min()) >= 5
+
+
+def test_a_class_with_one_example_is_kept_for_training(
+    make_cache: MakeCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A class with one example stays in the training share, and a warning names it."""
+    features, labels = clustered(60, 0, n_classes=2)
+    labels[7] = 2
+    cache = make_cache({"train": (features, labels), "test": clustered(30, 1)})
+    data = load_data(FitConfig(cache=str(cache)))
+    assert "1 classes have one training example" in caplog.text
+    assert "trade" in caplog.text
+    assert 7 in data.shares.train
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": "7"}, "layer 7 is not in split 'train'.*which holds layers 1, 2"),
+        ({"layers": "one"}, "--layers has 'one', which is no layer"),
+        ({"source": ("tinny",)}, "source 'tinny' does not exist; did you mean 'tiny'"),
+        ({"pooling": ("meen",)}, "pooling 'meen' does not exist; did you mean 'mean'"),
+        ({"eval_split": "tset"}, "split 'tset' does not exist; did you mean 'test'"),
+        ({"eval_split": "train"}, "--eval-split train would evaluate on the rows"),
+        ({"val_fraction": 0.001}, "a validation share of 0.001 of 90 examples is empty"),
+    ],
+)
+def test_options_that_do_not_fit_the_cache(
+    make_cache: MakeCache, options: dict[str, object], message: str
+) -> None:
+    """What the cache does not have is refused with what it has."""
+    config = FitConfig(cache=str(make_cache()), **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message):
+        load_data(config)
+
+
+def test_one_class_is_refused(make_cache: MakeCache) -> None:
+    """A training split of one class is refused by the name of that class."""
+    cache = make_cache({"train": clustered(30, 0, n_classes=1)})
+    with pytest.raises(DataError, match="all 27 training rows have the class 'earn'"):
+        load_data(FitConfig(cache=str(cache)))
+
+
+def test_a_split_without_labels_is_refused(make_cache: MakeCache) -> None:
+    """A split in which no row has a label can't be fitted."""
+    features, labels = clustered(30, 0)
+    cache = make_cache({"train": (features, np.full_like(labels, -1))})
+    with pytest.raises(DataError, match="none of the 30 rows of split 'train' has a label"):
+        load_data(FitConfig(cache=str(cache)))
+
+
+def test_an_incomplete_cache_is_refused(make_cache: MakeCache) -> None:
+    """A split whose extraction was not finished is refused, not read as far as it goes."""
+    splits = {"train": clustered(300, 0), "test": clustered(30, 1)}
+    cache = make_cache(splits, finish=False)
+    with pytest.raises((CacheIncompleteError, ConfigError)):
+        load_data(FitConfig(cache=str(cache)))
+
+
+def test_features_that_are_not_finite_are_refused(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN features are named by layer, split and row."""
+    from llmembed.cache_format import Split
+
+    stored = Split.features
+
+    def damaged(self: Split, layer: int, *args: object, **options: object) -> np.ndarray:
+        x = np.array(stored(self, layer, *args, **options))  # type: ignore[arg-type]
+        x[[4, 6]] = np.nan
+        return x
+
+    monkeypatch.setattr(Split, "features", damaged)
+    with pytest.raises(DataError, match=r"2 rows of layer 1 \(tiny, mean\).*the first is row 4"):
+        load_data(FitConfig(cache=str(make_cache())))
+
+
+def test_sources_of_different_widths_stand_side_by_side(make_cache: MakeCache) -> None:
+    """Two sources of widths 16 and 8 give 2 * 16 + 2 * 8 columns."""
+    cache = make_cache()
+    with CacheWriter(cache, dataset=open_cache(cache).dataset) as writer:
+        writer.add_source(source_info("small", 8))
+        for split, (n, seed) in {"train": (90, 0), "test": (60, 1)}.items():
+            features, labels = clustered(n, seed)
+            write_split(writer, split, "small", features[:, :, :8], labels)
+    data = load_data(FitConfig(cache=str(cache)))
+    assert data.x.shape == (90, 48)
+    only = load_data(FitConfig(cache=str(cache), source=("small",), layers="last:1"))
+    assert [(f.source, f.layer) for f in only.features] == [("small", 2)]

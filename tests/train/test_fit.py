@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from clustered import LABELS, MakeCache, clustered, write_cache
+from safetensors.torch import load_file, save_file
+
+from llmembed.cache_format.errors import ConfigError, RunFormatError, RunNotFoundError
+from llmembed.train import FitConfig, Run, fit, load_run
+from llmembed.train.data import load_data
+from llmembed.train.fitting import _class_weights
+from llmembed.train.module import Architecture, Classifier
+
+QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 32, "lr": 0.01, "accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("fitted")
+    cache = write_cache(folder / "tiny.zarr")
+    return fit(FitConfig(cache=str(cache), output=str(folder / "run"), **QUICK))
+
+
+@pytest.fixture
+def run(fitted: Run, tmp_path: Path) -> Run:
+    return dataclasses.replace(fitted, path=shutil.copytree(fitted.path, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("fusion", ["mean", "max", "concat", "cooc", "single"])
+def test_every_fusion_learns(make_cache: MakeCache, tmp_path: Path, fusion: str) -> None:
+    """Each fusion tells well-separated classes apart, on rows it has not seen."""
+    layers = "2" if fusion == "single" else None
+    config = FitConfig(
+        cache=str(make_cache()), fusion=fusion, layers=layers, output=str(tmp_path / "r"), **QUICK
+    )
+    metrics = fit(config).metrics
+    assert metrics["accuracy"] > 0.8
+    low, high = metrics["accuracy_ci95"]
+    assert low < metrics["accuracy"] <= high
+    assert (metrics["eval_split"], metrics["n_eval"]) == ("test", 60)
+
+
+def test_same_seed_same_predictions(make_cache: MakeCache, tmp_path: Path) -> None:
+    """Two fits with one seed give the same probabilities; the caller's generator is untouched."""
+    cache = str(make_cache())
+    state = torch.random.get_rng_state()
+    tables = []
+    for name in ("a", "b"):
+        path = fit(FitConfig(cache=cache, output=str(tmp_path / name), **QUICK)).path
+        tables.append(pq.read_table(path / "predictions.parquet"))
+    assert tables[0].equals(tables[1])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_folder_holds_what_the_figures_came_from(run: Run) -> None:
+    """Predictions have one row an example, and their accuracy is the one in metrics.json."""
+    table = pq.read_table(run.path / "predictions.parquet").to_pydict()
+    hits = [a == b for a, b in zip(table["label"], table["predicted"], strict=True)]
+    assert table["row"] == list(range(60))
+    assert np.mean(hits) == pytest.approx(run.metrics["accuracy"])
+    sums = sum(np.array(table[f"p_{name}"]) for name in LABELS)
+    np.testing.assert_allclose(sums, 1)
+    assert sorted(path.name for path in run.path.parent.glob(".*")) == []
+
+
+def test_a_loaded_run_is_the_run(run: Run) -> None:
+    """Loading gives back the figures, the record and the same logits."""
+    loaded = load_run(run.path)
+    assert loaded.metrics == json.loads(json.dumps(run.metrics))
+    assert loaded.config["sources"]["tiny"]["recipe"] == {"model": "tiny"}
+    assert loaded.config["sources"]["tiny"]["fingerprint"] == {"backbone": "tiny"}
+    x = torch.randn(5, 32)
+    assert torch.equal(loaded.classifier(x), run.classifier(x))
+
+
+def test_the_kept_weights_are_those_of_the_lowest_loss(
+    make_cache: MakeCache, tmp_path: Path
+) -> None:
+    """The weights of a run give the validation loss that is recorded for it."""
+    config = FitConfig(cache=str(make_cache()), output=str(tmp_path / "r"), **QUICK)
+    run, data = fit(config), load_data(config)
+    rows = torch.from_numpy(data.shares.validation)
+    loss = torch.nn.functional.cross_entropy(run.classifier.logits(data.x[rows]), data.y[rows])
+    assert loss.item() == pytest.approx(run.metrics["per_seed"][0]["val_loss"], rel=1e-5)
+
+
+def test_several_seeds(make_cache: MakeCache, tmp_path: Path) -> None:
+    """With two seeds there are two rows, their mean, and the kept one has the lowest loss."""
+    config = FitConfig(cache=str(make_cache()), n_seeds=2, output=str(tmp_path / "r"), **QUICK)
+    metrics = fit(config).metrics
+    rows = metrics["per_seed"]
+    assert [row["seed"] for row in rows] == [0, 1]
+    kept = next(row for row in rows if row["kept"])
+    assert kept["val_loss"] == min(row["val_loss"] for row in rows)
+    mean = np.mean([row["accuracy"] for row in rows])
+    assert metrics["over_seeds"]["accuracy"]["mean"] == pytest.approx(mean)
+    assert metrics["accuracy"] == kept["accuracy"]
+
+
+def test_a_run_is_replaced_and_nothing_else(make_cache: MakeCache, run: Run) -> None:
+    """Fitting to the same place replaces a run of ours and refuses any other folder."""
+    cache = str(make_cache(name="other.zarr"))
+    again = fit(FitConfig(cache=cache, fusion="mean", output=str(run.path), **QUICK))
+    assert load_run(again.path).config["fit"]["fusion"] == "mean"
+    foreign = run.path.parent / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("precious")
+    with pytest.raises(RunFormatError, match="exists and is not a run, so it is not replaced"):
+        fit(FitConfig(cache=cache, output=str(foreign), **QUICK))
+    assert (foreign / "thesis.tex").read_text() == "precious"
+
+
+def test_a_failed_fit_leaves_nothing(make_cache: MakeCache, tmp_path: Path) -> None:
+    """A fit that diverges says so, and writes no folder."""
+    config = FitConfig(
+        cache=str(make_cache()), output=str(tmp_path / "r" / "x"), **{**QUICK, "lr": 1e2}
+    )
+    object.__setattr__(config, "lr", math.inf)
+    with pytest.raises(ConfigError, match=r"the training diverged.*Pass a smaller --lr"):
+        fit(config)
+    assert not (tmp_path / "r").exists()
+
+
+def test_without_a_validation_share_all_epochs_train(make_cache: MakeCache, tmp_path: Path) -> None:
+    """A validation share of 0 trains on every row for all epochs."""
+    config = FitConfig(cache=str(make_cache()), val_fraction=0, output=str(tmp_path / "r"), **QUICK)
+    metrics = fit(config).metrics
+    assert metrics["per_seed"][0]["n_epochs"] == 6
+    assert metrics["splits"]["train"]["n"] == 90
+
+
+def test_balanced_weights(make_cache: MakeCache) -> None:
+    """Balanced weights are n / (C n_c), so a class half as frequent counts twice."""
+    features, labels = clustered(90, 0)
+    labels[labels == 2] = 0
+    splits = {"train": (features, labels), "test": clustered(30, 1)}
+    cache = str(make_cache(splits, labels=LABELS))
+    config = FitConfig(cache=cache, class_weight="balanced", val_fraction=0)
+    weights = _class_weights(config, load_data(config))
+    assert weights is not None
+    assert weights.tolist() == pytest.approx([90 / (2 * 60), 90 / (2 * 30), 0.0])
+
+
+def test_what_lightning_refuses_is_a_known_error(make_cache: MakeCache, tmp_path: Path) -> None:
+    """An accelerator that the machine lacks is told in our words with a way out."""
+    if torch.backends.mps.is_available():
+        pytest.skip("this machine has the accelerator")
+    config = FitConfig(cache=str(make_cache()), accelerator="mps", output=str(tmp_path / "r"))
+    with pytest.raises(ConfigError, match=r"Lightning refuses --accelerator mps"):
+        fit(config)
+
+
+def test_a_development_run_is_one_batch(
+    make_cache: MakeCache, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`fast_dev_run` trains one batch; Lightning prints nothing."""
+    config = FitConfig(cache=str(make_cache()), fast_dev_run=True, output=str(tmp_path / "r"))
+    assert fit(config).metrics["per_seed"][0]["n_epochs"] == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_head_gives_logits() -> None:
+    """Logits of a trained-like head are no probabilities: they don't sum to 1."""
+    architecture = Architecture.of("concat", "mlp", (4,), 3, 0.0)
+    logits = Classifier(architecture)(torch.randn(2, 4))
+    assert not torch.allclose(logits.sum(dim=1), torch.ones(2))
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    """A folder that does not exist is no run, and the error says what to pass."""
+    with pytest.raises(RunNotFoundError, match="is not a folder, so there is no run"):
+        load_run(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "metrics.json"])
+@pytest.mark.parametrize("content", [None, b"", b"\x80\x04N.", b"[" * 100_000, b"\xff"])
+def test_missing_and_damaged_files(run: Run, name: str, content: bytes | None) -> None:
+    """A missing, emptied, pickled, deeply nested or undecodable file is refused by its name."""
+    path = run.path / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RunFormatError, match=name):
+        load_run(run.path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llmembed_run", 99),
+        ("architecture", None),
+        ("architecture", {"fusion": "cooc"}),
+        ("features", []),
+        ("labels", ["one"]),
+        ("sources", {}),
+    ],
+)
+def test_a_record_that_does_not_hold_together(run: Run, key: str, value: object) -> None:
+    """A config.json with a foreign format or parts that disagree is refused."""
+    path = run.path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(RunFormatError, match=r"config\.json"):
+        load_run(run.path)
+
+
+def test_weights_of_another_shape(run: Run) -> None:
+    """Weights that don't fit the record are refused with both shapes."""
+    path = run.path / "model.safetensors"
+    weights = load_file(path)
+    weights["head.logits.bias"] = torch.zeros(7)
+    save_file(weights, path)
+    with pytest.raises(
+        RunFormatError, match=r"head\.logits\.bias has shape \(7,\).*asks for \(3,\)"
+    ):
+        load_run(run.path)
+
+
+def test_a_pickle_is_never_read(run: Run) -> None:
+    """A pickled model in place of ours is refused, with the reason."""
+    (run.path / "model.safetensors").rename(run.path / "model.pt")
+    with pytest.raises(RunFormatError, match=r"model\.pt may be a pickle.*never read"):
+        load_run(run.path)
