@@ -68,6 +68,17 @@ class WriterLock:
             )
 
 
+def refuse_if_held(store: Store) -> None:
+    """Refuse to read a cache as a whole while it is being written.
+
+    Raises:
+        CacheLockedError: naming the holder.
+    """
+    found = store.get(LOCK)
+    if found is not None and not _is_stale(found):
+        raise CacheLockedError(f"{store.location} is being written by {_holder(found)}. Wait.")
+
+
 def _is_stale(document: bytes) -> bool:
     try:
         holder = json.loads(document)

@@ -27,6 +27,7 @@ from llmembed.cache_format.header import Header, require_header
 from llmembed.cache_format.layout import SourceLayout, read_layout
 from llmembed.cache_format.schema import (
     N_TOKENS,
+    ArrayKey,
     DatasetInfo,
     SourceInfo,
     array_name,
@@ -126,6 +127,31 @@ class Split:
                     found[source, pooling, layer] = n
         return found
 
+    @property
+    def layouts(self) -> Mapping[str, SourceLayout]:
+        """Which arrays each source has in this split, complete or not."""
+        found = {name: self._layout(name) for name in sorted(self._header.sources)}
+        return {name: pair[0] for name, pair in found.items() if pair is not None}
+
+    def committed(
+        self, source: str, arrays: Sequence[ArrayKey], rows: slice
+    ) -> tuple[NDArray[np.int32], dict[ArrayKey, NDArray[Any]]] | None:
+        """Read n_tokens and several arrays in rows that may be committed in part, verified.
+
+        Returns:
+            n_tokens int32 `[n]` and features `[n, H]` by (pooling, layer); None unless all of
+            these rows are committed.
+        """
+        layout, commits = self._require_layout(source)
+        blocks = slice(rows.start // layout.block_rows, -(-rows.stop // layout.block_rows))
+        read = []
+        for name in (N_TOKENS, *(array_name(key) for key in arrays)):
+            found = commits.array(name)
+            if (found.rows[blocks] < commits.expected[blocks]).any():
+                return None
+            read.append(self._stored(source, name, layout, found.hashes).read(rows))
+        return read[0], dict(zip(arrays, read[1:], strict=True))
+
     def layers(self, source: str | None = None, pooling: str | None = None) -> tuple[int, ...]:
         """List the complete layers of a source and pooling, ascending."""
         source, pooling = self._resolve(source, pooling)
@@ -215,13 +241,7 @@ class Split:
                 f"{self._store.location} are not committed. Run llmembed-extract again with the "
                 "same options to complete them, or pass allow_partial=True to get NaN for them."
             )
-        array = StoredArray(
-            self._store,
-            f"{self.name}/{source}/{name}",
-            self.n_rows,
-            block_rows=layout.block_rows,
-            hashes=found.hashes if verify else None,
-        )
+        array = self._stored(source, name, layout, found.hashes if verify else None)
         is_count = name == N_TOKENS
         width = () if is_count else (self._header.sources[source].hidden_size,)
         array.require("int32" if is_count else layout.dtype, width)
@@ -232,12 +252,18 @@ class Split:
         committed = commits.array(name).rows
         width = self._header.sources[source].hidden_size
         out = np.full((self.n_rows, width), np.nan, layout.dtype)
-        key = f"{self.name}/{source}/{name}"
-        array = StoredArray(self._store, key, self.n_rows, block_rows=layout.block_rows)
+        array = self._stored(source, name, layout, None)
         for index in np.flatnonzero(committed):
             start, n = int(index) * layout.block_rows, int(committed[index])
             out[start : start + n] = array.block(int(index))[:n]
         return out if rows is None else out[rows]
+
+    def _stored(
+        self, source: str, name: str, layout: SourceLayout, hashes: Sequence[str | None] | None
+    ) -> StoredArray:
+        key = f"{self.name}/{source}/{name}"
+        rows = layout.block_rows
+        return StoredArray(self._store, key, self.n_rows, block_rows=rows, hashes=hashes)
 
     def _layout(self, source: str) -> tuple[SourceLayout, Commits] | None:
         if source not in self._layouts:

@@ -260,7 +260,11 @@ class LocalStore:
 
 
 def open_store(location: str | os.PathLike[str], *, fsync: bool = False) -> Store:
-    """Make the store for a path."""
+    """Make the store for a path, or for a URL if it contains `://`."""
+    if "://" in os.fspath(location):
+        from llmembed.cache_format.remote import FsspecStore
+
+        return FsspecStore(os.fspath(location))
     return LocalStore(Path(location), fsync=fsync)
 
 

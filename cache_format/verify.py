@@ -20,7 +20,7 @@ from llmembed.cache_format.columns import LABEL, TEXT_HASH, read_column
 from llmembed.cache_format.commits import BlockCommits, Commits
 from llmembed.cache_format.consolidate import consolidated_metadata
 from llmembed.cache_format.documents import DOCUMENT, array_document, dump, group_document
-from llmembed.cache_format.errors import CacheError
+from llmembed.cache_format.errors import CacheCorruptError, CacheError
 from llmembed.cache_format.header import Header, require_header
 from llmembed.cache_format.layout import SourceLayout, layouts
 from llmembed.cache_format.schema import JSON, N_TOKENS
@@ -99,6 +99,21 @@ def verify(store: Store) -> Verification:
         size_bytes=found.size_bytes,
         incomplete=tuple(found.incomplete),
     )
+
+
+def require_sound(store: Store) -> None:
+    """Verify a cache that was just written.
+
+    Raises:
+        CacheCorruptError: naming the first damage.
+    """
+    damage = verify(store).damage
+    if damage:
+        raise CacheCorruptError(
+            f"{store.location} does not hold what was committed: {damage[0].key}: "
+            f"{damage[0].problem} ({len(damage)} in all). Check the original with "
+            "llmembed-cache verify, remove this one and try again."
+        )
 
 
 def _verify_root(store: Store, header: Header, found: _Found) -> None:

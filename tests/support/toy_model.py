@@ -1,0 +1,57 @@
+"""Tiny random models on disk, made in a second and the same each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY = {word: index for index, word in enumerate((*SPECIAL, *(f"w{i}" for i in range(91))))}
+N_LAYERS = 3
+_SIZE: dict[str, Any] = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+
+
+def save_toy_model(folder: Path, kind: str = "llama") -> Path:
+    """Save a random model (`llama` or `bert`) of 3 layers with a word-level tokenizer."""
+    config_class = {"llama": transformers.LlamaConfig, "bert": transformers.BertConfig}[kind]
+    # A wide initialisation makes layers and texts differ by far more than rounding.
+    config = config_class(**_SIZE, initializer_range=0.5, bos_token_id=2, eos_token_id=3)
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    toy_tokenizer(special_tokens=kind == "bert").save_pretrained(folder)
+    return folder
+
+
+def toy_tokenizer(*, special_tokens: bool) -> Any:
+    backend = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if special_tokens:
+        backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="[CLS]",
+        **{f"{name}_token": token for name, token in names.items()},
+    )
+
+
+def toy_texts(n: int, *, longest: int = 20) -> list[str]:
+    """Make n different texts of 1 to `longest` words."""
+    generator = torch.Generator().manual_seed(7)
+    lengths = torch.randint(1, longest + 1, (n,), generator=generator).tolist()
+    return [
+        f"w{row % 91} " + " ".join(f"w{i}" for i in torch.randint(91, (k,), generator=generator))
+        for row, k in enumerate(lengths)
+    ]
