@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from llmembed.cache_format.errors import ConfigError, ModelError
 from llmembed.extract.registry import ModelFiles
@@ -169,7 +170,7 @@ def load_backbone(
                 trust_remote_code=trust_remote_code,
                 **placement,
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         message = f"the weights of {files.name} in {files.folder} cannot be loaded: {error}"
         raise ModelError(message) from error
     _refuse_missing(files, report, needs_pooler=needs_pooler)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def _convert(files: ModelFiles, gguf: str, target: Path) -> None:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.rename(target)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, KeyError, NotImplementedError, RuntimeError, struct.error) as error:
         message = (
             f"{files.folder / gguf} cannot be read as a GGUF model: {error}. Check the file, or "
             "pass the original safetensors model."

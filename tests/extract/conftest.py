@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from toy_model import save_toy_model, toy_texts
+
+WriteCsv = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes and converted models of a test stay out of the user's cache folder."""
+    monkeypatch.setenv("LLMEMBED_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_toy_model(tmp_path_factory.mktemp("models") / "toy-llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_toy_model(tmp_path_factory.mktemp("models") / "toy-bert", "bert")
+
+
+@pytest.fixture
+def write_csv(tmp_path: Path) -> WriteCsv:
+    def write(
+        name: str = "toy.csv",
+        texts: Sequence[str] | None = None,
+        labels: Sequence[object] | None = None,
+        header: Sequence[str] = ("text", "label"),
+    ) -> Path:
+        texts = toy_texts(150) if texts is None else texts
+        labels = [("no", "yes")[row % 2] for row in range(len(texts))] if labels is None else labels
+        path = tmp_path / name
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *zip(texts, labels, strict=True)])
+        return path
+
+    return write

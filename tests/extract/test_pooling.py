@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmembed.extract.pooling import POOL, pool
+
+REAL_ONLY = [name for name in POOL if name != "mean_padded"]
+
+
+def states(layer: int, n_tokens: int, width: int) -> torch.Tensor:
+    """Hidden states `[1, width, 2]` whose value at token t is 100 * layer + t; pads hold NaN."""
+    values = 100.0 * layer + torch.arange(1, width + 1)
+    values[n_tokens:] = torch.nan
+    return values[None, :, None].expand(1, width, 2).clone()
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [("mean", 302.0), ("last", 303.0), ("first", 301.0), ("max", 303.0), ("weighted", 302 + 1 / 3)],
+)
+def test_poolings_give_the_values_of_arithmetic(pooling: str, expected: float) -> None:
+    """Over states 301, 302, 303 each pooling is what one computes by hand, whatever pads hold."""
+    feature = pool(states(3, 3, 5), torch.tensor([3]), [pooling])[pooling]
+    torch.testing.assert_close(feature, torch.full((1, 2), expected))
+
+
+def test_mean_padded_counts_the_pads() -> None:
+    """The paper's mean reads every position, pads included."""
+    padded = states(3, 3, 3)
+    padded = torch.cat([padded, torch.zeros(1, 3, 2)], dim=1)
+    feature = pool(padded, torch.tensor([3]), ["mean_padded"])["mean_padded"]
+    torch.testing.assert_close(feature, torch.full((1, 2), 151.0))
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.sampled_from(REAL_ONLY))
+def test_padding_does_not_change_a_feature(n_tokens: int, n_pads: int, pooling: str) -> None:
+    """Any number of pads on the right leaves a feature as it is."""
+    hidden = torch.randn(1, n_tokens, 8, generator=torch.Generator().manual_seed(n_tokens))
+    padded = torch.cat([hidden, torch.full((1, n_pads, 8), torch.inf)], dim=1)
+    lengths = torch.tensor([n_tokens])
+    alone, with_pads = (pool(states, lengths, [pooling])[pooling] for states in (hidden, padded))
+    torch.testing.assert_close(alone, with_pads, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", sorted(POOL))
+def test_half_precision_states_are_pooled_in_float32(pooling: str) -> None:
+    """The sum of many bfloat16 states keeps float32's precision."""
+    hidden = torch.full((1, 4096, 1), 1.0078125, dtype=torch.bfloat16)
+    feature = pool(hidden, torch.tensor([4096]), [pooling])[pooling]
+    torch.testing.assert_close(feature, torch.full((1, 1), 1.0078125))
+    assert feature.dtype == torch.float32

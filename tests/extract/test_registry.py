@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llmembed.cache_format.errors import ConfigError, ModelError, ModelNotFoundError
+from llmembed.extract.backbone import read_shape, resolve_device
+from llmembed.extract.gguf import as_safetensors
+from llmembed.extract.recipe import Recipe
+from llmembed.extract.registry import find_model
+from llmembed.extract.weights import hash_files
+
+
+def recipe(folder: Path, max_length: int = 16) -> Recipe:
+    return Recipe(
+        model=str(folder), max_length=max_length, compute_dtype="float32", dtype="float16"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("llama2", "model 'llama2' does not exist; did you mean 'llama2-7b'?"),
+        ("llama2-7b", "model 'meta-llama/Llama-2-7b-hf' is not on this machine"),
+        ("some/where", "model 'some/where' is not on this machine"),
+    ],
+)
+def test_a_model_that_is_not_there_says_how_to_get_it(model: str, message: str) -> None:
+    """Unknown aliases and an unreachable Hub each end in one sentence."""
+    with pytest.raises(ModelNotFoundError, match=re.escape(message)):
+        find_model(model)
+
+
+def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
+    """A folder with only pytorch_model.bin is refused."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match="no safetensors and no GGUF file"):
+        find_model(str(tmp_path))
+
+
+def test_a_folder_with_two_gguf_files_is_ambiguous(tmp_path: Path) -> None:
+    """One must be named."""
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ModelError, match="2 GGUF files"):
+        find_model(str(tmp_path))
+    assert find_model(str(tmp_path / "a.gguf")).gguf == "a.gguf"
+
+
+def test_a_damaged_gguf_file_is_named(tmp_path: Path) -> None:
+    """A GGUF file that cannot be read is an error, and leaves no half conversion."""
+    (tmp_path / "a.gguf").write_bytes(b"GGUF nonsense")
+    with pytest.raises(ModelError, match=r"a\.gguf cannot be read as a GGUF model"):
+        as_safetensors(find_model(str(tmp_path)))
+
+
+def test_the_weights_hash_follows_the_content(llama: Path, tmp_path: Path) -> None:
+    """A copy has the same hash; one changed byte gives another."""
+    shutil.copytree(llama, tmp_path / "copy")
+    copy = tmp_path / "copy" / "model.safetensors"
+    before = hash_files([copy])
+    assert before == hash_files([llama / "model.safetensors"])
+    content = bytearray(copy.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    assert hash_files([copy]) != before
+
+
+def test_a_longer_text_than_positions_is_cut_with_a_warning(llama: Path) -> None:
+    """max_length beyond the model's positions is lowered, and both numbers are said."""
+    with pytest.warns(UserWarning, match="max-length 512 is more than .* cut at 64 tokens"):
+        assert recipe(llama, max_length=512).within_positions().max_length == 64
+
+
+def test_missing_weights_are_named(llama: Path, tmp_path: Path) -> None:
+    """A tensor that the file lacks is an error, never a random one."""
+    import safetensors.torch
+
+    folder = tmp_path / "broken"
+    shutil.copytree(llama, folder)
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    del tensors["layers.1.mlp.up_proj.weight"]
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    from llmembed.extract.extractor import Extractor
+
+    with pytest.raises(ModelError, match=r"lack 'layers\.1\.mlp\.up_proj\.weight'"):
+        Extractor(recipe(folder), layers=[2], poolings=["mean"])
+    assert Extractor(recipe(folder), layers=[1], poolings=["mean"]).features(["w1"])
+
+
+def test_truncated_weights_are_named(llama: Path, tmp_path: Path) -> None:
+    """A weights file that is cut short is an error with its folder."""
+    from llmembed.extract.extractor import Extractor
+
+    shutil.copytree(llama, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"the weights of cut in .* cannot be loaded"):
+        Extractor(recipe(tmp_path / "cut"), layers=[2], poolings=["mean"])
+
+
+def test_a_tokenizer_of_another_model_is_refused(llama: Path, tmp_path: Path) -> None:
+    """A token that the model does not know is found before any text is run."""
+    import json
+
+    shutil.copytree(llama, tmp_path / "mixed")
+    tokenizer = tmp_path / "mixed" / "tokenizer.json"
+    content = json.loads(tokenizer.read_text())
+    content["model"]["vocab"]["extra"] = 96
+    tokenizer.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="has token 96, but the model knows 96 tokens"):
+        _ = recipe(tmp_path / "mixed").tokenizer
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    """T5 and its kind have no single stack of layers."""
+    import transformers
+
+    transformers.T5Config().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"is an encoder-decoder \(t5\)"):
+        read_shape(find_model(str(tmp_path)))
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    """The devices of this machine are listed."""
+    with pytest.raises(ConfigError, match=r"device 'cuda:77' does not exist.*Known: auto, cpu"):
+        resolve_device("cuda:77")
+
+
+@pytest.mark.real
+def test_the_packaged_models_have_their_published_shape() -> None:
+    """The aliases resolve to the packages' files: SmolLM2 as GGUF, MiniLM as a BERT folder."""
+    assert find_model("smollm2-135m").gguf == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    shape = read_shape(find_model("minilm"))
+    assert (shape.n_layers, shape.hidden_size, shape.max_positions) == (6, 384, 512)
