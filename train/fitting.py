@@ -79,7 +79,10 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
     check_replaceable(config.run_path)
     data = load_data(config)
     read_s = time.perf_counter() - started
-    trained = [_train(config, data, config.seed + k, show_progress) for k in range(config.n_seeds)]
+    trained = [
+        train_seed(config, data, config.seed + k, show_progress=show_progress)
+        for k in range(config.n_seeds)
+    ]
     eval_started = time.perf_counter()
     log_probas = [_log_proba(one.classifier, data.x_eval) for one in trained]
     kept = min(range(len(trained)), key=lambda k: trained[k].val_loss or 0.0)
@@ -93,17 +96,20 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
         "total": now - started,
     }
     predictions = Predictions(rows=data.shares.eval, labels=labels, log_proba=log_probas[kept])
-    record = record_config(config, data, trained[kept].seed, _architecture(config, data))
+    record = record_config(config, data, trained[kept].seed, architecture_of(config, data))
     return write_run(config.run_path, record, trained[kept].classifier, metrics, predictions)
 
 
-def _train(config: FitConfig, data: FitData, seed: int, show_progress: bool) -> TrainedSeed:
+def train_seed(
+    config: FitConfig, data: FitData, seed: int, *, show_progress: bool = False
+) -> TrainedSeed:
+    """Train one classifier, early stopping included."""
     started = time.perf_counter()
     keep_best = KeepBest(config.patience)
     with _quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(seed)
         module = ClassifierModule(
-            Classifier(_architecture(config, data)),
+            Classifier(architecture_of(config, data)),
             Optimisation(
                 lr=config.lr,
                 weight_decay=config.weight_decay,
@@ -184,7 +190,8 @@ def _quiet_lightning() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _architecture(config: FitConfig, data: FitData) -> Architecture:
+def architecture_of(config: FitConfig, data: FitData) -> Architecture:
+    """Derive the classifier's shapes from the features that were read."""
     return Architecture.of(
         config.fusion,
         config.head,
