@@ -1,9 +1,19 @@
-"""What lies on disk, and nothing else: the cache's schema, writer and reader."""
+"""What lies on disk, and nothing else: the cache's schema, writer and reader.
 
-from llmembed.cache_format.plan import Block, SplitPlan
-from llmembed.cache_format.reader import Cache, Split, open_cache
-from llmembed.cache_format.schema import DatasetInfo, SourceInfo, plan_bytes
-from llmembed.cache_format.writer import CacheWriter
+Names are imported when they are first used: every command lives below this package, and `--help`
+should not wait for numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmembed.cache_format.plan import Block, SplitPlan
+    from llmembed.cache_format.reader import Cache, Split, open_cache
+    from llmembed.cache_format.schema import DatasetInfo, SourceInfo, plan_bytes
+    from llmembed.cache_format.writer import CacheWriter
 
 __all__ = [
     "Block",
@@ -16,3 +26,17 @@ __all__ = [
     "open_cache",
     "plan_bytes",
 ]
+
+_HOMES = {
+    "plan": ("Block", "SplitPlan"),
+    "reader": ("Cache", "Split", "open_cache"),
+    "schema": ("DatasetInfo", "SourceInfo", "plan_bytes"),
+    "writer": ("CacheWriter",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

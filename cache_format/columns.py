@@ -17,6 +17,7 @@ from llmembed.cache_format.documents import (
     DOCUMENT,
     ArrayInfo,
     array_document,
+    group_document,
     parse_array,
     put_document,
 )
@@ -98,6 +99,7 @@ def write_columns(
             rows = values[index * info.chunk_rows : (index + 1) * info.chunk_rows]
             store.put(f"{key}/{info.chunk_key(index)}", encode(info, rows))
         put_document(store, f"{key}/{DOCUMENT}", array_document(info))
+    put_document(store, f"{split}/{DOCUMENT}", group_document({}))
 
 
 def check_prefix(store: Store, split: str, info: SplitInfo, given: dict[str, NDArray[Any]]) -> None:

@@ -25,7 +25,7 @@ from llmembed.cache_format.store import Store
 
 def ensure_arrays(store: Store, plan: SplitPlan) -> None:
     """Write the documents of a plan's arrays and groups, those that are not there yet."""
-    split, source = plan.split, f"{plan.split}/{plan.source}"
+    source = f"{plan.split}/{plan.source}"
     for key in plan.arrays:
         put_document(
             store, f"{source}/{array_name(key)}/{DOCUMENT}", array_document(plan.feature_info)
@@ -33,11 +33,10 @@ def ensure_arrays(store: Store, plan: SplitPlan) -> None:
     put_document(store, f"{source}/{N_TOKENS}/{DOCUMENT}", array_document(plan.n_tokens_info))
     for pooling in sorted({pooling for pooling, _ in plan.arrays}):
         put_document(store, f"{source}/{pooling}/{DOCUMENT}", group_document({}))
-    layout = read_layout(store, split, plan.source)
+    layout = read_layout(store, plan.split, plan.source)
     known = layout.arrays if layout else ()
     arrays = tuple(sorted({*known, *plan.arrays}))
     new = SourceLayout(block_rows=plan.block_rows, dtype=plan.dtype, arrays=arrays)
-    put_document(store, f"{split}/{DOCUMENT}", group_document({}))
     put_document(store, f"{source}/{DOCUMENT}", new.document())
 
 

@@ -79,7 +79,7 @@ class Header:
             "splits": {name: vars(split) for name, split in self.splits.items()},
             "sources": {name: _without_name(source) for name, source in self.sources.items()},
         }
-        content["digest"] = _digest(content)
+        content["digest"] = content_digest(content)
         document = group_document({"zarr_conventions": [CONVENTION], "llmembed": content})
         if self.consolidated is not None:
             document["consolidated_metadata"] = self.consolidated
@@ -143,7 +143,7 @@ def _parse_header(data: bytes, location: str) -> Header:
             f"{location} is of cache format {version}; this version of llmembed reads up to format "
             f"{FORMAT_VERSION}. Upgrade with `pip install --upgrade llmembed-cache`."
         )
-    if fields.get("digest", str) != _digest(fields.value):
+    if fields.get("digest", str) != content_digest(fields.value):
         raise CacheCorruptError(
             f"{where}: the attribute llmembed is not as it was written (its digest differs). "
             "Restore the file, or extract the cache again."
@@ -195,7 +195,7 @@ def _parse_source(name: str, fields: Fields) -> SourceInfo:
     )
 
 
-def _digest(content: Mapping[str, JSON]) -> str:
+def content_digest(content: Mapping[str, JSON]) -> str:
     """xxh3-128 of the content without its digest, so that a flipped bit is found."""
     rest = {key: value for key, value in content.items() if key != "digest"}
     return xxhash.xxh3_128_hexdigest(dump(rest))
