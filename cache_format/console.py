@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import logging
 import sys
 import textwrap
 import traceback
@@ -45,6 +46,8 @@ class Command(click.Command):
                 warnings.simplefilter("ignore")  # what libraries tell their developers
                 warnings.simplefilter("always", LLMEmbedWarning)
                 warnings.showwarning = _show_warning
+                if not ctx.params.get("quiet"):
+                    _show_log()
                 return super().invoke(ctx)
         except LLMEmbedError as error:
             if ctx.params.get("debug"):
@@ -58,6 +61,18 @@ class Command(click.Command):
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     click.echo(f"warning: {message}", err=True)
+
+
+class _EchoHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+def _show_log() -> None:
+    logger = logging.getLogger("llmembed")
+    if not logger.handlers:
+        logger.addHandler(_EchoHandler())
+        logger.setLevel(logging.INFO)
 
 
 def field_docs(config_class: type) -> dict[str, str]:

@@ -8,10 +8,8 @@ their block ends.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ import transformers
 from safetensors import SafetensorError
 
 from llmembed.cache_format.errors import ConfigError, ModelError
+from llmembed.extract.quiet import quiet
 from llmembed.extract.registry import ModelFiles
 
 _LEARNED_OFFSET = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
@@ -124,7 +123,7 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
         ModelError: the folder has no tokenizer that can be read.
     """
     try:
-        with _quiet():
+        with quiet():
             return transformers.AutoTokenizer.from_pretrained(
                 files.folder, trust_remote_code=trust_remote_code, local_files_only=True
             )
@@ -159,7 +158,7 @@ def load_backbone(
     if quantize is not None:
         placement["quantization_config"] = _quantization(quantize, compute_dtype)
     try:
-        with _quiet():
+        with quiet():
             model, report = transformers.AutoModel.from_pretrained(
                 files.folder,
                 config=_cut(shape.config, shape.n_layers, n_kept),
@@ -234,18 +233,3 @@ def _find_blocks(files: ModelFiles, model: torch.nn.Module, n_kept: int) -> torc
 def _is_causal(model: torch.nn.Module) -> bool:
     said: list[Any] = [m.is_causal for m in model.modules() if hasattr(m, "is_causal")]
     return bool(said) and all(value is True for value in said)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the loader's report of the upper layers, which are left out on purpose."""
-    logging: Any = transformers.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

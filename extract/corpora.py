@@ -283,9 +283,7 @@ def _read_hub(
     import datasets
 
     try:
-        loaded = datasets.load_dataset(
-            hub_id, name=config, download_config=datasets.DownloadConfig(max_retries=1)
-        )
+        loaded = datasets.load_dataset(hub_id, name=config)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0]
         message = (

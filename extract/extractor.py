@@ -81,7 +81,7 @@ class Extractor:
         self.poolings = tuple(poolings)
         on_device = resolve_device(device)
         self.token_budget = token_budget or _TOKEN_BUDGET[on_device.type]
-        self._backbone = self._load(on_device)
+        self.backbone = self._load(on_device)
 
     def _load(self, device: torch.device) -> Backbone:
         recipe = self.recipe
@@ -159,9 +159,9 @@ class Extractor:
             (pooling, layer)
             for layer in self.layers
             for pooling in self.poolings
-            if pooling != "pooler" or layer == self._backbone.n_layers
+            if pooling != "pooler" or layer == self.backbone.n_layers
         ]
-        shape = (len(token_ids), self._backbone.hidden_size)
+        shape = (len(token_ids), self.backbone.hidden_size)
         features = {name: np.empty(shape, dtype=np.float32) for name in names}
         padded_to = self.recipe.max_length if "mean_padded" in self.poolings else 0
         lengths = [max(padded_to, len(ids)) for ids in token_ids]
@@ -180,9 +180,9 @@ class Extractor:
         padded = np.full((len(rows), width), self.recipe.pad_token, dtype=np.int64)  # [B, T]
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row
-        device = self._backbone.device
+        device = self.backbone.device
         pooled = pooled_hidden_states(
-            self._backbone,
+            self.backbone,
             torch.from_numpy(padded).to(device),
             torch.tensor([len(row) for row in rows], device=device),
             self.layers,

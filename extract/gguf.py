@@ -8,6 +8,7 @@ float32, the exact values of the de-quantised file.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import struct
 import tempfile
@@ -16,6 +17,8 @@ from pathlib import Path
 from llmembed.cache_format.errors import ModelError
 from llmembed.extract.registry import ModelFiles, user_cache_folder
 from llmembed.extract.weights import hash_files
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def as_safetensors(files: ModelFiles) -> ModelFiles:
@@ -36,18 +39,22 @@ def _convert(files: ModelFiles, gguf: str, target: Path) -> None:
     import torch
     import transformers
 
+    from llmembed.extract.quiet import quiet
+
+    _LOGGER.info("converting %s to safetensors, once (about 20 s for 100 MB)", gguf)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, gguf_file=gguf)
-        model = transformers.AutoModel.from_pretrained(
-            files.folder, gguf_file=gguf, dtype=torch.float32
-        )
-        # What is saved is no longer quantised, and says so.
-        del model.config.quantization_config
-        model.hf_quantizer = None
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, gguf_file=gguf)
+            model = transformers.AutoModel.from_pretrained(
+                files.folder, gguf_file=gguf, dtype=torch.float32
+            )
+            # What is saved is no longer quantised, and says so.
+            del model.config.quantization_config
+            model.hf_quantizer = None
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
         partial.rename(target)
     except (ValueError, KeyError, NotImplementedError, RuntimeError, struct.error) as error:
         message = (

@@ -14,7 +14,6 @@ WriteCsv = Callable[..., Path]
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes and converted models of a test stay out of the user's cache folder."""
     monkeypatch.setenv("LLMEMBED_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
 
 

@@ -119,7 +119,7 @@ def test_a_cut_model_gives_what_the_whole_gives(folder: Path, layer: int) -> Non
     """Asking for one layer loads no block above it and changes no value."""
     cut = Extractor(recipe(folder), layers=[layer], poolings=["mean"])
     whole = Extractor(recipe(folder), layers=ALL_LAYERS, poolings=["mean"])
-    assert len(cut._backbone.blocks) == max(layer, 1)
+    assert len(cut.backbone.blocks) == max(layer, 1)
     np.testing.assert_array_equal(
         cut.features(TEXTS)["mean", layer], whole.features(TEXTS)["mean", layer]
     )

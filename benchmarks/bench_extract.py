@@ -1,0 +1,202 @@
+"""Extraction against plain Hugging Face, and against the matrix products it cannot do without.
+
+What limits extraction is matrix multiplication: everything else (attention, norms, pooling, Python)
+is overhead. So the ceiling printed here is the time that the model's own linear layers take alone,
+at the batch size of the run, and every speed is given as a share of it. The baseline is what one
+writes first: fp32, batches of 32 in data-set order, padded to the longest, all hidden states kept,
+the mean over real tokens taken afterwards.
+
+    python benchmarks/bench_extract.py [--model smollm2-135m] [--layer 24] [--n-texts 256]
+
+The answers of both ways are compared after timing. The last line is JSON, and is also written to
+benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from llmembed.extract import Extractor, Recipe
+from llmembed.extract.backbone import resolve_compute_dtype
+from llmembed.extract.batching import padding_share, plan_batches
+from llmembed.extract.corpora import load_corpus
+
+MAX_LENGTH = 512
+BASELINE_BATCH = 32
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Measure, compare the answers, print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--layer", type=int, default=24)
+    parser.add_argument("--dataset", default="r8")
+    parser.add_argument("--n-texts", type=int, default=256)
+    parser.add_argument("--n-baseline", type=int, default=BASELINE_BATCH)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS / "bench_extract.json")
+    arguments = parser.parse_args()
+    result = measure(
+        arguments.model,
+        arguments.layer,
+        load_corpus(arguments.dataset, limit=arguments.n_texts).splits["train"].batch(slice(None)),
+        n_baseline=arguments.n_baseline,
+        rounds=arguments.rounds,
+    )
+    print_table(result)
+    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def measure(
+    model: str, layer: int, texts: list[str], *, n_baseline: int, rounds: int
+) -> dict[str, Any]:
+    """Time both ways and the ceiling on the same texts, interleaved, and compare the features."""
+    device = torch.device("cpu")
+    fast = str(resolve_compute_dtype("auto", device)).partition(".")[2]
+    ours = extractor(model, layer, fast)
+    exact = extractor(model, layer, "float32")
+    ids = ours.tokenize(texts).ids
+    whole = load_whole(model)
+    few = ids[:n_baseline]
+    n_tokens, n_few = sum(map(len, ids)), sum(map(len, few))
+    ours.compute(ids[:8])  # warm up: the kernels are chosen at first use
+    plain_speed, our_speed, ceilings = [], [], []
+    for _ in range(rounds):
+        ceilings.append(gemm_ceiling(ours, rows=ours.token_budget))
+        seconds, features = timed(lambda: ours.compute(ids))
+        our_speed.append(n_tokens / seconds)
+        if len(plain_speed) < max(1, rounds // 5):  # it is slow enough to need few repetitions
+            seconds, expected = timed(lambda: plain_hugging_face(whole, few, layer))
+            plain_speed.append(n_few / seconds)
+    feature = features["mean", layer].astype(np.float64)[: len(few)]
+    float32 = exact.compute(few)["mean", layer].astype(np.float64)
+    plain, fastest, ceiling = map(statistics.median, (plain_speed, our_speed, ceilings))
+    return {
+        "benchmark": "extract",
+        "model": model,
+        "layer": layer,
+        "compute_dtype": fast,
+        "machine": machine(),
+        "n_texts": len(texts),
+        "n_tokens": n_tokens,
+        "token_budget": ours.token_budget,
+        "padding_share": padding_share(
+            [len(row) for row in ids], plan_batches([len(row) for row in ids], ours.token_budget)
+        ),
+        "tokens_per_s": {"ours": fastest, "plain_hugging_face": plain, "gemm_ceiling": ceiling},
+        "speedup_over_plain": fastest / plain,
+        "share_of_ceiling": statistics.median(
+            mine / limit for mine, limit in zip(our_speed, ceilings, strict=True)
+        ),
+        "relative_error": {
+            fast: relative_error(feature, expected),
+            "float32": relative_error(float32, expected),
+        },
+    }
+
+
+def extractor(model: str, layer: int, compute_dtype: str) -> Extractor:
+    """Load our way, storing float32 so that rounding does not hide differences."""
+    recipe = Recipe(
+        model=model, max_length=MAX_LENGTH, compute_dtype=compute_dtype, dtype="float32"
+    )
+    return Extractor(recipe.within_positions(), layers=[layer], poolings=["mean"], device="cpu")
+
+
+def load_whole(model: str) -> Any:
+    """Load the whole model in fp32, as `AutoModel.from_pretrained` does by itself."""
+    folder = Recipe(
+        model=model, max_length=MAX_LENGTH, compute_dtype="float32", dtype="float32"
+    ).files.folder
+    return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def plain_hugging_face(model: Any, ids: list[list[int]], layer: int) -> np.ndarray:
+    """Pool all hidden states of padded batches in data-set order."""
+    features = []
+    for start in range(0, len(ids), BASELINE_BATCH):
+        rows = ids[start : start + BASELINE_BATCH]
+        width = max(map(len, rows))
+        padded = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for index, row in enumerate(rows):
+            padded[index, : len(row)] = torch.tensor(row)
+            mask[index, : len(row)] = 1
+        with torch.no_grad():
+            output = model(input_ids=padded, attention_mask=mask, output_hidden_states=True)
+        hidden = output.hidden_states[layer] * mask[..., None]
+        features.append(hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True))
+    return torch.cat(features).double().numpy()
+
+
+def gemm_ceiling(ours: Extractor, rows: int, repeats: int = 5) -> float:
+    """Time the linear layers of the cut model alone, each on `rows` tokens, in tokens a second."""
+    backbone = ours.backbone
+    layers = [m for m in backbone.blocks.modules() if isinstance(m, torch.nn.Linear)]
+    shapes: dict[tuple[int, int], tuple[int, torch.nn.Linear]] = {}
+    for linear in layers:
+        key = (linear.in_features, linear.out_features)
+        shapes[key] = (shapes.get(key, (0, linear))[0] + 1, linear)
+    total = 0.0
+    with torch.inference_mode():
+        for (width, _), (count, linear) in shapes.items():
+            inputs = torch.randn(rows, width, dtype=backbone.compute_dtype)
+            linear(inputs)
+            seconds = [timed(lambda: linear(inputs))[0] for _ in range(repeats)]  # noqa: B023
+            total += count * statistics.median(seconds)
+    return rows / total
+
+
+def timed(work: Any) -> tuple[float, Any]:
+    """Run once; wall seconds and the result."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def relative_error(features: np.ndarray, expected: np.ndarray) -> float:
+    """Largest over the texts of ||f - e|| / ||e||."""
+    distance = np.linalg.norm(features - expected, axis=1)
+    return float((distance / np.linalg.norm(expected, axis=1)).max())
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    import os
+
+    return {
+        "cpu": torch.cpu.get_capabilities().get("cpu_name"),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Print speeds as shares of the ceiling, and the errors."""
+    speeds = result["tokens_per_s"]
+    print(f"{result['model']}, layer {result['layer']}, {result['n_tokens']:,} tokens")
+    for name, speed in speeds.items():
+        share = speed / speeds["gemm_ceiling"]
+        print(f"  {name:20s} {speed:10,.0f} tokens/s  {share:6.1%} of the GEMM ceiling")
+    print(f"  speed-up over plain Hugging Face: {result['speedup_over_plain']:.1f}x")
+    print(f"  padding: {result['padding_share']:.1%}")
+    for name, error in result["relative_error"].items():
+        print(f"  largest relative error against plain fp32, {name}: {error:.2e}")
+
+
+if __name__ == "__main__":
+    main()
