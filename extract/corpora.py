@@ -84,7 +84,8 @@ def load_corpus(
         dataset: alias, Hub id or path.
         config: configuration of a Hub data set.
         splits: the wanted ones; none means all labelled ones.
-        text_column, label_column: names of columns; None detects them.
+        text_column: column of the texts; None detects it.
+        label_column: column of the labels; None detects it.
         limit: examples a split, stratified by label.
         seed: seed of that choice.
 
@@ -95,11 +96,7 @@ def load_corpus(
     """
     tables, names, origin = read_splits(dataset, config)
     _refuse_unknown(splits, tables, dataset)
-    first = next(iter(tables.values()))
-    label_column = _column("label", label_column, first.column_names, _LABEL_NAMES)
-    others = [name for name in first.column_names if name != label_column]
-    text_column = _column("text", text_column, others, _TEXT_NAMES)
-    _refuse_other_columns(tables, text_column, label_column)
+    text_column, label_column = _columns(tables, text_column, label_column)
     class_names, labels = encode_labels(
         {split: table[label_column] for split, table in tables.items()}, names
     )
@@ -179,6 +176,25 @@ def _texts(split: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
+def _columns(
+    tables: Mapping[str, pa.Table], text_column: str | None, label_column: str | None
+) -> tuple[str, str]:
+    """Name the columns of texts and of labels, which every split must have."""
+    names = next(iter(tables.values())).column_names
+    label_column = _column("label", label_column, names, _LABEL_NAMES)
+    others = [name for name in names if name != label_column]
+    text_column = _column("text", text_column, others, _TEXT_NAMES)
+    for split, table in tables.items():
+        for column in (text_column, label_column):
+            if column not in table.column_names:
+                message = (
+                    f"split {split!r} has no column {column!r}, only {table.column_names}. "
+                    "Give all splits the same columns, or choose splits with --split."
+                )
+                raise DataError(message)
+    return text_column, label_column
+
+
 def _column(kind: str, asked: str | None, columns: Iterable[str], usual: Sequence[str]) -> str:
     columns = list(columns)
     if asked is not None:
@@ -199,19 +215,6 @@ def _refuse_unknown(splits: Sequence[str], tables: Iterable[str], dataset: str) 
     for split in splits:
         if split not in tables:
             raise ConfigError.unknown(f"{dataset}: split", split, tables, "Pass one to --split.")
-
-
-def _refuse_other_columns(
-    tables: Mapping[str, pa.Table], text_column: str, label_column: str
-) -> None:
-    for split, table in tables.items():
-        for column in (text_column, label_column):
-            if column not in table.column_names:
-                message = (
-                    f"split {split!r} has no column {column!r}, only {table.column_names}. "
-                    "Give all splits the same columns, or choose splits with --split."
-                )
-                raise DataError(message)
 
 
 def _short_name(dataset: str) -> str:

@@ -41,7 +41,7 @@ def sources(*folders: str) -> list[Path]:
 
 @pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
-    """Both stages import cache_format, neither the other; only train/predict.py meets both stages."""
+    """Both stages import cache_format, not each other; only train/predict.py meets both."""
     here = str(path.relative_to(ROOT))
     allowed = ANYWHERE.get(here) or MAY_IMPORT.get(path.parent.name, {"train", "cache_format"})
     ours = {name.split(".")[1] for name in imported(path) if name.startswith("llmembed.")}
