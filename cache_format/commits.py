@@ -126,10 +126,12 @@ class Commits:
         """Count the committed rows of an array."""
         return int(self.array(name).rows.sum())
 
+    def is_indexed(self, name: str) -> bool:
+        """Tell whether an array has an index that fits."""
+        return self._by_index(name) is not None
+
     def write_index(self, name: str) -> None:
-        """Write the index of a complete array, unless it has a good one."""
-        if self._by_index(name) is not None:
-            return
+        """Write the index of a complete array."""
         self._store.put(self.index_key(name), [self._index(name)])
 
     def index_agrees(self, name: str) -> bool:
@@ -176,7 +178,8 @@ class Commits:
 
     def superseded(self) -> list[str]:
         """Name the records whose every array has more rows of the block by a later record."""
-        rows = {name: self._by_records(name).rows for r in self.records for name in r.arrays}
+        names = {name for record in self.records for name in record.arrays}
+        rows = {name: self._by_records(name).rows for name in names}
         return [
             record.key(self.block_rows)
             for record in self.records

@@ -272,10 +272,12 @@ class CacheWriter:
         if layout is not None:
             info = self._header.splits[split]
             commits = Commits(self._store, split, info, source, layout.block_rows)
-            for name in filter(commits.is_complete, layout.names):
-                commits.write_index(name)
-            for key in commits.superseded():
+            complete = filter(commits.is_complete, layout.names)
+            new = [name for name in complete if not commits.is_indexed(name)]
+            for key in commits.superseded() if new else ():
                 self._store.delete(key)
+            for name in new:
+                commits.write_index(name)
         self._header.consolidated = consolidated_metadata(self._store, self._header)
         self._save_header()
 

@@ -189,7 +189,7 @@ def fuzzed_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=150, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_hostile_documents_are_errors_of_the_tree(fuzzed_path: Path, data: st.DataObject) -> None:
     """Whatever stands in a document, the answer is a known error: no traceback, no hang."""
@@ -214,7 +214,7 @@ def test_hostile_documents_are_errors_of_the_tree(fuzzed_path: Path, data: st.Da
         logging.disable(logging.NOTSET)
 
 
-@settings(max_examples=60, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_random_bytes_are_errors_of_the_tree(fuzzed_path: Path, data: st.DataObject) -> None:
     """Any file replaced by any bytes gives a known error too."""
