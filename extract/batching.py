@@ -43,8 +43,8 @@ def plan_batches(lengths: Sequence[int], token_budget: int) -> list[npt.NDArray[
 def padding_share(lengths: Sequence[int], batches: Sequence[npt.NDArray[np.int64]]) -> float:
     """Compute which share of all computed positions is padding, in 0..1.
 
-    >>> padding_share([1, 3, 4], [np.array([2, 1, 0])]) == 4 / 12
-    True
+    >>> padding_share([2, 4], [np.array([1, 0])])
+    0.25
     """
     counts = np.asarray(lengths)
     computed = sum(int(counts[batch].max()) * len(batch) for batch in batches)
