@@ -146,7 +146,7 @@ def _parse_header(data: bytes, location: str) -> Header:
     if fields.get("digest", str) != content_digest(fields.value):
         raise CacheCorruptError(
             f"{where}: the attribute llmembed is not as it was written (its digest differs). "
-            "Restore the file, or extract the cache again."
+            "Restore the file from a copy, or delete the cache and extract it again."
         )
     return Header(
         dataset=_parse_dataset(fields.fields("dataset")),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -108,6 +109,8 @@ class CacheWriter:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+            if self._store.get(DOCUMENT) is None:
+                self._leave_nothing()
 
     def add_source(self, source: SourceInfo) -> None:
         """Register a backbone and its settings; registering it again changes nothing.
@@ -289,6 +292,13 @@ class CacheWriter:
         if header is None and (is_file or set(self._store.names("")) - {".llmembed"}):
             raise CacheFormatError(not_a_cache(self._store.location))
         return header
+
+    def _leave_nothing(self) -> None:
+        """Remove the folder of a cache that was refused before it began."""
+        self._store.delete_below(".llmembed")
+        if self._store.path is not None:
+            with suppress(OSError):  # the user's own folder may hold something by now
+                self._store.path.rmdir()
 
     def _replace(self) -> None:
         if self._dry_run:

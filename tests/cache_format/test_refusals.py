@@ -102,6 +102,16 @@ def test_names_that_cannot_be_folders(tmp_path: Path, name: str) -> None:
         writer.add_source(dataclasses.replace(SOURCE, name=name))
 
 
+def test_a_refused_start_leaves_nothing(tmp_path: Path) -> None:
+    """A cache that was refused before it began leaves no folder behind."""
+    with (
+        pytest.raises(ConfigError, match="cannot name a source"),
+        CacheWriter(tmp_path / "toy.zarr", dataset=DATASET) as writer,
+    ):
+        writer.add_source(dataclasses.replace(SOURCE, name=".."))
+    assert not (tmp_path / "toy.zarr").exists()
+
+
 def test_names_that_differ_in_case_only(toy_path: Path) -> None:
     """Some file systems cannot tell such names apart, so they are refused."""
     with pytest.raises(ConfigError, match=r"'Tiny' differs from 'tiny' .* only in case"):
