@@ -19,12 +19,12 @@ import numpy.typing as npt
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo, SplitPlan, open_cache
 from llmembed.cache_format.errors import CacheFormatError, CacheNotFoundError, ConfigError
+from llmembed.cache_format.layers import parse_layers
 from llmembed.extract.backbone import resolve_compute_dtype, resolve_device
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.corpora import Corpus, load_corpus
 from llmembed.extract.duplicates import first_occurrences, spread
 from llmembed.extract.extractor import Extractor, Tokenized
-from llmembed.extract.layers import parse_layers
 from llmembed.extract.progress import Progress
 from llmembed.extract.recipe import Recipe
 from llmembed.extract.registry import find_model

@@ -34,7 +34,8 @@ class FitConfig:
     source: tuple[str, ...] = ()
     """Sources to use; without it, all of the cache."""
     layers: str | None = None
-    """Layers to use, such as 8,16,24 or 8:25:8 or last:2; without it, all of the cache."""
+    """Layers to use of those in the cache: 8,16,24; a range 8:25:8; last:2, the last two in the
+    cache; -1, the model's last; without it, all of the cache."""
     pooling: tuple[str, ...] = ()
     """Poolings to use; without it, all of the cache."""
     fusion: str = "cooc"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from llmembed.cache_format import Cache, Split
 from llmembed.cache_format.errors import ConfigError
+from llmembed.cache_format.layers import layer_parts, named_layers
 from llmembed.train.config import FitConfig
 
 
@@ -45,66 +46,42 @@ def select_features(cache: Cache, split: Split, config: FitConfig) -> tuple[Feat
     sources = _named("source", config.source, (feature.source for feature in held))
     poolings = _named("pooling", config.pooling, (feature.pooling for feature in held))
     candidates = [f for f in held if f.source in sources and f.pooling in poolings]
-    layers = chosen_layers(config.layers, {f.layer for f in candidates}, where)
-    chosen = tuple(feature for feature in candidates if feature.layer in layers)
+    wanted = _at_layers(candidates, config.layers, cache, where)
+    chosen = tuple(feature for feature in candidates if feature in wanted)
     for source in sources:
         if not any(feature.source == source for feature in chosen):
             raise ConfigError(_nothing_left(source, held, config))
     return chosen
 
 
-def chosen_layers(specification: str | None, cached: Iterable[int], where: str) -> tuple[int, ...]:
-    """Resolve `--layers` against the layers that are cached.
-
-    Args:
-        specification: numbers, ranges `start:stop:step`, `last:k` or `all`; None is `all`.
-        cached: layers to choose from.
-        where: split and cache, for messages.
-
-    Raises:
-        ConfigError: a part cannot be read, or names no cached layer.
-
-    >>> chosen_layers("8,last:2", [8, 16, 24, 32], "split 'train'")
-    (8, 24, 32)
-    >>> chosen_layers("16:33:8", [8, 16, 24, 32], "split 'train'")
-    (16, 24, 32)
-    """
-    held = sorted(cached)
-    if specification is None:
-        return tuple(held)
-    parts = [part.strip() for part in specification.split(",") if part.strip()]
-    if not parts:
-        raise ConfigError(f"--layers is empty. Pass some of {_listed(held)}.")
-    return tuple(sorted({layer for part in parts for layer in _resolve(part, held, where)}))
+def _at_layers(
+    candidates: list[Feature], specification: str | None, cache: Cache, where: str
+) -> set[Feature]:
+    """Resolve `--layers` within each source, which counts layers of its own."""
+    wanted: set[Feature] = set()
+    for part in layer_parts("all" if specification is None else specification):
+        found = set()
+        for source in {feature.source for feature in candidates}:
+            own = [feature for feature in candidates if feature.source == source]
+            available = sorted({feature.layer for feature in own})
+            named = named_layers(part, cache.sources[source].n_layers, available)
+            found |= {feature for feature in own if feature.layer in named}
+        if not found:
+            raise ConfigError(_not_cached(part, candidates, cache, where))
+        wanted |= found
+    return wanted
 
 
-def _resolve(part: str, held: list[int], where: str) -> list[int]:
-    try:
-        named = _read_part(part, held)
-    except ValueError as error:
-        raise ConfigError(
-            f"--layers has {part!r}, which is no layer. Write numbers (8,16), ranges "
-            "(start:stop:step), last:2 or all."
-        ) from error
-    found = [layer for layer in held if layer in named]
-    if not found:
-        raise ConfigError(
-            f"layer {part} is not in {where}, which holds layers {_listed(held)}. Pass some of "
-            "these to --layers, or add the layer with llmembed-extract."
-        )
-    return found
-
-
-def _read_part(part: str, held: list[int]) -> Iterable[int]:
-    if part == "all":
-        return held
-    head, _, tail = part.partition(":")
-    if head == "last":
-        return held[-max(0, int(tail)) or len(held) :]
-    if not tail:
-        return [int(part)]
-    bounds = slice(*(int(bound) if bound else None for bound in part.split(":")))
-    return range(*bounds.indices(held[-1] + 1))
+def _not_cached(part: str, candidates: list[Feature], cache: Cache, where: str) -> str:
+    held = "; ".join(
+        f"{source} (of {cache.sources[source].n_layers} layers): "
+        + _listed({feature.layer for feature in candidates if feature.source == source})
+        for source in dict.fromkeys(feature.source for feature in candidates)
+    )
+    return (
+        f"layer {part} is not in {where}, which holds {held}. Pass some of these to --layers, or "
+        "add the layer with llmembed-extract."
+    )
 
 
 def _named(kind: str, asked: tuple[str, ...], held: Iterable[str]) -> tuple[str, ...]:
@@ -117,7 +94,7 @@ def _named(kind: str, asked: tuple[str, ...], held: Iterable[str]) -> tuple[str,
 
 def _nothing_left(source: str, held: list[Feature], config: FitConfig) -> str:
     poolings = dict.fromkeys(f.pooling for f in held if f.source == source)
-    layers = sorted({f.layer for f in held if f.source == source})
+    layers = {f.layer for f in held if f.source == source}
     return (
         f"source {source!r} has none of the features asked for (--layers {config.layers or 'all'}, "
         f"--pooling {','.join(config.pooling) or 'all'}): it holds layers {_listed(layers)} with "
@@ -126,4 +103,4 @@ def _nothing_left(source: str, held: list[Feature], config: FitConfig) -> str:
 
 
 def _listed(layers: Iterable[int]) -> str:
-    return ", ".join(map(str, layers))
+    return ", ".join(map(str, sorted(layers)))
