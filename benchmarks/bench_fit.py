@@ -62,9 +62,10 @@ def write_features(path: Path, n_rows: int, hidden_size: int) -> Path:
     centres = generator.normal(size=(N_CLASSES, hidden_size)) * 0.2
     with CacheWriter(path, dataset=dataset) as writer:
         writer.add_source(source)
-        for split, n in (("train", n_rows), ("test", n_rows // 2)):
+        for split, n, first in (("train", n_rows, 0), ("test", n_rows // 2, n_rows)):
             labels = generator.integers(0, N_CLASSES, n).astype(np.int32)
-            writer.add_split(split, labels=labels, text_hash=np.arange(n, dtype=np.uint64))
+            text_hash = np.arange(first, first + n, dtype=np.uint64)
+            writer.add_split(split, labels=labels, text_hash=text_hash)
             plan = writer.plan(split, source.name, layers=LAYERS, poolings=("mean",))
             for block in plan.blocks:
                 rows = labels[block.compute_from : block.stop]

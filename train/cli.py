@@ -50,6 +50,9 @@ def fit_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None
     "--output", type=click.Path(path_type=Path), help="File to write, csv or jsonl, by its suffix."
 )
 @click.option("--proba", is_flag=True, help="Give the probability of every class.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run the model code that a Hub repository brings."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @common_options
 def predict_main(
@@ -60,6 +63,7 @@ def predict_main(
     text_column: str | None,
     output: Path | None,
     proba: bool,
+    trust_remote_code: bool,
     device: str,
     as_json: bool,
     quiet: bool,
@@ -75,7 +79,8 @@ def predict_main(
 
     loaded = load_run(run)
     given = list(texts) if input_path is None else read_texts(input_path, text_column)
-    rows = _rows(given, loaded.labels, loaded.predict_proba(given, device), proba=proba)
+    probabilities = loaded.predict_proba(given, device, trust_remote_code=trust_remote_code)
+    rows = _rows(given, loaded.labels, probabilities, proba=proba)
     if output is not None:
         _write(output, rows)
     if as_json:

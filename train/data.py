@@ -95,6 +95,7 @@ def read_features(split: Split, features: Sequence[Feature], rows: Rows | None =
         float32 `[n, F]`, with F the sum of the hidden sizes.
 
     Raises:
+        CacheError: the array is incomplete, or its bytes are not those that were committed.
         DataError: a feature is NaN or infinite.
     """
     n_rows = split.n_rows if rows is None else len(rows)
@@ -102,7 +103,9 @@ def read_features(split: Split, features: Sequence[Feature], rows: Rows | None =
     start = 0
     for feature in features:
         block = x[:, start : start + feature.hidden_size]
-        block[:] = split.features(feature.layer, feature.source, feature.pooling, rows=rows)
+        block[:] = split.features(
+            feature.layer, feature.source, feature.pooling, rows=rows, verify=True
+        )
         _check_finite(block, feature, split, rows)
         start += feature.hidden_size
     return torch.from_numpy(x)

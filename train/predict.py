@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from llmembed.cache_format.errors import DataError, DatasetNotFoundError
+from llmembed.cache_format.errors import (
+    ConfigError,
+    DataError,
+    DatasetNotFoundError,
+    ModelNotFoundError,
+)
 from llmembed.train.metrics import Floats
 
 if TYPE_CHECKING:
@@ -25,10 +30,13 @@ TEXT_COLUMN = "text"
 TEXT_FILE = ".txt"
 
 
-def predict_proba(run: Run, texts: Sequence[str], device: str = "auto") -> Floats:
+def predict_proba(
+    run: Run, texts: Sequence[str], device: str = "auto", *, trust_remote_code: bool = False
+) -> Floats:
     """Give float64 `[N, C]`, the probability of each class for each text.
 
     Raises:
+        ConfigError: a backbone brings code of its own and `trust_remote_code` is not given.
         DataError: `texts` is a single string or holds something else than strings.
         ModelError: a backbone is missing, or is not the one of the cache.
     """
@@ -38,6 +46,8 @@ def predict_proba(run: Run, texts: Sequence[str], device: str = "auto") -> Float
         raise DataError("texts must be a list of strings. Pass [text] for a single one.")
     if not texts:
         return np.empty((0, len(run.labels)))
+    if not trust_remote_code:
+        _refuse_remote_code(run)
     with torch.inference_mode():
         logits = run.classifier(torch.from_numpy(read_new_features(run, texts, device)))
         proba: Floats = logits.double().softmax(dim=1).numpy()
@@ -51,17 +61,32 @@ def read_new_features(run: Run, texts: Sequence[str], device: str) -> npt.NDArra
     by_feature: dict[Feature, npt.NDArray[np.floating[Any]]] = {}
     for source, stored in run.config["sources"].items():
         wanted = [feature for feature in run.features if feature.source == source]
-        extractor = Extractor(
-            stored["recipe"],
-            layers=sorted({feature.layer for feature in wanted}),
-            poolings=sorted({feature.pooling for feature in wanted}),
-            device=device,
-            expected_fingerprint=stored["fingerprint"],
-        )
+        try:
+            extractor = Extractor(
+                stored["recipe"],
+                layers=sorted({feature.layer for feature in wanted}),
+                poolings=sorted({feature.pooling for feature in wanted}),
+                device=device,
+                expected_fingerprint=stored["fingerprint"],
+            )
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(
+                f"the run {run.path} needs the backbone of its source {source!r}: {error}"
+            ) from error
         arrays = extractor.features(texts)
         by_feature |= {feature: arrays[feature.pooling, feature.layer] for feature in wanted}
     parts = [by_feature[feature] for feature in run.features]
     return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def _refuse_remote_code(run: Run) -> None:
+    for source, stored in run.config["sources"].items():
+        recipe = stored["recipe"]
+        if recipe.get("trust_remote_code"):
+            raise ConfigError(
+                f"the run {run.path} wants to run the code that the model {recipe.get('model')!r} "
+                f"(source {source!r}) brings. Pass --trust-remote-code if you trust its authors."
+            )
 
 
 def read_texts(path: Path, column: str | None = None) -> list[str]:
@@ -73,12 +98,14 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
 
     Raises:
         DatasetNotFoundError: there is no such file.
-        DataError: the file cannot be read, or has no such column.
+        DataError: the file cannot be read, holds no text, or has no such column.
     """
     if not path.is_file():
         raise DatasetNotFoundError(f"{path} is not a file. Pass a file of texts to --input.")
-    if path.suffix.lower() == TEXT_FILE:
-        return _read_lines(path)
+    return _read_lines(path) if path.suffix.lower() == TEXT_FILE else _read_column(path, column)
+
+
+def _read_column(path: Path, column: str | None) -> list[str]:
     from llmembed.extract.tables import read_table
 
     table = read_table(path)
@@ -98,6 +125,8 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
 
 def _read_lines(path: Path) -> list[str]:
     content = path.read_bytes()
+    if not content:
+        raise DataError(f"{path} holds no text. Pass a file with at least one to --input.")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -80,20 +80,25 @@ class Run:
         """Features the classifier takes, side by side."""
         return tuple(Feature(**feature) for feature in self.config["features"])
 
-    def predict(self, texts: Sequence[str], device: str = "auto") -> list[str]:
-        """Name the class of each text."""
-        best = self.predict_proba(texts, device).argmax(axis=1)
-        return [self.labels[index] for index in best]
+    def predict(
+        self, texts: Sequence[str], device: str = "auto", *, trust_remote_code: bool = False
+    ) -> list[str]:
+        """Name the class of each text; raises what `predict_proba` raises."""
+        proba = self.predict_proba(texts, device, trust_remote_code=trust_remote_code)
+        return [self.labels[index] for index in proba.argmax(axis=1)]
 
-    def predict_proba(self, texts: Sequence[str], device: str = "auto") -> Floats:
+    def predict_proba(
+        self, texts: Sequence[str], device: str = "auto", *, trust_remote_code: bool = False
+    ) -> Floats:
         """Give float64 `[N, C]`, the probability of each class for each text.
 
         Raises:
+            ConfigError: a backbone brings code of its own and `trust_remote_code` is not given.
             ModelError: a backbone is missing, or is not the one the run was trained with.
         """
         from llmembed.train.predict import predict_proba
 
-        return predict_proba(self, texts, device)
+        return predict_proba(self, texts, device, trust_remote_code=trust_remote_code)
 
 
 def record_config(

@@ -7,21 +7,20 @@ batches and are compared on the same rows.
 
 from __future__ import annotations
 
-import logging
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from llmembed.cache_format import Cache, Split
-from llmembed.cache_format.errors import ConfigError, DataError
+from llmembed.cache_format.errors import ConfigError, DataError, LLMEmbedWarning
 from llmembed.train.config import FitConfig
 
 HELD_OUT_FRACTION = 0.1
 TRAIN_SPLIT = "train"
 EVAL_SPLITS = ("test", "validation")
 
-log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
 
 
@@ -79,13 +78,15 @@ def choose_shares(cache: Cache, config: FitConfig) -> Shares:
             f"a validation share of {config.val_fraction} of {len(train)} examples is empty. "
             "Pass a larger --val-fraction, or 0 to train all epochs without one."
         )
-    return Shares(
+    shares = Shares(
         train=train,
         validation=validation,
         eval=held_out,
         train_split=TRAIN_SPLIT,
         eval_split=eval_split,
     )
+    _warn_of_shared_texts(cache, shares)
+    return shares
 
 
 def draw_stratified(
@@ -125,11 +126,9 @@ def labelled_rows(split: Split) -> Rows:
             "neither train nor evaluate. Extract it with --label-column, or name another split."
         )
     if n_unlabelled:
-        log.warning(
-            "split %r: %d of %d rows have no label and are left out.",
-            split.name,
-            n_unlabelled,
-            split.n_rows,
+        _warn(
+            f"split {split.name!r}: {n_unlabelled} of {split.n_rows} rows have no label and are "
+            "left out."
         )
     return rows
 
@@ -169,8 +168,25 @@ def _check_classes(labels: Rows, cache: Cache) -> None:
         )
     single = [name for name, n in zip(cache.labels, counts, strict=True) if n == 1]
     if single:
-        log.warning(
-            "%d classes have one training example, which early stopping can't watch: %s.",
-            len(single),
-            ", ".join(single[:5]) + (", ..." if len(single) > len(single[:5]) else ""),
+        listed = ", ".join(single[:5]) + (", ..." if len(single) > len(single[:5]) else "")
+        _warn(
+            f"{len(single)} classes have one training example, which a validation share can't "
+            f"watch: {listed}."
         )
+
+
+def _warn_of_shared_texts(cache: Cache, shares: Shares) -> None:
+    """Count the evaluation rows whose text is trained on: they flatter the figures."""
+    trained = np.concatenate([shares.train, shares.validation])
+    seen = cache[shares.train_split].text_hash[trained]
+    n_shared = int(np.isin(cache[shares.eval_split].text_hash[shares.eval], seen).sum())
+    if n_shared:
+        _warn(
+            f"{n_shared} of {len(shares.eval)} evaluation rows have a text that also stands in "
+            "the training rows. They are evaluated like all others, so the figures may be too "
+            "good; remove them from the data set to be sure."
+        )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, LLMEmbedWarning, stacklevel=3)

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 import torch
-from clustered import MakeCache, clustered, source_info, write_split
+from clustered import MakeCache, clustered, source_info, text_hash, write_split
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmembed.cache_format import CacheWriter, open_cache
-from llmembed.cache_format.errors import CacheIncompleteError, ConfigError, DataError
+from llmembed.cache_format.errors import (
+    CacheCorruptError,
+    CacheIncompleteError,
+    ConfigError,
+    DataError,
+    LLMEmbedWarning,
+)
 from llmembed.train.config import FitConfig
-from llmembed.train.data import FeatureBatches, load_data
+from llmembed.train.data import FeatureBatches, _check_finite, load_data
 from llmembed.train.module import Standardiser
+from llmembed.train.select import Feature
 from llmembed.train.shares import draw_stratified
 
 
@@ -68,35 +73,35 @@ def test_without_another_split_a_tenth_is_held_out(make_cache: MakeCache) -> Non
 
 
 def test_unlabelled_rows_are_left_out_and_counted(
-    make_cache: MakeCache, caplog: pytest.LogCaptureFixture
+    make_cache: MakeCache,
 ) -> None:
     """Rows without a label train nothing, and a warning counts them."""
     features, labels = clustered(90, 0)
     labels[:5] = -1
-    with caplog.at_level(logging.WARNING, logger="llmembed.train"):
-        cache = make_cache({"train": (features, labels), "test": clustered(30, 1)})
+    cache = make_cache({"train": (features, labels), "test": clustered(30, 1)})
+    with pytest.warns(LLMEmbedWarning, match="split 'train': 5 of 90 rows have no label and are"):
         data = load_data(FitConfig(cache=str(cache)))
-    assert "split 'train': 5 of 90 rows have no label and are left out." in caplog.text
     assert min(data.shares.train.min(), data.shares.validation.min()) >= 5
 
 
 def test_a_class_with_one_example_is_kept_for_training(
-    make_cache: MakeCache, caplog: pytest.LogCaptureFixture
+    make_cache: MakeCache,
 ) -> None:
     """A class with one example stays in the training share, and a warning names it."""
     features, labels = clustered(60, 0, n_classes=2)
     labels[7] = 2
     cache = make_cache({"train": (features, labels), "test": clustered(30, 1)})
-    data = load_data(FitConfig(cache=str(cache)))
-    assert "1 classes have one training example" in caplog.text
-    assert "trade" in caplog.text
+    with pytest.warns(LLMEmbedWarning, match="1 classes have one training example.*trade"):
+        data = load_data(FitConfig(cache=str(cache)))
     assert 7 in data.shares.train
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": "7"}, "layer 7 is not in split 'train'.*which holds layers 1, 2"),
+        ({"layers": "7"}, r"layer 7 is not in split 'train'.*holds tiny \(of 4 layers\): 1, 2"),
+        ({"layers": "-1"}, r"layer -1 is not in split 'train'"),
+        ({"layers": "last:3"}, r"layer last:3 is not in split 'train'"),
         ({"layers": "one"}, "--layers has 'one', which is no layer"),
         ({"source": ("tinny",)}, "source 'tinny' does not exist; did you mean 'tiny'"),
         ({"pooling": ("meen",)}, "pooling 'meen' does not exist; did you mean 'mean'"),
@@ -133,26 +138,43 @@ def test_an_incomplete_cache_is_refused(make_cache: MakeCache) -> None:
     """A split whose extraction was not finished is refused, not read as far as it goes."""
     splits = {"train": clustered(300, 0), "test": clustered(30, 1)}
     cache = make_cache(splits, finish=False)
-    with pytest.raises((CacheIncompleteError, ConfigError)):
+    with pytest.raises(CacheIncompleteError, match=r"44 of 300 rows of train.tiny.*not committed"):
         load_data(FitConfig(cache=str(cache)))
 
 
-def test_features_that_are_not_finite_are_refused(
-    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_that_are_not_finite_are_refused(make_cache: MakeCache) -> None:
     """NaN features are named by layer, split and row."""
-    from llmembed.cache_format import Split
-
-    stored = Split.features
-
-    def damaged(self: Split, layer: int, *args: object, **options: object) -> np.ndarray:
-        x = np.array(stored(self, layer, *args, **options))  # type: ignore[arg-type]
-        x[[4, 6]] = np.nan
-        return x
-
-    monkeypatch.setattr(Split, "features", damaged)
+    split = open_cache(make_cache())["train"]
+    x = np.zeros((3, 16), dtype=np.float32)
+    x[1:] = np.nan
+    feature, rows = Feature("tiny", "mean", 1, 16), np.array([2, 4, 6])
     with pytest.raises(DataError, match=r"2 rows of layer 1 \(tiny, mean\).*the first is row 4"):
-        load_data(FitConfig(cache=str(make_cache())))
+        _check_finite(x, feature, split, rows)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_flipped_bit_stops_the_fit(make_cache: MakeCache, split: str) -> None:
+    """Features are hashed as they are read: a flipped bit is an error that names the chunk."""
+    cache = make_cache()
+    chunk = cache / split / "tiny" / "mean" / "layer_002" / "c.0.0"
+    content = bytearray(chunk.read_bytes())
+    content[100] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(CacheCorruptError, match=f"{split}/tiny/mean/layer_002"):
+        load_data(FitConfig(cache=str(cache)))
+
+
+def test_a_text_in_both_splits_is_counted(make_cache: MakeCache) -> None:
+    """Evaluation rows whose text is trained on are counted in a warning, and evaluated."""
+    cache = make_cache({"train": clustered(90, 0)})
+    with CacheWriter(cache, dataset=open_cache(cache).dataset) as writer:
+        writer.add_source(source_info("tiny", 16))
+        features, labels = clustered(30, 1)
+        hashes = np.concatenate([text_hash("train", 4), text_hash("test", 26)])
+        write_split(writer, "test", "tiny", features, labels, hashes=hashes)
+    with pytest.warns(LLMEmbedWarning, match="4 of 30 evaluation rows have a text that also"):
+        data = load_data(FitConfig(cache=str(cache)))
+    assert len(data.shares.eval) == 30
 
 
 def test_sources_of_different_widths_stand_side_by_side(make_cache: MakeCache) -> None:
