@@ -26,10 +26,11 @@ import numpy as np
 import torch
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo
+from llmembed.train.classifier import Classifier
 from llmembed.train.config import FitConfig
-from llmembed.train.data import FeatureBatches, FitData, load_data
-from llmembed.train.fitting import architecture_of, train_seed
-from llmembed.train.module import Classifier, ClassifierModule, Optimisation
+from llmembed.train.data import FeatureBatches, FitData, architecture_of, load_data
+from llmembed.train.gradient import train_seed
+from llmembed.train.module import ClassifierModule, Optimisation
 
 LAYERS = (8, 16, 24)
 N_CLASSES = 8

@@ -14,15 +14,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
 
 from llmembed.cache_format import Cache, Split, open_cache
 from llmembed.cache_format.errors import DataError
+from llmembed.train.classifier import Architecture, Standardiser
 from llmembed.train.config import FitConfig
-from llmembed.train.module import Standardiser
 from llmembed.train.select import Feature, select_features
 from llmembed.train.shares import Rows, Shares, choose_shares
 
@@ -83,6 +82,27 @@ def load_data(config: FitConfig) -> FitData:
     )
 
 
+def architecture_of(config: FitConfig, data: FitData) -> Architecture:
+    """Derive the classifier's shapes from the features that were read."""
+    return Architecture.of(
+        config.fusion,
+        config.head,
+        tuple(feature.hidden_size for feature in data.features),
+        len(data.cache.labels),
+        config.dropout,
+    )
+
+
+def class_weights(config: FitConfig, data: FitData) -> Tensor | None:
+    """Weigh class c by n / (C n_c), C being the classes that occur; an absent class by 0."""
+    if config.class_weight == "none":
+        return None
+    labels = data.y[torch.from_numpy(data.shares.train)]
+    counts = torch.bincount(labels, minlength=len(data.cache.labels)).float()
+    present = counts > 0
+    return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0)
+
+
 def read_features(split: Split, features: Sequence[Feature], rows: Rows | None = None) -> Tensor:
     """Read features side by side.
 
@@ -140,31 +160,6 @@ class FeatureBatches:
             rows = rows[order.to(rows.device)]
         for chosen in torch.split(rows, self.batch_size):
             yield self.x.index_select(0, chosen), self.y.index_select(0, chosen)
-
-
-class FeatureDataModule(pl.LightningDataModule):
-    """The training and validation shares, moved to the trainer's device once."""
-
-    def __init__(self, data: FitData, batch_size: int, seed: int) -> None:
-        super().__init__()
-        self.data, self.batch_size, self.seed = data, batch_size, seed
-
-    def train_dataloader(self) -> FeatureBatches:
-        """Give shuffled batches of the training share."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return self._batches(self.data.shares.train, generator)
-
-    def val_dataloader(self) -> FeatureBatches | list[Batch]:
-        """Give batches of the validation share; none where it is empty."""
-        rows = self.data.shares.validation
-        return self._batches(rows, None) if len(rows) else []
-
-    def _batches(self, rows: Rows, generator: torch.Generator | None) -> FeatureBatches:
-        assert self.trainer is not None
-        device = self.trainer.strategy.root_device
-        x, y = self.data.x.to(device), self.data.y.to(device)
-        chosen = torch.from_numpy(rows).to(device)
-        return FeatureBatches(x, y, chosen, self.batch_size, generator)
 
 
 def _labels(split: Split) -> Tensor:

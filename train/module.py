@@ -1,7 +1,6 @@
-"""The classifier, and how Lightning trains it.
+"""How Lightning trains a classifier: its module, its data, its callbacks.
 
-`Classifier` is plain torch: standardisation, fusion and head, all that a run stores.
-`ClassifierModule` trains its fusion and head on features that are already standardised; logits go
+`ClassifierModule` trains fusion and head on features that are already standardised; logits go
 into a cross-entropy, which has the only softmax. `KeepBest` is early stopping and checkpoint in
 one: the best weights stay in memory, because writing them each epoch costs more than the epoch.
 """
@@ -11,99 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
-from llmembed.train.fusion import FUSIONS, Cooc
-from llmembed.train.heads import HEADS, NATURAL_HEADS
+from llmembed.train.classifier import Classifier
+from llmembed.train.data import Batch, FeatureBatches, FitData
+from llmembed.train.fusion import Cooc
+from llmembed.train.shares import Rows
 
-_CHUNK_ROWS = 8192
 _MIN_IMPROVEMENT = 1e-3  # nats; less is noise of a small share
-
-
-class Standardiser(nn.Module):
-    """Gives each column mean 0 and standard deviation 1; a constant column becomes 0."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
-
-    @classmethod
-    def of(cls, x: Tensor, rows: Tensor) -> Self:
-        """Take the statistics of some rows of float32 `[N, F]`, summed in float64."""
-        total = torch.zeros(x.shape[1], dtype=torch.float64)
-        squares = torch.zeros_like(total)
-        for chunk in torch.split(rows, _CHUNK_ROWS):
-            block = x[chunk].double()
-            total += block.sum(dim=0)
-            squares += block.square().sum(dim=0)
-        mean = total / len(rows)
-        scale = (squares / len(rows) - mean.square()).clamp(min=0).sqrt()
-        standardiser = cls(x.shape[1])
-        standardiser.mean.copy_(mean)
-        standardiser.scale.copy_(torch.where(scale > mean.abs() * 1e-6, scale, 1.0))
-        return standardiser
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Standardise `[B, F]`."""
-        return (x - self.mean) / self.scale
-
-    def apply_(self, x: Tensor) -> Tensor:
-        """Standardise `[N, F]` in place, to hold a split in memory only once."""
-        return x.sub_(self.mean).div_(self.scale)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """What fixes the names and shapes of a classifier's weights."""
-
-    fusion: str
-    """Name of the fusion."""
-    head: str
-    """Name of the head, never `auto`."""
-    widths: tuple[int, ...]
-    """Width of each feature."""
-    n_classes: int
-    """C, number of classes."""
-    dropout: float
-    """Share of the fused vector dropped while training."""
-
-    @classmethod
-    def of(
-        cls, fusion: str, head: str, widths: tuple[int, ...], n_classes: int, dropout: float
-    ) -> Self:
-        """Resolve `auto` to the natural head of the fusion."""
-        chosen = NATURAL_HEADS[fusion] if head == "auto" else head
-        return cls(fusion=fusion, head=chosen, widths=widths, n_classes=n_classes, dropout=dropout)
-
-
-class Classifier(nn.Module):
-    """Raw features `[B, F]` in, logits `[B, C]` out."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        self.standardise = Standardiser(sum(architecture.widths))
-        self.fusion = FUSIONS[architecture.fusion](architecture.widths)
-        self.head = HEADS[architecture.head](
-            self.fusion.fused_width, architecture.n_classes, architecture.dropout
-        )
-
-    def logits(self, standardised: Tensor) -> Tensor:
-        """Classify standardised features, `[B, F]` -> logits `[B, C]`."""
-        logits: Tensor = self.head(self.fusion(standardised))
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify features as they lie in the cache, `[B, F]` -> logits `[B, C]`."""
-        return self.logits(self.standardise(x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,3 +119,47 @@ class KeepBest(pl.Callback):
         assert isinstance(pl_module, ClassifierModule)
         if self._weights is not None:
             pl_module.classifier.load_state_dict(self._weights)
+
+
+class FeatureDataModule(pl.LightningDataModule):
+    """The training and validation shares, moved to the trainer's device once."""
+
+    def __init__(self, data: FitData, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+
+    def train_dataloader(self) -> FeatureBatches:
+        """Give shuffled batches of the training share."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return self._batches(self.data.shares.train, generator)
+
+    def val_dataloader(self) -> FeatureBatches | list[Batch]:
+        """Give batches of the validation share; none where it is empty."""
+        rows = self.data.shares.validation
+        return self._batches(rows, None) if len(rows) else []
+
+    def _batches(self, rows: Rows, generator: torch.Generator | None) -> FeatureBatches:
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        x, y = self.data.x.to(device), self.data.y.to(device)
+        chosen = torch.from_numpy(rows).to(device)
+        return FeatureBatches(x, y, chosen, self.batch_size, generator)
+
+
+class EpochBar(pl.Callback):
+    """One bar over the epochs on stderr, with the validation loss; silent without a terminal."""
+
+    def __init__(self, n_epochs: int, seed: int) -> None:
+        self.bar = tqdm(total=n_epochs, desc=f"seed {seed}", unit="epoch", disable=None)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Advance by one epoch."""
+        del trainer
+        assert isinstance(pl_module, ClassifierModule)
+        self.bar.set_postfix_str(f"validation loss {pl_module.val_loss:.4f}", refresh=False)
+        self.bar.update()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        del trainer, pl_module
+        self.bar.close()

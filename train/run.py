@@ -30,9 +30,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from llmembed.cache_format.errors import RunFormatError, RunNotFoundError
+from llmembed.train.classifier import Architecture, Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.metrics import Floats
-from llmembed.train.module import Architecture, Classifier
 from llmembed.train.select import Feature
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Run:
 
 
 def record_config(
-    config: FitConfig, data: FitData, seed: int, architecture: Architecture
+    config: FitConfig, data: FitData, trained: Trained, architecture: Architecture
 ) -> dict[str, Any]:
     """Gather what config.json holds: enough to predict, and to fit again."""
     sources = dict.fromkeys(feature.source for feature in data.features)
@@ -120,7 +120,8 @@ def record_config(
         "features": [feature._asdict() for feature in data.features],
         "labels": list(data.cache.labels),
         "architecture": dataclasses.asdict(architecture),
-        "seed": seed,
+        "seed": trained.seed,
+        "device": trained.device,
         "versions": {package: version(package) for package in _PACKAGES},
     }
 

@@ -15,9 +15,9 @@ from llmembed.cache_format.errors import (
     DataError,
     LLMEmbedWarning,
 )
+from llmembed.train.classifier import Standardiser
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FeatureBatches, _check_finite, load_data
-from llmembed.train.module import Standardiser
 from llmembed.train.select import Feature
 from llmembed.train.shares import draw_stratified
 

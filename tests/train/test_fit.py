@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from llmembed.cache_format.errors import ConfigError, RunFormatError, RunNotFoundError
 from llmembed.train import FitConfig, Run, fit, load_run
-from llmembed.train.data import load_data
-from llmembed.train.fitting import _class_weights
-from llmembed.train.module import Architecture, Classifier
+from llmembed.train.classifier import Architecture, Classifier
+from llmembed.train.data import class_weights, load_data
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 32, "lr": 0.01, "accelerator": "cpu"}
 
@@ -145,7 +144,7 @@ def test_balanced_weights(make_cache: MakeCache) -> None:
     splits = {"train": (features, labels), "test": clustered(30, 1)}
     cache = str(make_cache(splits, labels=LABELS))
     config = FitConfig(cache=cache, class_weight="balanced", val_fraction=0)
-    weights = _class_weights(config, load_data(config))
+    weights = class_weights(config, load_data(config))
     assert weights is not None
     assert weights.tolist() == pytest.approx([90 / (2 * 60), 90 / (2 * 30), 0.0])
 

@@ -1,0 +1,117 @@
+"""The classifier as a run stores it: standardisation, fusion, head. Plain torch, no trainer.
+
+Kept apart from what trains it, so that a prediction and a head in closed form never wait for
+Lightning, whose import takes longer than they do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from llmembed.train.fusion import FUSIONS
+from llmembed.train.heads import HEADS, NATURAL_HEADS
+
+_CHUNK_ROWS = 8192
+
+
+class Standardiser(nn.Module):
+    """Gives each column mean 0 and standard deviation 1; a constant column becomes 0."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    @classmethod
+    def of(cls, x: Tensor, rows: Tensor) -> Self:
+        """Take the statistics of some rows of float32 `[N, F]`, summed in float64."""
+        total = torch.zeros(x.shape[1], dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for chunk in torch.split(rows, _CHUNK_ROWS):
+            block = x[chunk].double()
+            total += block.sum(dim=0)
+            squares += block.square().sum(dim=0)
+        mean = total / len(rows)
+        scale = (squares / len(rows) - mean.square()).clamp(min=0).sqrt()
+        standardiser = cls(x.shape[1])
+        standardiser.mean.copy_(mean)
+        standardiser.scale.copy_(torch.where(scale > mean.abs() * 1e-6, scale, 1.0))
+        return standardiser
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise `[B, F]`."""
+        return (x - self.mean) / self.scale
+
+    def apply_(self, x: Tensor) -> Tensor:
+        """Standardise `[N, F]` in place, to hold a split in memory only once."""
+        return x.sub_(self.mean).div_(self.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What fixes the names and shapes of a classifier's weights."""
+
+    fusion: str
+    """Name of the fusion."""
+    head: str
+    """Name of the head, never `auto`."""
+    widths: tuple[int, ...]
+    """Width of each feature."""
+    n_classes: int
+    """C, number of classes."""
+    dropout: float
+    """Share of the fused vector dropped while training."""
+
+    @classmethod
+    def of(
+        cls, fusion: str, head: str, widths: tuple[int, ...], n_classes: int, dropout: float
+    ) -> Self:
+        """Resolve `auto` to the natural head of the fusion."""
+        chosen = NATURAL_HEADS[fusion] if head == "auto" else head
+        return cls(fusion=fusion, head=chosen, widths=widths, n_classes=n_classes, dropout=dropout)
+
+
+class Classifier(nn.Module):
+    """Raw features `[B, F]` in, logits `[B, C]` out."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.standardise = Standardiser(sum(architecture.widths))
+        self.fusion = FUSIONS[architecture.fusion](architecture.widths)
+        self.head = HEADS[architecture.head](
+            self.fusion.fused_width, architecture.n_classes, architecture.dropout
+        )
+
+    def logits(self, standardised: Tensor) -> Tensor:
+        """Classify standardised features, `[B, F]` -> logits `[B, C]`."""
+        logits: Tensor = self.head(self.fusion(standardised))
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify features as they lie in the cache, `[B, F]` -> logits `[B, C]`."""
+        return self.logits(self.standardise(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One trained classifier, and how it came about."""
+
+    seed: int
+    """Seed it was trained with."""
+    classifier: Classifier
+    """The classifier, with its best weights, on the CPU."""
+    val_loss: float | None
+    """Loss on rows of the training split that it was not fitted to; None where there are none."""
+    fit_s: float
+    """Seconds of training."""
+    device: str
+    """Device it was trained on."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What else the record says of it."""

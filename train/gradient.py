@@ -1,0 +1,110 @@
+"""Fits by gradient, through Lightning: fusions and heads that have no closed form."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from llmembed.cache_format.errors import ConfigError
+from llmembed.train.classifier import Classifier, Trained
+from llmembed.train.config import FitConfig
+from llmembed.train.data import FitData, architecture_of, class_weights
+from llmembed.train.module import (
+    ClassifierModule,
+    EpochBar,
+    FeatureDataModule,
+    KeepBest,
+    Optimisation,
+)
+
+
+def train_seed(
+    config: FitConfig, data: FitData, seed: int, *, show_progress: bool = False
+) -> Trained:
+    """Train one classifier, early stopping included."""
+    started = time.perf_counter()
+    keep_best = KeepBest(config.patience)
+    with _quiet_lightning(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = ClassifierModule(
+            Classifier(architecture_of(config, data)),
+            Optimisation(
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                class_weights=class_weights(config, data),
+            ),
+        )
+        bar = EpochBar(config.epochs, seed) if show_progress else None
+        trainer = _trainer(config, [keep_best, *([bar] if bar else [])])
+        trainer.fit(module, datamodule=FeatureDataModule(data, config.batch_size, seed))
+    classifier = module.classifier.cpu().eval()
+    classifier.standardise.load_state_dict(data.standardiser.state_dict())
+    _check_converged(config, data, classifier, keep_best)
+    return Trained(
+        seed=seed,
+        classifier=classifier,
+        val_loss=keep_best.best_loss if len(data.shares.validation) else None,
+        fit_s=time.perf_counter() - started,
+        device=str(trainer.strategy.root_device),
+        details={"n_epochs": trainer.current_epoch, "saturated_share": module.saturated},
+    )
+
+
+def _trainer(config: FitConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Make a lean trainer: bars, loggers and checkpoints cost more than such a small step."""
+    try:
+        return pl.Trainer(
+            accelerator=config.accelerator,
+            devices=1,
+            precision=cast("Any", config.precision),
+            max_epochs=config.epochs,
+            max_time=config.max_time,
+            deterministic=config.deterministic,
+            fast_dev_run=config.fast_dev_run,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"Lightning refuses --accelerator {config.accelerator} with --precision "
+            f"{config.precision}: {error} Pass --accelerator auto --precision 32-true."
+        ) from error
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's banners and hints off the user's screen while it trains."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _check_converged(
+    config: FitConfig, data: FitData, classifier: Classifier, keep_best: KeepBest
+) -> None:
+    finite = all(bool(weight.isfinite().all()) for weight in classifier.parameters())
+    validated = math.isfinite(keep_best.best_loss) or not len(data.shares.validation)
+    if not finite or not validated:
+        raise ConfigError(
+            f"the training diverged: the loss became NaN or infinite with lr {config.lr}. "
+            "Pass a smaller --lr."
+        )
