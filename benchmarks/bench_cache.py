@@ -114,7 +114,7 @@ def write_cache(path: Path, features: np.ndarray[Any, Any]) -> None:
     with CacheWriter(path, dataset=dataset) as writer:
         writer.add_source(source)
         writer.add_split("train", labels=zeros, text_hash=np.arange(n_rows, dtype=np.uint64))
-        plan = writer.plan("train", "s", layers=[1], poolings=["mean"])
+        plan = writer.plan("train", "s", arrays=[("mean", 1)])
         for block in plan.blocks:
             rows = slice(block.start, block.stop)
             writer.write(plan, block, n_tokens=zeros[rows], features={("mean", 1): features[rows]})

@@ -67,7 +67,7 @@ def write_features(path: Path, n_rows: int, hidden_size: int) -> Path:
             labels = generator.integers(0, N_CLASSES, n).astype(np.int32)
             text_hash = np.arange(first, first + n, dtype=np.uint64)
             writer.add_split(split, labels=labels, text_hash=text_hash)
-            plan = writer.plan(split, source.name, layers=LAYERS, poolings=("mean",))
+            plan = writer.plan(split, source.name, arrays=[("mean", layer) for layer in LAYERS])
             for block in plan.blocks:
                 rows = labels[block.compute_from : block.stop]
                 arrays = {

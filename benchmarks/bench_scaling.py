@@ -91,7 +91,7 @@ def write(path: Path, features: np.ndarray[Any, Any]) -> None:
         writer.add_source(SOURCE)
         text_hash = np.arange(len(features), dtype=np.uint64)
         writer.add_split("train", labels=n_tokens, text_hash=text_hash)
-        plan = writer.plan("train", "s", layers=LAYERS, poolings=["mean"])
+        plan = writer.plan("train", "s", arrays=[("mean", layer) for layer in LAYERS])
         for block in plan.blocks:
             rows = slice(block.start, block.stop)
             arrays = dict.fromkeys(block.missing, features[rows])

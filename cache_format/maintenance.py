@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 
@@ -141,22 +142,11 @@ def _merge_one(target: PathLike, cache: Cache) -> int:
             split = cache[name]
             writer.add_split(name, labels=split.labels, text_hash=split.text_hash)
             for source, layout in split.layouts.items():
-                for keys in _rectangles(layout.arrays):
-                    plan = writer.plan(
-                        name,
-                        source,
-                        layers=[layer for _, layer in keys],
-                        poolings=[keys[0][0]],
-                        dtype=layout.dtype,
-                    )
+                for _, keys in itertools.groupby(layout.arrays, key=lambda key: key[0]):
+                    plan = writer.plan(name, source, arrays=keys, dtype=layout.dtype)
                     n_blocks += sum(_merge_block(writer, plan, b, split) for b in plan.blocks)
                 writer.finish(name, source)
     return n_blocks
-
-
-def _rectangles(arrays: Sequence[ArrayKey]) -> list[list[ArrayKey]]:
-    poolings = sorted({pooling for pooling, _ in arrays})
-    return [[key for key in arrays if key[0] == pooling] for pooling in poolings]
 
 
 def _merge_block(writer: CacheWriter, plan: SplitPlan, block: Block, split: Split) -> bool:

@@ -9,7 +9,7 @@ could be writing.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -164,8 +164,7 @@ class CacheWriter:
         split: str,
         source: str,
         *,
-        layers: Sequence[int],
-        poolings: Sequence[str],
+        arrays: Iterable[ArrayKey],
         dtype: str = "float16",
     ) -> SplitPlan:
         """List the blocks of rows that lack any of these arrays.
@@ -173,8 +172,7 @@ class CacheWriter:
         Args:
             split: a split that was added.
             source: a source that was added.
-            layers: layer numbers, 0 is the embedding.
-            poolings: names of poolings.
+            arrays: (pooling, layer) of each; layer 0 is the embedding.
             dtype: of the stored features, "float16" or "float32".
 
         Raises:
@@ -182,10 +180,10 @@ class CacheWriter:
             CacheMismatchError: if the source is stored in another dtype.
         """
         self._check_added(split, source)
-        arrays = self._checked_arrays(source, layers, poolings, dtype)
+        keys = self._checked_arrays(source, arrays, dtype)
         info, hidden_size = self._header.splits[split], self._header.sources[source].hidden_size
         rows = block_rows(info.n_rows, hidden_size * np.dtype(dtype).itemsize)
-        names = (*(array_name(key) for key in arrays), N_TOKENS)
+        names = (*(array_name(key) for key in keys), N_TOKENS)
         empty = self._dry_run and self._overwrite
         layout = None if empty else read_layout(self._store, split, source)
         if layout is None:
@@ -203,8 +201,8 @@ class CacheWriter:
             block_rows=rows,
             hidden_size=hidden_size,
             dtype=dtype,
-            arrays=arrays,
-            blocks=missing_blocks(info.n_rows, rows, arrays, committed),
+            arrays=keys,
+            blocks=missing_blocks(info.n_rows, rows, keys, committed),
         )
         self._plans[split, source], self._committed[split, source] = plan, committed
         return plan
@@ -328,19 +326,20 @@ class CacheWriter:
                 raise ConfigError.unknown(kind, name, known, f"Call add_{kind} first.")
 
     def _checked_arrays(
-        self, source: str, layers: Sequence[int], poolings: Sequence[str], dtype: str
+        self, source: str, arrays: Iterable[ArrayKey], dtype: str
     ) -> tuple[ArrayKey, ...]:
         if dtype not in FEATURE_DTYPES:
             raise ConfigError.unknown("dtype", dtype, FEATURE_DTYPES, "Pass one to --dtype.")
         n_layers = self._header.sources[source].n_layers
-        for layer in layers:
+        keys = tuple(sorted(set(arrays)))
+        for pooling, layer in keys:
+            check_name("pooling", pooling)
             if not 0 <= layer <= n_layers:
                 raise ConfigError(
                     f"layer {layer} does not exist in {source}, which has {n_layers} layers "
-                    f"(1-{n_layers}; 0 is the embedding). Pass --layers within that range."
+                    f"(1-{n_layers}; 0 is the embeddings). Pass --layers within that range."
                 )
-        names = [check_name("pooling", pooling) for pooling in poolings]
-        return tuple(sorted({(name, layer) for name in names for layer in layers}))
+        return keys
 
 
 def _check_free_name(kind: str, name: str, taken: Mapping[str, object]) -> None:

@@ -43,6 +43,17 @@ class Task:
     config: ExtractConfig
 
     @property
+    def arrays(self) -> list[tuple[str, int]]:
+        """(pooling, layer) of all arrays; the pooler belongs to the last layer alone."""
+        last = self.recipe.shape.n_layers
+        return [
+            (pooling, layer)
+            for pooling in self.poolings
+            for layer in self.layers
+            if pooling != "pooler" or layer == last
+        ]
+
+    @property
     def dataset(self) -> DatasetInfo:
         """What the cache records of the data set."""
         corpus = self.corpus
@@ -223,8 +234,7 @@ def _plan(task: Task, writer: CacheWriter) -> list[SplitPlan]:
             writer.plan(
                 split,
                 task.source.name,
-                layers=task.layers,
-                poolings=task.poolings,
+                arrays=task.arrays,
                 dtype=task.recipe.dtype,
             )
         )

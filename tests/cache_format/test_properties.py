@@ -179,7 +179,7 @@ def use_everything(path: Path) -> None:
     ):
         writer.add_source(SOURCE)
         writer.add_split("train", labels=Toy(100).labels, text_hash=Toy(100).text_hash)
-        writer.plan("train", "tiny", layers=[4, 5], poolings=["mean"])
+        writer.plan("train", "tiny", arrays=[("mean", 4), ("mean", 5)])
 
 
 @pytest.fixture(scope="module")

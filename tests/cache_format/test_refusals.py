@@ -121,15 +121,18 @@ def test_names_that_differ_in_case_only(toy_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": [13]}, r"layer 13 does not exist in tiny, which has 12 layers \(1-12;"),
-        ({"poolings": ["../up"]}, "cannot name a pooling"),
+        (
+            {"arrays": [("mean", 13)]},
+            r"layer 13 does not exist in tiny, which has 12 layers \(1-12;",
+        ),
+        ({"arrays": [("../up", 4)]}, "cannot name a pooling"),
         ({"dtype": "bfloat16"}, "dtype 'bfloat16' does not exist"),
         ({"split": "trian"}, "split 'trian' does not exist; did you mean 'train'"),
     ],
 )
 def test_plans_that_cannot_be(toy_path: Path, options: dict[str, Any], message: str) -> None:
     """A layer, pooling, dtype or split that cannot be is named."""
-    asked = {"split": "train", "source": "tiny", "layers": [4], "poolings": ["mean"]} | options
+    asked = {"split": "train", "source": "tiny", "arrays": [("mean", 4)]} | options
     with (
         CacheWriter(toy_path, dataset=DATASET) as writer,
         pytest.raises(ConfigError, match=message),
@@ -143,7 +146,7 @@ def test_another_dtype_is_refused(toy_path: Path) -> None:
         CacheWriter(toy_path, dataset=DATASET) as writer,
         pytest.raises(CacheMismatchError, match="stored as float16, but float32"),
     ):
-        writer.plan("train", "tiny", layers=[1], poolings=["mean"], dtype="float32")
+        writer.plan("train", "tiny", arrays=[("mean", 1)], dtype="float32")
 
 
 def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
@@ -151,7 +154,7 @@ def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
     with CacheWriter(tmp_path / "toy.zarr", dataset=DATASET) as writer:
         writer.add_source(SOURCE)
         writer.add_split("train", labels=Toy().labels, text_hash=Toy().text_hash)
-        plan = writer.plan("train", "tiny", layers=[4], poolings=["mean"])
+        plan = writer.plan("train", "tiny", arrays=[("mean", 4)])
         n_tokens = Toy().n_tokens[:64]
         with pytest.raises(CacheMismatchError, match=r"lack \[\('mean', 4\)\]"):
             writer.write(plan, plan.blocks[0], n_tokens=n_tokens, features={})
@@ -249,7 +252,7 @@ def test_a_writer_that_lost_its_lock_stops(tmp_path: Path) -> None:
     with CacheWriter(tmp_path / "toy.zarr", dataset=DATASET) as writer:
         writer.add_source(SOURCE)
         writer.add_split("train", labels=toy.labels, text_hash=toy.text_hash)
-        plan = writer.plan("train", "tiny", layers=[4], poolings=["mean"])
+        plan = writer.plan("train", "tiny", arrays=[("mean", 4)])
         (tmp_path / "toy.zarr/.llmembed/lock").write_text("{}")
         features = {("mean", 4): toy.features("mean", 4)[:64]}
         with pytest.raises(CacheLockedError, match="took the lock over"):

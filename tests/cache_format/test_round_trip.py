@@ -185,7 +185,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, toy_path: Path) -> None:
         with CacheWriter(path, dataset=DATASET, dry_run=True) as writer:
             writer.add_source(SOURCE)
             writer.add_split("train", labels=Toy().labels, text_hash=Toy().text_hash)
-            plan = writer.plan("train", "tiny", layers=[1, 8], poolings=["mean"])
+            plan = writer.plan("train", "tiny", arrays=[("mean", 1), ("mean", 8)])
             missing = 1 if path == toy_path else 2
             assert plan.size_bytes == plan_bytes(200, HIDDEN_SIZE, missing)
             with pytest.raises(CacheSpaceError, match=r"need 1000000\.000 GB, but .* are free at"):
@@ -201,7 +201,7 @@ def test_overflow_names_row_layer_and_remedy(tmp_path: Path) -> None:
     with CacheWriter(tmp_path / "toy.zarr", dataset=DATASET) as writer:
         writer.add_source(SOURCE)
         writer.add_split("train", labels=Toy().labels, text_hash=Toy().text_hash)
-        plan = writer.plan("train", "tiny", layers=[4], poolings=["mean"])
+        plan = writer.plan("train", "tiny", arrays=[("mean", 4)])
         block = plan.blocks[1]
         with pytest.raises(
             ExtractionError, match=r"layer_004, row 70: feature 3 is inf in float16"
@@ -251,7 +251,7 @@ def test_float32_is_stored_when_asked(tmp_path: Path) -> None:
     with CacheWriter(tmp_path / "toy.zarr", dataset=DATASET, fsync=True) as writer:
         writer.add_source(SOURCE)
         writer.add_split("train", labels=toy.labels, text_hash=toy.text_hash)
-        plan = writer.plan("train", "tiny", layers=[4], poolings=["mean"], dtype="float32")
+        plan = writer.plan("train", "tiny", arrays=[("mean", 4)], dtype="float32")
         writer.write(plan, plan.blocks[0], n_tokens=toy.n_tokens, features={("mean", 4): features})
         writer.finish("train", "tiny")
     found = open_cache(tmp_path / "toy.zarr")["train"].features(4)

@@ -116,9 +116,10 @@ def test_auto_arithmetic_goes_on_as_the_cache_began(config: Any) -> None:
 def test_a_second_backbone_shares_the_cache(config: Any, bert: Path) -> None:
     """Two sources of different kind stand side by side."""
     extract(config())
-    path = extract(config(model=str(bert), layers="-1", pooling=("first", "pooler"))).path
+    path = extract(config(model=str(bert), layers="1,-1", pooling=("first", "pooler"))).path
     cache = open_cache(path)
     assert sorted(cache.sources) == ["toy-bert", "toy-llama"]
+    assert cache["train"].layers("toy-bert", "first") == (1, 3)
     assert cache["train"].layers("toy-bert", "pooler") == (3,)
 
 

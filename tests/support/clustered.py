@@ -51,7 +51,7 @@ def write_split(
 ) -> None:
     hashes = text_hash(split, len(classes)) if hashes is None else hashes
     writer.add_split(split, labels=classes, text_hash=hashes)
-    plan = writer.plan(split, source, layers=LAYERS, poolings=("mean",), dtype="float16")
+    plan = writer.plan(split, source, arrays=[("mean", layer) for layer in LAYERS])
     for block in plan.blocks if finish else plan.blocks[:-1]:
         rows = slice(block.compute_from, block.stop)
         arrays = {("mean", layer): features[k, rows] for k, layer in enumerate(LAYERS)}

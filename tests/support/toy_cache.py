@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def write_toy(
     with CacheWriter(path, dataset=DATASET, **options) as writer:
         writer.add_source(source)
         writer.add_split(split, labels=toy.labels, text_hash=toy.text_hash)
-        plan = writer.plan(split, source.name, layers=layers, poolings=poolings)
+        plan = writer.plan(split, source.name, arrays=product(poolings, layers))
         for block in plan.blocks[:n_blocks]:
             rows = slice(block.compute_from, block.stop)
             features = {key: toy.features(*key)[rows] for key in block.missing}
