@@ -1,0 +1,57 @@
+"""What the README says can be typed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from llmembed.cache_format.cli import main as cache_main
+from llmembed.extract.cli import main as extract_main
+from llmembed.train.cli import fit_main, predict_main
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS: dict[str, click.Command] = {
+    "llmembed-cache": cache_main,
+    "llmembed-extract": extract_main,
+    "llmembed-fit": fit_main,
+    "llmembed-predict": predict_main,
+}
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+LINES = [
+    line
+    for language, block in BLOCKS
+    if not language
+    for line in block.splitlines()
+    if line.startswith("llmembed-")
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_line_of_the_readme_is_understood(line: str) -> None:
+    """Commands and options exist, and their values are of the right kind."""
+    name, *arguments = shlex.split(line, comments=True)
+    COMMANDS[name].make_context(name, arguments)
+
+
+def test_the_readme_shows_the_two_lines_of_the_method() -> None:
+    """The two commands that follow one another stand at the head."""
+    assert LINES[:2] == [
+        "llmembed-extract --model llama2-7b --layers 8,16,24,32",
+        "llmembed-fit --cache sst2.zarr --fusion cooc",
+    ]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::llmembed.cache_format.errors.LLMEmbedWarning")
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The eight lines extract, fit and predict as they stand."""
+    (code,) = [block for language, block in BLOCKS if language == "python"]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - it is our own README
+    assert getattr(names["x"], "shape", None) == (100, 576)
