@@ -12,8 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from llmembed.train.fusion import FUSIONS
-from llmembed.train.heads import HEADS, NATURAL_HEADS
+from llmembed.train.fusion import FUSIONS, Concat
+from llmembed.train.heads import HEADS
 
 _CHUNK_ROWS = 8192
 
@@ -69,17 +69,15 @@ class Architecture:
     dropout: float
     """Share of the fused vector dropped while training."""
 
-    @classmethod
-    def of(
-        cls, fusion: str, head: str, widths: tuple[int, ...], n_classes: int, dropout: float
-    ) -> Self:
-        """Resolve `auto` to the natural head of the fusion."""
-        chosen = NATURAL_HEADS[fusion] if head == "auto" else head
-        return cls(fusion=fusion, head=chosen, widths=widths, n_classes=n_classes, dropout=dropout)
-
 
 class Classifier(nn.Module):
-    """Raw features `[B, F]` in, logits `[B, C]` out."""
+    """Raw features `[B, F]` in, logits `[B, C]` out.
+
+    Attributes:
+        temperature: what the logits are divided by; 1 until it is calibrated.
+    """
+
+    temperature: Tensor
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -88,15 +86,29 @@ class Classifier(nn.Module):
         self.head = HEADS[architecture.head](
             self.fusion.fused_width, architecture.n_classes, architecture.dropout
         )
+        self.register_buffer("temperature", torch.tensor(1.0))
 
     def logits(self, standardised: Tensor) -> Tensor:
         """Classify standardised features, `[B, F]` -> logits `[B, C]`."""
         logits: Tensor = self.head(self.fusion(standardised))
-        return logits
+        return logits / self.temperature
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify features as they lie in the cache, `[B, F]` -> logits `[B, C]`."""
         return self.logits(self.standardise(x))
+
+    @torch.inference_mode()
+    def fuse_all(self, standardised: Tensor) -> Tensor:
+        """Fuse `[N, F]` -> `[N, K]` in chunks; a fusion that changes nothing copies nothing."""
+        if isinstance(self.fusion, Concat):
+            return standardised
+        return torch.cat([self.fusion(chunk) for chunk in torch.split(standardised, _CHUNK_ROWS)])
+
+    @torch.inference_mode()
+    def logits_all(self, standardised: Tensor) -> Tensor:
+        """Classify standardised features in chunks, `[N, F]` -> float64 `[N, C]`."""
+        chunks = torch.split(standardised, _CHUNK_ROWS)
+        return torch.cat([self.logits(chunk).double() for chunk in chunks])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         f"accuracy         {metrics['accuracy']:.4f}  (95 % interval {low:.4f}-{high:.4f})",
         f"macro F1         {metrics['macro_f1']:.4f}",
         f"NLL              {metrics['nll']:.4f}",
-        f"ECE              {metrics['ece']:.4f}",
+        f"ECE              {metrics['ece']:.4f}  (uncalibrated {metrics['ece_uncalibrated']:.4f})",
         f"parameters       {metrics['n_parameters']:,}",
         f"seconds          {metrics['seconds']['total']:.1f}",
     ]

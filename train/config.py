@@ -14,7 +14,18 @@ from pathlib import Path
 from llmembed.cache_format.errors import ConfigError
 
 FUSIONS = ("mean", "max", "concat", "cooc", "single")
-HEADS = ("auto", "linear", "mlp")
+FIXED_FUSIONS = ("mean", "max", "concat", "single")  # without weights of their own
+NATURAL_HEADS = {
+    "mean": "mlp",
+    "max": "mlp",
+    "concat": "mlp",
+    "single": "mlp",
+    "cooc": "linear",  # the Gram matrices are its non-linear part
+}
+SOLVED_HEADS = ("ridge", "lda")
+HEADS = ("auto", "linear", "mlp", *SOLVED_HEADS)
+CALIBRATIONS = ("temperature", "none")
+DEFAULT_FOLDS = 5
 CLASS_WEIGHTS = ("none", "balanced")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -41,11 +52,15 @@ class FitConfig:
     fusion: str = "cooc"
     """How the features become one vector: mean, max, concat, cooc, single (one layer)."""
     head: str = "auto"
-    """Classifier on the fused vector: linear, mlp, or auto, the natural one of the fusion."""
+    """Classifier on the fused vector: linear, mlp, ridge or lda (solved in closed form, for fusions
+    without weights: mean, max, concat, single), or auto, the natural one of the fusion."""
     eval_split: str | None = None
     """Split for the final figures: test, else validation, else 10 % of train held out."""
     val_fraction: float = 0.1
-    """Share of the training rows that early stopping watches, stratified; 0 trains all epochs."""
+    """Share of the training rows that early stopping watches, stratified; 0 trains all epochs.
+    Heads in closed form use folds instead."""
+    folds: int = 0
+    """Stratified folds of the training rows that choose the strength of ridge and lda; 0 is 5."""
     epochs: int = 60
     """Most epochs to train."""
     batch_size: int = 128
@@ -64,6 +79,8 @@ class FitConfig:
     """Seed of the shares, the first weights, the order of batches and dropout."""
     n_seeds: int = 1
     """Fits with the seeds seed, seed + 1, ...; the one with the lowest validation loss is kept."""
+    calibrate: str = "temperature"
+    """Scaling of the probabilities on rows not fitted to: temperature, or none."""
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu, mps."""
     precision: str = "32-true"
@@ -81,11 +98,31 @@ class FitConfig:
         """Check each name and number once."""
         self._check_names()
         self._check_numbers()
+        self._check_head()
         if self.max_time is not None and not _MAX_TIME.fullmatch(self.max_time):
             raise ConfigError(
                 f"max_time {self.max_time!r} is not DD:HH:MM:SS; pass --max-time 00:00:10:00 "
                 "for ten minutes."
             )
+
+    @property
+    def head_name(self) -> str:
+        """Name of the head, `auto` resolved.
+
+        >>> FitConfig(cache="r8.zarr", fusion="cooc").head_name
+        'linear'
+        """
+        return NATURAL_HEADS[self.fusion] if self.head == "auto" else self.head
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether the fit is in closed form, and folds take the place of a validation share."""
+        return self.head_name in SOLVED_HEADS
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds, 0 resolved."""
+        return self.folds or DEFAULT_FOLDS
 
     @property
     def run_path(self) -> Path:
@@ -104,6 +141,7 @@ class FitConfig:
             ("fusion", FUSIONS),
             ("head", HEADS),
             ("class_weight", CLASS_WEIGHTS),
+            ("calibrate", CALIBRATIONS),
             ("accelerator", ACCELERATORS),
             ("precision", PRECISIONS),
         ):
@@ -112,9 +150,25 @@ class FitConfig:
                 option = f"--{name.replace('_', '-')}"
                 raise ConfigError.unknown(name, value, allowed, f"Pass one to {option}.")
 
+    def _check_head(self) -> None:
+        if self.is_solved and self.fusion not in FIXED_FUSIONS:
+            raise ConfigError(
+                f"head {self.head!r} is solved in closed form, which fusion {self.fusion!r} does "
+                "not allow, since it learns weights of its own. Pass --head linear or mlp, or "
+                f"one of these to --fusion: {', '.join(FIXED_FUSIONS)}."
+            )
+        if self.folds and not self.is_solved:
+            raise ConfigError(
+                f"--folds {self.folds} would do nothing: head {self.head_name!r} is trained by "
+                f"gradient and watches --val-fraction. Pass --head {' or '.join(SOLVED_HEADS)}."
+            )
+        if self.folds == 1:
+            raise ConfigError("--folds 1 leaves nothing to fit on. Pass 2 or more.")
+
     def _check_numbers(self) -> None:
         for name, value, low, high in (
             ("val_fraction", self.val_fraction, 0, 0.9),
+            ("folds", self.folds, 0, 1_000),
             ("epochs", self.epochs, 1, 1_000_000),
             ("batch_size", self.batch_size, 1, 1 << 30),
             ("lr", self.lr, 1e-9, 100),

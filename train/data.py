@@ -84,12 +84,12 @@ def load_data(config: FitConfig) -> FitData:
 
 def architecture_of(config: FitConfig, data: FitData) -> Architecture:
     """Derive the classifier's shapes from the features that were read."""
-    return Architecture.of(
-        config.fusion,
-        config.head,
-        tuple(feature.hidden_size for feature in data.features),
-        len(data.cache.labels),
-        config.dropout,
+    return Architecture(
+        fusion=config.fusion,
+        head=config.head_name,
+        widths=tuple(feature.hidden_size for feature in data.features),
+        n_classes=len(data.cache.labels),
+        dropout=config.dropout,
     )
 
 

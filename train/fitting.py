@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from llmembed.train.classifier import Classifier, Trained
@@ -22,7 +21,6 @@ from llmembed.train.data import FitData, architecture_of, load_data
 from llmembed.train.metrics import Floats, summarise
 from llmembed.train.run import Predictions, Run, check_replaceable, record_config, write_run
 
-_EVAL_ROWS = 4096
 _SPREAD_FIGURES = ("accuracy", "macro_f1", "nll")
 
 
@@ -42,18 +40,16 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
         CacheError: the cache is missing, malformed or incomplete.
         RunFormatError: the output folder is not a run, so it is not replaced.
     """
-    from llmembed.train.gradient import train_seed
-
     started = time.perf_counter()
     check_replaceable(config.run_path)
     data = load_data(config)
     read_s = time.perf_counter() - started
     trained = [
-        train_seed(config, data, config.seed + k, show_progress=show_progress)
+        _train(config, data, config.seed + k, show_progress=show_progress)
         for k in range(config.n_seeds)
     ]
     eval_started = time.perf_counter()
-    log_probas = [_log_proba(one.classifier, data.x_eval) for one in trained]
+    log_probas = [_log_proba(one.classifier.logits_all(data.x_eval)) for one in trained]
     kept = min(range(len(trained)), key=lambda k: trained[k].val_loss or 0.0)
     labels = data.y_eval.numpy()
     metrics = _metrics(data, trained, log_probas, kept)
@@ -69,10 +65,19 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
     return write_run(config.run_path, record, trained[kept].classifier, metrics, predictions)
 
 
-@torch.inference_mode()
-def _log_proba(classifier: Classifier, standardised: Tensor) -> Floats:
-    chunks = [classifier.logits(chunk).double() for chunk in torch.split(standardised, _EVAL_ROWS)]
-    log_proba: Floats = torch.cat(chunks).log_softmax(dim=1).numpy()
+def _train(config: FitConfig, data: FitData, seed: int, *, show_progress: bool) -> Trained:
+    """Fit in closed form where that is asked for, which needs no Lightning."""
+    if config.is_solved:
+        from llmembed.train.crossfit import train_solved
+
+        return train_solved(config, data, seed)
+    from llmembed.train.gradient import train_seed
+
+    return train_seed(config, data, seed, show_progress=show_progress)
+
+
+def _log_proba(logits: Tensor) -> Floats:
+    log_proba: Floats = logits.log_softmax(dim=1).numpy()
     return log_proba
 
 
@@ -85,6 +90,7 @@ def _metrics(
     return {
         "eval_split": data.shares.record()["eval"]["split"],
         **summaries[kept],
+        **_before_calibration(classifier, data),
         "n_parameters": sum(weight.numel() for weight in classifier.parameters()),
         "splits": data.shares.record(),
         "peak_memory_bytes": _peak_memory_bytes(),
@@ -101,6 +107,18 @@ def _metrics(
         "over_seeds": {
             name: _spread([summary[name] for summary in summaries]) for name in _SPREAD_FIGURES
         },
+    }
+
+
+def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, float]:
+    """Give the temperature, and what the probabilities would be without it."""
+    temperature = float(classifier.temperature)
+    log_proba = _log_proba(classifier.logits_all(data.x_eval) * temperature)
+    before = summarise(log_proba, data.y_eval.numpy(), data.cache.labels)
+    return {
+        "temperature": temperature,
+        "nll_uncalibrated": before["nll"],
+        "ece_uncalibrated": before["ece"],
     }
 
 

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from llmembed.cache_format.errors import ConfigError
+from llmembed.train.calibration import fit_temperature
 from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, architecture_of, class_weights
@@ -49,6 +50,12 @@ def train_seed(
     classifier = module.classifier.cpu().eval()
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
     _check_converged(config, data, classifier, keep_best)
+    if config.calibrate == "temperature" and len(data.shares.validation):
+        rows = torch.from_numpy(data.shares.validation)
+        temperature = fit_temperature(
+            classifier.logits_all(data.x[rows]).numpy(), data.y[rows].numpy()
+        )
+        classifier.temperature.fill_(temperature)
     return Trained(
         seed=seed,
         classifier=classifier,

@@ -5,14 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-NATURAL_HEADS = {
-    "mean": "mlp",
-    "max": "mlp",
-    "concat": "mlp",
-    "single": "mlp",
-    "cooc": "linear",  # the Gram matrices are its non-linear part
-}
-
 
 class Dropout(nn.Module):
     """Zeroes a share of the entries while training, and scales the rest up.
@@ -70,4 +62,9 @@ class MLPHead(nn.Module):
         return logits
 
 
-HEADS: dict[str, type[LinearHead | MLPHead]] = {"linear": LinearHead, "mlp": MLPHead}
+HEADS: dict[str, type[LinearHead | MLPHead]] = {
+    "linear": LinearHead,
+    "mlp": MLPHead,
+    "ridge": LinearHead,
+    "lda": LinearHead,
+}

@@ -72,8 +72,9 @@ def choose_shares(cache: Cache, config: FitConfig) -> Shares:
     else:
         held_out = labelled_rows(cache[eval_split])
     _check_classes(labels[train], cache)
-    train, validation = draw_stratified(labels, train, config.val_fraction, generator)
-    if config.val_fraction and not len(validation):
+    fraction = 0.0 if config.is_solved else config.val_fraction
+    train, validation = draw_stratified(labels, train, fraction, generator)
+    if fraction and not len(validation):
         raise ConfigError(
             f"a validation share of {config.val_fraction} of {len(train)} examples is empty. "
             "Pass a larger --val-fraction, or 0 to train all epochs without one."
@@ -110,6 +111,20 @@ def draw_stratified(
     is_drawn = np.zeros(len(rows), dtype=bool)
     is_drawn[shuffled] = rank < _apportion(counts, fraction)[of_rows[shuffled]]
     return rows[~is_drawn], rows[is_drawn]
+
+
+def draw_folds(
+    labels: Rows, rows: Rows, n_folds: int, generator: np.random.Generator
+) -> list[Rows]:
+    """Divide rows into folds whose sizes, and sizes within each class, differ by at most one.
+
+    >>> labels = np.array([0, 0, 0, 0, 1, 1])
+    >>> folds = draw_folds(labels, np.arange(6), 2, np.random.default_rng(0))
+    >>> [labels[fold].tolist() for fold in folds]
+    [[0, 0, 1], [0, 0, 1]]
+    """
+    shuffled = np.lexsort((generator.random(len(rows)), labels[rows]))
+    return [np.sort(rows[shuffled[fold::n_folds]]) for fold in range(n_folds)]
 
 
 def labelled_rows(split: Split) -> Rows:

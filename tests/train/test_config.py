@@ -29,6 +29,20 @@ def test_values_that_are_not_allowed(option: str, value: Any, message: str) -> N
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": "ridge"}, "head 'ridge' is solved in closed form, which fusion 'cooc' does not"),
+        ({"folds": 5}, "--folds 5 would do nothing: head 'linear' is trained by gradient"),
+        ({"fusion": "mean", "head": "lda", "folds": 1}, "--folds 1 leaves nothing to fit on"),
+    ],
+)
+def test_options_that_exclude_each_other(options: dict[str, Any], message: str) -> None:
+    """An option that the others make void is refused, not ignored."""
+    with pytest.raises(ConfigError, match=message):
+        FitConfig(cache="a.zarr", **options)
+
+
 def test_the_default_place_of_a_run() -> None:
     """A run lies in runs/<cache>-<fusion>-<seed>; a development run never takes that place."""
     config = FitConfig(cache="s3://bucket/r8.zarr/", fusion="mean", seed=3)

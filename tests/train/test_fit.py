@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,66 @@ def test_every_fusion_learns(make_cache: MakeCache, tmp_path: Path, fusion: str)
     assert (metrics["eval_split"], metrics["n_eval"]) == ("test", 60)
 
 
+@pytest.mark.parametrize("head", ["ridge", "lda"])
+@pytest.mark.parametrize("fusion", ["mean", "max", "concat", "single"])
+def test_heads_in_closed_form(
+    make_cache: MakeCache, tmp_path: Path, fusion: str, head: str
+) -> None:
+    """Each fusion without weights takes a head in closed form, and the run loads and predicts."""
+    layers = "2" if fusion == "single" else None
+    config = FitConfig(
+        cache=str(make_cache()), fusion=fusion, head=head, layers=layers, output=str(tmp_path / "r")
+    )
+    run = fit(config)
+    assert run.metrics["accuracy"] > 0.8
+    assert run.metrics["splits"]["validation"]["n"] == 0
+    row = run.metrics["per_seed"][0]
+    assert row["n_folds"] == 5
+    assert row["held_out_accuracy"] > 0.8
+    x = torch.randn(5, sum(feature.hidden_size for feature in run.features))
+    assert torch.equal(load_run(run.path).classifier(x), run.classifier(x))
+
+
+@pytest.mark.parametrize("options", [{"head": "mlp", **QUICK}, {"head": "ridge"}])
+def test_calibration_lowers_the_loss_and_changes_no_prediction(
+    make_cache: MakeCache, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """A temperature other than 1 is stored with the run; without it, accuracy is the same."""
+    common = {"cache": str(make_cache()), "fusion": "concat", **options}
+    runs = [
+        fit(FitConfig(**common, calibrate=calibrate, output=str(tmp_path / calibrate)))
+        for calibrate in ("temperature", "none")
+    ]
+    scaled, plain = (run.metrics for run in runs)
+    assert scaled["accuracy"] == plain["accuracy"]
+    assert plain["temperature"] == 1 != scaled["temperature"]
+    assert scaled["nll_uncalibrated"] == pytest.approx(plain["nll"], rel=1e-5)
+    assert scaled["per_seed"][0]["val_loss"] <= plain["per_seed"][0]["val_loss"] + 1e-6
+    assert float(load_run(runs[0].path).classifier.temperature) == scaled["temperature"]
+
+
+def test_a_head_in_closed_form_needs_no_lightning(make_cache: MakeCache, tmp_path: Path) -> None:
+    """Ridge neither waits for Lightning's import nor uses it."""
+    code = (
+        "import sys; from llmembed.train import FitConfig, fit\n"
+        f"fit(FitConfig(cache={str(make_cache())!r}, fusion='mean', head='ridge', "
+        f"output={str(tmp_path / 'r')!r}))\n"
+        "assert not {'lightning', 'transformers'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-Pc", code], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_fewer_rows_than_folds(make_cache: MakeCache, tmp_path: Path) -> None:
+    """Folds that would be empty are refused with both numbers."""
+    cache = make_cache({"train": clustered(6, 0), "test": clustered(6, 1)})
+    config = FitConfig(
+        cache=str(cache), fusion="mean", head="lda", folds=9, output=str(tmp_path / "r")
+    )
+    with pytest.raises(ConfigError, match="6 training rows can't be divided into 9 folds"):
+        fit(config)
+
+
 def test_same_seed_same_predictions(make_cache: MakeCache, tmp_path: Path) -> None:
     """Two fits with one seed give the same probabilities; the caller's generator is untouched."""
     cache = str(make_cache())
@@ -88,7 +150,8 @@ def test_the_kept_weights_are_those_of_the_lowest_loss(
     config = FitConfig(cache=str(make_cache()), output=str(tmp_path / "r"), **QUICK)
     run, data = fit(config), load_data(config)
     rows = torch.from_numpy(data.shares.validation)
-    loss = torch.nn.functional.cross_entropy(run.classifier.logits(data.x[rows]), data.y[rows])
+    logits = run.classifier.logits(data.x[rows]) * run.classifier.temperature
+    loss = torch.nn.functional.cross_entropy(logits, data.y[rows])
     assert loss.item() == pytest.approx(run.metrics["per_seed"][0]["val_loss"], rel=1e-5)
 
 
@@ -169,7 +232,7 @@ def test_a_development_run_is_one_batch(
 
 def test_the_head_gives_logits() -> None:
     """Logits of a trained-like head are no probabilities: they don't sum to 1."""
-    architecture = Architecture.of("concat", "mlp", (4,), 3, 0.0)
+    architecture = Architecture(fusion="concat", head="mlp", widths=(4,), n_classes=3, dropout=0.0)
     logits = Classifier(architecture)(torch.randn(2, 4))
     assert not torch.allclose(logits.sum(dim=1), torch.ones(2))
 

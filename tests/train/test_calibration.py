@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from llmembed.train.calibration import fit_temperature
+
+
+def nll(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    scaled = logits / temperature
+    return float((logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]).mean())
+
+
+@given(st.integers(2, 5), st.integers(0, 1000), st.floats(0.1, 10))
+def test_no_other_temperature_is_better(n_classes: int, seed: int, scale: float) -> None:
+    """The temperature is the minimum that a general optimiser finds."""
+    generator = np.random.default_rng(seed)
+    logits = scale * generator.normal(size=(60, n_classes))
+    labels = np.where(generator.random(60) < 0.6, logits.argmax(axis=1), 0)
+    ours = nll(logits, labels, fit_temperature(logits, labels))
+    theirs = minimize_scalar(
+        lambda log_t: nll(logits, labels, np.exp(log_t)), bounds=(-6, 6), method="bounded"
+    )
+    assert ours <= theirs.fun + 1e-7
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_scores_that_are_always_right_or_wrong_keep_a_finite_temperature(sign: int) -> None:
+    """Where the optimum lies at infinity the temperature stays within its bounds."""
+    temperature = fit_temperature(sign * np.eye(3), np.arange(3))
+    assert 1e-3 <= temperature <= 1e3 + 1e-6

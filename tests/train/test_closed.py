@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import RidgeClassifier
+from torch import Tensor
+
+from llmembed.train.closed import ABSENT_BIAS, CLOSED_FORMS, LDA, Ridge, held_out_scores
+from llmembed.train.gram import FoldMoments
+from llmembed.train.shares import draw_folds
+
+N, WIDTH, N_CLASSES = 120, 12, 3
+
+
+@pytest.fixture
+def problem() -> tuple[Tensor, Tensor, list[Tensor]]:
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, N_CLASSES, N)
+    centres = generator.normal(size=(N_CLASSES, WIDTH))
+    mixing = generator.normal(size=(WIDTH, WIDTH))
+    x = ((centres[y] + generator.normal(size=(N, WIDTH))) @ mixing).astype(np.float32)
+    folds = draw_folds(y, np.arange(N), 5, generator)
+    return torch.from_numpy(x), torch.from_numpy(y), [torch.from_numpy(rows) for rows in folds]
+
+
+def moments_of(problem: tuple[Tensor, Tensor, list[Tensor]]) -> FoldMoments:
+    x, y, folds = problem
+    return FoldMoments.of(x, y, folds, torch.ones(N_CLASSES))
+
+
+def test_moments_equal_numpys_in_float64(problem: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+    """Gram matrices, class sums and counts of the rows outside a fold are numpy's."""
+    x, y, folds = problem
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    moments = FoldMoments.of(x, y, folds, weights)
+    kept = np.setdiff1d(np.arange(N), folds[2].numpy())
+    rows, classes = x.double().numpy()[kept], y.numpy()[kept]
+    w = weights.double().numpy()[classes][:, None]
+    without = moments.without(2)
+    np.testing.assert_allclose(without.gram, rows.T @ (w * rows), rtol=1e-5, atol=1e-3)
+    one_hot = np.eye(N_CLASSES)[classes]
+    np.testing.assert_allclose(without.class_sums, one_hot.T @ (w * rows), rtol=1e-6)
+    np.testing.assert_allclose(without.counts, (w * one_hot).sum(axis=0))
+    everything = x.double().numpy()
+    w = weights.double().numpy()[y.numpy()][:, None]
+    np.testing.assert_allclose(moments.total().gram, everything.T @ (w * everything), rtol=1e-5)
+
+
+def test_fusions_are_congruences(problem: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+    """Selecting columns and mixing features of a Gram matrix equals doing it to the rows."""
+    x, y, folds = problem
+    moments, ones = moments_of(problem), torch.ones(N_CLASSES)
+    columns, weights = torch.tensor([0, 3, 4]), torch.tensor([0.2, 0.3, 0.5])
+    mixed = torch.einsum("i,nia->na", weights, x.reshape(N, 3, 4))
+    for one, rows in ((moments.select(columns), x[:, columns]), (moments.mix(weights), mixed)):
+        other = FoldMoments.of(rows.contiguous(), y, folds, ones)
+        torch.testing.assert_close(one.gram, other.gram, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(one.class_sums, other.class_sums, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_ridge_is_scikit_learns(
+    problem: tuple[Tensor, Tensor, list[Tensor]], strength: float, balanced: bool
+) -> None:
+    """Weights and biases are RidgeClassifier's for the same penalty, balanced or not."""
+    x, y, folds = problem
+    counts = torch.bincount(y)
+    weights = N / (N_CLASSES * counts) if balanced else torch.ones(N_CLASSES)
+    total = FoldMoments.of(x, y, folds, weights).total()
+    ours = Ridge(total).solve(strength)
+    rows, w = x.double(), weights[y].double()[:, None]
+    centred = rows - (w * rows).sum(dim=0) / w.sum()
+    alpha = strength * (w * centred.square()).sum().item() / WIDTH
+    theirs = RidgeClassifier(alpha=alpha, class_weight="balanced" if balanced else None)
+    theirs.fit(x.double().numpy(), y.numpy())
+    np.testing.assert_allclose(ours.weight, theirs.coef_, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(ours.bias, theirs.intercept_, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.5])
+def test_lda_is_scikit_learns(
+    problem: tuple[Tensor, Tensor, list[Tensor]], strength: float
+) -> None:
+    """Posteriors are those of scikit-learn's LDA with the same shrinkage."""
+    x, y, _ = problem
+    ours = LDA(moments_of(problem).total()).solve(strength)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=strength)
+    theirs.fit(x.double().numpy(), y.numpy())
+    posteriors = ours.scores(x.double()).softmax(dim=1)
+    np.testing.assert_allclose(posteriors, theirs.predict_proba(x.double().numpy()), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_held_out_rows_are_scored_without_their_fold(
+    problem: tuple[Tensor, Tensor, list[Tensor]], name: str
+) -> None:
+    """Scores of a fold are those of a classifier fitted on the other rows alone."""
+    x, y, folds = problem
+    kind = CLOSED_FORMS[name]
+    scores = held_out_scores(kind, moments_of(problem), x, folds, [0.1, 0.5])
+    kept = torch.cat([rows for fold, rows in enumerate(folds) if fold != 3])
+    alone = FoldMoments.of(x, y, [kept], torch.ones(N_CLASSES)).total()
+    expected = kind(alone).solve(0.5).scores(x[folds[3]])
+    torch.testing.assert_close(scores[1, folds[3]], expected, rtol=1e-3, atol=1e-3)
+    assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_a_class_without_examples_is_never_predicted(
+    problem: tuple[Tensor, Tensor, list[Tensor]], name: str
+) -> None:
+    """A class that only the label list has gets no weight and a bias far below the others."""
+    x, y, folds = problem
+    total = FoldMoments.of(x, y, folds, torch.ones(N_CLASSES + 1)).total()
+    solved = CLOSED_FORMS[name](total).solve(0.5)
+    assert solved.bias[N_CLASSES] == ABSENT_BIAS
+    assert not (solved.scores(x).argmax(dim=1) == N_CLASSES).any()
+
+
+def test_more_columns_than_rows() -> None:
+    """A singular Gram matrix, constant columns included, is solved all the same."""
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    x[:, 5] = 0
+    y = torch.arange(20) % 2
+    folds = list(torch.arange(20).split(5))
+    moments = FoldMoments.of(x, y, folds, torch.ones(2))
+    for kind in CLOSED_FORMS.values():
+        assert held_out_scores(kind, moments, x, folds, kind.STRENGTHS).isfinite().all()
