@@ -19,6 +19,7 @@ from llmembed.extract.backbone import Backbone, load_backbone, resolve_device
 from llmembed.extract.batching import plan_batches
 from llmembed.extract.forward import pooled_hidden_states
 from llmembed.extract.recipe import Recipe
+from llmembed.extract.selfcheck import check_first_batch
 
 Features = dict[tuple[str, int], npt.NDArray[np.floating[Any]]]
 """(pooling, layer) -> float16 or float32 `[N, H]`."""
@@ -82,6 +83,7 @@ class Extractor:
         on_device = resolve_device(device)
         self.token_budget = token_budget or _TOKEN_BUDGET[on_device.type]
         self.backbone = self._load(on_device)
+        self._checked = False
 
     def _load(self, device: torch.device) -> Backbone:
         recipe = self.recipe
@@ -153,7 +155,8 @@ class Extractor:
             (pooling, layer) -> float16 or float32 `[N, H]`.
 
         Raises:
-            ExtractionError: a feature is not finite, or does not fit the dtype.
+            ExtractionError: a feature is not finite, does not fit the dtype, or is not that of
+                the text alone.
         """
         names = [
             (pooling, layer)
@@ -167,7 +170,13 @@ class Extractor:
         lengths = [max(padded_to, len(ids)) for ids in token_ids]
         for batch in plan_batches(lengths, self.token_budget):
             rows = [token_ids[index] for index in batch]
-            for name, feature in self._run(rows, lengths[batch[0]]).items():
+            pooled = self._run(rows, lengths[batch[0]])
+            if not self._checked:
+                check_first_batch(
+                    self.backbone, self.recipe.files.name, rows, pooled, wanted=features
+                )
+                self._checked = True
+            for name, feature in pooled.items():
                 features[name][batch] = feature
             if on_batch is not None:
                 on_batch(len(rows), sum(map(len, rows)))

@@ -56,9 +56,7 @@ def pooled_hidden_states(
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         mask = (positions < n_tokens[:, None]).long()  # [B, T]
     with torch.inference_mode(), _hooks(backbone, layers, keep):
-        output = backbone.model(
-            input_ids=token_ids, attention_mask=mask, **_without_cache(backbone)
-        )
+        output = backbone.model(input_ids=token_ids, attention_mask=mask, **without_cache(backbone))
         if backbone.n_layers in layers:
             keep(backbone.n_layers, output.last_hidden_state)
             if "pooler" in poolings:
@@ -95,6 +93,6 @@ def _hooks(
             handle.remove()
 
 
-def _without_cache(backbone: Backbone) -> dict[str, bool]:
-    # Without it a decoder allocates keys and values for tokens that are never generated.
+def without_cache(backbone: Backbone) -> dict[str, bool]:
+    """Keep a decoder from storing keys and values for tokens that are never generated."""
     return {"use_cache": False} if hasattr(backbone.model.config, "use_cache") else {}
