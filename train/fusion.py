@@ -115,12 +115,12 @@ class Cooc(Fusion):
         parts = torch.split(x, self.widths, dim=1)
         phi = [F.relu(layer(part)) for layer, part in zip(self.compress, parts, strict=True)]
         grouped = torch.stack(phi, dim=1).reshape(len(x), len(phi), self.n_groups, -1)
-        unit = F.normalize(grouped, dim=3).transpose(1, 2)  # [B, n, G, k] -> [B, G, n, k]
-        gram = unit @ unit.transpose(2, 3)  # [B, G, n, n]
-        powers = power_normalise(gram, self.sigma)
-        self.saturated = (powers.detach().abs() > SATURATED).float().mean()
-        row, column = torch.triu_indices(len(parts), len(parts), device=x.device)
-        entries = powers[:, :, row, column]  # [B, G, n, n] -> [B, G, n (n + 1) / 2]
+        unit = F.normalize(grouped, dim=3)  # [B, n, G, k]
+        row, column = torch.triu_indices(len(phi), len(phi), device=x.device)
+        # A product of pairs, not of matrices: they are n x k, and n is 3 to 8.
+        gram = (unit.index_select(1, row) * unit.index_select(1, column)).sum(dim=3)  # [B, P, G]
+        entries = power_normalise(gram, self.sigma)
+        self.saturated = (entries.detach().abs() > SATURATED).float().mean()
         return torch.cat([entries.flatten(1), x], dim=1)
 
 

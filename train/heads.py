@@ -9,20 +9,21 @@ from torch import Tensor, nn
 class Dropout(nn.Module):
     """Zeroes a share of the entries while training, and scales the rest up.
 
-    torch's own took a third of a training step on a CPU: drawing Bernoulli numbers there is three
-    times slower than comparing uniform ones.
+    torch's own took a third of a training step on a CPU: it draws a Bernoulli number an entry.
+    Here one 64-bit number serves eight entries, so the share is rounded to a multiple of 1/256.
     """
 
     def __init__(self, share: float) -> None:
         super().__init__()
-        self.share = share
+        self.threshold = round(share * 256)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop entries of any shape."""
-        if not self.training or self.share == 0:
+        if not self.training or self.threshold == 0:
             return x
-        kept = torch.rand_like(x) >= self.share
-        return x * kept / (1 - self.share)
+        numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
+        drawn = numbers.random_(-(2**63), None).view(torch.uint8)[: x.numel()].view(x.shape)
+        return x * ((drawn >= self.threshold) * (256 / (256 - self.threshold)))
 
 
 class LinearHead(nn.Module):

@@ -42,7 +42,7 @@ def summarise(log_proba: Floats, labels: Labels, class_names: Sequence[str]) -> 
         "accuracy_ci95": list(wilson_interval(n_correct, len(labels))),
         "macro_f1": float(np.mean([row["f1"] for row in occurring])),
         "micro_f1": accuracy,  # with one label an example, micro-averaged F1 is the accuracy
-        "nll": float(-log_proba[np.arange(len(labels)), labels].mean()),
+        "nll": float(0.0 - log_proba[np.arange(len(labels)), labels].mean()),  # never -0.0
         "ece": ece(np.exp(log_proba), labels),
         "per_class": dict(zip(class_names, classes, strict=True)),
         "confusion": counts.tolist(),

@@ -20,6 +20,7 @@ from llmembed.cache_format.errors import ConfigError, RunFormatError, RunNotFoun
 from llmembed.train import FitConfig, Run, fit, load_run
 from llmembed.train.classifier import Architecture, Classifier
 from llmembed.train.data import class_weights, load_data
+from llmembed.train.heads import Dropout
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 32, "lr": 0.01, "accelerator": "cpu"}
 
@@ -235,6 +236,16 @@ def test_the_head_gives_logits() -> None:
     architecture = Architecture(fusion="concat", head="mlp", widths=(4,), n_classes=3, dropout=0.0)
     logits = Classifier(architecture)(torch.randn(2, 4))
     assert not torch.allclose(logits.sum(dim=1), torch.ones(2))
+
+
+def test_dropout_keeps_the_mean() -> None:
+    """A quarter of the entries is dropped and the others scaled, so that the mean stays."""
+    torch.manual_seed(0)
+    dropped = Dropout(0.25)(torch.ones(1000, 33))
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert dropped.mean().item() == pytest.approx(1, abs=0.01)
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert torch.equal(Dropout(0.25).eval()(torch.ones(3)), torch.ones(3))
 
 
 def test_no_run_there(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_cooc_equals_its_formula() -> None:
         for entry, (i, j) in enumerate([(0, 0), (0, 1), (1, 1)]):
             cosine = torch.cosine_similarity(views[i][:, group], views[j][:, group])
             expected = torch.tanh(cosine * fusion.sigma / 2)
-            torch.testing.assert_close(fused[:, 3 * group + entry], expected)
+            torch.testing.assert_close(fused[:, 3 * entry + group], expected)
     assert torch.equal(fused[:, 9:], X)
 
 
