@@ -117,7 +117,9 @@ def _hand_loop(config: FitConfig, data: FitData) -> None:
     """Do the same steps and validations with nothing around them."""
     torch.manual_seed(0)
     optimisation = Optimisation(lr=config.lr, weight_decay=config.weight_decay)
-    module = ClassifierModule(Classifier(architecture_of(config, data)), optimisation)
+    module = ClassifierModule(
+        Classifier(architecture_of(config, data, config.gradient_head)), optimisation
+    )
     optimizer = module.configure_optimizers()
     shares = [torch.from_numpy(rows) for rows in (data.shares.train, data.shares.validation)]
     order = torch.Generator().manual_seed(0)

@@ -74,6 +74,7 @@ class Classifier(nn.Module):
     """Raw features `[B, F]` in, logits `[B, C]` out.
 
     Attributes:
+        architecture: what it was made from.
         temperature: what the logits are divided by; 1 until it is calibrated.
     """
 
@@ -81,6 +82,7 @@ class Classifier(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
+        self.architecture = architecture
         self.standardise = Standardiser(sum(architecture.widths))
         self.fusion = FUSIONS[architecture.fusion](architecture.widths)
         self.head = HEADS[architecture.head](

@@ -54,7 +54,7 @@ class Ridge:
         """Solve for one strength."""
         weight = _solve(self.matrix, strength * self._unit, self.right).T.double()
         bias = 2 * self.moments.counts / self.moments.n - 1 - weight @ self.moments.mean
-        return _without_absent(weight, bias, self.moments.counts)
+        return without_absent(weight, bias, self.moments.counts)
 
 
 class LDA:
@@ -76,10 +76,7 @@ class LDA:
         weight = _solve(self.matrix, strength / kept * self._unit, right).T.double()
         prior = (self.moments.counts / self.moments.n).clamp(min=1e-12).log()
         bias = prior - (weight * self.means).sum(dim=1) / 2
-        return _without_absent(weight, bias, self.moments.counts)
-
-
-CLOSED_FORMS: dict[str, type[Ridge | LDA]] = {"ridge": Ridge, "lda": LDA}
+        return without_absent(weight, bias, self.moments.counts)
 
 
 def held_out_scores(
@@ -121,7 +118,8 @@ def _solve(matrix: Tensor, shift: Tensor, right: Tensor) -> Tensor:
     return torch.cholesky_solve(right.to(dtype), factor)
 
 
-def _without_absent(weight: Tensor, bias: Tensor, counts: Tensor) -> LinearMap:
+def without_absent(weight: Tensor, bias: Tensor, counts: Tensor) -> LinearMap:
+    """Make a classifier that never predicts a class of which there was no example."""
     present = counts > 0
     return LinearMap(
         weight=torch.where(present[:, None], weight, 0.0),

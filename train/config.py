@@ -15,15 +15,8 @@ from llmembed.cache_format.errors import ConfigError
 
 FUSIONS = ("mean", "max", "concat", "cooc", "single")
 FIXED_FUSIONS = ("mean", "max", "concat", "single")  # without weights of their own
-NATURAL_HEADS = {
-    "mean": "mlp",
-    "max": "mlp",
-    "concat": "mlp",
-    "single": "mlp",
-    "cooc": "linear",  # the Gram matrices are its non-linear part
-}
-SOLVED_HEADS = ("ridge", "lda")
-HEADS = ("auto", "linear", "mlp", *SOLVED_HEADS)
+SOLVED_HEADS = ("ridge", "lda", "linear")  # on a fusion without weights
+HEADS = ("auto", "linear", "mlp", "ridge", "lda")
 CALIBRATIONS = ("temperature", "none")
 DEFAULT_FOLDS = 5
 CLASS_WEIGHTS = ("none", "balanced")
@@ -52,15 +45,15 @@ class FitConfig:
     fusion: str = "cooc"
     """How the features become one vector: mean, max, concat, cooc, single (one layer)."""
     head: str = "auto"
-    """Classifier on the fused vector: linear, mlp, ridge or lda (solved in closed form, for fusions
-    without weights: mean, max, concat, single), or auto, the natural one of the fusion."""
+    """Classifier on the fused vector: linear (softmax), mlp, ridge, lda. auto is linear with a
+    fusion that learns, else the best of ridge, lda and linear over folds of the training rows."""
     eval_split: str | None = None
     """Split for the final figures: test, else validation, else 10 % of train held out."""
     val_fraction: float = 0.1
     """Share of the training rows that early stopping watches, stratified; 0 trains all epochs.
-    Heads in closed form use folds instead."""
+    Heads that are solved (ridge, lda; linear with mean, max, concat, single) use folds."""
     folds: int = 0
-    """Stratified folds of the training rows that choose the strength of ridge and lda; 0 is 5."""
+    """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5."""
     epochs: int = 60
     """Most epochs to train."""
     batch_size: int = 128
@@ -106,18 +99,25 @@ class FitConfig:
             )
 
     @property
-    def head_name(self) -> str:
-        """Name of the head, `auto` resolved.
+    def solved_heads(self) -> tuple[str, ...]:
+        """Heads that folds choose among; none where the fit is by gradient.
 
-        >>> FitConfig(cache="r8.zarr", fusion="cooc").head_name
-        'linear'
+        >>> FitConfig(cache="r8.zarr", fusion="mean").solved_heads
+        ('ridge', 'lda', 'linear')
         """
-        return NATURAL_HEADS[self.fusion] if self.head == "auto" else self.head
+        if self.fusion not in FIXED_FUSIONS:
+            return ()
+        return SOLVED_HEADS if self.head == "auto" else tuple({self.head} & set(SOLVED_HEADS))
 
     @property
     def is_solved(self) -> bool:
-        """Whether the fit is in closed form, and folds take the place of a validation share."""
-        return self.head_name in SOLVED_HEADS
+        """Whether the head is solved, and folds take the place of a validation share."""
+        return bool(self.solved_heads)
+
+    @property
+    def gradient_head(self) -> str:
+        """Name of the head of a fit by gradient."""
+        return "linear" if self.head == "auto" else self.head
 
     @property
     def n_folds(self) -> int:
@@ -151,7 +151,7 @@ class FitConfig:
                 raise ConfigError.unknown(name, value, allowed, f"Pass one to {option}.")
 
     def _check_head(self) -> None:
-        if self.is_solved and self.fusion not in FIXED_FUSIONS:
+        if self.head in {"ridge", "lda"} and not self.is_solved:
             raise ConfigError(
                 f"head {self.head!r} is solved in closed form, which fusion {self.fusion!r} does "
                 "not allow, since it learns weights of its own. Pass --head linear or mlp, or "
@@ -159,8 +159,9 @@ class FitConfig:
             )
         if self.folds and not self.is_solved:
             raise ConfigError(
-                f"--folds {self.folds} would do nothing: head {self.head_name!r} is trained by "
-                f"gradient and watches --val-fraction. Pass --head {' or '.join(SOLVED_HEADS)}."
+                f"--folds {self.folds} would do nothing: fusion {self.fusion!r} with head "
+                f"{self.head!r} is trained by gradient and watches --val-fraction. Leave it out, "
+                f"or pass --fusion {' or '.join(FIXED_FUSIONS)} and another --head than mlp."
             )
         if self.folds == 1:
             raise ConfigError("--folds 1 leaves nothing to fit on. Pass 2 or more.")

@@ -1,4 +1,4 @@
-"""Fits in closed form: folds of the training rows choose the strength, all of them fit the head.
+"""Heads that are solved: folds of the training rows choose head and strength, all rows fit it.
 
 No row is set aside: the held-out scores of the folds choose the strength, calibrate the
 temperature, and say how well the classifier does on rows that it has not seen.
@@ -7,7 +7,6 @@ temperature, and say how well the classifier does on rows that it has not seen.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,45 +15,35 @@ from torch import Tensor
 from llmembed.cache_format.errors import ConfigError
 from llmembed.train.calibration import fit_temperature
 from llmembed.train.classifier import Classifier, Trained
-from llmembed.train.closed import CLOSED_FORMS, LDA, LinearMap, Ridge, held_out_scores
+from llmembed.train.closed import LinearMap
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, architecture_of, class_weights
-from llmembed.train.gram import FoldMoments
 from llmembed.train.heads import LinearHead
 from llmembed.train.shares import draw_folds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The strength that the folds chose."""
-
-    strength: float
-    """Strength with the highest held-out accuracy; of equals the strongest."""
-    accuracy: float
-    """Held-out accuracy, weighted as the fit is."""
-    scores: Tensor
-    """float32 `[N, C]`, held-out scores."""
+from llmembed.train.solvers import Problem, choose_head
 
 
 def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
-    """Fit one classifier in closed form; the seed draws the folds.
+    """Solve for one classifier; the seed draws the folds.
 
     Raises:
         ConfigError: there are fewer training rows than folds.
     """
     started = time.perf_counter()
     device = _device(config.accelerator)
-    classifier = Classifier(architecture_of(config, data)).eval()
-    x, y = classifier.fuse_all(data.x.to(device)), data.y.to(device)
-    folds = _folds(config, data, seed, device)
+    fusion = Classifier(architecture_of(config, data, "linear")).eval()
     weights = class_weights(config, data)
-    weights = torch.ones(len(data.cache.labels)) if weights is None else weights
-    moments = FoldMoments.of(x, y, folds, weights.to(device))
-    kind = CLOSED_FORMS[config.head_name]
-    choice = choose_strength(kind, moments, x, y, folds, weights.to(device))
-    _set_head(classifier, kind(moments.total()).solve(choice.strength))
-    rows = torch.cat(folds)
-    held_out, labels = choice.scores[rows].cpu().numpy(), y[rows].cpu().numpy()
+    problem = Problem.of(
+        x=fusion.fuse_all(data.x.to(device)),
+        y=data.y.to(device),
+        folds=_folds(config, data, seed, device),
+        class_weights=weights.to(device),
+    )
+    choice = choose_head(problem, config.solved_heads)
+    classifier = Classifier(architecture_of(config, data, choice.head)).eval()
+    _set_head(classifier, choice.solver.solve(choice.strength))
+    rows = torch.cat(problem.folds)
+    held_out, labels = choice.scores[rows].cpu().numpy(), problem.y[rows].cpu().numpy()
     if config.calibrate == "temperature":
         classifier.temperature.fill_(fit_temperature(held_out, labels))
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
@@ -65,38 +54,12 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
         fit_s=time.perf_counter() - started,
         device=str(device),
         details={
-            "n_folds": len(folds),
+            "head": choice.head,
+            "n_folds": len(problem.folds),
             "strength": choice.strength,
             "held_out_accuracy": choice.accuracy,
         },
     )
-
-
-def choose_strength(
-    kind: type[Ridge | LDA],
-    moments: FoldMoments,
-    x: Tensor,
-    y: Tensor,
-    folds: list[Tensor],
-    weights: Tensor,
-) -> Choice:
-    """Try all strengths on all folds.
-
-    Args:
-        kind: what to fit.
-        moments: of the same features, classes and folds.
-        x: float32 `[N, K]`, features.
-        y: int64 `[N]`, classes.
-        folds: k tensors int64 `[n]`, the rows of each fold.
-        weights: float32 `[C]`, weight of each row of a class.
-    """
-    scores = held_out_scores(kind, moments, x, folds, kind.STRENGTHS)
-    rows = torch.cat(folds)
-    hits = (scores[:, rows].argmax(dim=2) == y[rows]).double()
-    of_rows = weights[y[rows]].double()
-    accuracies = (hits @ of_rows / of_rows.sum()).tolist()
-    best = max(range(len(accuracies)), key=lambda k: (accuracies[k], kind.STRENGTHS[k]))
-    return Choice(strength=kind.STRENGTHS[best], accuracy=accuracies[best], scores=scores[best])
 
 
 def _folds(config: FitConfig, data: FitData, seed: int, device: torch.device) -> list[Tensor]:

@@ -82,23 +82,23 @@ def load_data(config: FitConfig) -> FitData:
     )
 
 
-def architecture_of(config: FitConfig, data: FitData) -> Architecture:
+def architecture_of(config: FitConfig, data: FitData, head: str) -> Architecture:
     """Derive the classifier's shapes from the features that were read."""
     return Architecture(
         fusion=config.fusion,
-        head=config.head_name,
+        head=head,
         widths=tuple(feature.hidden_size for feature in data.features),
         n_classes=len(data.cache.labels),
         dropout=config.dropout,
     )
 
 
-def class_weights(config: FitConfig, data: FitData) -> Tensor | None:
-    """Weigh class c by n / (C n_c), C being the classes that occur; an absent class by 0."""
-    if config.class_weight == "none":
-        return None
+def class_weights(config: FitConfig, data: FitData) -> Tensor:
+    """Weigh class c by n / (C n_c), C being the classes that occur; or every class by 1."""
     labels = data.y[torch.from_numpy(data.shares.train)]
     counts = torch.bincount(labels, minlength=len(data.cache.labels)).float()
+    if config.class_weight == "none":
+        return torch.ones_like(counts)
     present = counts > 0
     return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
-from llmembed.train.data import FitData, architecture_of, load_data
+from llmembed.train.data import FitData, load_data
 from llmembed.train.metrics import Floats, summarise
 from llmembed.train.run import Predictions, Run, check_replaceable, record_config, write_run
 
@@ -61,7 +61,7 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
         "total": now - started,
     }
     predictions = Predictions(rows=data.shares.eval, labels=labels, log_proba=log_probas[kept])
-    record = record_config(config, data, trained[kept], architecture_of(config, data))
+    record = record_config(config, data, trained[kept])
     return write_run(config.run_path, record, trained[kept].classifier, metrics, predictions)
 
 

@@ -39,7 +39,7 @@ def train_seed(
     with _quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(seed)
         module = ClassifierModule(
-            Classifier(architecture_of(config, data)),
+            Classifier(architecture_of(config, data, config.gradient_head)),
             Optimisation(
                 lr=config.lr,
                 weight_decay=config.weight_decay,

@@ -101,9 +101,7 @@ class Run:
         return predict_proba(self, texts, device, trust_remote_code=trust_remote_code)
 
 
-def record_config(
-    config: FitConfig, data: FitData, trained: Trained, architecture: Architecture
-) -> dict[str, Any]:
+def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[str, Any]:
     """Gather what config.json holds: enough to predict, and to fit again."""
     sources = dict.fromkeys(feature.source for feature in data.features)
     return {
@@ -119,7 +117,7 @@ def record_config(
         },
         "features": [feature._asdict() for feature in data.features],
         "labels": list(data.cache.labels),
-        "architecture": dataclasses.asdict(architecture),
+        "architecture": dataclasses.asdict(trained.classifier.architecture),
         "seed": trained.seed,
         "device": trained.device,
         "versions": {package: version(package) for package in _PACKAGES},

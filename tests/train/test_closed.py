@@ -7,11 +7,12 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import RidgeClassifier
 from torch import Tensor
 
-from llmembed.train.closed import ABSENT_BIAS, CLOSED_FORMS, LDA, Ridge, held_out_scores
+from llmembed.train.closed import ABSENT_BIAS, LDA, Ridge, held_out_scores
 from llmembed.train.gram import FoldMoments
 from llmembed.train.shares import draw_folds
 
 N, WIDTH, N_CLASSES = 120, 12, 3
+CLOSED_FORMS = {"ridge": Ridge, "lda": LDA}
 
 
 @pytest.fixture

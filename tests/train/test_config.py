@@ -33,7 +33,7 @@ def test_values_that_are_not_allowed(option: str, value: Any, message: str) -> N
     ("options", "message"),
     [
         ({"head": "ridge"}, "head 'ridge' is solved in closed form, which fusion 'cooc' does not"),
-        ({"folds": 5}, "--folds 5 would do nothing: head 'linear' is trained by gradient"),
+        ({"folds": 5}, "--folds 5 would do nothing: fusion 'cooc' with head 'auto' is trained"),
         ({"fusion": "mean", "head": "lda", "folds": 1}, "--folds 1 leaves nothing to fit on"),
     ],
 )

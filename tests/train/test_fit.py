@@ -51,12 +51,12 @@ def test_every_fusion_learns(make_cache: MakeCache, tmp_path: Path, fusion: str)
     assert (metrics["eval_split"], metrics["n_eval"]) == ("test", 60)
 
 
-@pytest.mark.parametrize("head", ["ridge", "lda"])
+@pytest.mark.parametrize("head", ["ridge", "lda", "linear", "auto"])
 @pytest.mark.parametrize("fusion", ["mean", "max", "concat", "single"])
-def test_heads_in_closed_form(
+def test_heads_that_are_solved(
     make_cache: MakeCache, tmp_path: Path, fusion: str, head: str
 ) -> None:
-    """Each fusion without weights takes a head in closed form, and the run loads and predicts."""
+    """Each fusion without weights takes a head that is solved, and the run loads and predicts."""
     layers = "2" if fusion == "single" else None
     config = FitConfig(
         cache=str(make_cache()), fusion=fusion, head=head, layers=layers, output=str(tmp_path / "r")
@@ -66,6 +66,7 @@ def test_heads_in_closed_form(
     assert run.metrics["splits"]["validation"]["n"] == 0
     row = run.metrics["per_seed"][0]
     assert row["n_folds"] == 5
+    assert load_run(run.path).classifier.architecture.head == row["head"]
     assert row["held_out_accuracy"] > 0.8
     x = torch.randn(5, sum(feature.hidden_size for feature in run.features))
     assert torch.equal(load_run(run.path).classifier(x), run.classifier(x))
@@ -209,7 +210,6 @@ def test_balanced_weights(make_cache: MakeCache) -> None:
     cache = str(make_cache(splits, labels=LABELS))
     config = FitConfig(cache=cache, class_weight="balanced", val_fraction=0)
     weights = class_weights(config, load_data(config))
-    assert weights is not None
     assert weights.tolist() == pytest.approx([90 / (2 * 60), 90 / (2 * 30), 0.0])
 
 

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from llmembed.train.closed import ABSENT_BIAS
+from llmembed.train.shares import draw_folds
+from llmembed.train.solvers import Problem, SoftmaxSolver, choose_head
+
+N, WIDTH = 150, 10
+
+
+def make_problem(n_classes: int, *, n_absent: int = 0, shift: float = 0) -> Problem:
+    generator = np.random.default_rng(n_classes)
+    y = np.arange(N) % n_classes
+    noise = 2 * generator.normal(size=(N, WIDTH))
+    x = (generator.normal(size=(n_classes, WIDTH))[y] + noise) @ generator.normal(
+        size=(WIDTH, WIDTH)
+    )
+    folds = draw_folds(y, np.arange(N), 5, generator)
+    return Problem.of(
+        torch.from_numpy((x + shift).astype(np.float32)),
+        torch.from_numpy(y),
+        [torch.from_numpy(rows) for rows in folds],
+        torch.ones(n_classes + n_absent),
+    )
+
+
+def scikit_learns(x: Tensor, y: Tensor, penalty: float) -> LogisticRegression:
+    model = LogisticRegression(C=1 / (penalty * len(y)), max_iter=10_000, tol=1e-8)
+    return model.fit(x.double().numpy(), y.numpy())
+
+
+def unit(problem: Problem) -> float:
+    return problem.x.double().var(dim=0, correction=0).mean().item()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 7])
+@pytest.mark.parametrize("strength", [0.001, 0.1])
+@pytest.mark.parametrize("shift", [0, 5])
+def test_the_optimum_is_scikit_learns(n_classes: int, strength: float, shift: float) -> None:
+    """Probabilities are LogisticRegression's for the same penalty, wherever the features lie."""
+    problem = make_problem(n_classes, shift=shift)
+    ours = SoftmaxSolver(problem).solve(strength).scores(problem.x.double()).softmax(dim=1)
+    # Two classes: one weight vector of scikit-learn's is the difference of two of half its size.
+    penalty = strength * unit(problem) / (2 if n_classes == 2 else 1)
+    theirs = scikit_learns(problem.x, problem.y, penalty)
+    np.testing.assert_allclose(ours, theirs.predict_proba(problem.x.double().numpy()), atol=5e-3)
+
+
+def test_folds_are_fitted_at_once_as_alone() -> None:
+    """Held-out scores are those of a fit on the other rows alone, for every strength."""
+    problem = make_problem(3)
+    solver = SoftmaxSolver(problem)
+    scores = solver.held_out()
+    rows = torch.cat(problem.folds[1:])
+    for index in (2, 6, 9):
+        penalty = solver.strengths[index] * unit(problem)
+        theirs = scikit_learns(problem.x[rows], problem.y[rows], penalty)
+        expected = theirs.predict_proba(problem.x[problem.folds[0]].double().numpy())
+        ours = scores[index, problem.folds[0]].softmax(dim=1)
+        np.testing.assert_allclose(ours, expected, atol=5e-3)
+
+
+def test_a_class_without_examples_is_never_predicted() -> None:
+    """A class that only the label list has gets a bias far below the others."""
+    problem = make_problem(2, n_absent=1)
+    assert SoftmaxSolver(problem).solve(0.1).bias[2] == ABSENT_BIAS
+
+
+def test_separable_classes_have_an_optimum() -> None:
+    """Where classes are separable the penalty keeps the weights finite."""
+    x = torch.cat([torch.full((20, 3), 1.0), torch.full((20, 3), -1.0)])
+    y = torch.arange(40) // 20
+    folds = [torch.arange(start, 40, 4) for start in range(4)]
+    solver = SoftmaxSolver(Problem.of(x, y, folds, torch.ones(2)))
+    assert solver.held_out().isfinite().all()
+    assert (solver.solve(1e-4).scores(x).argmax(dim=1) == y).all()
+
+
+def test_the_best_head_is_chosen_by_held_out_accuracy() -> None:
+    """Of several heads the one with the highest held-out accuracy is taken, with its strength."""
+    problem = make_problem(3)
+    choices = {head: choose_head(problem, (head,)) for head in ("ridge", "lda", "linear")}
+    best = choose_head(problem, tuple(choices))
+    assert best.accuracy == max(choice.accuracy for choice in choices.values())
+    assert best.strength == choices[best.head].strength
+    predicted = best.scores.argmax(dim=1)
+    assert (predicted == problem.y).double().mean().item() == pytest.approx(best.accuracy)

@@ -1,0 +1,171 @@
+"""Heads that are solved, not trained: one interface for ridge, LDA and softmax regression.
+
+A solver scores every training row by classifiers that have not seen its fold, for each of its
+strengths; and it solves for one strength on all rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from llmembed.train.closed import LDA, LinearMap, Ridge, held_out_scores, without_absent
+from llmembed.train.gram import FoldMoments
+from llmembed.train.softmax import SoftmaxFits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Rows to classify, divided into folds."""
+
+    x: Tensor
+    """float32 `[N, K]`, fused features."""
+    y: Tensor
+    """int64 `[N]`, classes."""
+    folds: list[Tensor]
+    """int64 `[n]` each, the rows of a fold; rows in none take no part."""
+    class_weights: Tensor
+    """float32 `[C]`, weight of each row of a class."""
+    moments: FoldMoments
+    """Moments of the same rows."""
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, folds: list[Tensor], class_weights: Tensor) -> Problem:
+        """Accumulate the moments in one pass."""
+        moments = FoldMoments.of(x, y, folds, class_weights)
+        return cls(x=x, y=y, folds=folds, class_weights=class_weights, moments=moments)
+
+
+class Solver(Protocol):
+    """What a head in `--head` that is solved offers."""
+
+    strengths: tuple[float, ...]
+
+    def held_out(self) -> Tensor:
+        """Score each row by the classifiers that have not seen its fold: `[S, N, C]`."""
+
+    def solve(self, strength: float) -> LinearMap:
+        """Fit all rows with one strength."""
+
+
+class ClosedSolver:
+    """Ridge or LDA, from the moments."""
+
+    def __init__(self, kind: type[Ridge | LDA], problem: Problem) -> None:
+        self.kind, self.problem = kind, problem
+        self.strengths = kind.STRENGTHS
+
+    def held_out(self) -> Tensor:
+        """Score each row by the classifiers that have not seen its fold: `[S, N, C]`."""
+        problem = self.problem
+        return held_out_scores(self.kind, problem.moments, problem.x, problem.folds, self.strengths)
+
+    def solve(self, strength: float) -> LinearMap:
+        """Fit all rows with one strength, in float64."""
+        return self.kind(self.problem.moments.total()).solve(strength)
+
+
+class SoftmaxSolver:
+    """Softmax regression; the penalty is strength times the mean variance of the features."""
+
+    STRENGTHS: ClassVar = tuple(10 ** (k / 2 - 4) for k in range(10))  # 0.0001 to 3.16
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.strengths = problem, self.STRENGTHS
+        total = problem.moments.total()
+        self._mean, self._counts = total.mean, total.counts
+        covariance = total.gram / total.n - torch.outer(total.mean, total.mean)
+        self._covariance = covariance.float()
+        self._unit = float(covariance.diagonal().mean())
+
+    def held_out(self) -> Tensor:
+        """Score each row by the fits that have not seen its fold: `[S, N, C]`.
+
+        The path goes from the strongest penalty to the weakest, each from the optimum before.
+        """
+        problem, folds = self.problem, self.problem.folds
+        used = torch.cat(folds)
+        masks = problem.x.new_zeros(len(problem.x), len(folds))
+        masks[used] = 1
+        for fold, rows in enumerate(folds):
+            masks[rows, fold] = 0
+        fits = self._fits(masks)
+        shape = (len(self.strengths), len(problem.x), len(self._counts))
+        scores, theta = problem.x.new_full(shape, math.nan), fits.start()
+        for index in reversed(range(len(self.strengths))):
+            theta = fits.minimise(self.strengths[index] * self._unit, theta)
+            of_fits = fits.scores(theta)
+            for fold, rows in enumerate(folds):
+                scores[index, rows] = of_fits[rows, fold]
+        return scores
+
+    def solve(self, strength: float) -> LinearMap:
+        """Fit all rows with one strength."""
+        masks = self.problem.x.new_zeros(len(self.problem.x), 1)
+        masks[torch.cat(self.problem.folds)] = 1
+        fits = self._fits(masks)
+        theta = fits.minimise(strength * self._unit, fits.start())[0].double()
+        weight = theta[:-1].T
+        return without_absent(weight, theta[-1] - weight @ self._mean, self._counts)
+
+    def _fits(self, masks: Tensor) -> SoftmaxFits:
+        y = self.problem.y
+        weights = masks * self.problem.class_weights[y.clamp(min=0)][:, None]
+        return SoftmaxFits(
+            x=self.problem.x,
+            y=y,
+            row_weights=weights / weights.sum(dim=0),
+            mean=self._mean.float(),
+            covariance=self._covariance,
+            n_classes=len(self._counts),
+        )
+
+
+SOLVERS: dict[str, Callable[[Problem], Solver]] = {
+    "ridge": functools.partial(ClosedSolver, Ridge),
+    "lda": functools.partial(ClosedSolver, LDA),
+    "linear": SoftmaxSolver,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The head and strength that the folds chose."""
+
+    head: str
+    """Name of the head."""
+    strength: float
+    """Strength with the highest held-out accuracy; of equals the strongest."""
+    accuracy: float
+    """Held-out accuracy, weighted as the fit is."""
+    scores: Tensor
+    """float32 `[N, C]`, held-out scores."""
+    solver: Solver
+    """What solves for that strength."""
+
+
+def choose_head(problem: Problem, heads: tuple[str, ...]) -> Choice:
+    """Try all strengths of some heads; of equals the head that is named first wins."""
+    return max((_choose_strength(problem, head) for head in heads), key=lambda one: one.accuracy)
+
+
+def _choose_strength(problem: Problem, head: str) -> Choice:
+    solver = SOLVERS[head](problem)
+    scores, rows = solver.held_out(), torch.cat(problem.folds)
+    hits = (scores[:, rows].argmax(dim=2) == problem.y[rows]).double()
+    weights = problem.class_weights[problem.y[rows]].double()
+    accuracies = (hits @ weights / weights.sum()).tolist()
+    best = max(range(len(accuracies)), key=lambda k: (accuracies[k], solver.strengths[k]))
+    return Choice(
+        head=head,
+        strength=solver.strengths[best],
+        accuracy=accuracies[best],
+        scores=scores[best],
+        solver=solver,
+    )
