@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmembed.train.closed import LDA, LinearMap, Ridge, held_out_scores, without_absent
@@ -42,13 +43,21 @@ class Problem:
         return cls(x=x, y=y, folds=folds, class_weights=class_weights, moments=moments)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Path:
+    """Held-out scores along the strengths that were tried."""
+
+    strengths: tuple[float, ...]
+    """S strengths."""
+    scores: Tensor
+    """float32 `[S, N, C]`; NaN in rows that are in no fold."""
+
+
 class Solver(Protocol):
     """What a head in `--head` that is solved offers."""
 
-    strengths: tuple[float, ...]
-
-    def held_out(self) -> Tensor:
-        """Score each row by the classifiers that have not seen its fold: `[S, N, C]`."""
+    def held_out(self) -> Path:
+        """Score each row by the classifiers that have not seen its fold."""
 
     def solve(self, strength: float) -> LinearMap:
         """Fit all rows with one strength."""
@@ -57,14 +66,19 @@ class Solver(Protocol):
 class ClosedSolver:
     """Ridge or LDA, from the moments."""
 
-    def __init__(self, kind: type[Ridge | LDA], problem: Problem) -> None:
+    def __init__(
+        self, kind: type[Ridge | LDA], problem: Problem, strengths: tuple[float, ...] | None = None
+    ) -> None:
         self.kind, self.problem = kind, problem
-        self.strengths = kind.STRENGTHS
+        self.strengths = strengths or kind.STRENGTHS
 
-    def held_out(self) -> Tensor:
-        """Score each row by the classifiers that have not seen its fold: `[S, N, C]`."""
+    def held_out(self) -> Path:
+        """Score each row by the classifiers that have not seen its fold."""
         problem = self.problem
-        return held_out_scores(self.kind, problem.moments, problem.x, problem.folds, self.strengths)
+        scores = held_out_scores(
+            self.kind, problem.moments, problem.x, problem.folds, self.strengths
+        )
+        return Path(strengths=self.strengths, scores=scores)
 
     def solve(self, strength: float) -> LinearMap:
         """Fit all rows with one strength, in float64."""
@@ -77,33 +91,28 @@ class SoftmaxSolver:
     STRENGTHS: ClassVar = tuple(10 ** (k / 2 - 4) for k in range(10))  # 0.0001 to 3.16
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.strengths = problem, self.STRENGTHS
+        self.problem = problem
         total = problem.moments.total()
         self._mean, self._counts = total.mean, total.counts
         covariance = total.gram / total.n - torch.outer(total.mean, total.mean)
         self._covariance = covariance.float()
         self._unit = float(covariance.diagonal().mean())
 
-    def held_out(self) -> Tensor:
-        """Score each row by the fits that have not seen its fold: `[S, N, C]`.
+    def held_out(self) -> Path:
+        """Score each row by the fits that have not seen its fold.
 
-        The path goes from the strongest penalty to the weakest, each from the optimum before.
+        The path goes from the strongest penalty to the weakest, each from the optimum before, and
+        ends where the held-out loss has risen twice: the weak end takes most of the steps.
         """
-        problem, folds = self.problem, self.problem.folds
-        used = torch.cat(folds)
-        masks = problem.x.new_zeros(len(problem.x), len(folds))
-        masks[used] = 1
-        for fold, rows in enumerate(folds):
-            masks[rows, fold] = 0
-        fits = self._fits(masks)
-        shape = (len(self.strengths), len(problem.x), len(self._counts))
-        scores, theta = problem.x.new_full(shape, math.nan), fits.start()
-        for index in reversed(range(len(self.strengths))):
-            theta = fits.minimise(self.strengths[index] * self._unit, theta)
-            of_fits = fits.scores(theta)
-            for fold, rows in enumerate(folds):
-                scores[index, rows] = of_fits[rows, fold]
-        return scores
+        fits, theta, paths, losses = self._fold_fits(), None, [], []
+        for strength in reversed(self.STRENGTHS):
+            theta = fits.minimise(strength * self._unit, fits.start() if theta is None else theta)
+            paths.append(self._of_own_fold(fits.scores(theta)))
+            losses.append(self._loss(paths[-1]))
+            if losses[-3:] == sorted(losses[-3:]) and len(losses) > 2:
+                break
+        tried = tuple(reversed(self.STRENGTHS))[: len(paths)]
+        return Path(strengths=tried, scores=torch.stack(paths))
 
     def solve(self, strength: float) -> LinearMap:
         """Fit all rows with one strength."""
@@ -113,6 +122,26 @@ class SoftmaxSolver:
         theta = fits.minimise(strength * self._unit, fits.start())[0].double()
         weight = theta[:-1].T
         return without_absent(weight, theta[-1] - weight @ self._mean, self._counts)
+
+    def _fold_fits(self) -> SoftmaxFits:
+        folds = self.problem.folds
+        masks = self.problem.x.new_zeros(len(self.problem.x), len(folds))
+        masks[torch.cat(folds)] = 1
+        for fold, rows in enumerate(folds):
+            masks[rows, fold] = 0
+        return self._fits(masks)
+
+    def _of_own_fold(self, of_fits: Tensor) -> Tensor:
+        """Pick each row's scores by the fit without its fold, `[N, P, C]` -> `[N, C]`."""
+        scores = torch.full_like(of_fits[:, 0], math.nan)
+        for fold, rows in enumerate(self.problem.folds):
+            scores[rows] = of_fits[rows, fold]
+        return scores
+
+    def _loss(self, scores: Tensor) -> float:
+        rows = torch.cat(self.problem.folds)
+        weights = self.problem.class_weights
+        return F.cross_entropy(scores[rows], self.problem.y[rows], weight=weights).item()
 
     def _fits(self, masks: Tensor) -> SoftmaxFits:
         y = self.problem.y
@@ -150,22 +179,23 @@ class Choice:
     """What solves for that strength."""
 
 
-def choose_head(problem: Problem, heads: tuple[str, ...]) -> Choice:
+def choose_head(problem: Problem, heads: Sequence[str]) -> Choice:
     """Try all strengths of some heads; of equals the head that is named first wins."""
-    return max((_choose_strength(problem, head) for head in heads), key=lambda one: one.accuracy)
+    choices = (choose_strength(problem, head, SOLVERS[head](problem)) for head in heads)
+    return max(choices, key=lambda choice: choice.accuracy)
 
 
-def _choose_strength(problem: Problem, head: str) -> Choice:
-    solver = SOLVERS[head](problem)
-    scores, rows = solver.held_out(), torch.cat(problem.folds)
-    hits = (scores[:, rows].argmax(dim=2) == problem.y[rows]).double()
+def choose_strength(problem: Problem, head: str, solver: Solver) -> Choice:
+    """Try all strengths of a solver; of equals the strongest wins."""
+    path, rows = solver.held_out(), torch.cat(problem.folds)
+    hits = (path.scores[:, rows].argmax(dim=2) == problem.y[rows]).double()
     weights = problem.class_weights[problem.y[rows]].double()
     accuracies = (hits @ weights / weights.sum()).tolist()
-    best = max(range(len(accuracies)), key=lambda k: (accuracies[k], solver.strengths[k]))
+    best = max(range(len(accuracies)), key=lambda k: (accuracies[k], path.strengths[k]))
     return Choice(
         head=head,
-        strength=solver.strengths[best],
+        strength=path.strengths[best],
         accuracy=accuracies[best],
-        scores=scores[best],
+        scores=path.scores[best],
         solver=solver,
     )

@@ -55,13 +55,14 @@ def test_folds_are_fitted_at_once_as_alone() -> None:
     """Held-out scores are those of a fit on the other rows alone, for every strength."""
     problem = make_problem(3)
     solver = SoftmaxSolver(problem)
-    scores = solver.held_out()
+    path = solver.held_out()
+    assert path.strengths[:2] == solver.STRENGTHS[:-3:-1]
     rows = torch.cat(problem.folds[1:])
-    for index in (2, 6, 9):
-        penalty = solver.strengths[index] * unit(problem)
+    for strength, scores in zip(path.strengths, path.scores, strict=True):
+        penalty = strength * unit(problem)
         theirs = scikit_learns(problem.x[rows], problem.y[rows], penalty)
         expected = theirs.predict_proba(problem.x[problem.folds[0]].double().numpy())
-        ours = scores[index, problem.folds[0]].softmax(dim=1)
+        ours = scores[problem.folds[0]].softmax(dim=1)
         np.testing.assert_allclose(ours, expected, atol=5e-3)
 
 
@@ -77,7 +78,7 @@ def test_separable_classes_have_an_optimum() -> None:
     y = torch.arange(40) // 20
     folds = [torch.arange(start, 40, 4) for start in range(4)]
     solver = SoftmaxSolver(Problem.of(x, y, folds, torch.ones(2)))
-    assert solver.held_out().isfinite().all()
+    assert solver.held_out().scores.isfinite().all()
     assert (solver.solve(1e-4).scores(x).argmax(dim=1) == y).all()
 
 
