@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from llmembed.train.config import FitConfig
+from llmembed.train.config import FitConfig, SweepConfig
 
 if TYPE_CHECKING:
     from llmembed.train.fitting import fit
     from llmembed.train.run import Run, load_run
+    from llmembed.train.sweeping import run_sweep
 
-__all__ = ["FitConfig", "Run", "fit", "load_run"]
+_HOME = {"fit": "fitting", "Run": "run", "load_run": "run", "run_sweep": "sweeping"}
+__all__ = ["FitConfig", "Run", "SweepConfig", "fit", "load_run", "run_sweep"]
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch only when it is asked for."""
-    if name == "fit":
-        from llmembed.train import fitting
-
-        return fitting.fit
-    if name in {"Run", "load_run"}:
-        from llmembed.train import run
-
-        return getattr(run, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

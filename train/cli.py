@@ -14,7 +14,7 @@ import click
 
 from llmembed.cache_format.console import Command, common_options, config_options
 from llmembed.cache_format.errors import ConfigError
-from llmembed.train.config import FitConfig
+from llmembed.train.config import FitConfig, SweepConfig
 
 _MAX_CLASSES_SHOWN = 20
 
@@ -35,6 +35,24 @@ def fit_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None
     elif not quiet:
         click.echo(metrics_table(run.metrics))
         click.echo(f"run: {run.path}")
+
+
+@click.command(cls=Command)
+@config_options(SweepConfig)
+@common_options
+def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+    """Judge every layer, their mean and the best subsets, by folds of the training split alone."""
+    del debug
+    config = SweepConfig(**options)
+    _let_waiting_threads_sleep()
+    from llmembed.train.sweeping import run_sweep, table_of
+
+    result = run_sweep(config)
+    if as_json:
+        click.echo(json.dumps(result))
+    elif not quiet:
+        click.echo(table_of(result))
+        click.echo(f"table and plot: {config.output_path}")
 
 
 @click.command(cls=Command)
@@ -106,6 +124,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     """Lay out the figures of a run for reading."""
     low, high = metrics["accuracy_ci95"]
     lines = [
+        f"head             {_describe_head(metrics)}",
         f"evaluated on     {metrics['eval_split']}, {metrics['n_eval']} examples",
         f"accuracy         {metrics['accuracy']:.4f}  (95 % interval {low:.4f}-{high:.4f})",
         f"macro F1         {metrics['macro_f1']:.4f}",
@@ -121,6 +140,17 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
             f"(standard deviation {spread['std']:.4f})"
         )
     return "\n".join(lines + _class_lines(metrics["per_class"]))
+
+
+def _describe_head(metrics: Mapping[str, Any]) -> str:
+    kept = next(row for row in metrics["per_seed"] if row["kept"])
+    if "strength" not in kept:
+        return f"{kept['head']}, {kept['n_epochs']} epochs"
+    chosen = f", {metrics['chosen']['fusion']}" if "chosen" in metrics else ""
+    return (
+        f"{kept['head']}{chosen}, strength {kept['strength']:.3g}, "
+        f"held-out accuracy {kept['held_out_accuracy']:.4f}"
+    )
 
 
 def _class_lines(per_class: Mapping[str, Mapping[str, Any]]) -> list[str]:

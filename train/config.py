@@ -7,18 +7,19 @@ layers, poolings and sources that are asked for is known only to the cache, and 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmembed.cache_format.errors import ConfigError
 
-FUSIONS = ("mean", "max", "concat", "cooc", "single")
-FIXED_FUSIONS = ("mean", "max", "concat", "single")  # without weights of their own
+FUSIONS = ("mean", "max", "concat", "cooc", "single", "auto")
+FIXED_FUSIONS = ("mean", "max", "concat", "single", "auto")  # without weights of their own
 SOLVED_HEADS = ("ridge", "lda", "linear")  # on a fusion without weights
 HEADS = ("auto", "linear", "mlp", "ridge", "lda")
 CALIBRATIONS = ("temperature", "none")
-DEFAULT_FOLDS = 5
+DEFAULT_FOLDS, MIN_FOLDS = 5, 2
 CLASS_WEIGHTS = ("none", "balanced")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -43,7 +44,8 @@ class FitConfig:
     pooling: tuple[str, ...] = ()
     """Poolings to use; without it, all of the cache."""
     fusion: str = "cooc"
-    """How the features become one vector: mean, max, concat, cooc, single (one layer)."""
+    """How the features become one vector: mean, max, concat, cooc, single (one layer), or auto:
+    the best single layer, mean or concatenation of some, over folds of the training rows."""
     head: str = "auto"
     """Classifier on the fused vector: linear (softmax), mlp, ridge, lda. auto is linear with a
     fusion that learns, else the best of ridge, lda and linear over folds of the training rows."""
@@ -51,7 +53,7 @@ class FitConfig:
     """Split for the final figures: test, else validation, else 10 % of train held out."""
     val_fraction: float = 0.1
     """Share of the training rows that early stopping watches, stratified; 0 trains all epochs.
-    Heads that are solved (ridge, lda; linear with mean, max, concat, single) use folds."""
+    Heads that are solved (ridge, lda; linear unless the fusion is cooc) use folds."""
     folds: int = 0
     """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5."""
     epochs: int = 60
@@ -184,3 +186,54 @@ class FitConfig:
                     f"{name} {value} is out of range: it must lie between {low} and {high}. "
                     f"Pass another --{name.replace('_', '-')}."
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Every option of a sweep; the docstring under a field is its `--help` text.
+
+    Raises:
+        ConfigError: a name is unknown or a number is out of its range.
+    """
+
+    cache: str
+    """Cache to read; of its splits, the training split alone."""
+    source: tuple[str, ...] = ()
+    """Sources to use; without it, all of the cache."""
+    layers: str | None = None
+    """Layers to use of those in the cache, as in llmembed-fit; without it, all."""
+    pooling: tuple[str, ...] = ()
+    """Poolings to use; without it, all of the cache."""
+    head: str = "lda"
+    """Head that judges: lda or ridge."""
+    folds: int = DEFAULT_FOLDS
+    """Stratified folds of the training rows."""
+    class_weight: str = "none"
+    """Weights of the classes: none, or balanced (inverse to their counts)."""
+    seed: int = 0
+    """Seed of the folds."""
+    output: str | None = None
+    """Folder for sweep.json and sweep.svg; without it, runs/<cache>-sweep-<seed>."""
+
+    def __post_init__(self) -> None:
+        """Check each name and number once."""
+        if self.head not in {"lda", "ridge"}:
+            raise ConfigError.unknown("head", self.head, ("lda", "ridge"), "Pass one to --head.")
+        if self.folds < MIN_FOLDS:
+            raise ConfigError(f"--folds {self.folds} leaves nothing to fit on. Pass 2 or more.")
+        self.as_fit()
+
+    def as_fit(self) -> FitConfig:
+        """Give the options of the fit that would choose its fusion by this sweep."""
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return FitConfig(**{**shared, "output": None}, fusion="auto")
+
+    @property
+    def output_path(self) -> Path:
+        """Folder that the table and the plot are written to.
+
+        >>> SweepConfig(cache="data/sst2.zarr").output_path.as_posix()
+        'runs/sst2-sweep-0'
+        """
+        name = f"{Path(self.cache.rstrip('/')).stem}-sweep-{self.seed}"
+        return Path("runs") / name if self.output is None else Path(self.output)

@@ -30,13 +30,13 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
         ConfigError: there are fewer training rows than folds.
     """
     started = time.perf_counter()
-    device = _device(config.accelerator)
+    device = device_of(config)
     fusion = Classifier(architecture_of(config, data, "linear")).eval()
     weights = class_weights(config, data)
     problem = Problem.of(
         x=fusion.fuse_all(data.x.to(device)),
         y=data.y.to(device),
-        folds=_folds(config, data, seed, device),
+        folds=folds_of(config, data, seed, device),
         class_weights=weights.to(device),
     )
     choice = choose_head(problem, config.solved_heads)
@@ -62,7 +62,8 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
     )
 
 
-def _folds(config: FitConfig, data: FitData, seed: int, device: torch.device) -> list[Tensor]:
+def folds_of(config: FitConfig, data: FitData, seed: int, device: torch.device) -> list[Tensor]:
+    """Draw the stratified folds of the training rows."""
     rows = data.shares.train
     if len(rows) < config.n_folds:
         raise ConfigError(
@@ -85,7 +86,7 @@ def _loss(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(-log_proba[torch.arange(len(labels)), torch.from_numpy(labels)].mean())
 
 
-def _device(accelerator: str) -> torch.device:
+def device_of(config: FitConfig) -> torch.device:
     """Use a GPU where there is one and it is not ruled out; MPS has no float64, so never that."""
-    wants_gpu = accelerator in {"auto", "gpu"} and torch.cuda.is_available()
+    wants_gpu = config.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
     return torch.device("cuda" if wants_gpu else "cpu")

@@ -50,8 +50,8 @@ class FitData:
     """int64 `[n]`, labels of the evaluation rows."""
 
 
-def load_data(config: FitConfig) -> FitData:
-    """Read what a config asks for.
+def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
+    """Read what a config asks for; without the evaluation rows `x_eval` is empty.
 
     Raises:
         CacheError: the cache is missing, malformed or incomplete.
@@ -66,7 +66,9 @@ def load_data(config: FitConfig) -> FitData:
     standardiser = Standardiser.of(x, torch.from_numpy(shares.train))
     standardiser.apply_(x)
     rows = torch.from_numpy(shares.eval)
-    if shares.held_out:
+    if not read_evaluation:
+        x_eval = x[:0]
+    elif shares.held_out:
         x_eval = x[rows]
     else:
         x_eval = standardiser.apply_(read_features(eval_split, features, shares.eval))

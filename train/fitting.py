@@ -20,6 +20,7 @@ from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, load_data
 from llmembed.train.metrics import Floats, summarise
 from llmembed.train.run import Predictions, Run, check_replaceable, record_config, write_run
+from llmembed.train.sweeping import choose_fusion
 
 _SPREAD_FIGURES = ("accuracy", "macro_f1", "nll")
 
@@ -44,8 +45,10 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
     check_replaceable(config.run_path)
     data = load_data(config)
     read_s = time.perf_counter() - started
+    resolved, data, chosen = choose_fusion(config, data)
+    choose_s = time.perf_counter() - started - read_s
     trained = [
-        _train(config, data, config.seed + k, show_progress=show_progress)
+        _train(resolved, data, config.seed + k, show_progress=show_progress)
         for k in range(config.n_seeds)
     ]
     eval_started = time.perf_counter()
@@ -53,10 +56,12 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
     kept = min(range(len(trained)), key=lambda k: trained[k].val_loss or 0.0)
     labels = data.y_eval.numpy()
     metrics = _metrics(data, trained, log_probas, kept)
+    if chosen is not None:
+        metrics["chosen"] = chosen
     now = time.perf_counter()
     metrics["seconds"] = {
         "read": read_s,
-        "fit": sum(one.fit_s for one in trained),
+        "fit": choose_s + sum(one.fit_s for one in trained),
         "eval": now - eval_started,
         "total": now - started,
     }

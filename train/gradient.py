@@ -65,7 +65,11 @@ def train_seed(
         val_loss=keep_best.best_loss if len(data.shares.validation) else None,
         fit_s=time.perf_counter() - started,
         device=str(trainer.strategy.root_device),
-        details={"n_epochs": trainer.current_epoch, "saturated_share": module.saturated},
+        details={
+            "head": config.gradient_head,
+            "n_epochs": trainer.current_epoch,
+            "saturated_share": module.saturated,
+        },
     )
 
 

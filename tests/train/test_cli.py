@@ -5,13 +5,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 from clustered import MakeCache
 
-from llmembed.train import FitConfig
-from llmembed.train.cli import fit_main
+from llmembed.cache_format.errors import ConfigError
+from llmembed.train import FitConfig, SweepConfig, run_sweep
+from llmembed.train.cli import fit_main, sweep_main
 
 
 def test_fit_prints_a_table_or_one_json_document(make_cache: MakeCache, tmp_path: Path) -> None:
@@ -33,7 +36,7 @@ def test_a_known_error_is_one_line(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["fit_main", "predict_main"])
+@pytest.mark.parametrize("command", ["fit_main", "predict_main", "sweep_main"])
 def test_help_imports_no_torch(command: str) -> None:
     """`--help` imports neither torch nor lightning."""
     code = (
@@ -45,10 +48,13 @@ def test_help_imports_no_torch(command: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_every_field_of_the_config_is_an_option_with_its_default() -> None:
+@pytest.mark.parametrize(("command", "config"), [(fit_main, FitConfig), (sweep_main, SweepConfig)])
+def test_every_field_of_the_config_is_an_option_with_its_default(
+    command: click.Command, config: type[FitConfig | SweepConfig]
+) -> None:
     """Options and dataclass fields cannot drift apart."""
-    options = {parameter.name: parameter for parameter in fit_main.params}
-    for field in dataclasses.fields(FitConfig):
+    options: dict[Any, Any] = {parameter.name: parameter for parameter in command.params}
+    for field in dataclasses.fields(config):
         option = options.pop(field.name)
         assert option.help
         if field.default is dataclasses.MISSING:
@@ -56,3 +62,42 @@ def test_every_field_of_the_config_is_an_option_with_its_default() -> None:
         elif not option.multiple:
             assert option.default == field.default
     assert set(options) == {"as_json", "quiet", "debug"}
+
+
+def test_a_sweep_prints_a_table_and_writes_it_with_a_plot(
+    make_cache: MakeCache, tmp_path: Path
+) -> None:
+    """The table marks the best; sweep.json holds what --json prints, sweep.svg is an SVG."""
+    options = ["--cache", str(make_cache()), "--output", str(tmp_path / "s")]
+    table = CliRunner().invoke(sweep_main, options, catch_exceptions=False).stdout
+    assert "single  tiny/mean 1" in table
+    assert table.count("<- best") == 1
+    document = json.loads(CliRunner().invoke(sweep_main, [*options, "--json"]).stdout)
+    assert document == json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert [len(row["features"]) for row in document["candidates"]] == [1, 1, 2, 2]
+    plot = (tmp_path / "s" / "sweep.svg").read_text()
+    assert (plot.count("<circle"), plot.count("<svg"), plot[-7:]) == (2, 1, "</svg>\n")
+
+
+def test_a_sweep_reads_no_evaluation_split(make_cache: MakeCache, tmp_path: Path) -> None:
+    """A sweep gives the same figures where the features of the test split are gone."""
+    cache = make_cache()
+    config = SweepConfig(cache=str(cache), output=str(tmp_path / "s"))
+    before = run_sweep(config)["candidates"]
+    for chunk in (cache / "test" / "tiny").rglob("c.*"):
+        chunk.unlink()
+    assert run_sweep(config)["candidates"] == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": "mlp"}, "head 'mlp' does not exist. Known: lda, ridge. Pass one to --head."),
+        ({"folds": 1}, "--folds 1 leaves nothing to fit on. Pass 2 or more."),
+        ({"class_weight": "equal"}, "class_weight 'equal' does not exist"),
+    ],
+)
+def test_options_of_a_sweep_that_are_not_allowed(options: dict[str, Any], message: str) -> None:
+    """What a sweep can't do is refused before anything is read."""
+    with pytest.raises(ConfigError, match=message):
+        SweepConfig(cache="a.zarr", **options)

@@ -16,10 +16,11 @@ import torch
 from clustered import LABELS, MakeCache, clustered, write_cache
 from safetensors.torch import load_file, save_file
 
+from llmembed.cache_format import open_cache
 from llmembed.cache_format.errors import ConfigError, RunFormatError, RunNotFoundError
 from llmembed.train import FitConfig, Run, fit, load_run
 from llmembed.train.classifier import Architecture, Classifier
-from llmembed.train.data import class_weights, load_data
+from llmembed.train.data import class_weights, load_data, read_features
 from llmembed.train.heads import Dropout
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 32, "lr": 0.01, "accelerator": "cpu"}
@@ -100,6 +101,25 @@ def test_a_head_in_closed_form_needs_no_lightning(make_cache: MakeCache, tmp_pat
     )
     result = subprocess.run([sys.executable, "-Pc", code], capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_fusion_is_chosen_on_the_training_rows(make_cache: MakeCache, tmp_path: Path) -> None:
+    """`--fusion auto` takes the best subset, stores what it chose, and loads as that fusion."""
+    features, labels = clustered(90, 0)
+    features[0] = np.random.default_rng(5).normal(size=features[0].shape)  # layer 1 is noise
+    cache = make_cache({"train": (features, labels), "test": clustered(60, 1)})
+    run = fit(FitConfig(cache=str(cache), fusion="auto", output=str(tmp_path / "r")))
+    chosen = run.metrics["chosen"]
+    assert [feature["layer"] for feature in chosen["features"]][-1] == 2
+    assert [feature._asdict() for feature in run.features] == chosen["features"]
+    assert run.metrics["accuracy"] > 0.8
+    loaded = load_run(run.path)
+    assert loaded.config["fit"]["fusion"] == "auto"
+    assert loaded.classifier.architecture.fusion == chosen["fusion"]
+    split = open_cache(cache)["test"]
+    logits = loaded.classifier(read_features(split, loaded.features))
+    predicted = logits.argmax(dim=1).numpy()
+    assert (predicted == split.labels).mean() == pytest.approx(run.metrics["accuracy"])
 
 
 def test_fewer_rows_than_folds(make_cache: MakeCache, tmp_path: Path) -> None:

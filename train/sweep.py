@@ -1,0 +1,182 @@
+"""Which features are worth having: single layers, their mean, and concatenations of the best.
+
+One reading of the training split answers all of it. Every feature is judged alone by held-out
+accuracy; the best few form a pool whose Gram matrix is accumulated once, and a concatenation grows
+from it greedily, one feature at a time, while that helps: each candidate is a principal sub-matrix
+of that Gram matrix. The evaluation split is not read.
+
+The figure of the winner is the best of many and so flatters it by a little; the evaluation split
+of a fit has the last word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmembed.train.closed import LDA, Ridge
+from llmembed.train.gram import FoldMoments
+from llmembed.train.metrics import wilson_interval
+from llmembed.train.select import Feature
+from llmembed.train.solvers import Choice, ClosedSolver, Problem, choose_strength
+
+_KINDS: dict[str, type[Ridge | LDA]] = {"ridge": Ridge, "lda": LDA}
+_POOL_WIDTH = 8192  # of the pool's Gram matrix, 256 MiB a fold
+_POOL_FEATURES = 6
+_LARGEST_SUBSET = 4
+_NEIGHBOURS = 1  # strengths tried on either side of the one that suited the best single feature
+
+Report = Callable[["Candidate"], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A fusion of some features, and how well a linear head does on it."""
+
+    fusion: str
+    """single, mean or concat."""
+    features: tuple[int, ...]
+    """Positions of its features."""
+    strength: float
+    """Strength with the highest held-out accuracy."""
+    accuracy: float
+    """Held-out accuracy on the training rows, weighted as the fit is."""
+
+    def record(self, names: Sequence[Feature], n_rows: int) -> dict[str, Any]:
+        """Give the row of the table, with the 95 % interval of the accuracy."""
+        return {
+            "fusion": self.fusion,
+            "features": [names[index]._asdict() for index in self.features],
+            "strength": self.strength,
+            "accuracy": self.accuracy,
+            "accuracy_ci95": list(wilson_interval(round(self.accuracy * n_rows), n_rows)),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What is swept: rows whose columns are features side by side."""
+
+    x: Tensor
+    """float32 `[N, F]`, standardised features."""
+    y: Tensor
+    """int64 `[N]`, classes."""
+    widths: tuple[int, ...]
+    """Width of each feature."""
+    folds: list[Tensor]
+    """int64 `[n]` each, the rows of a fold."""
+    class_weights: Tensor
+    """float32 `[C]`, weight of each row of a class."""
+    head: str
+    """ridge or lda."""
+
+    def columns(self, features: Sequence[int]) -> Tensor:
+        """List the columns of some features, int64 `[c]`."""
+        starts = [sum(self.widths[:index]) for index in features]
+        pairs = zip(starts, features, strict=True)
+        return torch.cat([torch.arange(start, start + self.widths[k]) for start, k in pairs]).to(
+            self.x.device
+        )
+
+    def choose(
+        self,
+        x: Tensor,
+        moments: FoldMoments | None = None,
+        strengths: tuple[float, ...] | None = None,
+    ) -> Choice:
+        """Judge fused features `[N, K]` by their held-out accuracy."""
+        if moments is None:
+            moments = FoldMoments.of(x, self.y, self.folds, self.class_weights)
+        problem = Problem(
+            x=x, y=self.y, folds=self.folds, class_weights=self.class_weights, moments=moments
+        )
+        solver = ClosedSolver(_KINDS[self.head], problem, strengths)
+        return choose_strength(problem, self.head, solver)
+
+
+def sweep(grid: Grid, report: Report | None = None) -> list[Candidate]:
+    """Judge every single feature, the mean of all, and growing concatenations of the best.
+
+    Args:
+        grid: rows, features and folds.
+        report: called with each candidate as soon as it is judged.
+
+    Returns:
+        All candidates, single features first, in the order they were judged.
+    """
+    found: list[Candidate] = []
+
+    def add(fusion: str, features: Sequence[int], choice: Choice) -> None:
+        candidate = Candidate(
+            fusion=fusion,
+            features=tuple(features),
+            strength=choice.strength,
+            accuracy=choice.accuracy,
+        )
+        found.append(candidate)
+        if report is not None:
+            report(candidate)
+
+    for index in range(len(grid.widths)):
+        add("single", [index], grid.choose(grid.x.index_select(1, grid.columns([index]))))
+    singles = sorted(found, key=lambda candidate: -candidate.accuracy)
+    if len(grid.widths) > 1 and len(set(grid.widths)) == 1:
+        stacked = grid.x.reshape(len(grid.x), len(grid.widths), -1)
+        add("mean", range(len(grid.widths)), grid.choose(stacked.mean(dim=1)))
+    for features, choice in _grow(grid, singles):
+        add("concat", sorted(features), choice)
+    return found
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """Pick the highest held-out accuracy; of equals, the one with the fewest features."""
+    return max(candidates, key=lambda one: (one.accuracy, -len(one.features)))
+
+
+def _grow(grid: Grid, singles: Sequence[Candidate]) -> list[tuple[list[int], Choice]]:
+    """Judge concatenations of the pool, adding the best feature to the best so far."""
+    pool = _pool(grid, singles)
+    columns = grid.columns(pool)
+    x = grid.x.index_select(1, columns)
+    within = dataclasses.replace(grid, x=x, widths=tuple(grid.widths[k] for k in pool))
+    moments = FoldMoments.of(x, grid.y, grid.folds, grid.class_weights)
+    strengths = _near(_KINDS[grid.head].STRENGTHS, singles[0].strength)
+    judged: list[tuple[list[int], Choice]] = []
+    chosen, accuracy = [0], singles[0].accuracy
+    while len(chosen) < min(_LARGEST_SUBSET, len(pool)):
+        tried = []
+        for k in set(range(len(pool))) - set(chosen):
+            picked = within.columns([*chosen, k])
+            choice = grid.choose(x.index_select(1, picked), moments.select(picked), strengths)
+            tried.append(([*chosen, k], choice))
+        judged += [([pool[k] for k in features], choice) for features, choice in tried]
+        features, choice = max(tried, key=lambda one: one[1].accuracy)
+        if choice.accuracy <= accuracy:
+            break
+        chosen, accuracy = features, choice.accuracy
+    return judged
+
+
+def _pool(grid: Grid, singles: Sequence[Candidate]) -> list[int]:
+    """List the best single features that fit into the pool, the best first."""
+    pool: list[int] = []
+    for candidate in singles[:_POOL_FEATURES]:
+        width = sum(grid.widths[index] for index in (*pool, *candidate.features))
+        if width <= _POOL_WIDTH or len(pool) < 2:
+            pool += candidate.features
+    return pool
+
+
+def _near(strengths: tuple[float, ...], strength: float) -> tuple[float, ...]:
+    """List the strengths around one: wider features want it or a stronger one.
+
+    >>> _near((0.1, 0.2, 0.3, 0.4, 0.5), 0.2)
+    (0.1, 0.2, 0.3, 0.4)
+    """
+    index = strengths.index(strength)
+    return strengths[max(0, index - _NEIGHBOURS) : index + 2 * _NEIGHBOURS + 1]

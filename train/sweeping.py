@@ -1,0 +1,125 @@
+"""The verb of `llmembed-sweep`, and what `--fusion auto` takes from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmembed.train.classifier import Standardiser
+from llmembed.train.config import FitConfig, SweepConfig
+from llmembed.train.crossfit import device_of, folds_of
+from llmembed.train.data import FitData, class_weights, load_data
+from llmembed.train.plot import depth_plot
+from llmembed.train.sweep import Grid, Report, best_of, sweep
+
+TABLE_FILE, PLOT_FILE = "sweep.json", "sweep.svg"
+
+
+def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, Any]:
+    """Sweep over the features of a cache, and write the table and a plot of accuracy over depth.
+
+    Args:
+        config: all options.
+        report: called with each candidate as soon as it is judged.
+
+    Returns:
+        The table: its candidates, and the best of them.
+
+    Raises:
+        ConfigError: an option does not fit the cache.
+        DataError: labels or features cannot be trained on.
+        CacheError: the cache is missing, malformed or incomplete.
+    """
+    started = time.perf_counter()
+    fit_config = config.as_fit()
+    data = load_data(fit_config, read_evaluation=False)
+    read_s = time.perf_counter() - started
+    candidates = sweep(grid_of(fit_config, data), report)
+    n_rows = len(data.shares.train)
+    table = {
+        "cache": {"fingerprint": data.cache.fingerprint},
+        "sweep": dataclasses.asdict(config),
+        "n_rows": n_rows,
+        "candidates": [one.record(data.features, n_rows) for one in candidates],
+        "best": best_of(candidates).record(data.features, n_rows),
+        "seconds": {"read": read_s, "total": time.perf_counter() - started},
+    }
+    config.output_path.mkdir(parents=True, exist_ok=True)
+    _write(config.output_path / TABLE_FILE, json.dumps(table, indent=2, allow_nan=False) + "\n")
+    _write(config.output_path / PLOT_FILE, depth_plot(table))
+    return table
+
+
+def choose_fusion(
+    config: FitConfig, data: FitData
+) -> tuple[FitConfig, FitData, dict[str, Any] | None]:
+    """Resolve `--fusion auto` on the training rows: the fusion, its columns, and the record."""
+    if config.fusion != "auto":
+        return config, data, None
+    grid = grid_of(config, data)
+    best = best_of(sweep(grid))
+    record = best.record(data.features, len(data.shares.train))
+    columns = grid.columns(best.features).cpu()
+    standardiser = Standardiser(len(columns))
+    standardiser.mean.copy_(data.standardiser.mean[columns])
+    standardiser.scale.copy_(data.standardiser.scale[columns])
+    narrowed = dataclasses.replace(
+        data,
+        features=tuple(data.features[index] for index in best.features),
+        standardiser=standardiser,
+        x=data.x.index_select(1, columns),
+        x_eval=data.x_eval.index_select(1, columns),
+    )
+    return dataclasses.replace(config, fusion=best.fusion), narrowed, record
+
+
+def grid_of(config: FitConfig, data: FitData) -> Grid:
+    """Make the grid of a fit's training rows."""
+    device = device_of(config)
+    return Grid(
+        x=data.x.to(device),
+        y=data.y.to(device),
+        widths=tuple(feature.hidden_size for feature in data.features),
+        folds=folds_of(config, data, config.seed, device),
+        class_weights=class_weights(config, data).to(device),
+        head=config.head if config.head in {"ridge", "lda"} else "lda",
+    )
+
+
+def table_of(result: Mapping[str, Any]) -> str:
+    """Lay out a sweep for reading: every single feature, then the best of the others."""
+    rows = result["candidates"]
+    others = sorted(
+        (row for row in rows if row["fusion"] != "single"), key=lambda row: -row["accuracy"]
+    )
+    shown = [row for row in rows if row["fusion"] == "single"] + others[:5]
+    lines = ["accuracy  95 % interval   features"]
+    for row in shown:
+        low, high = row["accuracy_ci95"]
+        mark = "  <- best" if row == result["best"] else ""
+        lines.append(f"{row['accuracy']:8.4f}  {low:.4f}-{high:.4f}  {describe(row)}{mark}")
+    return "\n".join(lines)
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """Name a candidate: its fusion, and the layers of each source and pooling."""
+    groups: dict[str, list[str]] = {}
+    for feature in row["features"]:
+        group = f"{feature['source']}/{feature['pooling']}"
+        groups.setdefault(group, []).append(str(feature["layer"]))
+    parts = " + ".join(f"{group} {','.join(layers)}" for group, layers in groups.items())
+    return f"{row['fusion']:<7} {parts}"
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
