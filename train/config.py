@@ -14,8 +14,9 @@ from pathlib import Path
 
 from llmembed.cache_format.errors import ConfigError
 
-FUSIONS = ("mean", "max", "concat", "cooc", "single", "auto")
+LEARNED_FUSIONS = ("cooc", "scalar-mix", "attention", "gated")
 FIXED_FUSIONS = ("mean", "max", "concat", "single", "auto")  # without weights of their own
+FUSIONS = (*FIXED_FUSIONS, *LEARNED_FUSIONS)
 SOLVED_HEADS = ("ridge", "lda", "linear")  # on a fusion without weights
 HEADS = ("auto", "linear", "mlp", "ridge", "lda")
 CALIBRATIONS = ("temperature", "none")
@@ -44,8 +45,9 @@ class FitConfig:
     pooling: tuple[str, ...] = ()
     """Poolings to use; without it, all of the cache."""
     fusion: str = "cooc"
-    """How the features become one vector: mean, max, concat, cooc, single (one layer), or auto:
-    the best single layer, mean or concatenation of some, over folds of the training rows."""
+    """How the features become one vector: cooc, scalar-mix, attention, gated (which learn), mean,
+    max, concat, single (one layer), or auto: the best single layer, mean or concatenation of some,
+    over folds of the training rows."""
     head: str = "auto"
     """Classifier on the fused vector: linear (softmax), mlp, ridge, lda. auto is linear with a
     fusion that learns, else the best of ridge, lda and linear over folds of the training rows."""
@@ -53,7 +55,7 @@ class FitConfig:
     """Split for the final figures: test, else validation, else 10 % of train held out."""
     val_fraction: float = 0.1
     """Share of the training rows that early stopping watches, stratified; 0 trains all epochs.
-    Heads that are solved (ridge, lda; linear unless the fusion is cooc) use folds."""
+    Heads that are solved (ridge, lda; linear where the fusion does not learn) use folds."""
     folds: int = 0
     """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5."""
     epochs: int = 60

@@ -21,6 +21,7 @@ from llmembed.cache_format.errors import ConfigError, RunFormatError, RunNotFoun
 from llmembed.train import FitConfig, Run, fit, load_run
 from llmembed.train.classifier import Architecture, Classifier
 from llmembed.train.data import class_weights, load_data, read_features
+from llmembed.train.fusion import FUSIONS
 from llmembed.train.heads import Dropout
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 32, "lr": 0.01, "accelerator": "cpu"}
@@ -38,7 +39,7 @@ def run(fitted: Run, tmp_path: Path) -> Run:
     return dataclasses.replace(fitted, path=shutil.copytree(fitted.path, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("fusion", ["mean", "max", "concat", "cooc", "single"])
+@pytest.mark.parametrize("fusion", sorted(FUSIONS))
 def test_every_fusion_learns(make_cache: MakeCache, tmp_path: Path, fusion: str) -> None:
     """Each fusion tells well-separated classes apart, on rows it has not seen."""
     layers = "2" if fusion == "single" else None

@@ -4,7 +4,19 @@ import pytest
 import torch
 
 from llmembed.cache_format.errors import ConfigError
-from llmembed.train.fusion import FUSIONS, Concat, Cooc, Max, Mean, Single, power_normalise
+from llmembed.train import config
+from llmembed.train.fusion import (
+    FUSIONS,
+    Attention,
+    Concat,
+    Cooc,
+    Gated,
+    Max,
+    Mean,
+    ScalarMix,
+    Single,
+    power_normalise,
+)
 
 X = torch.tensor([[1.0, 2.0, 3.0, 0.0], [0.0, -2.0, 4.0, 2.0]])  # two features of width 2
 
@@ -17,11 +29,56 @@ def test_known_answers() -> None:
     assert torch.equal(Single([4])(X), X)
 
 
-@pytest.mark.parametrize("name", ["mean", "max", "concat", "cooc"])
+@pytest.mark.parametrize("name", sorted(set(FUSIONS) - {"single"}))
 def test_the_fused_width_is_said_in_advance(name: str) -> None:
     """The fused vector is as wide as `fused_width` says."""
     fusion = FUSIONS[name]([2, 2])
     assert fusion(X).shape == (2, fusion.fused_width)
+
+
+def test_the_config_knows_every_fusion() -> None:
+    """What --fusion allows is what there is, and auto."""
+    assert set(config.FUSIONS) == {*FUSIONS, "auto"}
+    learned = {name for name in FUSIONS if list(FUSIONS[name]([4]).parameters())}
+    assert learned == set(config.LEARNED_FUSIONS)
+
+
+@pytest.mark.parametrize("fusion", [ScalarMix([2, 2]), Attention([2, 2])])
+def test_learned_means_start_as_the_mean(fusion: ScalarMix | Attention) -> None:
+    """Before any training scalar-mix and attention weigh all features alike."""
+    torch.testing.assert_close(fusion(X), Mean([2, 2])(X))
+
+
+def test_scalar_mix_equals_its_formula() -> None:
+    """The output is gamma times the mean weighted by softmax(s)."""
+    fusion = ScalarMix([2, 2])
+    fusion.scores.data = torch.tensor([0.0, 1.0]).log_()
+    fusion.gamma.data.fill_(3.0)
+    torch.testing.assert_close(fusion(X), 3 * X[:, 2:])
+
+
+def test_attention_equals_its_formula() -> None:
+    """Weights are the softmax over the features of tanh(W x_i + b_i) . q."""
+    torch.manual_seed(0)
+    fusion = Attention([2, 2], key_width=3)
+    for weight in fusion.parameters():
+        torch.nn.init.normal_(weight)
+    scores = [
+        torch.tanh(part @ fusion.key.weight.T + fusion.bias[i]) @ fusion.query
+        for i, part in enumerate(X.split(2, dim=1))
+    ]
+    a = torch.stack(scores, dim=1).softmax(dim=1)
+    torch.testing.assert_close(fusion(X), a[:, :1] * X[:, :2] + a[:, 1:] * X[:, 2:])
+
+
+def test_gated_equals_its_formula() -> None:
+    """Each view passes a gate that sees all features."""
+    torch.manual_seed(0)
+    fusion = Gated([1, 3], view_width=5)
+    gates = torch.sigmoid(fusion.gates(X)).reshape(2, 2, 5)
+    views = [view(part) for view, part in zip(fusion.views, X.split([1, 3], dim=1), strict=True)]
+    expected = sum(gates[:, i] * torch.tanh(view) for i, view in enumerate(views))
+    torch.testing.assert_close(fusion(X), expected)
 
 
 def test_cooc_equals_its_formula() -> None:
@@ -54,16 +111,16 @@ def test_cooc_does_not_saturate_on_large_features() -> None:
     assert fusion.saturated == 0
 
 
-@pytest.mark.parametrize("name", ["concat", "cooc"])
+@pytest.mark.parametrize("name", ["concat", "cooc", "gated"])
 def test_sources_of_different_widths(name: str) -> None:
     """Concat and cooc take features of different widths."""
     fusion = FUSIONS[name]([1, 3])
     assert fusion(X).shape == (2, fusion.fused_width)
 
 
-@pytest.mark.parametrize("name", ["mean", "max"])
+@pytest.mark.parametrize("name", ["mean", "max", "scalar-mix", "attention"])
 def test_widths_that_cannot_be_averaged(name: str) -> None:
-    """Mean and max refuse features of different widths."""
+    """Fusions that average refuse features of different widths."""
     with pytest.raises(ConfigError, match="needs features of one width and was given the widths"):
         FUSIONS[name]([1, 3])
 
