@@ -3,10 +3,10 @@
 What limits extraction is matrix multiplication: everything else (attention, norms, pooling, Python)
 is overhead. So the ceiling printed here is the time that the model's own linear layers take alone,
 at the batch size of the run, and every speed is given as a share of it. The baseline is what one
-writes first: fp32, batches of 32 in data-set order, padded to the longest, all hidden states kept,
-the mean over real tokens taken afterwards.
+writes first: fp32, whole texts in batches of 32 in data-set order, padded to the longest, all
+hidden states kept, the mean over real tokens taken afterwards.
 
-    python benchmarks/bench_extract.py [--model smollm2-135m] [--layer 24] [--n-texts 256]
+    python benchmarks/bench_extract.py [--model smollm2-135m] [--layer 24] [--max-length 2048]
 
 The answers of both ways are compared after timing. The last line is JSON, and is also written to
 benchmarks/results/.
@@ -30,7 +30,6 @@ from llmembed.extract.backbone import resolve_compute_dtype
 from llmembed.extract.batching import padding_share, plan_batches
 from llmembed.extract.corpora import load_corpus
 
-MAX_LENGTH = 512
 BASELINE_BATCH = 32
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,15 +40,19 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--layer", type=int, default=24)
     parser.add_argument("--dataset", default="r8")
+    parser.add_argument("--compute-dtype", default="auto")
+    parser.add_argument("--max-length", type=int, default=2048, help="2048 cuts no text of R8")
     parser.add_argument("--n-texts", type=int, default=256)
-    parser.add_argument("--n-baseline", type=int, default=BASELINE_BATCH)
+    parser.add_argument("--n-baseline", type=int, default=2 * BASELINE_BATCH)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS / "bench_extract.json")
     arguments = parser.parse_args()
     result = measure(
         arguments.model,
         arguments.layer,
-        load_corpus(arguments.dataset, limit=arguments.n_texts).splits["train"].batch(slice(None)),
+        load_corpus(arguments.dataset).splits["train"].batch(slice(arguments.n_texts)),
+        compute_dtype=arguments.compute_dtype,
+        max_length=arguments.max_length,
         n_baseline=arguments.n_baseline,
         rounds=arguments.rounds,
     )
@@ -60,15 +63,22 @@ def main() -> None:
 
 
 def measure(
-    model: str, layer: int, texts: list[str], *, n_baseline: int, rounds: int
+    model: str,
+    layer: int,
+    texts: list[str],
+    *,
+    n_baseline: int,
+    rounds: int,
+    compute_dtype: str = "auto",
+    max_length: int = 2048,
 ) -> dict[str, Any]:
     """Time both ways and the ceiling on the same texts, interleaved, and compare the features."""
     device = torch.device("cpu")
-    fast = str(resolve_compute_dtype("auto", device)).partition(".")[2]
-    ours = extractor(model, layer, fast)
-    exact = extractor(model, layer, "float32")
+    fast = str(resolve_compute_dtype(compute_dtype, device)).removeprefix("torch.")
+    ours = extractor(model, layer, fast, max_length)
+    exact = extractor(model, layer, "float32", max_length)
     ids = ours.tokenize(texts).ids
-    whole = load_whole(model)
+    whole = load_whole(ours)
     few = ids[:n_baseline]
     n_tokens, n_few = sum(map(len, ids)), sum(map(len, few))
     ours.compute(ids[:8])  # warm up: the kernels are chosen at first use
@@ -88,6 +98,7 @@ def measure(
         "model": model,
         "layer": layer,
         "compute_dtype": fast,
+        "max_length": ours.recipe.max_length,
         "machine": machine(),
         "n_texts": len(texts),
         "n_tokens": n_tokens,
@@ -107,19 +118,17 @@ def measure(
     }
 
 
-def extractor(model: str, layer: int, compute_dtype: str) -> Extractor:
+def extractor(model: str, layer: int, compute_dtype: str, max_length: int) -> Extractor:
     """Load our way, storing float32 so that rounding does not hide differences."""
     recipe = Recipe(
-        model=model, max_length=MAX_LENGTH, compute_dtype=compute_dtype, dtype="float32"
+        model=model, max_length=max_length, compute_dtype=compute_dtype, dtype="float32"
     )
     return Extractor(recipe.within_positions(), layers=[layer], poolings=["mean"], device="cpu")
 
 
-def load_whole(model: str) -> Any:
+def load_whole(ours: Extractor) -> Any:
     """Load the whole model in fp32, as `AutoModel.from_pretrained` does by itself."""
-    folder = Recipe(
-        model=model, max_length=MAX_LENGTH, compute_dtype="float32", dtype="float32"
-    ).files.folder
+    folder = ours.recipe.files.folder
     return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 

@@ -22,7 +22,7 @@ def bench() -> ModuleType:
     return module
 
 
-@pytest.mark.filterwarnings("ignore:max-length 512")
+@pytest.mark.filterwarnings("ignore:max-length 2048")
 def test_both_ways_are_timed_and_give_the_same_answers(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
