@@ -1,10 +1,13 @@
-"""How long `llmembed-fit` takes, and what Lightning adds to a step.
+"""How long `llmembed-fit` takes, what Lightning adds to a step, and what solving saves.
 
-Two figures: the whole command on features of the size of R8 (process start, reading, fitting,
-evaluation and writing), and the epochs of a fit through Lightning over the same steps in a
-hand-written loop in this process, which is the ceiling. Medians of interleaved repetitions.
+Two figures always: the whole command on features of the size of R8 (process start, reading,
+fitting, evaluation and writing), and the epochs of a fit through Lightning over the same steps in
+a hand-written loop in this process, which is the ceiling. Medians of interleaved repetitions.
+With `--baselines` also scikit-learn on the same rows: ridge with 10 strengths and 5 folds against
+RidgeClassifierCV, and one softmax regression against LogisticRegression at the same penalty, with
+the loss that each reaches (minutes at the size of R8).
 
-    python benchmarks/bench_fit.py [--rows 5485] [--hidden-size 576] [--repeats 5]
+    python benchmarks/bench_fit.py [--rows 5485] [--hidden-size 576] [--repeats 5] [--baselines]
 
 The last line of stdout is JSON.
 """
@@ -19,22 +22,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
+from sklearn.model_selection import StratifiedKFold
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo
 from llmembed.train.classifier import Classifier
+from llmembed.train.closed import LinearMap, Ridge
 from llmembed.train.config import FitConfig
+from llmembed.train.crossfit import folds_of
 from llmembed.train.data import FeatureBatches, FitData, architecture_of, load_data
 from llmembed.train.gradient import train_seed
 from llmembed.train.module import ClassifierModule, Optimisation
+from llmembed.train.solvers import Problem, SoftmaxSolver, choose_head
 
 LAYERS = (8, 16, 24)
 N_CLASSES = 8
 EPOCHS = 3
+PENALTY = 0.01  # of the softmax regression; features have variance 1
 
 
 def main() -> None:
@@ -43,10 +53,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5485)
     parser.add_argument("--hidden-size", type=int, default=576)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--baselines", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cache = write_features(Path(folder) / "r8.zarr", options.rows, options.hidden_size)
         figures = measure(cache, Path(folder) / "run", options.repeats)
+        if options.baselines:
+            figures |= compare_with_scikit_learn(cache, options.repeats)
     print(f"whole command   {figures['command_s']:.1f} s, {figures['n_epochs']} epochs")
     print(f"Lightning       {figures['lightning_over_hand_loop']:.2f} x the hand-written loop")
     print(json.dumps({"rows": options.rows, "hidden_size": options.hidden_size, **figures}))
@@ -102,6 +115,54 @@ def measure(cache: Path, output: Path, repeats: int) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "n_cpus": os.cpu_count(),
     }
+
+
+def compare_with_scikit_learn(cache: Path, repeats: int) -> dict[str, Any]:
+    """Time the solvers against scikit-learn's, and compare what they find."""
+    config = FitConfig(cache=str(cache), fusion="concat", head="ridge")
+    data = load_data(config)
+    x, y = data.x, data.y
+    weights = torch.ones(len(data.cache.labels))
+    folds = folds_of(config, data, 0, torch.device("cpu"))
+
+    def problem() -> Problem:
+        return Problem.of(x, y, folds, weights)
+
+    ridge_s, ridge = _median(lambda: choose_head(problem(), ("ridge",)), repeats)
+    alphas = [len(x) * strength for strength in Ridge.STRENGTHS]
+    reference = RidgeClassifierCV(alphas=alphas, cv=StratifiedKFold(len(folds)))
+    ridge_cv_s, _ = _median(lambda: reference.fit(x.numpy(), y.numpy()), 1)
+    found = ridge.solver.solve(ridge.strength).scores(data.x_eval).argmax(dim=1)
+    softmax_s, softmax = _median(lambda: SoftmaxSolver(problem()).solve(PENALTY), repeats)
+    regression = LogisticRegression(C=1 / (PENALTY * len(x)), max_iter=1000)
+    regression_s, _ = _median(lambda: regression.fit(x.numpy(), y.numpy()), repeats)
+    theirs = LinearMap(
+        weight=torch.from_numpy(regression.coef_), bias=torch.from_numpy(regression.intercept_)
+    )
+    return {
+        "ridge_s": ridge_s,
+        "ridge_classifier_cv_s": ridge_cv_s,
+        "ridge_accuracy": (found == data.y_eval).double().mean().item(),
+        "ridge_classifier_cv_accuracy": reference.score(data.x_eval.numpy(), data.y_eval.numpy()),
+        "softmax_s": softmax_s,
+        "logistic_regression_s": regression_s,
+        "softmax_loss": _penalised_loss(softmax, x, y),
+        "logistic_regression_loss": _penalised_loss(theirs, x, y),
+    }
+
+
+def _median(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds), result
+
+
+def _penalised_loss(linear: LinearMap, x: torch.Tensor, y: torch.Tensor) -> float:
+    loss = torch.nn.functional.cross_entropy(linear.scores(x.double()), y)
+    return (loss + PENALTY / 2 * linear.weight.double().square().sum()).item()
 
 
 def _seconds(config: FitConfig, data: FitData, lightning: bool) -> float:

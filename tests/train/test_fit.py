@@ -17,7 +17,12 @@ from clustered import LABELS, MakeCache, clustered, write_cache
 from safetensors.torch import load_file, save_file
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.errors import ConfigError, RunFormatError, RunNotFoundError
+from llmembed.cache_format.errors import (
+    ConfigError,
+    LLMEmbedWarning,
+    RunFormatError,
+    RunNotFoundError,
+)
 from llmembed.train import FitConfig, Run, fit, load_run
 from llmembed.train.classifier import Architecture, Classifier
 from llmembed.train.data import class_weights, load_data, read_features
@@ -121,6 +126,25 @@ def test_the_fusion_is_chosen_on_the_training_rows(make_cache: MakeCache, tmp_pa
     logits = loaded.classifier(read_features(split, loaded.features))
     predicted = logits.argmax(dim=1).numpy()
     assert (predicted == split.labels).mean() == pytest.approx(run.metrics["accuracy"])
+
+
+@pytest.mark.parametrize("fusion", ["concat", "auto"])
+def test_rows_without_a_label_take_no_part(
+    make_cache: MakeCache, tmp_path: Path, fusion: str
+) -> None:
+    """Solved heads leave unlabelled rows out: their features change no weight."""
+    weights = []
+    for scale in (1, 50):
+        features, labels = clustered(90, 0)
+        labels[:7] = -1
+        features[:, :7] *= scale
+        splits = {"train": (features, labels), "test": clustered(60, 1)}
+        cache = make_cache(splits, name=f"{scale}.zarr")
+        config = FitConfig(cache=str(cache), fusion=fusion, output=str(tmp_path / f"r{scale}"))
+        with pytest.warns(LLMEmbedWarning, match="7 of 90 rows have no label"):
+            weights.append(fit(config).classifier.state_dict())
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name])
 
 
 def test_fewer_rows_than_folds(make_cache: MakeCache, tmp_path: Path) -> None:
