@@ -24,7 +24,7 @@ from llmembed.extract.selfcheck import check_first_batch
 Features = dict[tuple[str, int], npt.NDArray[np.floating[Any]]]
 """(pooling, layer) -> float16 or float32 `[N, H]`."""
 
-_TOKEN_BUDGET = {"cpu": 1024, "mps": 4096, "cuda": 16384}
+_TOKEN_BUDGET = {"cpu": 512, "mps": 4096, "cuda": 16384}
 """Tokens a batch. On a CPU small batches stay in its caches; a GPU wants large ones."""
 
 
