@@ -34,7 +34,8 @@ LINES = [
 def test_every_command_line_of_the_readme_is_understood(line: str) -> None:
     """Commands and options exist, and their values are of the right kind."""
     name, *arguments = shlex.split(line, comments=True)
-    COMMANDS[name].make_context(name, arguments)
+    context = COMMANDS[name].make_context(name, arguments)
+    assert context.info_name == name
 
 
 def test_the_readme_shows_the_two_lines_of_the_method() -> None:
