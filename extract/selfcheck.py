@@ -22,7 +22,7 @@ from llmembed.extract.pooling import pool
 TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float32: 1e-4,
     torch.float16: 1e-2,
-    torch.bfloat16: 1e-1,
+    torch.bfloat16: 5e-2,
 }
 """Largest relative difference ||f - e|| / ||e|| that rounding explains, by arithmetic."""
 

@@ -244,6 +244,7 @@ def test_a_damaged_lock_is_stale(toy_path: Path, left: bytes) -> None:
     """A lock that says nothing holds nobody off."""
     (toy_path / ".llmembed/lock").write_bytes(left)
     write_toy(toy_path)
+    assert not (toy_path / ".llmembed/lock").exists()
 
 
 def test_a_writer_that_lost_its_lock_stops(tmp_path: Path) -> None:
