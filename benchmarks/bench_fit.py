@@ -122,7 +122,7 @@ def compare_with_scikit_learn(cache: Path, repeats: int) -> dict[str, Any]:
     config = FitConfig(cache=str(cache), fusion="concat", head="ridge")
     data = load_data(config)
     x, y = data.x, data.y
-    weights = torch.ones(len(data.cache.labels))
+    weights = torch.ones(len(data.labels))
     folds = folds_of(config, data, 0, torch.device("cpu"))
 
     def problem() -> Problem:

@@ -11,14 +11,14 @@ Neither the model nor the texts are needed here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llmembed.cache_format import Cache, Split, open_cache
+from llmembed.cache_format import SourceInfo, Split, open_cache
 from llmembed.cache_format.errors import DataError
 from llmembed.train.classifier import Architecture, Standardiser
 from llmembed.train.config import FitConfig
@@ -30,10 +30,14 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class FitData:
-    """All that a fit reads from a cache."""
+    """All that a fit needs."""
 
-    cache: Cache
-    """The cache, for its names and fingerprints."""
+    labels: tuple[str, ...]
+    """Names of the C classes."""
+    sources: Mapping[str, SourceInfo]
+    """Backbones that the features come from, by name."""
+    fingerprint: str | None
+    """Of the cache that the features come from; None where they come from none."""
     features: tuple[Feature, ...]
     """What stands side by side in `x`, in this order."""
     shares: Shares
@@ -73,7 +77,9 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
     else:
         x_eval = standardiser.apply_(read_features(eval_split, features, shares.eval))
     return FitData(
-        cache=cache,
+        labels=cache.labels,
+        sources=cache.sources,
+        fingerprint=cache.fingerprint,
         features=features,
         shares=shares,
         standardiser=standardiser,
@@ -90,7 +96,7 @@ def architecture_of(config: FitConfig, data: FitData, head: str) -> Architecture
         fusion=config.fusion,
         head=head,
         widths=tuple(feature.hidden_size for feature in data.features),
-        n_classes=len(data.cache.labels),
+        n_classes=len(data.labels),
         dropout=config.dropout,
     )
 
@@ -98,7 +104,7 @@ def architecture_of(config: FitConfig, data: FitData, head: str) -> Architecture
 def class_weights(config: FitConfig, data: FitData) -> Tensor:
     """Weigh class c by n / (C n_c), C being the classes that occur; or every class by 1."""
     labels = data.y[torch.from_numpy(data.shares.train)]
-    counts = torch.bincount(labels, minlength=len(data.cache.labels)).float()
+    counts = torch.bincount(labels, minlength=len(data.labels)).float()
     if config.class_weight == "none":
         return torch.ones_like(counts)
     present = counts > 0

@@ -9,7 +9,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,28 @@ from llmembed.train.run import Predictions, Run, check_replaceable, record_confi
 from llmembed.train.sweeping import choose_fusion
 
 _SPREAD_FIGURES = ("accuracy", "macro_f1", "nll")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What training came to, before any evaluation row is looked at."""
+
+    data: FitData
+    """What was trained on: of the features that were read, those of the chosen fusion."""
+    trained: Sequence[Trained]
+    """A classifier a seed."""
+    chosen: Mapping[str, Any] | None
+    """What `--fusion auto` chose; None where it was not asked to."""
+
+    @property
+    def kept(self) -> int:
+        """Position of the classifier with the lowest validation loss."""
+        return min(range(len(self.trained)), key=lambda k: self.trained[k].val_loss or 0.0)
+
+    @property
+    def best(self) -> Trained:
+        """The classifier with the lowest validation loss."""
+        return self.trained[self.kept]
 
 
 def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
@@ -45,32 +68,36 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
     check_replaceable(config.run_path)
     data = load_data(config)
     read_s = time.perf_counter() - started
-    resolved, data, chosen = choose_fusion(config, data)
-    choose_s = time.perf_counter() - started - read_s
-    trained = [
-        _train(resolved, data, config.seed + k, show_progress=show_progress)
-        for k in range(config.n_seeds)
-    ]
+    outcome = train(config, data, show_progress=show_progress)
+    data, trained = outcome.data, outcome.trained
     eval_started = time.perf_counter()
     log_probas = [_log_proba(one.classifier.logits_all(data.x_eval)) for one in trained]
-    kept = min(range(len(trained)), key=lambda k: trained[k].val_loss or 0.0)
-    labels = data.y_eval.numpy()
-    metrics = _metrics(data, trained, log_probas, kept)
-    if chosen is not None:
-        metrics["chosen"] = chosen
+    metrics = _metrics(outcome, log_probas)
     now = time.perf_counter()
     metrics["seconds"] = {
         "read": read_s,
-        "fit": choose_s + sum(one.fit_s for one in trained),
+        "fit": eval_started - started - read_s,
         "eval": now - eval_started,
         "total": now - started,
     }
-    predictions = Predictions(rows=data.shares.eval, labels=labels, log_proba=log_probas[kept])
-    record = record_config(config, data, trained[kept])
-    return write_run(config.run_path, record, trained[kept].classifier, metrics, predictions)
+    predictions = Predictions(
+        rows=data.shares.eval, labels=data.y_eval.numpy(), log_proba=log_probas[outcome.kept]
+    )
+    record = record_config(config, data, outcome.best)
+    return write_run(config.run_path, record, outcome.best.classifier, metrics, predictions)
 
 
-def _train(config: FitConfig, data: FitData, seed: int, *, show_progress: bool) -> Trained:
+def train(config: FitConfig, data: FitData, *, show_progress: bool = False) -> Outcome:
+    """Choose the fusion where that is asked for, and train a classifier a seed."""
+    resolved, narrowed, chosen = choose_fusion(config, data)
+    trained = [
+        _train_seed(resolved, narrowed, config.seed + k, show_progress=show_progress)
+        for k in range(config.n_seeds)
+    ]
+    return Outcome(data=narrowed, trained=trained, chosen=chosen)
+
+
+def _train_seed(config: FitConfig, data: FitData, seed: int, *, show_progress: bool) -> Trained:
     """Fit in closed form where that is asked for, which needs no Lightning."""
     if config.is_solved:
         from llmembed.train.crossfit import train_solved
@@ -86,11 +113,10 @@ def _log_proba(logits: Tensor) -> Floats:
     return log_proba
 
 
-def _metrics(
-    data: FitData, trained: Sequence[Trained], log_probas: Sequence[Floats], kept: int
-) -> dict[str, Any]:
+def _metrics(outcome: Outcome, log_probas: Sequence[Floats]) -> dict[str, Any]:
+    data, trained, kept = outcome.data, outcome.trained, outcome.kept
     labels = data.y_eval.numpy()
-    summaries = [summarise(log_proba, labels, data.cache.labels) for log_proba in log_probas]
+    summaries = [summarise(log_proba, labels, data.labels) for log_proba in log_probas]
     classifier = trained[kept].classifier
     return {
         "eval_split": data.shares.record()["eval"]["split"],
@@ -112,6 +138,7 @@ def _metrics(
         "over_seeds": {
             name: _spread([summary[name] for summary in summaries]) for name in _SPREAD_FIGURES
         },
+        **({} if outcome.chosen is None else {"chosen": outcome.chosen}),
     }
 
 
@@ -119,7 +146,7 @@ def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, floa
     """Give the temperature, and what the probabilities would be without it."""
     temperature = float(classifier.temperature)
     log_proba = _log_proba(classifier.logits_all(data.x_eval) * temperature)
-    before = summarise(log_proba, data.y_eval.numpy(), data.cache.labels)
+    before = summarise(log_proba, data.y_eval.numpy(), data.labels)
     return {
         "temperature": temperature,
         "nll_uncalibrated": before["nll"],

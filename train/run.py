@@ -107,16 +107,16 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
     return {
         "llmembed_run": FORMAT,
         "fit": dataclasses.asdict(config),
-        "cache": {"fingerprint": data.cache.fingerprint},
+        "cache": {"fingerprint": data.fingerprint},
         "sources": {
             name: {
-                "recipe": dict(data.cache.sources[name].recipe),
-                "fingerprint": dict(data.cache.sources[name].fingerprint),
+                "recipe": dict(data.sources[name].recipe),
+                "fingerprint": dict(data.sources[name].fingerprint),
             }
             for name in sources
         },
         "features": [feature._asdict() for feature in data.features],
-        "labels": list(data.cache.labels),
+        "labels": list(data.labels),
         "architecture": dataclasses.asdict(trained.classifier.architecture),
         "seed": trained.seed,
         "device": trained.device,

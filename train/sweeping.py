@@ -42,7 +42,7 @@ def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, An
     candidates = sweep(grid_of(fit_config, data), report)
     n_rows = len(data.shares.train)
     table = {
-        "cache": {"fingerprint": data.cache.fingerprint},
+        "cache": {"fingerprint": data.fingerprint},
         "sweep": dataclasses.asdict(config),
         "n_rows": n_rows,
         "candidates": [one.record(data.features, n_rows) for one in candidates],
