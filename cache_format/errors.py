@@ -6,6 +6,7 @@
     │   └── DatasetNotFoundError (FileNotFoundError)
     ├── ModelError (ValueError)                  a backbone that cannot be used
     │   └── ModelNotFoundError (FileNotFoundError)
+    ├── MissingPackageError (ImportError)        an extra that is not installed
     ├── ExtractionError (RuntimeError)           features that must not be stored
     ├── CacheError
     │   ├── CacheNotFoundError (FileNotFoundError)
@@ -68,6 +69,22 @@ class ModelError(LLMEmbedError, ValueError):
 
 class ModelNotFoundError(ModelError, FileNotFoundError):
     """No backbone by that name or path."""
+
+
+class MissingPackageError(LLMEmbedError, ImportError):
+    """A package that only one feature needs is not installed."""
+
+    @classmethod
+    def of(cls, package: str, extra: str, purpose: str) -> Self:
+        """Make the error for a package of an extra.
+
+        >>> print(MissingPackageError.of("onnx", "onnx", "--export onnx"))
+        --export onnx needs onnx, which is not installed. Run pip install 'llmembed-cache[onnx]'.
+        """
+        return cls(
+            f"{purpose} needs {package}, which is not installed. "
+            f"Run pip install 'llmembed-cache[{extra}]'."
+        )
 
 
 class ExtractionError(LLMEmbedError, RuntimeError):

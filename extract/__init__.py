@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from llmembed.extract.extractor import Extractor as Extractor
     from llmembed.extract.pipeline import Extraction as Extraction
     from llmembed.extract.pipeline import extract as extract
+    from llmembed.extract.recall import TextFeatures as TextFeatures
     from llmembed.extract.recipe import Recipe as Recipe
 
 _HOME = {
@@ -17,6 +18,7 @@ _HOME = {
     "Extraction": "pipeline",
     "Extractor": "extractor",
     "Recipe": "recipe",
+    "TextFeatures": "recall",
     "extract": "pipeline",
 }
 __all__ = list(_HOME)

@@ -132,7 +132,7 @@ class Extractor:
                 verbose=False,
             )
         except (TypeError, UnicodeEncodeError) as error:
-            raise DataError(_bad_text(texts)) from error
+            raise DataError(describe_bad_text(texts)) from error
         ids = [row or [recipe.empty_token] for row in encoded["input_ids"]]
         cut = [bool(row.overflowing) for row in encoded.encodings or ()]
         empty = sum(not row for row in encoded["input_ids"])
@@ -238,7 +238,8 @@ def _refuse_other(recipe: Recipe, expected: Mapping[str, Any]) -> None:
             raise ModelError(message)
 
 
-def _bad_text(texts: Sequence[Any]) -> str:
+def describe_bad_text(texts: Sequence[Any]) -> str:
+    """Name the first text that is no Unicode string."""
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             return f"text {row} is a {type(text).__name__}, not a string. Pass strings only."

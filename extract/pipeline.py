@@ -103,11 +103,14 @@ class Extraction:
         return "\n".join((f"{what}.", f"{done} ({rate:,.0f} tokens/s).", *self.notes))
 
 
-def extract(config: ExtractConfig, *, show_progress: bool = False) -> Extraction:
+def extract(
+    config: ExtractConfig, *, corpus: Corpus | None = None, show_progress: bool = False
+) -> Extraction:
     """Extract features into a cache, or add to it what is missing.
 
     Args:
         config: what to extract.
+        corpus: texts in memory, which take the place of `config.dataset`.
         show_progress: draw a progress bar on stderr.
 
     Raises:
@@ -116,7 +119,7 @@ def extract(config: ExtractConfig, *, show_progress: bool = False) -> Extraction
         CacheSpaceError: there is no room; nothing was written.
         ExtractionError: a feature must not be stored; committed blocks stay and can be resumed.
     """
-    task = prepare(config)
+    task = prepare(config, corpus)
     plans, _ = plan_only(task)
     if not any(plan.blocks for plan in plans):
         return _summary(task, _Counts(), seconds=0.0)
@@ -131,9 +134,9 @@ def extract(config: ExtractConfig, *, show_progress: bool = False) -> Extraction
     return _summary(task, counts, seconds=time.perf_counter() - start)
 
 
-def prepare(config: ExtractConfig) -> Task:
+def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
     """Resolve a configuration against the data set and the model, and refuse what cannot be."""
-    corpus = load_corpus(
+    corpus = corpus or load_corpus(
         config.dataset,
         config=config.config,
         splits=config.split,
@@ -143,6 +146,26 @@ def prepare(config: ExtractConfig) -> Task:
         seed=config.seed,
     )
     cache = config.cache or f"{corpus.name}.zarr"
+    recipe, layers = resolve_recipe(config, cache)
+    return Task(
+        corpus=corpus,
+        recipe=recipe,
+        layers=layers,
+        poolings=config.pooling,
+        source=SourceInfo(
+            name=config.source or recipe.found.name,
+            fingerprint=recipe.fingerprint,
+            recipe=recipe.record,
+            hidden_size=recipe.shape.hidden_size,
+            n_layers=recipe.shape.n_layers,
+        ),
+        cache=cache,
+        config=config,
+    )
+
+
+def resolve_recipe(config: ExtractConfig, cache: str) -> tuple[Recipe, tuple[int, ...]]:
+    """Find the backbone of a configuration, and the layers that are asked for."""
     recipe = Recipe(
         model=config.model,
         revision=config.revision,
@@ -161,21 +184,7 @@ def prepare(config: ExtractConfig) -> Task:
             f"{config.layers} leaves it out. Add {recipe.shape.n_layers} to --layers."
         )
         raise ConfigError(message)
-    return Task(
-        corpus=corpus,
-        recipe=recipe,
-        layers=layers,
-        poolings=config.pooling,
-        source=SourceInfo(
-            name=config.source or name,
-            fingerprint=recipe.fingerprint,
-            recipe=recipe.record,
-            hidden_size=recipe.shape.hidden_size,
-            n_layers=recipe.shape.n_layers,
-        ),
-        cache=cache,
-        config=config,
-    )
+    return recipe, layers
 
 
 def _compute_dtype(config: ExtractConfig, cache: str) -> str:
@@ -330,10 +339,10 @@ def _summary(task: Task, counts: _Counts, seconds: float) -> Extraction:
 
 
 def _notes(task: Task, counts: _Counts) -> tuple[str, ...]:
-    columns = task.corpus.provenance
-    notes = [
-        f"Text from column {columns['text_column']!r}, label from {columns['label_column']!r}."
-    ]
+    columns, notes = task.corpus.provenance, []
+    if "text_column" in columns:
+        text, label = columns["text_column"], columns["label_column"]
+        notes.append(f"Text from column {text!r}, label from {label!r}.")
     if counts.n_truncated:
         notes.append(f"{counts.n_truncated:,} texts were cut at {task.recipe.max_length} tokens.")
     if counts.n_empty:

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any
 from llmembed.train.config import FitConfig, SweepConfig
 
 if TYPE_CHECKING:
+    from llmembed.train.estimator import LLMEmbedClassifier
     from llmembed.train.fitting import fit
     from llmembed.train.run import Run, load_run
     from llmembed.train.sweeping import run_sweep
 
-_HOME = {"fit": "fitting", "Run": "run", "load_run": "run", "run_sweep": "sweeping"}
-__all__ = ["FitConfig", "Run", "SweepConfig", "fit", "load_run", "run_sweep"]
+_HOME = {
+    "LLMEmbedClassifier": "estimator",
+    "Run": "run",
+    "fit": "fitting",
+    "load_run": "run",
+    "run_sweep": "sweeping",
+}
+__all__ = ["FitConfig", "LLMEmbedClassifier", "Run", "SweepConfig", "fit", "load_run", "run_sweep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from llmembed.cache_format.errors import DataError
 from llmembed.train.classifier import Architecture, Standardiser
 from llmembed.train.config import FitConfig
 from llmembed.train.select import Feature, select_features
-from llmembed.train.shares import Rows, Shares, choose_shares
+from llmembed.train.shares import TRAIN_SPLIT, Rows, Shares, choose_shares, draw_validation
 
 Batch = tuple[Tensor, Tensor]
 
@@ -35,7 +35,7 @@ class FitData:
     labels: tuple[str, ...]
     """Names of the C classes."""
     sources: Mapping[str, SourceInfo]
-    """Backbones that the features come from, by name."""
+    """Backbones of the cache, by name; empty where the features come from none."""
     fingerprint: str | None
     """Of the cache that the features come from; None where they come from none."""
     features: tuple[Feature, ...]
@@ -87,6 +87,45 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
         y=_labels(split),
         x_eval=x_eval,
         y_eval=_labels(eval_split)[rows],
+    )
+
+
+def data_in_memory(
+    config: FitConfig,
+    x: Tensor,
+    y: Rows,
+    labels: Sequence[str],
+    features: Sequence[Feature],
+) -> FitData:
+    """Make the data of a fit that trains on all rows and evaluates none; `x` is standardised.
+
+    Args:
+        config: options of the fit; its cache is not read.
+        x: float32 `[N, F]`, features side by side.
+        y: int64 `[N]`, classes.
+        labels: names of the C classes.
+        features: what stands side by side in `x`.
+    """
+    rows, generator = np.arange(len(y)), np.random.default_rng(config.seed)
+    train, validation = draw_validation(y, rows, labels, config, generator)
+    standardiser = Standardiser.of(x, torch.from_numpy(train))
+    return FitData(
+        labels=tuple(labels),
+        sources={},
+        fingerprint=None,
+        features=tuple(features),
+        shares=Shares(
+            train=train,
+            validation=validation,
+            eval=rows[:0],
+            train_split=TRAIN_SPLIT,
+            eval_split=TRAIN_SPLIT,
+        ),
+        standardiser=standardiser,
+        x=standardiser.apply_(x),
+        y=torch.from_numpy(y),
+        x_eval=x[:0],
+        y_eval=torch.from_numpy(y[:0]),
     )
 
 

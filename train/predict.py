@@ -7,7 +7,7 @@ be read as something they are not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from llmembed.cache_format.errors import (
 from llmembed.train.metrics import Floats
 
 if TYPE_CHECKING:
+    from llmembed.extract import TextFeatures
     from llmembed.train.run import Run
     from llmembed.train.select import Feature
 
@@ -77,6 +78,13 @@ def read_new_features(run: Run, texts: Sequence[str], device: str) -> npt.NDArra
         by_feature |= {feature: arrays[feature.pooling, feature.layer] for feature in wanted}
     parts = [by_feature[feature] for feature in run.features]
     return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def text_features(options: Mapping[str, Any]) -> TextFeatures:
+    """Prepare the features of texts in memory, by options of an extraction."""
+    from llmembed.extract import ExtractConfig, TextFeatures
+
+    return TextFeatures(ExtractConfig(**options))
 
 
 def _refuse_remote_code(run: Run) -> None:

@@ -8,6 +8,7 @@ batches and are compared on the same rows.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,14 +72,7 @@ def choose_shares(cache: Cache, config: FitConfig) -> Shares:
         train, held_out = draw_stratified(labels, train, HELD_OUT_FRACTION, generator)
     else:
         held_out = labelled_rows(cache[eval_split])
-    _check_classes(labels[train], cache)
-    fraction = 0.0 if config.is_solved else config.val_fraction
-    train, validation = draw_stratified(labels, train, fraction, generator)
-    if fraction and not len(validation):
-        raise ConfigError(
-            f"a validation share of {config.val_fraction} of {len(train)} examples is empty. "
-            "Pass a larger --val-fraction, or 0 to train all epochs without one."
-        )
+    train, validation = draw_validation(labels, train, cache.labels, config, generator)
     shares = Shares(
         train=train,
         validation=validation,
@@ -88,6 +82,37 @@ def choose_shares(cache: Cache, config: FitConfig) -> Shares:
     )
     _warn_of_shared_texts(cache, shares)
     return shares
+
+
+def draw_validation(
+    labels: Rows,
+    rows: Rows,
+    names: Sequence[str],
+    config: FitConfig,
+    generator: np.random.Generator,
+) -> tuple[Rows, Rows]:
+    """Divide rows into those trained on and those that early stopping watches, if any does.
+
+    Args:
+        labels: int64 `[N]`, classes.
+        rows: int64 `[n]`, rows to divide.
+        names: names of the classes.
+        config: which heads are solved, which need no share, and how large it is.
+        generator: what draws.
+
+    Raises:
+        ConfigError: the validation share would be empty.
+        DataError: there is only one class.
+    """
+    _check_classes(labels[rows], names)
+    fraction = 0.0 if config.is_solved else config.val_fraction
+    train, validation = draw_stratified(labels, rows, fraction, generator)
+    if fraction and not len(validation):
+        raise ConfigError(
+            f"a validation share of {config.val_fraction} of {len(train)} examples is empty. "
+            "Pass a larger --val-fraction, or 0 to train all epochs without one."
+        )
+    return train, validation
 
 
 def draw_stratified(
@@ -173,15 +198,15 @@ def _eval_split(cache: Cache, asked: str | None) -> str:
     return asked
 
 
-def _check_classes(labels: Rows, cache: Cache) -> None:
-    counts = np.bincount(labels, minlength=len(cache.labels))
-    present = [name for name, n in zip(cache.labels, counts, strict=True) if n]
+def _check_classes(labels: Rows, names: Sequence[str]) -> None:
+    counts = np.bincount(labels, minlength=len(names))
+    present = [name for name, n in zip(names, counts, strict=True) if n]
     if len(present) == 1:
         raise DataError(
             f"all {len(labels)} training rows have the class {present[0]!r}; a classifier needs "
             "at least two. Extract more examples, or check --label-column."
         )
-    single = [name for name, n in zip(cache.labels, counts, strict=True) if n == 1]
+    single = [name for name, n in zip(names, counts, strict=True) if n == 1]
     if single:
         listed = ", ".join(single[:5]) + (", ..." if len(single) > len(single[:5]) else "")
         _warn(

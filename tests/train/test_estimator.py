@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import estimator_checks
+from toy_model import save_toy_model, toy_texts
+
+from llmembed.cache_format import open_cache
+from llmembed.cache_format.errors import ConfigError, DataError, LLMEmbedWarning, ModelError
+from llmembed.cache_format.lock import WriterLock
+from llmembed.cache_format.store import open_store
+from llmembed.extract import ExtractConfig, Extractor
+from llmembed.train import FitConfig, LLMEmbedClassifier
+
+TEXTS = [f"w{1 + row % 2} " * 6 + text for row, text in enumerate(toy_texts(60, longest=4))]
+CLASSES = np.array(["cocoa", "trade"] * 30)
+OPTIONS: dict[str, Any] = {"max_length": 64, "device": "cpu", "accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_toy_model(tmp_path_factory.mktemp("estimator") / "toy"))
+
+
+@pytest.fixture
+def classifier(model: str) -> LLMEmbedClassifier:
+    return LLMEmbedClassifier(model, "1,2", fusion="concat", head="ridge", **OPTIONS)
+
+
+@pytest.fixture
+def n_computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of texts that the backbone was run on, call by call."""
+    counts: list[int] = []
+    compute = Extractor.compute
+
+    def counted(self: Extractor, token_ids: Any, *args: Any, **options: Any) -> Any:
+        counts.append(len(token_ids))
+        return compute(self, token_ids, *args, **options)
+
+    monkeypatch.setattr(Extractor, "compute", counted)
+    return counts
+
+
+def test_texts_in_classes_out(classifier: LLMEmbedClassifier) -> None:
+    """It learns from a list of texts, and gives classes, probabilities and a score."""
+    fitted = classifier.fit(TEXTS[:40], CLASSES[:40])
+    assert fitted is classifier
+    assert classifier.classes_.tolist() == ["cocoa", "trade"]
+    proba = classifier.predict_proba(TEXTS[40:])
+    assert proba.shape == (20, 2)
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    predicted = classifier.predict(np.array(TEXTS[40:], dtype=object))
+    assert predicted.tolist() == classifier.classes_[proba.argmax(axis=1)].tolist()
+    assert classifier.score(TEXTS[40:], CLASSES[40:]) > 0.9
+
+
+@pytest.mark.parametrize("classes", [[3, 7], [False, True], ["b", "a"]])
+def test_classes_of_any_kind(classifier: LLMEmbedClassifier, classes: list[Any]) -> None:
+    """Classes come back as they were given: numbers, booleans or strings, sorted."""
+    y = np.array(classes * 30)
+    predicted = classifier.fit(TEXTS, y).predict(TEXTS)
+    assert predicted.dtype == y.dtype
+    assert classifier.classes_.tolist() == sorted(classes)
+
+
+def test_a_fit_by_gradient(model: str) -> None:
+    """The default fusion trains by gradient, and the same seed gives the same probabilities."""
+    options: dict[str, Any] = {"epochs": 5, "class_weight": "balanced", **OPTIONS}
+    probas = [
+        LLMEmbedClassifier(model, "1,2", **options).fit(TEXTS, CLASSES).predict_proba(TEXTS)
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*probas)
+
+
+def test_the_fusion_may_narrow_the_features(model: str) -> None:
+    """With fusion auto it predicts from the features that were chosen."""
+    classifier = LLMEmbedClassifier(model, "1:4", fusion="auto", **OPTIONS).fit(TEXTS, CLASSES)
+    assert len(classifier.features_) < 3
+    assert classifier.score(TEXTS, CLASSES) > 0.9
+
+
+def test_parameters_are_those_of_the_configs() -> None:
+    """Names and defaults are those of ExtractConfig and FitConfig."""
+    ours = {**LLMEmbedClassifier().get_params(), "class_weight": "none", "pooling": ("mean",)}
+    renamed = {"random_state": "seed"}
+    fields = {
+        field.name: field.default
+        for config in (FitConfig, ExtractConfig)
+        for field in dataclasses.fields(config)
+    }
+    for name, default in ours.items():
+        if name not in {"model", "layers"}:
+            assert fields[renamed.get(name, name)] == default, name
+
+
+def test_every_parameter_is_described() -> None:
+    """Each parameter of the constructor has its line in the docstring."""
+    described = inspect.getdoc(LLMEmbedClassifier) or ""
+    for name in LLMEmbedClassifier().get_params():
+        assert f"\n    {name}: " in described
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        estimator_checks.check_no_attributes_set_in_init,
+        estimator_checks.check_parameters_default_constructible,
+        estimator_checks.check_get_params_invariance,
+        estimator_checks.check_set_params,
+        estimator_checks.check_estimator_repr,
+        estimator_checks.check_estimator_cloneable,
+        estimator_checks.check_do_not_raise_errors_in_init_or_set_params,
+        estimator_checks.check_mixin_order,
+        estimator_checks.check_valid_tag_types,
+        estimator_checks.check_estimator_tags_renamed,
+    ],
+)
+def test_the_checks_of_scikit_learn_that_need_no_numbers(check: Any) -> None:
+    """Of scikit-learn's checks, those that don't fit on arrays of numbers pass."""
+    check("LLMEmbedClassifier", LLMEmbedClassifier())
+
+
+def test_an_unfitted_classifier_says_so(classifier: LLMEmbedClassifier) -> None:
+    """Predicting before fitting, or with a clone of a fitted one, is scikit-learn's own error."""
+    classifier.fit(TEXTS, CLASSES)
+    with pytest.raises(NotFittedError):
+        clone(classifier).predict(TEXTS)
+
+
+def test_pickling_leaves_the_backbone_behind(classifier: LLMEmbedClassifier) -> None:
+    """A pickled classifier is small, and predicts the same once it is loaded."""
+    classifier.fit(TEXTS, CLASSES)
+    pickled = pickle.dumps(classifier)
+    assert len(pickled) < 30_000
+    loaded = pickle.loads(pickled)  # noqa: S301 - our own bytes
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS), classifier.predict_proba(TEXTS))
+
+
+def test_a_backbone_that_changed_is_refused(classifier: LLMEmbedClassifier, tmp_path: Path) -> None:
+    """A pickled classifier refuses a backbone whose weights are others."""
+    model = save_toy_model(tmp_path / "toy")
+    pickled = pickle.dumps(classifier.set_params(model=str(model)).fit(TEXTS, CLASSES))
+    save_toy_model(tmp_path / "other", "bert")
+    (model / "tokenizer.json").write_bytes((tmp_path / "other" / "tokenizer.json").read_bytes())
+    with pytest.raises(ModelError, match=r"has tokenizer .* but the features were made with"):
+        pickle.loads(pickled).predict(TEXTS)  # noqa: S301
+
+
+def test_grid_search_in_a_pipeline(classifier: LLMEmbedClassifier) -> None:
+    """A grid over its parameters inside a pipeline finds one, refits and scores."""
+    pipeline = make_pipeline(FunctionTransformer(list), classifier)
+    grid = {
+        "llmembedclassifier__head": ["ridge", "lda"],
+        "llmembedclassifier__layers": ["1", "1,2"],
+    }
+    search = GridSearchCV(pipeline, grid, cv=2).fit(TEXTS, CLASSES)
+    assert search.score(TEXTS, CLASSES) > 0.9
+    assert set(search.best_params_) == set(grid)
+
+
+def test_a_cache_computes_no_text_twice(
+    classifier: LLMEmbedClassifier, tmp_path: Path, n_computed: list[int]
+) -> None:
+    """With a cache, folds, scores and a second object run the backbone on each text once."""
+    cache = str(tmp_path / "texts.zarr")
+    plain = classifier.fit(TEXTS, CLASSES).predict_proba(TEXTS)
+    n_computed.clear()
+    classifier.set_params(cache=cache)
+    cross_val_score(classifier, TEXTS, CLASSES, cv=3)
+    assert sum(n_computed) == len(set(TEXTS))
+    again = clone(classifier).fit(TEXTS, CLASSES)
+    assert sum(n_computed) == len(set(TEXTS))
+    np.testing.assert_allclose(again.predict_proba(TEXTS[::-1]), plain[::-1], atol=1e-3)
+
+
+def test_other_settings_share_a_cache(
+    classifier: LLMEmbedClassifier, tmp_path: Path, n_computed: list[int]
+) -> None:
+    """Other settings are another source of the same cache, and more layers are added to it."""
+    classifier.set_params(cache=str(tmp_path / "texts.zarr"))
+    for options in ({"max_length": 3}, {"max_length": 4}, {"layers": "1,2,3"}, {"layers": "2,3"}):
+        classifier.set_params(**options).fit(TEXTS, CLASSES)
+    assert len(open_cache(tmp_path / "texts.zarr").sources) == 2
+    assert n_computed == [len(set(TEXTS))] * 3
+
+
+def test_a_cache_that_another_process_writes_to(
+    classifier: LLMEmbedClassifier, tmp_path: Path
+) -> None:
+    """Where another writer holds the cache, features are computed without it, with a warning."""
+    cache = tmp_path / "texts.zarr"
+    classifier.set_params(cache=str(cache)).fit(TEXTS[:40], CLASSES[:40])
+    lock = WriterLock(open_store(cache))
+    with pytest.warns(LLMEmbedWarning, match="Computed without it"):
+        classifier.fit(TEXTS, CLASSES)
+    lock.release()
+    assert open_cache(cache).splits != ()
+
+
+@pytest.mark.parametrize(
+    ("texts", "classes", "message"),
+    [
+        ("one text", ["a"], "X must be a list of strings"),
+        ([], [], "X must be a list of strings"),
+        ([1, 2], ["a", "b"], "X must be a list of strings"),
+        (["a", "b", "\ud800"], ["a", "b", "a"], "text 2 holds a lone surrogate"),
+        (["a", "b"], ["a"], "inconsistent numbers of samples"),
+        (["a", "b"], [0.5, 0.7], "Unknown label type"),
+        (["w1", "w2"], ["a", "a"], "all 2 training rows have the class 'a'"),
+    ],
+)
+def test_what_cannot_be_fitted(
+    classifier: LLMEmbedClassifier, texts: Any, classes: list[Any], message: str
+) -> None:
+    """Texts and classes that can't be used are refused with the reason, all as ValueError."""
+    with pytest.raises(ValueError, match=message):
+        classifier.fit(texts, classes)
+
+
+def test_a_parameter_that_is_not_allowed(classifier: LLMEmbedClassifier) -> None:
+    """A wrong name is refused when it is fitted, as scikit-learn wants, in our words."""
+    with pytest.raises(ConfigError, match="did you mean 'cooc'"):
+        classifier.set_params(fusion="cooq").fit(TEXTS, CLASSES)
+    with pytest.raises(DataError, match="X must be"):
+        classifier.set_params(fusion="mean").fit(TEXTS, CLASSES).predict("w1")
+
+
+def test_scikit_learn_is_optional() -> None:
+    """The trainer imports without scikit-learn; the classifier then says what to install."""
+    code = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "import llmembed.train\n"
+        "from llmembed.train import fit, load_run\n"
+        "try: llmembed.train.LLMEmbedClassifier\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-Pc", code], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "LLMEmbedClassifier needs scikit-learn, which is not installed. "
+        "Run pip install 'llmembed-cache[sklearn]'.\n"
+    )
