@@ -55,7 +55,6 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         cache: folder that remembers the features of texts; None remembers nothing.
         fusion: how the features become one vector.
         head: classifier on the fused vector.
-        folds: folds that choose the strength of a solved head; 0 is 5.
         val_fraction: share of the rows that early stopping watches.
         epochs: most epochs to train by gradient.
         batch_size: examples in a training step.
@@ -64,7 +63,6 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         dropout: share of the fused vector that is dropped while training.
         patience: epochs without a lower validation loss before the fit stops.
         class_weight: None or "balanced".
-        calibrate: temperature or none.
         accelerator: Lightning's accelerator for the fit.
         random_state: seed of the shares, the first weights, the order of batches and dropout.
 
@@ -92,7 +90,6 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         cache: str | None = None,
         fusion: str = FitConfig.fusion,
         head: str = FitConfig.head,
-        folds: int = FitConfig.folds,
         val_fraction: float = FitConfig.val_fraction,
         epochs: int = FitConfig.epochs,
         batch_size: int = FitConfig.batch_size,
@@ -101,7 +98,6 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         dropout: float = FitConfig.dropout,
         patience: int = FitConfig.patience,
         class_weight: str | None = None,
-        calibrate: str = FitConfig.calibrate,
         accelerator: str = FitConfig.accelerator,
         random_state: int = FitConfig.seed,
     ) -> None:
@@ -118,7 +114,6 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self.cache = cache
         self.fusion = fusion
         self.head = head
-        self.folds = folds
         self.val_fraction = val_fraction
         self.epochs = epochs
         self.batch_size = batch_size
@@ -127,7 +122,6 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self.dropout = dropout
         self.patience = patience
         self.class_weight = class_weight
-        self.calibrate = calibrate
         self.accelerator = accelerator
         self.random_state = random_state
 
