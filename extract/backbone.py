@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from llmembed.cache_format.errors import ConfigError, ModelError
 from llmembed.extract.quiet import quiet
 from llmembed.extract.registry import ModelFiles
+from llmembed.extract.upcast import multiply_in_float32
 
 _LEARNED_OFFSET = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
 """Model types whose position table starts after the padding index and one more."""
@@ -53,6 +54,7 @@ class Backbone:
     """Every attention is causal and says so: tokens on the right cannot influence those before."""
     device: torch.device
     compute_dtype: torch.dtype
+    """Arithmetic of the blocks; their weights may rest in bfloat16, see `upcast`."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -185,9 +187,14 @@ def load_backbone(
         raise ModelError(message) from error
     _refuse_missing(files, report, needs_pooler=needs_pooler)
     model.eval().requires_grad_(requires_grad=False)
+    blocks = _find_blocks(files, model, n_kept)
+    on_cpu = device.type == "cpu" and quantize is None
+    if on_cpu and compute_dtype == torch.bfloat16 and not _cpu_is_fast_at_bfloat16():
+        multiply_in_float32(model, blocks)
+        compute_dtype = torch.float32
     return Backbone(
         model=model,
-        blocks=_find_blocks(files, model, n_kept),
+        blocks=blocks,
         n_layers=shape.n_layers,
         hidden_size=shape.hidden_size,
         causal=_is_causal(model),

@@ -1,0 +1,49 @@
+"""bfloat16 weights on a CPU that multiplies float32 faster: each block is widened as it runs.
+
+Intel CPUs without AMX multiply bfloat16 at half the speed of float32, and llama.cpp and others
+widen the weights there. So do these hooks: weights rest in bfloat16, half the memory of float32;
+a block's weights are copied into one float32 block shared by all just before it runs. The copy
+costs about a tenth of the products, and features are closer to float32's than bfloat16 products'.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def multiply_in_float32(model: torch.nn.Module, blocks: torch.nn.ModuleList) -> None:
+    """Make a bfloat16 model compute in float32, its blocks' weights resting in bfloat16.
+
+    Args:
+        model: the backbone; what lies outside its blocks (embeddings, norms) becomes float32.
+        blocks: its blocks, run one at a time.
+    """
+    resting = set(blocks.parameters())
+    for parameter in model.parameters():
+        if parameter not in resting:
+            parameter.data = parameter.data.float()
+    widened: dict[tuple[str, torch.Size], Tensor] = {}
+    for block in blocks:
+        _widen_while_running(block, widened)
+
+
+def _widen_while_running(
+    block: torch.nn.Module, widened: dict[tuple[str, torch.Size], Tensor]
+) -> None:
+    weights = {name: (parameter, parameter.data) for name, parameter in block.named_parameters()}
+    for name, (_, weight) in weights.items():
+        widened.setdefault((name, weight.shape), torch.empty(weight.shape))
+
+    def widen(*_: Any) -> None:
+        for name, (parameter, weight) in weights.items():
+            parameter.data = widened[name, weight.shape].copy_(weight)
+
+    def rest(*_: Any) -> None:
+        for parameter, weight in weights.values():
+            parameter.data = weight
+
+    block.register_forward_pre_hook(widen)
+    block.register_forward_hook(rest, always_call=True)
