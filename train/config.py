@@ -23,6 +23,7 @@ CALIBRATIONS = ("temperature", "none")
 DEFAULT_FOLDS, MIN_FOLDS = 5, 2
 CLASS_WEIGHTS = ("none", "balanced")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
+EXPORTS = ("onnx",)
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _MAX_TIME = re.compile(r"\d{2}:\d{2}:\d{2}:\d{2}")  # Lightning's DD:HH:MM:SS
 
@@ -88,6 +89,8 @@ class FitConfig:
     """Allow only algorithms that are deterministic on the device."""
     fast_dev_run: bool = False
     """One batch of training and validation, to see that it works."""
+    export: str | None = None
+    """Also write the classifier in this format: onnx, as model.onnx in the run's folder."""
     output: str | None = None
     """Folder of the run; without it, runs/<cache>-<fusion>-<seed>."""
 
@@ -148,9 +151,10 @@ class FitConfig:
             ("calibrate", CALIBRATIONS),
             ("accelerator", ACCELERATORS),
             ("precision", PRECISIONS),
+            ("export", EXPORTS),
         ):
             value = getattr(self, name)
-            if value not in allowed:
+            if value is not None and value not in allowed:
                 option = f"--{name.replace('_', '-')}"
                 raise ConfigError.unknown(name, value, allowed, f"Pass one to {option}.")
 

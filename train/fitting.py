@@ -19,8 +19,16 @@ from torch import Tensor
 from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, load_data
+from llmembed.train.export import check_can_export, onnx_of
 from llmembed.train.metrics import Floats, summarise
-from llmembed.train.run import Predictions, Run, check_replaceable, record_config, write_run
+from llmembed.train.run import (
+    ONNX_FILE,
+    Predictions,
+    Run,
+    check_replaceable,
+    record_config,
+    write_run,
+)
 from llmembed.train.sweeping import choose_fusion
 
 _SPREAD_FIGURES = ("accuracy", "macro_f1", "nll")
@@ -66,6 +74,8 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
     """
     started = time.perf_counter()
     check_replaceable(config.run_path)
+    if config.export is not None:
+        check_can_export()
     data = load_data(config)
     read_s = time.perf_counter() - started
     outcome = train(config, data, show_progress=show_progress)
@@ -84,7 +94,12 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
         rows=data.shares.eval, labels=data.y_eval.numpy(), log_proba=log_probas[outcome.kept]
     )
     record = record_config(config, data, outcome.best)
-    return write_run(config.run_path, record, outcome.best.classifier, metrics, predictions)
+    run = Run(
+        path=config.run_path, config=record, metrics=metrics, classifier=outcome.best.classifier
+    )
+    files = {} if config.export is None else {ONNX_FILE: onnx_of(run.classifier, record)}
+    write_run(run, predictions, files)
+    return run
 
 
 def train(config: FitConfig, data: FitData, *, show_progress: bool = False) -> Outcome:

@@ -66,7 +66,7 @@ class Mean(Fusion):
 
     def forward(self, x: Tensor) -> Tensor:
         """Average, `[B, n * H]` -> `[B, H]`."""
-        return x.reshape(len(x), self.n_features, self.fused_width).mean(dim=1)
+        return torch.unflatten(x, 1, (self.n_features, self.fused_width)).mean(dim=1)
 
 
 class Max(Fusion):
@@ -79,7 +79,7 @@ class Max(Fusion):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take the maximum, `[B, n * H]` -> `[B, H]`."""
-        return x.reshape(len(x), self.n_features, self.fused_width).amax(dim=1)
+        return torch.unflatten(x, 1, (self.n_features, self.fused_width)).amax(dim=1)
 
 
 class ScalarMix(Fusion):
@@ -96,7 +96,7 @@ class ScalarMix(Fusion):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix, `[B, n * H]` -> `[B, H]`."""
-        features = x.reshape(len(x), -1, self.fused_width)
+        features = torch.unflatten(x, 1, (-1, self.fused_width))
         return self.gamma * torch.einsum("n,bnh->bh", self.scores.softmax(dim=0), features)
 
 
@@ -117,7 +117,7 @@ class Attention(Fusion):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend, `[B, n * H]` -> `[B, H]`."""
-        features = x.reshape(len(x), -1, self.fused_width)
+        features = torch.unflatten(x, 1, (-1, self.fused_width))
         scores = torch.tanh(self.key(features) + self.bias) @ self.query  # [B, n]
         return torch.einsum("bn,bnh->bh", scores.softmax(dim=1), features)
 
@@ -175,7 +175,7 @@ class Cooc(Fusion):
         """Fuse, `[B, F]` -> `[B, K]`."""
         parts = torch.split(x, self.widths, dim=1)
         phi = [F.relu(layer(part)) for layer, part in zip(self.compress, parts, strict=True)]
-        grouped = torch.stack(phi, dim=1).reshape(len(x), len(phi), self.n_groups, -1)
+        grouped = torch.unflatten(torch.stack(phi, dim=1), 2, (self.n_groups, -1))
         unit = F.normalize(grouped, dim=3)  # [B, n, G, k]
         row, column = torch.triu_indices(len(phi), len(phi), device=x.device)
         # A product of pairs, not of matrices: they are n x k, and n is 3 to 8.

@@ -4,6 +4,7 @@
     model.safetensors    standardisation, fusion and head
     metrics.json         the figures
     predictions.parquet  row, label, predicted and a probability a class, of the evaluation rows
+    model.onnx           the classifier as an ONNX graph, where `--export onnx` asks for it
 
 It is written beside its place and renamed, so that no half-written run can be met. A run of ours
 at the same place is replaced; anything else there is refused. Loading trusts nothing: no pickle is
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG_FILE, MODEL_FILE, METRICS_FILE = "config.json", "model.safetensors", "metrics.json"
-PREDICTIONS_FILE = "predictions.parquet"
+PREDICTIONS_FILE, ONNX_FILE = "predictions.parquet", "model.onnx"
 _PICKLED = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.joblib")
 _PACKAGES = ("llmembed-cache", "torch", "lightning", "numpy", "safetensors")
 
@@ -100,6 +101,16 @@ class Run:
 
         return predict_proba(self, texts, device, trust_remote_code=trust_remote_code)
 
+    def to_onnx(self) -> bytes:
+        """Give the classifier as an ONNX model, features in, probabilities out.
+
+        Raises:
+            MissingPackageError: onnx or onnxscript is not installed.
+        """
+        from llmembed.train.export import onnx_of
+
+        return onnx_of(self.classifier, self.config)
+
 
 def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[str, Any]:
     """Gather what config.json holds: enough to predict, and to fit again."""
@@ -138,27 +149,29 @@ def check_replaceable(path: Path) -> None:
         )
 
 
-def write_run(
-    path: Path,
-    record: Mapping[str, Any],
-    classifier: Classifier,
-    metrics: Mapping[str, Any],
-    predictions: Predictions,
-) -> Run:
-    """Write a run beside its place, then put it there, in place of an earlier run."""
+def write_run(run: Run, predictions: Predictions, files: Mapping[str, bytes]) -> None:
+    """Write a run beside its place, then put it there, in place of an earlier run.
+
+    Args:
+        run: what to write.
+        predictions: of its evaluation rows.
+        files: further files of its folder, by name.
+    """
+    path = run.path
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        _write_json(folder / CONFIG_FILE, record)
-        _write_json(folder / METRICS_FILE, metrics)
-        weights = {name: weight.contiguous() for name, weight in classifier.state_dict().items()}
-        save_file(weights, folder / MODEL_FILE)
-        _write_predictions(folder / PREDICTIONS_FILE, predictions, record["labels"])
+        _write_json(folder / CONFIG_FILE, run.config)
+        _write_json(folder / METRICS_FILE, run.metrics)
+        weights = run.classifier.state_dict()
+        save_file({name: w.contiguous() for name, w in weights.items()}, folder / MODEL_FILE)
+        _write_predictions(folder / PREDICTIONS_FILE, predictions, run.labels)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
         folder.chmod(0o777 & ~_umask())
         _swap_in(folder, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Run(path=path, config=record, metrics=metrics, classifier=classifier)
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
