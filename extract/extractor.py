@@ -1,7 +1,8 @@
 """Texts in, features out: tokenise, batch, run, pool, round to the stored dtype.
 
-One `Extractor` serves both the pipeline that fills a cache and the prediction of new texts, so a
-text gets the same feature in both.
+Features stay on the device until all batches of a call are done, so that a GPU is never waited for
+in between. One `Extractor` serves both the pipeline that fills a cache and the prediction of new
+texts, so a text gets the same feature in both.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from llmembed.cache_format.errors import DataError, ExtractionError, ModelError
 from llmembed.extract.backbone import Backbone, load_backbone, resolve_device
 from llmembed.extract.batching import plan_batches
-from llmembed.extract.forward import pooled_hidden_states
+from llmembed.extract.forward import Pooled, pooled_hidden_states
 from llmembed.extract.recipe import Recipe
 from llmembed.extract.selfcheck import check_first_batch
 
@@ -165,7 +166,8 @@ class Extractor:
             if pooling != "pooler" or layer == self.backbone.n_layers
         ]
         shape = (len(token_ids), self.backbone.hidden_size)
-        features = {name: np.empty(shape, dtype=np.float32) for name in names}
+        device = self.backbone.device
+        features = {name: torch.empty(shape, device=device) for name in names}
         padded_to = self.recipe.max_length if "mean_padded" in self.poolings else 0
         lengths = [max(padded_to, len(ids)) for ids in token_ids]
         for batch in plan_batches(lengths, self.token_budget):
@@ -176,28 +178,35 @@ class Extractor:
                     self.backbone, self.recipe.files.name, rows, pooled, wanted=features
                 )
                 self._checked = True
+            to_rows = _on(device, torch.from_numpy(batch))
             for name, feature in pooled.items():
-                features[name][batch] = feature
+                features[name].index_copy_(0, to_rows, feature)
             if on_batch is not None:
                 on_batch(len(rows), sum(map(len, rows)))
         return {
-            name: _rounded(name, feature, self.recipe.dtype, describe_row)
+            name: _rounded(name, feature.cpu().numpy(), self.recipe.dtype, describe_row)
             for name, feature in features.items()
         }
 
-    def _run(self, rows: Sequence[Sequence[int]], width: int) -> dict[tuple[str, int], Any]:
+    def _run(self, rows: Sequence[Sequence[int]], width: int) -> Pooled:
         padded = np.full((len(rows), width), self.recipe.pad_token, dtype=np.int64)  # [B, T]
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row
         device = self.backbone.device
-        pooled = pooled_hidden_states(
+        return pooled_hidden_states(
             self.backbone,
-            torch.from_numpy(padded).to(device),
-            torch.tensor([len(row) for row in rows], device=device),
+            _on(device, torch.from_numpy(padded)),
+            _on(device, torch.tensor([len(row) for row in rows])),
             self.layers,
             self.poolings,
         )
-        return {name: feature.cpu().numpy() for name, feature in pooled.items()}
+
+
+def _on(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """Move a tensor without waiting: from pinned memory where the device is a GPU."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _rounded(

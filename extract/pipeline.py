@@ -12,19 +12,28 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo, SplitPlan, open_cache
+from llmembed.cache_format import (
+    Block,
+    CacheWriter,
+    DatasetInfo,
+    SourceInfo,
+    SplitPlan,
+    open_cache,
+)
 from llmembed.cache_format.errors import CacheFormatError, CacheNotFoundError, ConfigError
 from llmembed.cache_format.layers import parse_layers
 from llmembed.extract.backbone import resolve_compute_dtype, resolve_device
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.corpora import Corpus, load_corpus
 from llmembed.extract.duplicates import first_occurrences, spread
-from llmembed.extract.extractor import Extractor, Tokenized
+from llmembed.extract.extractor import Extractor, Features, Tokenized
+from llmembed.extract.overlap import OneBehind, one_ahead
 from llmembed.extract.progress import Progress
 from llmembed.extract.recipe import Recipe
 from llmembed.extract.registry import find_model
@@ -279,26 +288,45 @@ def _extract_split(
 ) -> None:
     examples = task.corpus.splits[plan.split]
     originals = first_occurrences(examples)
-    for block in plan.blocks:
-        rows = np.arange(block.compute_from, block.stop)
-        own = rows[originals[rows] == rows]
-        tokenized = extractor.tokenize(examples.batch(slice(rows[0], block.stop)))
-        features = extractor.compute(
-            tokenized.take(own - rows[0]),
-            on_batch=progress.advance,
-            describe_row=_RowNames(plan.split, own),
-        )
-        writer.write(
-            plan,
-            block,
-            n_tokens=tokenized.n_tokens,
-            features={
-                key: spread(features[key], rows, originals[rows], _earlier(task, plan, key))
-                for key in block.missing
-            },
-        )
-        progress.advance(len(rows) - len(own), 0)
-        counts.add(tokenized, n_computed=len(own))
+    texts = (examples.batch(slice(block.compute_from, block.stop)) for block in plan.blocks)
+    tokenized_blocks = one_ahead(map(extractor.tokenize, texts))
+    with OneBehind() as writing:
+        for block, tokenized in zip(plan.blocks, tokenized_blocks, strict=True):
+            rows = np.arange(block.compute_from, block.stop)
+            own = rows[originals[rows] == rows]
+            features = extractor.compute(
+                tokenized.take(own - rows[0]),
+                on_batch=progress.advance,
+                describe_row=_RowNames(plan.split, own),
+            )
+            writing.do(
+                partial(
+                    _write, task, writer, plan, block, tokenized.n_tokens, features, originals[rows]
+                )
+            )
+            progress.advance(len(rows) - len(own), 0)
+            counts.add(tokenized, n_computed=len(own))
+
+
+def _write(
+    task: Task,
+    writer: CacheWriter,
+    plan: SplitPlan,
+    block: Block,
+    n_tokens: npt.NDArray[np.int32],
+    features: Features,
+    originals: npt.NDArray[np.int64],
+) -> None:
+    rows = np.arange(block.compute_from, block.stop)
+    writer.write(
+        plan,
+        block,
+        n_tokens=n_tokens,
+        features={
+            key: spread(features[key], rows, originals, _earlier(task, plan, key))
+            for key in block.missing
+        },
+    )
 
 
 class _RowNames:
