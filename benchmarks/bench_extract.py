@@ -28,7 +28,7 @@ import transformers
 
 from llmembed.extract import Extractor, Recipe
 from llmembed.extract.backbone import resolve_compute_dtype
-from llmembed.extract.batching import padding_share, plan_batches
+from llmembed.extract.batching import padding_share
 from llmembed.extract.corpora import load_corpus
 
 BASELINE_BATCH = 32
@@ -97,7 +97,7 @@ def measure(
         "n_texts": len(texts),
         "n_tokens": sum(lengths),
         "token_budget": ours.token_budget,
-        "padding_share": padding_share(lengths, plan_batches(lengths, ours.token_budget)),
+        "padding_share": padding_share(lengths, ours.plan(lengths)),
         "tokens_per_s": middle,
         "speedup_over_plain": middle["ours"] / middle["plain_hugging_face"],
         "share_of_ceiling": statistics.median(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from llmembed.cache_format import SplitPlan
-from llmembed.extract.batching import padding_share, plan_batches
+from llmembed.extract.batching import padding_share
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.extractor import Extractor
 from llmembed.extract.pipeline import Task, layers_to_run, load_extractor, plan_only, prepare
@@ -106,7 +106,7 @@ def plan_extraction(config: ExtractConfig) -> ExtractionPlan:
         },
         n_tokens=n_tokens,
         n_truncated=n_truncated,
-        padding_share=padding_share(lengths, plan_batches(lengths, extractor.token_budget)),
+        padding_share=padding_share(lengths, extractor.plan(lengths)),
         layers=task.layers,
         n_layers_run=max(layers, default=0),
         n_layers=task.source.n_layers,
@@ -137,7 +137,7 @@ def _measure(extractor: Extractor, sample: list[list[int]]) -> float:
     """Time batches of middling length, after one to warm up, in real tokens a second."""
     if not sample:
         return 0.0
-    batches = plan_batches([len(ids) for ids in sample], extractor.token_budget)
+    batches = extractor.plan([len(ids) for ids in sample])
     middle = len(batches) // 2
     extractor.compute([sample[index] for index in batches[middle]])
     start = time.perf_counter()

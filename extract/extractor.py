@@ -27,6 +27,8 @@ Features = dict[tuple[str, int], npt.NDArray[np.floating[Any]]]
 
 _TOKEN_BUDGET = {"cpu": 512, "mps": 4096, "cuda": 16384}
 """Tokens a batch. On a CPU small batches stay in its caches; a GPU wants large ones."""
+_BATCH_COST = {"cpu": 32, "mps": 128, "cuda": 256}
+"""Padded tokens that take as long as one batch more: reading the weights, starting kernels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,10 @@ class Extractor:
         empty = sum(not row for row in encoded["input_ids"])
         return Tokenized(ids=ids, n_truncated=sum(cut), n_empty=empty)
 
+    def plan(self, lengths: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+        """Group texts of these many tokens into batches, as `compute` does."""
+        return plan_batches(lengths, self.token_budget, _BATCH_COST[self.backbone.device.type])
+
     def compute(
         self,
         token_ids: Sequence[Sequence[int]],
@@ -170,7 +176,7 @@ class Extractor:
         features = {name: torch.empty(shape, device=device) for name in names}
         padded_to = self.recipe.max_length if "mean_padded" in self.poolings else 0
         lengths = [max(padded_to, len(ids)) for ids in token_ids]
-        for batch in plan_batches(lengths, self.token_budget):
+        for batch in self.plan(lengths):
             rows = [token_ids[index] for index in batch]
             pooled = self._run(rows, lengths[batch[0]])
             if not self._checked:
