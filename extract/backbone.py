@@ -25,6 +25,9 @@ from llmembed.extract.upcast import multiply_in_float32
 _LEARNED_OFFSET = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
 """Model types whose position table starts after the padding index and one more."""
 
+_NOT_BY_LAYER = {"pos_att_type"}
+"""Lists of a configuration that are not one entry a layer, whatever their length."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelShape:
@@ -188,21 +191,13 @@ def load_backbone(
     placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
     if quantize is not None:
         placement["quantization_config"] = _quantization(quantize, compute_dtype)
-    try:
-        with quiet():
-            model, report = transformers.AutoModel.from_pretrained(
-                files.folder,
-                config=_cut(shape.config, shape.n_layers, n_kept),
-                dtype=compute_dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-                **placement,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        message = f"the weights of {files.name} in {files.folder} cannot be loaded: {error}"
-        raise ModelError(message) from error
+    model, report = _read_weights(
+        files,
+        config=_cut(shape.config, shape.n_layers, n_kept),
+        dtype=compute_dtype,
+        trust_remote_code=trust_remote_code,
+        **placement,
+    )
     _refuse_missing(files, report, needs_pooler=needs_pooler)
     if shape.config.get_text_config() is not shape.config:
         model = model.get_decoder()  # what sees and hears is let go
@@ -223,12 +218,29 @@ def load_backbone(
     )
 
 
+def _read_weights(files: ModelFiles, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Read what the configuration keeps: the model, and the loader's report."""
+    try:
+        with quiet():
+            model, report = transformers.AutoModel.from_pretrained(
+                files.folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        message = f"the weights of {files.name} in {files.folder} cannot be loaded: {error}"
+        raise ModelError(message) from error
+    return model, report
+
+
 def _cut(config: Any, n_layers: int, n_kept: int) -> Any:
     """Copy a configuration for the first `n_kept` blocks, lists with one entry a layer included."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
     for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == n_layers:
+        if isinstance(value, list) and len(value) == n_layers and name not in _NOT_BY_LAYER:
             setattr(text, name, value[:n_kept])
     text.num_hidden_layers = n_kept
     # Without it the last of `output_hidden_states` has passed the final norm, which belongs to the
