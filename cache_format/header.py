@@ -10,7 +10,7 @@ import datetime as dt
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -85,12 +85,27 @@ class Header:
             document["consolidated_metadata"] = self.consolidated
         return document
 
-    def fingerprint(self) -> str:
-        """SHA-256 of what the features depend on: texts, labels, and the sources' identities."""
+    def fingerprint(
+        self, splits: Collection[str] | None = None, sources: Collection[str] | None = None
+    ) -> str:
+        """SHA-256 of what the features depend on: texts, labels, and the sources' identities.
+
+        Args:
+            splits: None is all.
+            sources: None is all.
+        """
         identity = {
             "labels": self.dataset.labels,
-            "splits": {name: vars(split) for name, split in self.splits.items()},
-            "sources": {name: source.fingerprint for name, source in self.sources.items()},
+            "splits": {
+                name: vars(split)
+                for name, split in self.splits.items()
+                if splits is None or name in splits
+            },
+            "sources": {
+                name: source.fingerprint
+                for name, source in self.sources.items()
+                if sources is None or name in sources
+            },
         }
         return hashlib.sha256(dump(identity)).hexdigest()
 

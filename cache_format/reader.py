@@ -8,7 +8,7 @@ zarr-python, which is imported for them alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,10 @@ class Cache:
     def fingerprint(self) -> str:
         """SHA-256 of what the features depend on: texts, labels, and the sources' identities."""
         return self._header.fingerprint()
+
+    def fingerprint_of(self, *, splits: Collection[str], sources: Collection[str]) -> str:
+        """Fingerprint that a cache of these splits and sources alone would have."""
+        return self._header.fingerprint(splits, sources)
 
     def __getitem__(self, split: str) -> Split:
         if split not in self._header.splits:

@@ -1,0 +1,191 @@
+"""Does the rerun cry wolf, and does it sleep? Twenty runs with other seeds, twenty with a fault.
+
+Noise: each trial runs the suite with seeds that the baseline has not seen, on unchanged code. An
+alarm is a false one. Fault: in the same trials, one fit at a time is run with its fusion weakened
+on purpose: only every eighth column of the features reaches it. The other fits are those of the
+noise trial, so the alarm must name the weakened fit.
+
+    python benchmarks/false_alarms.py [--trials 20] [--suite ci] [--faulty cooc,mean] [--keep 8]
+
+The last line of stdout is JSON; it says for each weakened fit how many trials caught it, and what
+the fault cost. Accuracy alone is judged here: time is not what seeds change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from baselines import FOLDER as BASELINES
+from baselines import read_baseline
+from judge import Judgement, judge
+from measure import Outcome, run_case, warm_up
+from places import Places, environment_places, require_cache
+from rerun import COMMITTED, WORK
+from suites import Suite, load_suite
+from torch import Tensor
+
+from llmembed.train.fusion import FUSIONS
+
+ACCURACY_VERDICTS = {"worse", "below expected"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What one trial came to."""
+
+    false_alarms: list[str]
+    """Cases that were called worse, though only the seeds differ."""
+    caught: dict[str, bool]
+    """Weakened fit -> whether it was called worse."""
+    points_lost: dict[str, float]
+    """Weakened fit -> accuracy that the fault cost, mean over the caches, in points."""
+    n_comparisons: int
+    """Comparisons that Holm's correction ran over."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the trials, print each, and the counts as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", default="ci")
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--faulty", default="cooc,mean", help="fits to weaken, one at a time")
+    parser.add_argument(
+        "--keep", type=int, default=8, help="columns, one of so many, that are left"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one core each")
+    parser.add_argument("--baseline", help="file of accepted figures")
+    parser.add_argument("--output", help="file for the JSON document")
+    options = parser.parse_args(arguments)
+    suite = load_suite(options.suite)
+    baseline = read_baseline(Path(options.baseline or BASELINES / f"{suite.name}.json"))
+    places = Places(work=WORK, others=(*environment_places(()), str(COMMITTED)))
+    paths = {plan.name: require_cache(plan, places) for plan in suite.caches.values()}
+    one = functools.partial(
+        run_trial, suite, baseline, paths, options.faulty.split(","), options.keep
+    )
+    trials: list[Trial] = []
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        for trial in pool.map(one, range(options.trials)):
+            print(f"trial {len(trials)}: {trial}", file=sys.stderr, flush=True)
+            trials.append(trial)
+    document = {"suite": suite.name, "keep": options.keep, **summary(trials)}
+    if options.output:
+        Path(options.output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(document))
+
+
+def run_trial(
+    suite: Suite,
+    baseline: Mapping[str, Outcome],
+    paths: Mapping[str, str],
+    faulty: Sequence[str],
+    keep: int,
+    number: int,
+) -> Trial:
+    """Run the suite with other seeds; then each fit that is to be weakened, weakened.
+
+    Args:
+        suite: what to run.
+        baseline: its accepted outcomes.
+        paths: cache name -> path.
+        faulty: fits to weaken.
+        keep: one column of so many is left.
+        number: which trial; its seeds are those of the suite plus a thousand for each trial.
+    """
+    warm_up()
+    shifted = _with_other_seeds(suite, 1000 * (number + 1))
+    noise = _outcomes(shifted, suite, paths, tuple(suite.fits))
+    judgements = judge(suite, noise, baseline)
+    caught, points_lost = {}, {}
+    for name in faulty:
+        with weakened(suite.fits[name].options["fusion"], keep):
+            worse = _outcomes(shifted, suite, paths, (name,))
+        alarms = _alarms(judge(suite, {**noise, **worse}, baseline))
+        caught[name] = any(alarm.endswith(f"/{name}") for alarm in alarms)
+        points_lost[name] = 100 * (_mean_accuracy(noise, worse) - _mean_accuracy(worse, worse))
+    return Trial(
+        false_alarms=_alarms(judgements),
+        caught=caught,
+        points_lost=points_lost,
+        n_comparisons=sum(one.comparison is not None for one in judgements),
+    )
+
+
+def summary(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Count over the trials."""
+    faulty = trials[0].caught
+    return {
+        "n_trials": len(trials),
+        "n_comparisons": trials[0].n_comparisons,
+        "trials_with_false_alarm": sum(bool(trial.false_alarms) for trial in trials),
+        "false_alarms": [name for trial in trials for name in trial.false_alarms],
+        "caught": {name: sum(trial.caught[name] for trial in trials) for name in faulty},
+        "points_lost": {
+            name: statistics.mean(trial.points_lost[name] for trial in trials) for name in faulty
+        },
+    }
+
+
+@contextmanager
+def weakened(fusion: str, keep: int) -> Iterator[None]:
+    """Let only one column of `keep` reach a fusion."""
+    kind = FUSIONS[fusion]
+    forward = kind.forward
+
+    def lose_columns(self: Any, x: Tensor) -> Tensor:
+        kept = torch.zeros_like(x)
+        kept[:, ::keep] = x[:, ::keep]
+        fused: Tensor = forward(self, kept)
+        return fused
+
+    kind.forward = lose_columns  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.forward = forward  # type: ignore[method-assign]
+
+
+def _outcomes(
+    shifted: Suite, suite: Suite, paths: Mapping[str, str], fits: Sequence[str]
+) -> dict[str, Outcome]:
+    """Run some fits with the seeds of `shifted`, under the seeds of the suite."""
+    return {
+        f"{plan.name}/{fit.name}": dataclasses.replace(
+            run_case(paths[plan.name], plan, fit), seeds=suite.fits[fit.name].seeds
+        )
+        for plan, fit in shifted.cases
+        if fit.name in fits
+    }
+
+
+def _with_other_seeds(suite: Suite, offset: int) -> Suite:
+    fits = {
+        name: dataclasses.replace(fit, seeds=tuple(seed + offset for seed in fit.seeds))
+        for name, fit in suite.fits.items()
+    }
+    return dataclasses.replace(suite, fits=fits)
+
+
+def _alarms(judgements: Sequence[Judgement]) -> list[str]:
+    return [one.name for one in judgements if ACCURACY_VERDICTS & set(one.verdicts)]
+
+
+def _mean_accuracy(outcomes: Mapping[str, Outcome], names: Mapping[str, Outcome]) -> float:
+    return sum(outcomes[name].accuracy for name in names) / len(names)
+
+
+if __name__ == "__main__":
+    main()
