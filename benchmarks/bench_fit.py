@@ -177,16 +177,16 @@ def _seconds(config: FitConfig, data: FitData, lightning: bool) -> float:
 def _hand_loop(config: FitConfig, data: FitData) -> None:
     """Do the same steps and validations with nothing around them."""
     torch.manual_seed(0)
-    optimisation = Optimisation(lr=config.lr, weight_decay=config.weight_decay)
+    optimisation = Optimisation(lr=config.training.lr, weight_decay=config.training.weight_decay)
     module = ClassifierModule(
         Classifier(architecture_of(config, data, config.gradient_head)), optimisation
     )
     optimizer = module.configure_optimizers()
     shares = [torch.from_numpy(rows) for rows in (data.shares.train, data.shares.validation)]
     order = torch.Generator().manual_seed(0)
-    train = FeatureBatches(data.x, data.y, shares[0], config.batch_size, order)
-    validation = FeatureBatches(data.x, data.y, shares[1], config.batch_size)
-    for _ in range(config.epochs):
+    train = FeatureBatches(data.x, data.y, shares[0], config.training.batch_size, order)
+    validation = FeatureBatches(data.x, data.y, shares[1], config.training.batch_size)
+    for _ in range(config.training.epochs):
         module.train()
         for index, batch in enumerate(train):
             optimizer.zero_grad()

@@ -25,6 +25,9 @@ from llmembed.extract.upcast import multiply_in_float32
 _LEARNED_OFFSET = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
 """Model types whose position table starts after the padding index and one more."""
 
+_NOT_BY_LAYER = {"pos_att_type"}
+"""Lists of a configuration that are not one entry a layer, whatever their length."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelShape:
@@ -111,13 +114,8 @@ def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelSh
         reason = " ".join(str(error).split())
         message = f"the configuration of {files.name} in {files.folder} cannot be read: {reason}"
         raise ModelError(message) from error
-    if config.is_encoder_decoder:
-        message = (
-            f"{files.name} is an encoder-decoder ({config.model_type}); hidden states are taken "
-            "from decoder-only and encoder-only models. Pass such a model to --model."
-        )
-        raise ModelError(message)
     text = config.get_text_config()
+    _refuse_architecture(files, config, text)
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and config.model_type in _LEARNED_OFFSET:
         positions -= (text.pad_token_id or 0) + 1
@@ -129,24 +127,47 @@ def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelSh
     )
 
 
+def _refuse_architecture(files: ModelFiles, config: Any, text: Any) -> None:
+    kind = "an encoder-decoder" if config.is_encoder_decoder else ""
+    if hasattr(text, "num_hidden_groups"):
+        kind = "a model of one block run many times"
+    if kind:
+        message = (
+            f"{files.name} is {kind} ({config.model_type}); hidden states are taken from "
+            "decoder-only and encoder-only models with a block for each layer. Pass such a model "
+            "to --model."
+        )
+        raise ModelError(message)
+
+
 def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     """Load the tokenizer that belongs to a model.
 
     Raises:
-        ModelError: the folder has no tokenizer that can be read.
+        ModelError: the folder has no tokenizer that can be read, or only one in Python.
     """
     try:
         with quiet():
-            return transformers.AutoTokenizer.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
                 files.folder, trust_remote_code=trust_remote_code, local_files_only=True
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # The tokenizers library raises Exception itself where a tokenizer.json is damaged.
+        if not (type(error) is Exception or isinstance(error, OSError | ValueError | KeyError)):
+            raise
         reason = " ".join(str(error).split())
         message = (
             f"the tokenizer of {files.name} in {files.folder} cannot be read: {reason}. Put its "
             "tokenizer.json there."
         )
         raise ModelError(message) from error
+    if not tokenizer.is_fast:
+        message = (
+            f"{files.name} has a tokenizer in Python alone ({type(tokenizer).__name__}), whose "
+            "doings cannot be fingerprinted. Put a tokenizer.json into its folder."
+        )
+        raise ModelError(message)
+    return tokenizer
 
 
 def load_backbone(
@@ -166,26 +187,20 @@ def load_backbone(
         ModelError: weights are damaged, missing or of another shape, or the architecture has no
             list of blocks to take layers from.
     """
-    n_kept = max(n_kept, 1)  # layer 0 is what enters the first block
+    n_kept = max(n_kept, _fewest_blocks(shape.config))
     placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
     if quantize is not None:
         placement["quantization_config"] = _quantization(quantize, compute_dtype)
-    try:
-        with quiet():
-            model, report = transformers.AutoModel.from_pretrained(
-                files.folder,
-                config=_cut(shape.config, shape.n_layers, n_kept),
-                dtype=compute_dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-                **placement,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        message = f"the weights of {files.name} in {files.folder} cannot be loaded: {error}"
-        raise ModelError(message) from error
+    model, report = _read_weights(
+        files,
+        config=_cut(shape.config, shape.n_layers, n_kept),
+        dtype=compute_dtype,
+        trust_remote_code=trust_remote_code,
+        **placement,
+    )
     _refuse_missing(files, report, needs_pooler=needs_pooler)
+    if shape.config.get_text_config() is not shape.config:
+        model = model.get_decoder()  # what sees and hears is let go
     model.eval().requires_grad_(requires_grad=False)
     blocks = _find_blocks(files, model, n_kept)
     on_cpu = device.type == "cpu" and quantize is None
@@ -203,15 +218,40 @@ def load_backbone(
     )
 
 
+def _read_weights(files: ModelFiles, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Read what the configuration keeps: the model, and the loader's report."""
+    try:
+        with quiet():
+            model, report = transformers.AutoModel.from_pretrained(
+                files.folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        message = f"the weights of {files.name} in {files.folder} cannot be loaded: {error}"
+        raise ModelError(message) from error
+    return model, report
+
+
 def _cut(config: Any, n_layers: int, n_kept: int) -> Any:
     """Copy a configuration for the first `n_kept` blocks, lists with one entry a layer included."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
     for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == n_layers:
+        if isinstance(value, list) and len(value) == n_layers and name not in _NOT_BY_LAYER:
             setattr(text, name, value[:n_kept])
     text.num_hidden_layers = n_kept
+    # Without it the last of `output_hidden_states` has passed the final norm, which belongs to the
+    # last layer of the whole model alone; the self-check reads it.
+    text.tie_last_hidden_states = n_kept == n_layers
     return config
+
+
+def _fewest_blocks(config: Any) -> int:
+    """Count the blocks that layer 1 needs: DeBERTa-v2's convolution stands between two of them."""
+    return 2 if getattr(config, "conv_kernel_size", 0) and config.model_type == "deberta-v2" else 1
 
 
 def _quantization(quantize: str, compute_dtype: torch.dtype) -> Any:
@@ -248,6 +288,8 @@ def _find_blocks(files: ModelFiles, model: torch.nn.Module, n_kept: int) -> torc
     raise ModelError(message)
 
 
-def _is_causal(model: torch.nn.Module) -> bool:
+def _is_causal(model: Any) -> bool:
+    if not getattr(model.config, "is_causal", True):
+        return False  # a decoder made bidirectional by its configuration; its blocks do not say so
     said: list[Any] = [m.is_causal for m in model.modules() if hasattr(m, "is_causal")]
     return bool(said) and all(value is True for value in said)

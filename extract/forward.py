@@ -1,8 +1,9 @@
 """Pooled hidden states of chosen layers from one forward pass, never all hidden states at once.
 
-A hook on each chosen block pools what leaves it and lets it go. Layer k < n is what leaves block k;
-layer 0 is what enters the first block; layer n, the last, is the model's output, which has passed
-the final norm: so each equals Hugging Face's `hidden_states[k]`.
+A hook pools each chosen layer where it passes and lets it go. Layer k < n is what enters block
+k + 1, since some models work between two blocks (DeBERTa-v2 has a convolution after the first);
+above the topmost block kept it is what leaves that block. Layer n, the last, is the model's output,
+which has passed the final norm. So each equals Hugging Face's `hidden_states[k]`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from llmembed.extract.backbone import Backbone
 from llmembed.extract.pooling import pool
+from llmembed.extract.quiet import quiet
 
 Pooled = dict[tuple[str, int], Tensor]
 """(pooling, layer) -> float32 `[B, H]`."""
@@ -55,7 +57,8 @@ def pooled_hidden_states(
     if not backbone.causal or "mean_padded" in poolings:
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         mask = (positions < n_tokens[:, None]).long()  # [B, T]
-    with torch.inference_mode(), _hooks(backbone, layers, keep):
+    # quiet: some models warn of pads without a mask, which are harmless where they are left out.
+    with torch.inference_mode(), quiet(), _hooks(backbone, layers, keep):
         output = backbone.model(input_ids=token_ids, attention_mask=mask, **without_cache(backbone))
         if backbone.n_layers in layers:
             keep(backbone.n_layers, output.last_hidden_state)
@@ -68,24 +71,25 @@ def pooled_hidden_states(
 def _hooks(
     backbone: Backbone, layers: Sequence[int], keep: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
-    def after(layer: int) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            del module, inputs
-            keep(layer, output[0] if isinstance(output, tuple) else output)
+    def entering(layer: int) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            del module
+            keep(layer, args[0] if args else kwargs["hidden_states"])
 
         return hook
 
-    def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del module
-        keep(0, args[0] if args else kwargs["hidden_states"])
+    def leaving(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        del module, inputs
+        keep(n_kept, output[0] if isinstance(output, tuple) else output)
 
+    blocks, n_kept = backbone.blocks, len(backbone.blocks)
     handles = [
-        backbone.blocks[layer - 1].register_forward_hook(after(layer))
+        blocks[layer].register_forward_pre_hook(entering(layer), with_kwargs=True)
         for layer in layers
-        if 0 < layer < backbone.n_layers
+        if layer < n_kept
     ]
-    if 0 in layers:
-        handles.append(backbone.blocks[0].register_forward_pre_hook(before, with_kwargs=True))
+    if n_kept in layers and n_kept < backbone.n_layers:
+        handles.append(blocks[-1].register_forward_hook(leaving))
     try:
         yield
     finally:

@@ -26,6 +26,9 @@ TOLERANCE: Mapping[torch.dtype, float] = {
 }
 """Largest relative difference ||f - e|| / ||e|| that rounding explains, by arithmetic."""
 
+_TOLD_WITHOUT_EMBEDDINGS = {"mamba", "mamba2", "falcon_mamba"}
+"""Model types whose `hidden_states[0]` is what leaves the first block."""
+
 
 def check_first_batch(
     backbone: Backbone,
@@ -46,12 +49,19 @@ def check_first_batch(
     Raises:
         ExtractionError: naming pooling, layer, the difference and the tolerance.
     """
-    for key in set(wanted) - pooled.keys():
+    for key in sorted(set(wanted) - pooled.keys(), key=lambda key: key[1]):
         message = (
             f"{name}: layer {key[1]} never ran, so it has no feature. Leave it out of --layers, or "
             "report this architecture."
         )
         raise ExtractionError(message)
+    for (_, layer), feature in pooled.items():
+        if feature.shape[1] != backbone.hidden_size:
+            message = (
+                f"{name}: layer {layer} is {feature.shape[1]} wide, the others "
+                f"{backbone.hidden_size}. Leave it out of --layers."
+            )
+            raise ExtractionError(message)
     keys = [key for key in pooled if key[0] != "mean_padded"]  # which reads the pads on purpose
     for index in sorted({0, len(rows) - 1}):
         token_ids = torch.tensor([rows[index]], device=backbone.device)
@@ -67,7 +77,6 @@ def _alone(
 ) -> dict[tuple[str, int], Tensor]:
     """Compute features of one text without pads: (pooling, layer) -> float32 `[H]`."""
     n_tokens = torch.tensor([token_ids.shape[1]], device=backbone.device)
-    n_kept = len(backbone.blocks)
     with torch.inference_mode():
         output = backbone.model(
             input_ids=token_ids,
@@ -75,17 +84,36 @@ def _alone(
             output_hidden_states=True,
             **without_cache(backbone),
         )
+    told = _told(backbone, output)
     features = {}
     for pooling, layer in keys:
         if pooling == "pooler":
             features[pooling, layer] = output.pooler_output[0].float()
-        elif layer < n_kept or layer == backbone.n_layers:
-            hidden = output.hidden_states[layer]
-            features[pooling, layer] = pool(hidden, n_tokens, [pooling])[pooling][0]
-        else:  # the end of a cut model has passed the final norm there, which is not this layer
+        elif layer in told:
+            features[pooling, layer] = pool(told[layer], n_tokens, [pooling])[pooling][0]
+        else:
             alone: Pooled = pooled_hidden_states(backbone, token_ids, n_tokens, [layer], [pooling])
             features[pooling, layer] = alone[pooling, layer][0]
     return features
+
+
+def _told(backbone: Backbone, output: Any) -> dict[int, Tensor]:
+    """Read the hidden states `[1, T, H]` that the model itself tells, by layer.
+
+    The last one of a cut model counts only where it has not passed the final norm, which older
+    classes of transformers apply whatever `tie_last_hidden_states` says.
+    """
+    n_kept, states = len(backbone.blocks), list(output.hidden_states)
+    config: Any = backbone.model.config
+    if config.model_type in _TOLD_WITHOUT_EMBEDDINGS:
+        told = dict(enumerate(states[:-1], start=1))
+    else:
+        told = dict(enumerate(states))
+    if n_kept == backbone.n_layers:
+        told[n_kept] = output.last_hidden_state
+    elif torch.equal(told[n_kept], output.last_hidden_state):
+        del told[n_kept]
+    return told
 
 
 def _message(backbone: Backbone, name: str, key: tuple[str, int], difference: float) -> str:

@@ -56,7 +56,7 @@ def test_extract_fit_and_predict_follow_one_another(run: Any, tmp_path: Path) ->
     )
     (tmp_path / "topics" / "train.jsonl").unlink()  # the trainer needs neither texts nor model
     (tmp_path / "toy").rename(tmp_path / "away")
-    run("llmembed-fit", "--cache", "topics.zarr", "--fusion", "mean", "--epochs", "30")
+    run("llmembed-fit", "--cache", "topics.zarr", "--fusion", "mean")
     metrics = json.loads((tmp_path / "runs" / "topics-mean-0" / "metrics.json").read_text())
     assert metrics["eval_split"] == "test"
     assert metrics["accuracy"] > 0.9

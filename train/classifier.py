@@ -6,16 +6,20 @@ Lightning, whose import takes longer than they do.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from llmembed.train.fusion import FUSIONS, Concat
+from llmembed.train.fusion import FUSIONS, Concat, Fusion
 from llmembed.train.heads import HEADS
+from llmembed.train.paper import PaperCooc, PaperHead
 
 _CHUNK_ROWS = 8192
+_FUSIONS: dict[str, Callable[[Sequence[int]], Fusion]] = {**FUSIONS, "paper": PaperCooc}
+_HEADS: dict[str, Callable[[int, int, float], nn.Module]] = {**HEADS, "paper": PaperHead}
 
 
 class Standardiser(nn.Module):
@@ -84,8 +88,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.standardise = Standardiser(sum(architecture.widths))
-        self.fusion = FUSIONS[architecture.fusion](architecture.widths)
-        self.head = HEADS[architecture.head](
+        self.fusion = _FUSIONS[architecture.fusion](architecture.widths)
+        self.head = _HEADS[architecture.head](
             self.fusion.fused_width, architecture.n_classes, architecture.dropout
         )
         self.register_buffer("temperature", torch.tensor(1.0))

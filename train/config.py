@@ -11,6 +11,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmembed.cache_format.errors import ConfigError
 
@@ -21,11 +22,40 @@ SOLVED_HEADS = ("ridge", "lda", "linear")  # on a fusion without weights
 HEADS = ("auto", "linear", "mlp", "ridge", "lda")
 CALIBRATIONS = ("temperature", "none")
 DEFAULT_FOLDS, MIN_FOLDS = 5, 2
+PRESETS = ("none", "paper")
 CLASS_WEIGHTS = ("none", "balanced")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
 EXPORTS = ("onnx",)
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+FLOAT32 = "32-true"
+PRECISIONS = (FLOAT32, "bf16-mixed", "16-mixed")
 _MAX_TIME = re.compile(r"\d{2}:\d{2}:\d{2}:\d{2}")  # Lightning's DD:HH:MM:SS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Numbers of a fit by gradient, where the options leave them open."""
+
+    val_fraction: float = 0.1
+    """Share of the training rows that early stopping watches."""
+    epochs: int = 60
+    """Most epochs."""
+    batch_size: int = 128
+    """Examples in a step."""
+    lr: float = 1e-3
+    """Learning rate."""
+    weight_decay: float = 0.01
+    """Weight decay."""
+    dropout: float = 0.5
+    """Share of the fused vector that is dropped."""
+    patience: int = 6
+    """Epochs without a lower validation loss."""
+
+
+TRAINING = {
+    "none": Training(),
+    "paper": Training(batch_size=1024, lr=1e-4, weight_decay=0.0, patience=10),
+}
+_FIXED_BY_PAPER = ("head", "layers", "batch_size", "lr", "weight_decay", "dropout", "class_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,25 +82,33 @@ class FitConfig:
     head: str = "auto"
     """Classifier on the fused vector: linear (softmax), mlp, ridge, lda. auto is linear with a
     fusion that learns, else the best of ridge, lda and linear over folds of the training rows."""
+    preset: str = "none"
+    """paper: the published recipe to the letter, defects included: the last five layers in the
+    cache on their raw scales, cooc of width 1024, its MLP, a softmax before the cross-entropy, Adam
+    with 1e-4, batches of 1024; or none."""
+    sigma: float | None = None
+    """Sigma of the power normalisation in --preset paper; without it 1, 0.1, 0.01 and 0.001 are
+    tried, and the lowest validation loss decides."""
     eval_split: str | None = None
     """Split for the final figures: test, else validation, else 10 % of train held out."""
-    val_fraction: float = 0.1
-    """Share of the training rows that early stopping watches, stratified; 0 trains all epochs.
-    Heads that are solved (ridge, lda; linear where the fusion does not learn) use folds."""
+    val_fraction: float | None = None
+    """Share of the training rows that early stopping of a fit by gradient watches, stratified; 0.1
+    without it, and 0 trains all epochs. Solved heads (ridge, lda; linear where the fusion does not
+    learn) use folds."""
     folds: int = 0
     """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5."""
-    epochs: int = 60
-    """Most epochs to train."""
-    batch_size: int = 128
-    """Examples in a training step."""
-    lr: float = 1e-3
-    """Learning rate of AdamW."""
-    weight_decay: float = 0.01
-    """Weight decay of AdamW."""
-    dropout: float = 0.5
-    """Share of the fused vector that is dropped while training."""
-    patience: int = 6
-    """Epochs without a lower validation loss before the fit stops."""
+    epochs: int | None = None
+    """Most epochs of a fit by gradient; 60 without it."""
+    batch_size: int | None = None
+    """Examples in a training step; 128 without it."""
+    lr: float | None = None
+    """Learning rate of AdamW; 0.001 without it."""
+    weight_decay: float | None = None
+    """Weight decay of AdamW; 0.01 without it."""
+    dropout: float | None = None
+    """Share of the fused vector that is dropped while training; 0.5 without it."""
+    patience: int | None = None
+    """Epochs without a lower validation loss before the fit stops; 6 without it."""
     class_weight: str = "none"
     """Weights of the classes in the loss: none, or balanced (inverse to their counts)."""
     seed: int = 0
@@ -81,7 +119,7 @@ class FitConfig:
     """Scaling of the probabilities on rows not fitted to: temperature, or none."""
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu, mps."""
-    precision: str = "32-true"
+    precision: str = FLOAT32
     """Lightning's precision: 32-true, bf16-mixed, 16-mixed."""
     max_time: str | None = None
     """Longest time of one fit as DD:HH:MM:SS."""
@@ -99,6 +137,8 @@ class FitConfig:
         self._check_names()
         self._check_numbers()
         self._check_head()
+        self._check_void()
+        self._check_preset()
         if self.max_time is not None and not _MAX_TIME.fullmatch(self.max_time):
             raise ConfigError(
                 f"max_time {self.max_time!r} is not DD:HH:MM:SS; pass --max-time 00:00:10:00 "
@@ -124,7 +164,25 @@ class FitConfig:
     @property
     def gradient_head(self) -> str:
         """Name of the head of a fit by gradient."""
+        if self.preset != "none":
+            return self.preset
         return "linear" if self.head == "auto" else self.head
+
+    @property
+    def operator(self) -> str:
+        """Name of the fusion that is built: that of the preset, where there is one."""
+        return self.fusion if self.preset == "none" else self.preset
+
+    @property
+    def training(self) -> Training:
+        """Numbers of a fit by gradient: those given, and for the others those that were tuned.
+
+        >>> FitConfig(cache="r8.zarr", epochs=3).training.epochs
+        3
+        >>> FitConfig(cache="r8.zarr", preset="paper").training.batch_size
+        1024
+        """
+        return dataclasses.replace(TRAINING[self.preset], **self._given_training())
 
     @property
     def n_folds(self) -> int:
@@ -140,13 +198,18 @@ class FitConfig:
         """
         if self.output is not None:
             return Path(self.output)
-        name = f"{Path(self.cache.rstrip('/')).stem}-{self.fusion}-{self.seed}"
+        name = f"{Path(self.cache.rstrip('/')).stem}-{self.operator}-{self.seed}"
         return Path("runs") / (f"{name}-dev" if self.fast_dev_run else name)
+
+    def _given_training(self) -> dict[str, Any]:
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Training)}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _check_names(self) -> None:
         for name, allowed in (
             ("fusion", FUSIONS),
             ("head", HEADS),
+            ("preset", PRESETS),
             ("class_weight", CLASS_WEIGHTS),
             ("calibrate", CALIBRATIONS),
             ("accelerator", ACCELERATORS),
@@ -155,8 +218,7 @@ class FitConfig:
         ):
             value = getattr(self, name)
             if value is not None and value not in allowed:
-                option = f"--{name.replace('_', '-')}"
-                raise ConfigError.unknown(name, value, allowed, f"Pass one to {option}.")
+                raise ConfigError.unknown(name, value, allowed, f"Pass one to {_option(name)}.")
 
     def _check_head(self) -> None:
         if self.head in {"ridge", "lda"} and not self.is_solved:
@@ -174,6 +236,45 @@ class FitConfig:
         if self.folds == 1:
             raise ConfigError("--folds 1 leaves nothing to fit on. Pass 2 or more.")
 
+    def _check_void(self) -> None:
+        """Refuse what only a fit by gradient uses where the head is solved."""
+        given = self._given_training() | {
+            name: getattr(self, name)
+            for name, default in (
+                ("precision", FLOAT32),
+                ("max_time", None),
+                ("fast_dev_run", False),
+            )
+            if getattr(self, name) != default
+        }
+        if self.is_solved and given:
+            raise ConfigError(
+                f"{' '.join(map(_option, given))} would do nothing: fusion {self.fusion!r} with "
+                f"head {self.head!r} is solved, not trained by gradient. Leave it out, or pass "
+                f"--head mlp, or one of these to --fusion: {', '.join(LEARNED_FUSIONS)}."
+            )
+
+    def _check_preset(self) -> None:
+        if self.preset == "none":
+            if self.sigma is not None:
+                raise ConfigError(
+                    f"--sigma {self.sigma} would do nothing: cooc learns its own. Leave it out, or "
+                    "pass --preset paper."
+                )
+            return
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in ("fusion", *_FIXED_BY_PAPER):
+            if getattr(self, name) != defaults[name]:
+                raise ConfigError(
+                    f"{_option(name)} {getattr(self, name)} contradicts --preset paper, which "
+                    "fixes it. Leave one of the two out."
+                )
+        if self.sigma is None and self.val_fraction == 0:
+            raise ConfigError(
+                "--val-fraction 0 leaves --preset paper nothing to choose sigma by. Pass --sigma, "
+                "or leave it out."
+            )
+
     def _check_numbers(self) -> None:
         for name, value, low, high in (
             ("val_fraction", self.val_fraction, 0, 0.9),
@@ -184,13 +285,14 @@ class FitConfig:
             ("weight_decay", self.weight_decay, 0, 1e6),
             ("dropout", self.dropout, 0, 0.99),
             ("patience", self.patience, 1, 1_000_000),
+            ("sigma", self.sigma, 1e-9, 1e9),
             ("seed", self.seed, 0, 2**32 - 1),
             ("n_seeds", self.n_seeds, 1, 1_000),
         ):
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise ConfigError(
                     f"{name} {value} is out of range: it must lie between {low} and {high}. "
-                    f"Pass another --{name.replace('_', '-')}."
+                    f"Pass another {_option(name)}."
                 )
 
 
@@ -243,3 +345,7 @@ class SweepConfig:
         """
         name = f"{Path(self.cache.rstrip('/')).stem}-sweep-{self.seed}"
         return Path("runs") / name if self.output is None else Path(self.output)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

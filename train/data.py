@@ -22,6 +22,7 @@ from llmembed.cache_format import SourceInfo, Split, open_cache
 from llmembed.cache_format.errors import DataError
 from llmembed.train.classifier import Architecture, Standardiser
 from llmembed.train.config import FitConfig
+from llmembed.train.paper import paper_features
 from llmembed.train.select import Feature, select_features
 from llmembed.train.shares import TRAIN_SPLIT, Rows, Shares, choose_shares, draw_validation
 
@@ -66,8 +67,10 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
     shares = choose_shares(cache, config)
     split, eval_split = cache[shares.train_split], cache[shares.eval_split]
     features = select_features(cache, split, config)
+    if config.preset == "paper":
+        features = paper_features(features)
     x = read_features(split, features)
-    standardiser = Standardiser.of(x, torch.from_numpy(shares.train))
+    standardiser = _standardiser(config, x, shares)
     standardiser.apply_(x)
     rows = torch.from_numpy(shares.eval)
     if not read_evaluation:
@@ -132,11 +135,11 @@ def data_in_memory(
 def architecture_of(config: FitConfig, data: FitData, head: str) -> Architecture:
     """Derive the classifier's shapes from the features that were read."""
     return Architecture(
-        fusion=config.fusion,
+        fusion=config.operator,
         head=head,
         widths=tuple(feature.hidden_size for feature in data.features),
         n_classes=len(data.labels),
-        dropout=config.dropout,
+        dropout=config.training.dropout,
     )
 
 
@@ -207,6 +210,12 @@ class FeatureBatches:
             rows = rows[order.to(rows.device)]
         for chosen in torch.split(rows, self.batch_size):
             yield self.x.index_select(0, chosen), self.y.index_select(0, chosen)
+
+
+def _standardiser(config: FitConfig, x: Tensor, shares: Shares) -> Standardiser:
+    if config.preset == "paper":
+        return Standardiser(x.shape[1])  # raw scales
+    return Standardiser.of(x, torch.from_numpy(shares.train))
 
 
 def _labels(split: Split) -> Tensor:

@@ -118,9 +118,10 @@ def _train_seed(config: FitConfig, data: FitData, seed: int, *, show_progress: b
         from llmembed.train.crossfit import train_solved
 
         return train_solved(config, data, seed)
-    from llmembed.train.gradient import train_seed
+    from llmembed.train.gradient import train_paper, train_seed
 
-    return train_seed(config, data, seed, show_progress=show_progress)
+    train_by_gradient = train_paper if config.preset == "paper" else train_seed
+    return train_by_gradient(config, data, seed, show_progress=show_progress)
 
 
 def _log_proba(logits: Tensor) -> Floats:

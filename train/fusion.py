@@ -27,9 +27,12 @@ class Fusion(nn.Module):
 
     Attributes:
         fused_width: K, width of the fused vector.
+        saturated: share of the co-occurrence entries of the last batch beyond 0.99; None where
+            there are none.
     """
 
     fused_width: int
+    saturated: Tensor | None = None
 
 
 class Concat(Fusion):
@@ -152,13 +155,10 @@ class Cooc(Fusion):
     tanh(sigma M / 2)`. The fused vector is the upper triangle of all G matrices, then the
     features themselves: K = G n (n + 1) / 2 + F.
 
-    The paper has one group (n^2 numbers in all), raw scales and a fixed sigma, with which PN
-    saturates at 1 for every example; here the entries are cosines, sigma is learned, and the
-    saturated share is measured. It puts the mean of the features beside the Gram matrix, where
-    all of them tell more.
-
-    Attributes:
-        saturated: share of the entries of the last batch beyond 0.99.
+    The paper (`llmembed.train.paper`) has one group (n^2 numbers in all), raw scales and a fixed
+    sigma, with which PN saturates at 1 for every example; here the entries are cosines, sigma is
+    learned, and the saturated share is measured. It puts the mean of the features beside the Gram
+    matrix, where all of them tell more.
     """
 
     def __init__(self, widths: Sequence[int], n_groups: int = 32, group_width: int = 8) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
@@ -26,6 +27,7 @@ from llmembed.train.module import (
     KeepBest,
     Optimisation,
 )
+from llmembed.train.paper import SIGMAS, PaperCooc
 
 _SMALL_STEP = 1 << 28  # multiply-adds of a forward pass, about 3 ms on one core
 
@@ -35,21 +37,23 @@ def train_seed(
 ) -> Trained:
     """Train one classifier, early stopping included."""
     started = time.perf_counter()
-    keep_best = KeepBest(config.patience)
+    keep_best = KeepBest(config.training.patience)
     with _quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(seed)
         module = ClassifierModule(
-            Classifier(architecture_of(config, data, config.gradient_head)),
+            _new_classifier(config, data),
             Optimisation(
-                lr=config.lr,
-                weight_decay=config.weight_decay,
+                lr=config.training.lr,
+                weight_decay=config.training.weight_decay,
                 class_weights=class_weights(config, data),
             ),
         )
-        bar = EpochBar(config.epochs, seed) if show_progress else None
+        bar = EpochBar(config.training.epochs, seed) if show_progress else None
         trainer = _trainer(config, [keep_best, *([bar] if bar else [])])
-        with _threads_for(module, config.batch_size):
-            trainer.fit(module, datamodule=FeatureDataModule(data, config.batch_size, seed))
+        with _threads_for(module, config.training.batch_size):
+            trainer.fit(
+                module, datamodule=FeatureDataModule(data, config.training.batch_size, seed)
+            )
     classifier = module.classifier.cpu().eval()
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
     _check_converged(config, data, classifier, keep_best)
@@ -69,8 +73,33 @@ def train_seed(
             "head": config.gradient_head,
             "n_epochs": trainer.current_epoch,
             "saturated_share": module.saturated,
+            **({"sigma": config.sigma} if config.preset == "paper" else {}),
         },
     )
+
+
+def train_paper(
+    config: FitConfig, data: FitData, seed: int, *, show_progress: bool = False
+) -> Trained:
+    """Train the published recipe; without a sigma, one fit each, of which one is kept."""
+    if config.sigma is not None:
+        return train_seed(config, data, seed, show_progress=show_progress)
+    configs = [dataclasses.replace(config, sigma=sigma) for sigma in SIGMAS]
+    fits = [train_seed(one, data, seed, show_progress=show_progress) for one in configs]
+    best = min(fits, key=lambda one: cast("float", one.val_loss))
+    tried = {str(one.details["sigma"]): one.val_loss for one in fits}
+    return dataclasses.replace(
+        best,
+        fit_s=sum(one.fit_s for one in fits),
+        details={**best.details, "val_loss_of_sigma": tried},
+    )
+
+
+def _new_classifier(config: FitConfig, data: FitData) -> Classifier:
+    classifier = Classifier(architecture_of(config, data, config.gradient_head))
+    if isinstance(classifier.fusion, PaperCooc):
+        classifier.fusion.sigma.fill_(cast("float", config.sigma))
+    return classifier
 
 
 def _trainer(config: FitConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -80,7 +109,7 @@ def _trainer(config: FitConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
             accelerator=config.accelerator,
             devices=1,
             precision=cast("Any", config.precision),
-            max_epochs=config.epochs,
+            max_epochs=config.training.epochs,
             max_time=config.max_time,
             deterministic=config.deterministic,
             fast_dev_run=config.fast_dev_run,
@@ -135,6 +164,6 @@ def _check_converged(
     validated = math.isfinite(keep_best.best_loss) or not len(data.shares.validation)
     if not finite or not validated:
         raise ConfigError(
-            f"the training diverged: the loss became NaN or infinite with lr {config.lr}. "
+            f"the training diverged: the loss became NaN or infinite with lr {config.training.lr}. "
             "Pass a smaller --lr."
         )

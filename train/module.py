@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from llmembed.train.classifier import Classifier
 from llmembed.train.data import Batch, FeatureBatches, FitData
-from llmembed.train.fusion import Cooc
 from llmembed.train.shares import Rows
 
 _MIN_IMPROVEMENT = 1e-3  # nats; less is noise of a small share
@@ -79,8 +78,8 @@ class ClassifierModule(pl.LightningModule):
     @property
     def saturated(self) -> float | None:
         """Share of saturated co-occurrence entries in the last batch; None for other fusions."""
-        fusion = self.classifier.fusion
-        return fusion.saturated.item() if isinstance(fusion, Cooc) else None
+        saturated = self.classifier.fusion.saturated
+        return None if saturated is None else saturated.item()
 
     def _logits(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return self.classifier.logits(batch[0])

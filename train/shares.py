@@ -105,11 +105,11 @@ def draw_validation(
         DataError: there is only one class.
     """
     _check_classes(labels[rows], names)
-    fraction = 0.0 if config.is_solved else config.val_fraction
+    fraction = 0.0 if config.is_solved else config.training.val_fraction
     train, validation = draw_stratified(labels, rows, fraction, generator)
     if fraction and not len(validation):
         raise ConfigError(
-            f"a validation share of {config.val_fraction} of {len(train)} examples is empty. "
+            f"a validation share of {fraction} of {len(train)} examples is empty. "
             "Pass a larger --val-fraction, or 0 to train all epochs without one."
         )
     return train, validation

@@ -35,17 +35,19 @@ def test_a_model_whose_texts_leak_into_each_other_is_refused(llama: Path, layer:
 
 def test_a_layer_that_never_ran_is_found(llama: Path) -> None:
     """A block that the model leaves out gives an error, never the memory that was there before."""
-    short = extractor(llama, [1, 2])
+    short = extractor(llama, [0, 1, 2])
     short.backbone.model.layers = short.backbone.blocks[:1]
-    with pytest.raises(ExtractionError, match="toy-llama: layer 2 never ran"):
+    with pytest.raises(ExtractionError, match="toy-llama: layer 1 never ran"):
         short.features(toy_texts(5))
 
 
-def test_a_wrong_layer_is_found(llama: Path) -> None:
-    """The output of another block than the one asked for is no rounding error."""
-    wrong = extractor(llama, [1, 2])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_wrong_layer_is_found(llama: Path, layer: int) -> None:
+    """The output of another block is no rounding error, also at the cut, before the final norm."""
+    wrong = extractor(llama, [layer, 2])
     wrong.backbone = dataclasses.replace(wrong.backbone, blocks=wrong.backbone.blocks[::-1])
-    with pytest.raises(ExtractionError, match="layer 1, pooling mean of the first batch differs"):
+    message = f"layer {layer}, pooling mean of the first batch differs"
+    with pytest.raises(ExtractionError, match=message):
         wrong.features(toy_texts(5))
 
 

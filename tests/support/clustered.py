@@ -15,12 +15,14 @@ LABELS = ("earn", "grain", "trade")
 MakeCache = Callable[..., Path]
 
 
-def clustered(n: int, seed: int, *, n_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def clustered(
+    n: int, seed: int, *, n_classes: int = 3, n_layers: int = len(LAYERS)
+) -> tuple[np.ndarray, np.ndarray]:
     """Features `[L, N, H]` that tell the classes apart, and labels in turn."""
     generator = np.random.default_rng(seed)
     labels = (np.arange(n) % n_classes).astype(np.int32)
-    centres = np.random.default_rng(99).normal(size=(len(LAYERS), n_classes, HIDDEN_SIZE))
-    noise = generator.normal(size=(len(LAYERS), n, HIDDEN_SIZE))
+    centres = np.random.default_rng(99).normal(size=(n_layers, n_classes, HIDDEN_SIZE))
+    noise = generator.normal(size=(n_layers, n, HIDDEN_SIZE))
     return (centres[:, labels] + noise).astype(np.float16), labels
 
 
@@ -30,7 +32,7 @@ def source_info(name: str, hidden_size: int) -> SourceInfo:
         fingerprint={"backbone": name},
         recipe={"model": name},
         hidden_size=hidden_size,
-        n_layers=4,
+        n_layers=6,
     )
 
 
@@ -51,10 +53,10 @@ def write_split(
 ) -> None:
     hashes = text_hash(split, len(classes)) if hashes is None else hashes
     writer.add_split(split, labels=classes, text_hash=hashes)
-    plan = writer.plan(split, source, arrays=[("mean", layer) for layer in LAYERS])
+    plan = writer.plan(split, source, arrays=[("mean", 1 + k) for k in range(len(features))])
     for block in plan.blocks if finish else plan.blocks[:-1]:
         rows = slice(block.compute_from, block.stop)
-        arrays = {("mean", layer): features[k, rows] for k, layer in enumerate(LAYERS)}
+        arrays = {("mean", 1 + k): features[k, rows] for k in range(len(features))}
         n_tokens = np.full(block.stop - block.compute_from, 3, dtype=np.int32)
         writer.write(plan, block, n_tokens=n_tokens, features=arrays)
     if finish:

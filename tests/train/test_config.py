@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
+from llmembed.cache_format.console import field_docs
 from llmembed.cache_format.errors import ConfigError
-from llmembed.train.config import FitConfig
+from llmembed.train.config import FitConfig, Training
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,10 @@ def test_values_that_are_not_allowed(option: str, value: Any, message: str) -> N
         ({"head": "ridge"}, "head 'ridge' is solved in closed form, which fusion 'cooc' does not"),
         ({"folds": 5}, "--folds 5 would do nothing: fusion 'cooc' with head 'auto' is trained"),
         ({"fusion": "mean", "head": "lda", "folds": 1}, "--folds 1 leaves nothing to fit on"),
+        ({"fusion": "mean", "lr": 0.1}, "--lr would do nothing: fusion 'mean' with head 'auto' is"),
+        ({"fusion": "auto", "epochs": 9, "dropout": 0.1}, "--epochs --dropout would do nothing"),
+        ({"fusion": "max", "val_fraction": 0.2}, "--val-fraction would do nothing"),
+        ({"fusion": "concat", "fast_dev_run": True}, "--fast-dev-run would do nothing"),
     ],
 )
 def test_options_that_exclude_each_other(options: dict[str, Any], message: str) -> None:
@@ -48,3 +54,10 @@ def test_the_default_place_of_a_run() -> None:
     config = FitConfig(cache="s3://bucket/r8.zarr/", fusion="mean", seed=3)
     assert config.run_path.as_posix() == "runs/r8-mean-3"
     assert FitConfig(cache="r8.zarr", fast_dev_run=True).run_path.name == "r8-cooc-0-dev"
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Training), ids=lambda field: field.name)
+def test_the_help_names_the_tuned_number(field: dataclasses.Field[float]) -> None:
+    """The help text of an option that is left open tells the number that it has then."""
+    assert f"{field.default:g}" in field_docs(FitConfig)[field.name]
+    assert getattr(FitConfig(cache="a.zarr").training, field.name) == field.default

@@ -99,7 +99,7 @@ def test_a_class_with_one_example_is_kept_for_training(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": "7"}, r"layer 7 is not in split 'train'.*holds tiny \(of 4 layers\): 1, 2"),
+        ({"layers": "7"}, r"layer 7 is not in split 'train'.*holds tiny \(of 6 layers\): 1, 2"),
         ({"layers": "-1"}, r"layer -1 is not in split 'train'"),
         ({"layers": "last:3"}, r"layer last:3 is not in split 'train'"),
         ({"layers": "one"}, "--layers has 'one', which is no layer"),
