@@ -25,9 +25,11 @@ DEFAULT_FOLDS, MIN_FOLDS = 5, 2
 PRESETS = ("none", "paper")
 CLASS_WEIGHTS = ("none", "balanced")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
+LOGGERS = ("csv", "tensorboard", "wandb")
 EXPORTS = ("onnx",)
 FLOAT32 = "32-true"
 PRECISIONS = (FLOAT32, "bf16-mixed", "16-mixed")
+_DEVICE = re.compile(r"1|\d+,")
 _MAX_TIME = re.compile(r"\d{2}:\d{2}:\d{2}:\d{2}")  # Lightning's DD:HH:MM:SS
 
 
@@ -119,6 +121,8 @@ class FitConfig:
     """Scaling of the probabilities on rows not fitted to: temperature, or none."""
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu, mps."""
+    devices: str = "1"
+    """Lightning's devices: 1, or k, (with the comma) for device number k. A fit uses one."""
     precision: str = FLOAT32
     """Lightning's precision: 32-true, bf16-mixed, 16-mixed."""
     max_time: str | None = None
@@ -127,6 +131,12 @@ class FitConfig:
     """Allow only algorithms that are deterministic on the device."""
     fast_dev_run: bool = False
     """One batch of training and validation, to see that it works."""
+    logger: str = "csv"
+    """Where a fit by gradient logs its losses, epoch by epoch: csv or tensorboard, in the run's
+    folder logs, or wandb."""
+    checkpoint_s: float = 10.0
+    """Seconds between checkpoints of a fit by gradient, after whole epochs; the same command goes
+    on from the last one if it was killed."""
     export: str | None = None
     """Also write the classifier in this format: onnx, as model.onnx in the run's folder."""
     output: str | None = None
@@ -139,6 +149,11 @@ class FitConfig:
         self._check_head()
         self._check_void()
         self._check_preset()
+        if not _DEVICE.fullmatch(self.devices):
+            raise ConfigError(
+                f"devices {self.devices!r} is not one device; a fit uses one, since its steps are "
+                "too short to be shared. Pass --devices 1, or 1, with the comma for number 1."
+            )
         if self.max_time is not None and not _MAX_TIME.fullmatch(self.max_time):
             raise ConfigError(
                 f"max_time {self.max_time!r} is not DD:HH:MM:SS; pass --max-time 00:00:10:00 "
@@ -185,6 +200,15 @@ class FitConfig:
         return dataclasses.replace(TRAINING[self.preset], **self._given_training())
 
     @property
+    def device_index(self) -> int:
+        """Number of the device among those of the accelerator.
+
+        >>> FitConfig(cache="r8.zarr", devices="3,").device_index
+        3
+        """
+        return int(self.devices.rstrip(",")) if self.devices.endswith(",") else 0
+
+    @property
     def n_folds(self) -> int:
         """Number of folds, 0 resolved."""
         return self.folds or DEFAULT_FOLDS
@@ -214,6 +238,7 @@ class FitConfig:
             ("calibrate", CALIBRATIONS),
             ("accelerator", ACCELERATORS),
             ("precision", PRECISIONS),
+            ("logger", LOGGERS),
             ("export", EXPORTS),
         ):
             value = getattr(self, name)
@@ -244,6 +269,8 @@ class FitConfig:
                 ("precision", FLOAT32),
                 ("max_time", None),
                 ("fast_dev_run", False),
+                ("logger", "csv"),
+                ("checkpoint_s", 10.0),
             )
             if getattr(self, name) != default
         }
@@ -286,6 +313,7 @@ class FitConfig:
             ("dropout", self.dropout, 0, 0.99),
             ("patience", self.patience, 1, 1_000_000),
             ("sigma", self.sigma, 1e-9, 1e9),
+            ("checkpoint_s", self.checkpoint_s, 0, 1e6),
             ("seed", self.seed, 0, 2**32 - 1),
             ("n_seeds", self.n_seeds, 1, 1_000),
         ):

@@ -89,4 +89,4 @@ def _loss(scores: np.ndarray, labels: np.ndarray) -> float:
 def device_of(config: FitConfig) -> torch.device:
     """Use a GPU where there is one and it is not ruled out; MPS has no float64, so never that."""
     wants_gpu = config.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
-    return torch.device("cuda" if wants_gpu else "cpu")
+    return torch.device("cuda", config.device_index) if wants_gpu else torch.device("cpu")

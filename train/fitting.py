@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from llmembed.train.run import (
     write_run,
 )
 from llmembed.train.sweeping import choose_fusion
+from llmembed.train.workspace import LOGS, check_logger, open_workspace
 
 _SPREAD_FIGURES = ("accuracy", "macro_f1", "nll")
 
@@ -76,9 +78,18 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
     check_replaceable(config.run_path)
     if config.export is not None:
         check_can_export()
+    check_logger(config.logger)
     data = load_data(config)
     read_s = time.perf_counter() - started
-    outcome = train(config, data, show_progress=show_progress)
+    with open_workspace(config.run_path) as workspace:
+        outcome = train(config, data, workspace=workspace, show_progress=show_progress)
+        return _finish(config, outcome, workspace, started, read_s)
+
+
+def _finish(
+    config: FitConfig, outcome: Outcome, workspace: Path, started: float, read_s: float
+) -> Run:
+    """Evaluate what was trained, and write the run."""
     data, trained = outcome.data, outcome.trained
     eval_started = time.perf_counter()
     log_probas = [_log_proba(one.classifier.logits_all(data.x_eval)) for one in trained]
@@ -98,21 +109,40 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
         path=config.run_path, config=record, metrics=metrics, classifier=outcome.best.classifier
     )
     files = {} if config.export is None else {ONNX_FILE: onnx_of(run.classifier, record)}
-    write_run(run, predictions, files)
+    write_run(run, predictions, files, logs=workspace / LOGS)
     return run
 
 
-def train(config: FitConfig, data: FitData, *, show_progress: bool = False) -> Outcome:
-    """Choose the fusion where that is asked for, and train a classifier a seed."""
+def train(
+    config: FitConfig,
+    data: FitData,
+    *,
+    workspace: Path | None = None,
+    show_progress: bool = False,
+) -> Outcome:
+    """Choose the fusion where that is asked for, and train a classifier a seed.
+
+    Args:
+        config: all options.
+        data: what to train on.
+        workspace: folder of checkpoints and logs of a fit by gradient; None writes neither.
+        show_progress: show a bar on stderr where that is a terminal.
+    """
     resolved, narrowed, chosen = choose_fusion(config, data)
     trained = [
-        _train_seed(resolved, narrowed, config.seed + k, show_progress=show_progress)
+        _train_seed(
+            resolved,
+            narrowed,
+            config.seed + k,
+            workspace=workspace,
+            show_progress=show_progress,
+        )
         for k in range(config.n_seeds)
     ]
     return Outcome(data=narrowed, trained=trained, chosen=chosen)
 
 
-def _train_seed(config: FitConfig, data: FitData, seed: int, *, show_progress: bool) -> Trained:
+def _train_seed(config: FitConfig, data: FitData, seed: int, **options: Any) -> Trained:
     """Fit in closed form where that is asked for, which needs no Lightning."""
     if config.is_solved:
         from llmembed.train.crossfit import train_solved
@@ -121,7 +151,7 @@ def _train_seed(config: FitConfig, data: FitData, seed: int, *, show_progress: b
     from llmembed.train.gradient import train_paper, train_seed
 
     train_by_gradient = train_paper if config.preset == "paper" else train_seed
-    return train_by_gradient(config, data, seed, show_progress=show_progress)
+    return train_by_gradient(config, data, seed, **options)
 
 
 def _log_proba(logits: Tensor) -> Floats:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import signal
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -23,37 +25,50 @@ from llmembed.train.data import FitData, architecture_of, class_weights
 from llmembed.train.module import (
     ClassifierModule,
     EpochBar,
+    EpochLog,
     FeatureDataModule,
     KeepBest,
     Optimisation,
+    SaveCheckpoint,
 )
 from llmembed.train.paper import SIGMAS, PaperCooc
+from llmembed.train.workspace import (
+    check_checkpoint,
+    checkpoint_name,
+    close_loggers,
+    make_logger,
+)
 
 _SMALL_STEP = 1 << 28  # multiply-adds of a forward pass, about 3 ms on one core
 
 
 def train_seed(
-    config: FitConfig, data: FitData, seed: int, *, show_progress: bool = False
+    config: FitConfig,
+    data: FitData,
+    seed: int,
+    *,
+    workspace: Path | None = None,
+    show_progress: bool = False,
 ) -> Trained:
-    """Train one classifier, early stopping included."""
+    """Train one classifier, early stopping included.
+
+    Args:
+        config: options.
+        data: features and labels.
+        seed: of the first weights, the order of batches and dropout.
+        workspace: folder of checkpoints and logs; None writes neither.
+        show_progress: show a bar on stderr.
+    """
     started = time.perf_counter()
     keep_best = KeepBest(config.training.patience)
     with _quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = ClassifierModule(
-            _new_classifier(config, data),
-            Optimisation(
-                lr=config.training.lr,
-                weight_decay=config.training.weight_decay,
-                class_weights=class_weights(config, data),
-            ),
-        )
-        bar = EpochBar(config.training.epochs, seed) if show_progress else None
-        trainer = _trainer(config, [keep_best, *([bar] if bar else [])])
+        module = _new_module(config, data)
+        trainer = _prepare(config, data, seed, keep_best, workspace, show_progress=show_progress)
+        datamodule = FeatureDataModule(data, config.training.batch_size, seed)
         with _threads_for(module, config.training.batch_size):
-            trainer.fit(
-                module, datamodule=FeatureDataModule(data, config.training.batch_size, seed)
-            )
+            _fit(trainer, module, datamodule)
+        close_loggers(trainer.loggers)
     classifier = module.classifier.cpu().eval()
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
     _check_converged(config, data, classifier, keep_best)
@@ -78,14 +93,12 @@ def train_seed(
     )
 
 
-def train_paper(
-    config: FitConfig, data: FitData, seed: int, *, show_progress: bool = False
-) -> Trained:
+def train_paper(config: FitConfig, data: FitData, seed: int, **options: Any) -> Trained:
     """Train the published recipe; without a sigma, one fit each, of which one is kept."""
     if config.sigma is not None:
-        return train_seed(config, data, seed, show_progress=show_progress)
+        return train_seed(config, data, seed, **options)
     configs = [dataclasses.replace(config, sigma=sigma) for sigma in SIGMAS]
-    fits = [train_seed(one, data, seed, show_progress=show_progress) for one in configs]
+    fits = [train_seed(one, data, seed, **options) for one in configs]
     best = min(fits, key=lambda one: cast("float", one.val_loss))
     tried = {str(one.details["sigma"]): one.val_loss for one in fits}
     return dataclasses.replace(
@@ -95,6 +108,56 @@ def train_paper(
     )
 
 
+def _name(config: FitConfig, seed: int) -> str:
+    return f"seed-{seed}" if config.sigma is None else f"seed-{seed}-sigma-{config.sigma:g}"
+
+
+def _prepare(
+    config: FitConfig,
+    data: FitData,
+    seed: int,
+    keep_best: KeepBest,
+    workspace: Path | None,
+    *,
+    show_progress: bool,
+) -> pl.Trainer:
+    """Make the trainer of one fit, with its logger and its checkpoint."""
+    callbacks: list[pl.Callback] = [keep_best, EpochLog()]
+    if show_progress:
+        callbacks.append(EpochBar(config.training.epochs, seed))
+    if workspace is None or config.fast_dev_run:
+        return _trainer(config, callbacks, logger=False)
+    checkpoint = workspace / checkpoint_name(config, data, seed)
+    callbacks.append(SaveCheckpoint(checkpoint, config.checkpoint_s))
+    return _trainer(config, callbacks, make_logger(config, workspace, _name(config, seed)))
+
+
+def _fit(trainer: pl.Trainer, module: ClassifierModule, datamodule: FeatureDataModule) -> None:
+    """Run Lightning's fit, from a checkpoint where there is one; Ctrl-C stays Ctrl-C."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    saved = [one.path for one in trainer.callbacks if isinstance(one, SaveCheckpoint)]
+    found = next((path for path in saved if path.exists()), None)
+    if found is not None:
+        check_checkpoint(found)
+        logging.getLogger("llmembed").info("The fit goes on from a checkpoint.")
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=found, weights_only=True)
+    except SystemExit as error:
+        if trainer.interrupted:  # by then Lightning has silenced the signal and exits with 1
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _new_module(config: FitConfig, data: FitData) -> ClassifierModule:
+    optimisation = Optimisation(
+        lr=config.training.lr,
+        weight_decay=config.training.weight_decay,
+        class_weights=class_weights(config, data),
+    )
+    return ClassifierModule(_new_classifier(config, data), optimisation)
+
+
 def _new_classifier(config: FitConfig, data: FitData) -> Classifier:
     classifier = Classifier(architecture_of(config, data, config.gradient_head))
     if isinstance(classifier.fusion, PaperCooc):
@@ -102,19 +165,21 @@ def _new_classifier(config: FitConfig, data: FitData) -> Classifier:
     return classifier
 
 
-def _trainer(config: FitConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """Make a lean trainer: bars, loggers and checkpoints cost more than such a small step."""
+def _trainer(
+    config: FitConfig, callbacks: list[pl.Callback], logger: pl.loggers.Logger | bool
+) -> pl.Trainer:
+    """Make a lean trainer: Lightning's own bars and checkpoints cost more than such a step."""
     try:
         return pl.Trainer(
             accelerator=config.accelerator,
-            devices=1,
+            devices=cast("Any", config.devices),  # as Lightning reads it, "3," is number 3
             precision=cast("Any", config.precision),
             max_epochs=config.training.epochs,
             max_time=config.max_time,
             deterministic=config.deterministic,
             fast_dev_run=config.fast_dev_run,
             callbacks=callbacks,
-            logger=False,
+            logger=logger,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -122,8 +187,9 @@ def _trainer(config: FitConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"Lightning refuses --accelerator {config.accelerator} with --precision "
-            f"{config.precision}: {error} Pass --accelerator auto --precision 32-true."
+            f"Lightning refuses --accelerator {config.accelerator} with --devices {config.devices} "
+            f"and --precision {config.precision}: {error} Pass --accelerator auto --devices 1 "
+            "--precision 32-true."
         ) from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from llmembed.train.classifier import Classifier
 from llmembed.train.data import Batch, FeatureBatches, FitData
 from llmembed.train.shares import Rows
+from llmembed.train.workspace import Clock
 
 _MIN_IMPROVEMENT = 1e-3  # nats; less is noise of a small share
 
@@ -48,12 +50,21 @@ class ClassifierModule(pl.LightningModule):
         self.optimisation = optimisation
         self.register_buffer("class_weights", optimisation.class_weights, persistent=False)
         self.val_loss = math.nan
+        self._train_losses: list[Tensor] = []
         self._val_losses: list[Tensor] = []
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Give the loss of a batch."""
         del batch_idx
-        return F.cross_entropy(self._logits(batch), batch[1], weight=self.class_weights)
+        loss = F.cross_entropy(self._logits(batch), batch[1], weight=self.class_weights)
+        self._train_losses.append(loss.detach())
+        return loss
+
+    def average_train_loss(self) -> float:
+        """Average over the steps of an epoch, at its end: a step waits for no figure."""
+        average = torch.stack(self._train_losses).mean().item()
+        self._train_losses.clear()
+        return average
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add up the unweighted loss of a batch, on the device."""
@@ -113,6 +124,16 @@ class KeepBest(pl.Callback):
         elif epoch - self.best_epoch >= self.patience:
             trainer.should_stop = True
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a checkpoint holds."""
+        best = {"loss": self.best_loss, "epoch": self.best_epoch}
+        return best | {"weights": None if self._weights is None else dict(self._weights)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what a checkpoint holds."""
+        self.best_loss, self.best_epoch = state_dict["loss"], state_dict["epoch"]
+        self._weights = state_dict["weights"]
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the best weights back."""
         del trainer
@@ -126,12 +147,20 @@ class FeatureDataModule(pl.LightningDataModule):
 
     def __init__(self, data: FitData, batch_size: int, seed: int) -> None:
         super().__init__()
-        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.data, self.batch_size = data, batch_size
+        self._order = torch.Generator().manual_seed(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state of what shuffles."""
+        return {"order": self._order.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Shuffle on from a checkpoint."""
+        self._order.set_state(state_dict["order"])
 
     def train_dataloader(self) -> FeatureBatches:
         """Give shuffled batches of the training share."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return self._batches(self.data.shares.train, generator)
+        return self._batches(self.data.shares.train, self._order)
 
     def val_dataloader(self) -> FeatureBatches | list[Batch]:
         """Give batches of the validation share; none where it is empty."""
@@ -152,6 +181,11 @@ class EpochBar(pl.Callback):
     def __init__(self, n_epochs: int, seed: int) -> None:
         self.bar = tqdm(total=n_epochs, desc=f"seed {seed}", unit="epoch", disable=None)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin where a checkpoint ends."""
+        del pl_module
+        self.bar.update(trainer.current_epoch)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Advance by one epoch."""
         del trainer
@@ -163,3 +197,71 @@ class EpochBar(pl.Callback):
         """Close the bar."""
         del trainer, pl_module
         self.bar.close()
+
+
+class EpochLog(pl.Callback):
+    """Gives the logger the losses of each epoch, those before a resumption included."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a checkpoint holds."""
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what a checkpoint holds."""
+        self._rows = list(state_dict["rows"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Repeat the epochs of an earlier process."""
+        del pl_module
+        for epoch, row in enumerate(self._rows, start=1):
+            _log(trainer, row, epoch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log an epoch."""
+        assert isinstance(pl_module, ClassifierModule)
+        row = {"train_loss": pl_module.average_train_loss()}
+        if math.isfinite(pl_module.val_loss):
+            row["val_loss"] = pl_module.val_loss
+        self._rows.append(row)
+        _log(trainer, row, trainer.current_epoch + 1)
+
+
+class SaveCheckpoint(pl.Callback):
+    """Saves the state after an epoch, every so many seconds, in place of the one before."""
+
+    def __init__(self, path: Path, every_s: float) -> None:
+        self.path, self._clock = path, Clock(every_s)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the state of the generators, which dropout draws from."""
+        del trainer, pl_module
+        checkpoint["generators"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Draw on from a checkpoint."""
+        del trainer, pl_module
+        own, *of_devices = checkpoint["generators"]
+        torch.set_rng_state(own)
+        torch.cuda.set_rng_state_all(of_devices)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save where it is time; what has come to its end is not saved, for it ends again."""
+        del pl_module
+        if trainer.should_stop or not self._clock.is_due():
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".tmp")
+        trainer.save_checkpoint(partial)
+        partial.replace(self.path)
+
+
+def _log(trainer: pl.Trainer, row: dict[str, float], epoch: int) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(row, step=epoch)

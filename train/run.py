@@ -4,6 +4,7 @@
     model.safetensors    standardisation, fusion and head
     metrics.json         the figures
     predictions.parquet  row, label, predicted and a probability a class, of the evaluation rows
+    logs/                losses by epoch, where the fit is by gradient
     model.onnx           the classifier as an ONNX graph, where `--export onnx` asks for it
 
 It is written beside its place and renamed, so that no half-written run can be met. A run of ours
@@ -149,13 +150,16 @@ def check_replaceable(path: Path) -> None:
         )
 
 
-def write_run(run: Run, predictions: Predictions, files: Mapping[str, bytes]) -> None:
+def write_run(
+    run: Run, predictions: Predictions, files: Mapping[str, bytes], *, logs: Path
+) -> None:
     """Write a run beside its place, then put it there, in place of an earlier run.
 
     Args:
         run: what to write.
         predictions: of its evaluation rows.
         files: further files of its folder, by name.
+        logs: folder of logs to move into it, if there is one.
     """
     path = run.path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +172,8 @@ def write_run(run: Run, predictions: Predictions, files: Mapping[str, bytes]) ->
         _write_predictions(folder / PREDICTIONS_FILE, predictions, run.labels)
         for name, content in files.items():
             (folder / name).write_bytes(content)
+        if logs.is_dir():
+            logs.rename(folder / logs.name)
         folder.chmod(0o777 & ~_umask())
         _swap_in(folder, path)
     finally:
