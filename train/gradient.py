@@ -64,20 +64,19 @@ def train_seed(
     with _quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(seed)
         module = _new_module(config, data)
-        trainer = _prepare(config, data, seed, keep_best, workspace, show_progress=show_progress)
+        callbacks: list[pl.Callback] = [keep_best, EpochLog()]
+        if show_progress:
+            callbacks.append(EpochBar(config.training.epochs, seed))
+        trainer, checkpoint = _prepare(config, data, seed, callbacks, workspace)
         datamodule = FeatureDataModule(data, config.training.batch_size, seed)
         with _threads_for(module, config.training.batch_size):
-            _fit(trainer, module, datamodule)
+            _fit(trainer, module, datamodule, checkpoint)
         close_loggers(trainer.loggers)
     classifier = module.classifier.cpu().eval()
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
     _check_converged(config, data, classifier, keep_best)
     if config.calibrate == "temperature" and len(data.shares.validation):
-        rows = torch.from_numpy(data.shares.validation)
-        temperature = fit_temperature(
-            classifier.logits_all(data.x[rows]).numpy(), data.y[rows].numpy()
-        )
-        classifier.temperature.fill_(temperature)
+        _calibrate(classifier, data)
     return Trained(
         seed=seed,
         classifier=classifier,
@@ -91,6 +90,12 @@ def train_seed(
             **({"sigma": config.sigma} if config.preset == "paper" else {}),
         },
     )
+
+
+def _calibrate(classifier: Classifier, data: FitData) -> None:
+    rows = torch.from_numpy(data.shares.validation)
+    logits = classifier.logits_all(data.x[rows]).numpy()
+    classifier.temperature.fill_(fit_temperature(logits, data.y[rows].numpy()))
 
 
 def train_paper(config: FitConfig, data: FitData, seed: int, **options: Any) -> Trained:
@@ -116,27 +121,27 @@ def _prepare(
     config: FitConfig,
     data: FitData,
     seed: int,
-    keep_best: KeepBest,
+    callbacks: list[pl.Callback],
     workspace: Path | None,
-    *,
-    show_progress: bool,
-) -> pl.Trainer:
-    """Make the trainer of one fit, with its logger and its checkpoint."""
-    callbacks: list[pl.Callback] = [keep_best, EpochLog()]
-    if show_progress:
-        callbacks.append(EpochBar(config.training.epochs, seed))
+) -> tuple[pl.Trainer, Path | None]:
+    """Make the trainer of one fit, and say where its checkpoint lies if it has one."""
     if workspace is None or config.fast_dev_run:
-        return _trainer(config, callbacks, logger=False)
+        return _trainer(config, callbacks, logger=False), None
     checkpoint = workspace / checkpoint_name(config, data, seed)
     callbacks.append(SaveCheckpoint(checkpoint, config.checkpoint_s))
-    return _trainer(config, callbacks, make_logger(config, workspace, _name(config, seed)))
+    logger = make_logger(config, workspace, _name(config, seed))
+    return _trainer(config, callbacks, logger), checkpoint
 
 
-def _fit(trainer: pl.Trainer, module: ClassifierModule, datamodule: FeatureDataModule) -> None:
+def _fit(
+    trainer: pl.Trainer,
+    module: ClassifierModule,
+    datamodule: FeatureDataModule,
+    checkpoint: Path | None,
+) -> None:
     """Run Lightning's fit, from a checkpoint where there is one; Ctrl-C stays Ctrl-C."""
     on_interrupt = signal.getsignal(signal.SIGINT)
-    saved = [one.path for one in trainer.callbacks if isinstance(one, SaveCheckpoint)]
-    found = next((path for path in saved if path.exists()), None)
+    found = checkpoint if checkpoint is not None and checkpoint.exists() else None
     if found is not None:
         check_checkpoint(found)
         logging.getLogger("llmembed").info("The fit goes on from a checkpoint.")
