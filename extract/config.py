@@ -60,7 +60,8 @@ class ExtractConfig:
     quantize: str | None = None
     """Weights of the backbone by bitsandbytes: nf4 or int8."""
     token_budget: int | None = None
-    """Tokens a batch, pads included; without it chosen for the device."""
+    """Tokens a batch, pads included; without it chosen for the device. Halved, with a warning,
+    where memory runs out."""
     device: str = "auto"
     """Device: auto, cuda, cuda:1, cpu, mps."""
     dry_run: bool = False

@@ -8,6 +8,7 @@ texts, so a text gets the same feature in both.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmembed.cache_format.errors import DataError, ExtractionError, ModelError
+from llmembed.cache_format.errors import (
+    DataError,
+    ExtractionError,
+    LLMEmbedWarning,
+    ModelError,
+)
 from llmembed.extract.backbone import Backbone, load_backbone, resolve_device
 from llmembed.extract.batching import plan_batches
 from llmembed.extract.forward import Pooled, pooled_hidden_states
@@ -87,6 +93,7 @@ class Extractor:
         self.token_budget = token_budget or _TOKEN_BUDGET[on_device.type]
         self.backbone = self._load(on_device)
         self._checked = False
+        self._warned = False
 
     def _load(self, device: torch.device) -> Backbone:
         recipe = self.recipe
@@ -163,7 +170,7 @@ class Extractor:
 
         Raises:
             ExtractionError: a feature is not finite, does not fit the dtype, or is not that of
-                the text alone.
+                the text alone; or a single text does not fit in memory.
         """
         names = [
             (pooling, layer)
@@ -176,14 +183,15 @@ class Extractor:
         features = {name: torch.empty(shape, device=device) for name in names}
         padded_to = self.recipe.max_length if "mean_padded" in self.poolings else 0
         lengths = [max(padded_to, len(ids)) for ids in token_ids]
-        for batch in self.plan(lengths):
+        pending = self.plan(lengths)
+        while pending:
+            batch = pending[0]
             rows = [token_ids[index] for index in batch]
-            pooled = self._run(rows, lengths[batch[0]])
-            if not self._checked:
-                check_first_batch(
-                    self.backbone, self.recipe.files.name, rows, pooled, wanted=features
-                )
-                self._checked = True
+            pooled = self._run_if_it_fits(rows, lengths[batch[0]], wanted=names)
+            if pooled is None:
+                pending = self._smaller(pending, lengths, describe_row)
+                continue
+            del pending[0]
             to_rows = _on(device, torch.from_numpy(batch))
             for name, feature in pooled.items():
                 features[name].index_copy_(0, to_rows, feature)
@@ -193,6 +201,54 @@ class Extractor:
             name: _rounded(name, feature.cpu().numpy(), self.recipe.dtype, describe_row)
             for name, feature in features.items()
         }
+
+    def _run_if_it_fits(
+        self,
+        rows: Sequence[Sequence[int]],
+        width: int,
+        wanted: Sequence[tuple[str, int]],
+    ) -> Pooled | None:
+        """Run a batch, the first one checked; None if there was too little memory for it."""
+        try:
+            pooled = self._run(rows, width)
+            if not self._checked:
+                check_first_batch(self.backbone, self.recipe.files.name, rows, pooled, wanted)
+                self._checked = True
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        return pooled
+
+    def _smaller(
+        self,
+        pending: Sequence[npt.NDArray[np.int64]],
+        lengths: Sequence[int],
+        describe_row: Callable[[int], str],
+    ) -> list[npt.NDArray[np.int64]]:
+        """Plan the pending batches again, for half of what the first of them took."""
+        first, device = pending[0], self.backbone.device
+        longest = lengths[first[0]]
+        if len(first) == 1:
+            message = (
+                f"{describe_row(int(first[0]))}: its {longest:,} tokens alone do not fit in the "
+                f"memory of {device}. Pass a smaller --max-length than {longest}, or --quantize."
+            )
+            raise ExtractionError(message)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        budget = len(first) * longest // 2
+        if not self._warned:
+            warnings.warn(
+                f"{len(first) * longest:,} tokens a batch do not fit in the memory of {device}: "
+                f"going on with {budget:,}, or fewer if need be. Pass --token-budget to begin so.",
+                LLMEmbedWarning,
+                stacklevel=2,
+            )
+            self._warned = True
+        self.token_budget = budget
+        rest = np.concatenate(pending)
+        return [rest[batch] for batch in self.plan([lengths[index] for index in rest])]
 
     def _run(self, rows: Sequence[Sequence[int]], width: int) -> Pooled:
         padded = np.full((len(rows), width), self.recipe.pad_token, dtype=np.int64)  # [B, T]
@@ -206,6 +262,17 @@ class Extractor:
             self.layers,
             self.poolings,
         )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell the errors of CUDA (a class), MPS and the CPU (a text alone) from all others.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    True
+    """
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        text in str(error) for text in ("DefaultCPUAllocator: ", "MPS backend out of memory")
+    )
 
 
 def _on(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
