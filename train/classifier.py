@@ -6,7 +6,7 @@ Lightning, whose import takes longer than they do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -55,7 +55,9 @@ class Standardiser(nn.Module):
 
     def apply_(self, x: Tensor) -> Tensor:
         """Standardise `[N, F]` in place, to hold a split in memory only once."""
-        return x.sub_(self.mean).div_(self.scale)
+        for chunk in torch.split(x, _CHUNK_ROWS):
+            chunk.sub_(self.mean).div_(self.scale)
+        return x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +113,12 @@ class Classifier(nn.Module):
         return torch.cat([self.fusion(chunk) for chunk in torch.split(standardised, _CHUNK_ROWS)])
 
     @torch.inference_mode()
-    def logits_all(self, standardised: Tensor) -> Tensor:
-        """Classify standardised features in chunks, `[N, F]` -> float64 `[N, C]`."""
-        chunks = torch.split(standardised, _CHUNK_ROWS)
+    def logits_all(self, standardised: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Classify standardised features in chunks, all or some, `[N, F]` -> float64 `[n, C]`."""
+        if rows is None:
+            chunks: Iterable[Tensor] = torch.split(standardised, _CHUNK_ROWS)
+        else:
+            chunks = (standardised[chunk] for chunk in torch.split(rows, _CHUNK_ROWS))
         return torch.cat([self.logits(chunk).double() for chunk in chunks])
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llmembed.train.gram import FoldMoments, Moments
 
+_CHUNK_ROWS = 8192
 ABSENT_BIAS = -30.0  # a class without an example is never predicted, at a finite loss
 
 
@@ -102,9 +103,11 @@ def held_out_scores(
     scores = x.new_full((len(strengths), len(x), n_classes), math.nan)
     for fold, rows in enumerate(folds):
         system = kind(moments.without(fold))
-        held_out = x.index_select(0, rows)
-        for index, strength in enumerate(strengths):
-            scores[index, rows] = system.solve(strength).scores(held_out)
+        solved = [system.solve(strength) for strength in strengths]
+        for chunk in torch.split(rows, _CHUNK_ROWS):
+            held_out = x.index_select(0, chunk)
+            for index, one in enumerate(solved):
+                scores[index, chunk] = one.scores(held_out)
     return scores
 
 

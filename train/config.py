@@ -131,6 +131,9 @@ class FitConfig:
     """Allow only algorithms that are deterministic on the device."""
     fast_dev_run: bool = False
     """One batch of training and validation, to see that it works."""
+    memory_gb: float | None = None
+    """Most memory for the features of a split, as float32; beyond it they lie in a file in TMPDIR
+    or /var/tmp. Without it, half of the machine's."""
     logger: str = "csv"
     """Where a fit by gradient logs its losses, epoch by epoch: csv or tensorboard, in the run's
     folder logs, or wandb."""
@@ -313,6 +316,7 @@ class FitConfig:
             ("dropout", self.dropout, 0, 0.99),
             ("patience", self.patience, 1, 1_000_000),
             ("sigma", self.sigma, 1e-9, 1e9),
+            ("memory_gb", self.memory_gb, 0, 1e9),
             ("checkpoint_s", self.checkpoint_s, 0, 1e6),
             ("seed", self.seed, 0, 2**32 - 1),
             ("n_seeds", self.n_seeds, 1, 1_000),

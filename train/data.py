@@ -2,8 +2,8 @@
 
 A split is read once into one contiguous tensor, an example's features side by side, standardised
 there, and held on the device; a batch is one `index_select`. No worker processes and no per-row
-collation: on data that is already in memory they cost 3 to 100 times the training step. The price
-is that a split must fit into memory as float32.
+collation: on data that is already in memory they cost 3 to 100 times the training step. What
+exceeds the memory, as float32, lies in a mapped file instead (`llmembed.train.spill`).
 
 Neither the model nor the texts are needed here.
 """
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +26,9 @@ from llmembed.train.config import FitConfig
 from llmembed.train.paper import paper_features
 from llmembed.train.select import Feature, select_features
 from llmembed.train.shares import TRAIN_SPLIT, Rows, Shares, choose_shares, draw_validation
+from llmembed.train.spill import make_room
+
+_BLOCK_ROWS = 1 << 14  # whole blocks of any cache, which have at most 1,024 rows
 
 Batch = tuple[Tensor, Tensor]
 
@@ -69,7 +73,7 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
     features = select_features(cache, split, config)
     if config.preset == "paper":
         features = paper_features(features)
-    x = read_features(split, features)
+    x = read_features(split, features, memory_gb=config.memory_gb)
     standardiser = _standardiser(config, x, shares)
     standardiser.apply_(x)
     rows = torch.from_numpy(shares.eval)
@@ -78,7 +82,8 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
     elif shares.held_out:
         x_eval = x[rows]
     else:
-        x_eval = standardiser.apply_(read_features(eval_split, features, shares.eval))
+        x_eval = read_features(eval_split, features, shares.eval, memory_gb=config.memory_gb)
+        standardiser.apply_(x_eval)
     return FitData(
         labels=cache.labels,
         sources=cache.sources,
@@ -153,13 +158,19 @@ def class_weights(config: FitConfig, data: FitData) -> Tensor:
     return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0)
 
 
-def read_features(split: Split, features: Sequence[Feature], rows: Rows | None = None) -> Tensor:
+def read_features(
+    split: Split,
+    features: Sequence[Feature],
+    rows: Rows | None = None,
+    memory_gb: float | None = None,
+) -> Tensor:
     """Read features side by side.
 
     Args:
         split: split to read.
         features: arrays to read, in the order of the columns.
         rows: int64 `[n]`, rows to read; None is all.
+        memory_gb: most memory for them; beyond it they are read in blocks into a mapped file.
 
     Returns:
         float32 `[n, F]`, with F the sum of the hidden sizes.
@@ -169,7 +180,19 @@ def read_features(split: Split, features: Sequence[Feature], rows: Rows | None =
         DataError: a feature is NaN or infinite.
     """
     n_rows = split.n_rows if rows is None else len(rows)
-    x = np.empty((n_rows, sum(feature.hidden_size for feature in features)), dtype=np.float32)
+    x, is_mapped = make_room(n_rows, sum(feature.hidden_size for feature in features), memory_gb)
+    step = _BLOCK_ROWS if is_mapped else max(1, n_rows)
+    for first in range(0, n_rows, step):
+        block = slice(first, min(first + step, n_rows))
+        chosen = block if rows is None else rows[block]
+        _read_block(x.numpy()[block], split, features, chosen)
+    return x
+
+
+def _read_block(
+    x: npt.NDArray[np.float32], split: Split, features: Sequence[Feature], rows: Rows | slice
+) -> None:
+    """Fill float32 `[n, F]` with some rows, feature by feature."""
     start = 0
     for feature in features:
         block = x[:, start : start + feature.hidden_size]
@@ -178,7 +201,6 @@ def read_features(split: Split, features: Sequence[Feature], rows: Rows | None =
         )
         _check_finite(block, feature, split, rows)
         start += feature.hidden_size
-    return torch.from_numpy(x)
 
 
 class FeatureBatches:
@@ -194,22 +216,25 @@ class FeatureBatches:
         rows: Tensor,
         batch_size: int,
         generator: torch.Generator | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.x, self.y, self.rows = x, y, rows
         self.batch_size, self.generator = batch_size, generator
+        self.device = x.device if device is None else device
 
     def __len__(self) -> int:
         """Count the batches of a pass."""
         return math.ceil(len(self.rows) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield float32 `[B, F]` and int64 `[B]`."""
+        """Yield float32 `[B, F]` and int64 `[B]`, on the device."""
         rows = self.rows
         if self.generator is not None:
             order = torch.randperm(len(rows), generator=self.generator)
             rows = rows[order.to(rows.device)]
         for chosen in torch.split(rows, self.batch_size):
-            yield self.x.index_select(0, chosen), self.y.index_select(0, chosen)
+            x, y = self.x.index_select(0, chosen), self.y.index_select(0, chosen)
+            yield x.to(self.device), y.to(self.device)
 
 
 def _standardiser(config: FitConfig, x: Tensor, shares: Shares) -> Standardiser:
@@ -222,11 +247,11 @@ def _labels(split: Split) -> Tensor:
     return torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
 
 
-def _check_finite(block: np.ndarray, feature: Feature, split: Split, rows: Rows | None) -> None:
+def _check_finite(block: np.ndarray, feature: Feature, split: Split, rows: Rows | slice) -> None:
     finite = np.isfinite(block).all(axis=1)
     if not finite.all():
         first = int(np.argmin(finite))
-        row = first if rows is None else int(rows[first])
+        row = first + rows.start if isinstance(rows, slice) else int(rows[first])
         raise DataError(
             f"{len(finite) - int(finite.sum())} rows of {feature} in split {split.name!r} hold "
             f"NaN or infinite values, the first is row {row}. Extract that layer again with "

@@ -94,7 +94,7 @@ def train_seed(
 
 def _calibrate(classifier: Classifier, data: FitData) -> None:
     rows = torch.from_numpy(data.shares.validation)
-    logits = classifier.logits_all(data.x[rows]).numpy()
+    logits = classifier.logits_all(data.x, rows).numpy()
     classifier.temperature.fill_(fit_temperature(logits, data.y[rows].numpy()))
 
 

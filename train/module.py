@@ -24,6 +24,7 @@ from llmembed.train.data import Batch, FeatureBatches, FitData
 from llmembed.train.shares import Rows
 from llmembed.train.workspace import Clock
 
+_SHARE = 0.8  # of the free memory of a GPU that a split may take
 _MIN_IMPROVEMENT = 1e-3  # nats; less is noise of a small share
 
 
@@ -143,12 +144,16 @@ class KeepBest(pl.Callback):
 
 
 class FeatureDataModule(pl.LightningDataModule):
-    """The training and validation shares, moved to the trainer's device once."""
+    """The training and validation shares, moved to the trainer's device once if they fit there.
+
+    What does not fit stays where it is, and each batch is moved.
+    """
 
     def __init__(self, data: FitData, batch_size: int, seed: int) -> None:
         super().__init__()
         self.data, self.batch_size = data, batch_size
         self._order = torch.Generator().manual_seed(seed)
+        self._held: tuple[Tensor, Tensor] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state of what shuffles."""
@@ -170,9 +175,13 @@ class FeatureDataModule(pl.LightningDataModule):
     def _batches(self, rows: Rows, generator: torch.Generator | None) -> FeatureBatches:
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
-        x, y = self.data.x.to(device), self.data.y.to(device)
-        chosen = torch.from_numpy(rows).to(device)
-        return FeatureBatches(x, y, chosen, self.batch_size, generator)
+        if self._held is None:  # once for both shares
+            x, y = self.data.x, self.data.y
+            fits = device.type != "cuda" or x.nbytes < _SHARE * torch.cuda.mem_get_info(device)[0]
+            self._held = (x.to(device), y.to(device)) if fits else (x, y)
+        x, y = self._held
+        chosen = torch.from_numpy(rows).to(x.device)
+        return FeatureBatches(x, y, chosen, self.batch_size, generator, device)
 
 
 class EpochBar(pl.Callback):

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,15 +15,19 @@ from llmembed.cache_format import CacheWriter, open_cache
 from llmembed.cache_format.errors import (
     CacheCorruptError,
     CacheIncompleteError,
+    CacheSpaceError,
     ConfigError,
     DataError,
     LLMEmbedWarning,
 )
+from llmembed.train import data as data_module
+from llmembed.train import fit, spill
 from llmembed.train.classifier import Standardiser
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FeatureBatches, _check_finite, load_data
 from llmembed.train.select import Feature
 from llmembed.train.shares import draw_stratified
+from llmembed.train.spill import make_room
 
 
 def test_features_stand_side_by_side_and_standardised(make_cache: MakeCache) -> None:
@@ -150,6 +158,63 @@ def test_features_that_are_not_finite_are_refused(make_cache: MakeCache) -> None
     feature, rows = Feature("tiny", "mean", 1, 16), np.array([2, 4, 6])
     with pytest.raises(DataError, match=r"2 rows of layer 1 \(tiny, mean\).*the first is row 4"):
         _check_finite(x, feature, split, rows)
+
+
+@pytest.mark.parametrize("options", [{"head": "auto"}, {"head": "mlp", "epochs": 2}])
+def test_features_beyond_the_memory_limit(
+    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """A split that exceeds the limit is trained from a file, to the same weights bit for bit."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "spilled"))
+    monkeypatch.setattr(data_module, "_BLOCK_ROWS", 64)
+    (tmp_path / "spilled").mkdir()
+    features, labels = clustered(300, 0)
+    labels[7] = -1
+    cache = str(make_cache({"train": (features, labels), "test": clustered(70, 1)}))
+    runs = []
+    for memory_gb in (1, 1e-6):
+        config = FitConfig(
+            cache=cache,
+            fusion="concat",
+            memory_gb=memory_gb,
+            output=str(tmp_path / str(memory_gb)),
+            **options,
+        )
+        with pytest.warns(LLMEmbedWarning, match="1 of 300 rows have no label"):
+            runs.append(fit(config))
+        assert list((tmp_path / "spilled").iterdir()) == []
+    weights = [run.classifier.state_dict() for run in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert runs[0].metrics["per_seed"] == runs[1].metrics["per_seed"]
+
+
+def test_what_is_spilled_lies_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit the room is a mapped file without a name; within it, it is memory."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert not make_room(1000, 4, memory_gb=16e-6)[1]
+    room, is_mapped = make_room(1000, 4, memory_gb=15e-6)
+    assert is_mapped
+    assert room.shape == (1000, 4)
+    assert list(tmp_path.iterdir()) == []
+    if sys.platform == "linux":
+        assert f"{tmp_path}/llmembed-" in Path("/proc/self/maps").read_text()
+
+
+def test_no_room_for_what_is_spilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that fit neither memory nor disk are refused; more than half the memory warns."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with pytest.raises(CacheSpaceError, match=r"exceed the memory limit, and .* free for them"):
+        make_room(1 << 40, 1 << 20, memory_gb=1)
+    monkeypatch.setattr(spill, "default_limit", lambda: 10.0)
+    with pytest.warns(LLMEmbedWarning, match="more than half of the memory"):
+        make_room(10, 10, None)
+
+
+def test_batches_come_to_the_device() -> None:
+    """Rows that do not lie on the device are moved to it batch by batch."""
+    x, rows = torch.zeros(6, 2), torch.arange(6)
+    batches = FeatureBatches(x, rows, rows, 4, device=torch.device("meta"))
+    assert [(bx.device.type, len(by)) for bx, by in batches] == [("meta", 4), ("meta", 2)]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
