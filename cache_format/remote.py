@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,23 @@ class FsspecStore:
         if len(data) != size_bytes:
             raise CacheCorruptError(wrong_size(self._url, key, len(data), size_bytes))
         return data
+
+    def view_together(self, keys: Sequence[str], size_bytes: int, head_bytes: int) -> Buffer | None:
+        """Tell that downloads cannot be put together without copying."""
+        del keys, size_bytes, head_bytes
+        return None
+
+    def read_pieces(
+        self, key: str, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]
+    ) -> None:
+        """Download a value that must have this size once, and copy from it.
+
+        Raises:
+            CacheCorruptError: if it is missing or has another size.
+        """
+        data = memoryview(self.view(key, size_bytes))
+        for offset, target in pieces:
+            target[:] = data[offset : offset + len(target)]
 
     def put(self, key: str, parts: Iterable[Buffer]) -> None:
         """Put an object."""

@@ -14,7 +14,7 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -25,6 +25,7 @@ from llmembed.cache_format.errors import (
     CacheSpaceError,
     CacheStorageError,
 )
+from llmembed.cache_format.mapping import can_map, map_behind_each_other
 
 Buffer: TypeAlias = bytes | memoryview
 MAX_DOCUMENT_BYTES = 64 * 2**20
@@ -51,6 +52,14 @@ class Store(Protocol):
 
     def view(self, key: str, size_bytes: int) -> Buffer:
         """Return a value that must have this size, without copying it where that can be."""
+
+    def view_together(self, keys: Sequence[str], size_bytes: int, head_bytes: int) -> Buffer | None:
+        """Return the heads of values of one size as one buffer without copying, or None."""
+
+    def read_pieces(
+        self, key: str, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]
+    ) -> None:
+        """Fill buffers from a value that must have this size, each from its offset."""
 
     def put(self, key: str, parts: Iterable[Buffer]) -> None:
         """Write a value atomically, replacing what is there."""
@@ -91,7 +100,7 @@ class LocalStore:
     def __init__(self, root: Path, *, fsync: bool = False) -> None:
         self._root = root
         self._fsync = fsync
-        self._checked: set[Path] = set()
+        self._checked: set[str] = set()
 
     @property
     def location(self) -> str:
@@ -119,13 +128,35 @@ class LocalStore:
         Raises:
             CacheCorruptError: if the file is missing or has another size.
         """
-        try:
-            with self._open(key) as (file, found):
-                if found != size_bytes:
+        with self._open_chunk(key, size_bytes) as file:
+            return memoryview(mmap.mmap(file, size_bytes, prot=mmap.PROT_READ))
+
+    def view_together(self, keys: Sequence[str], size_bytes: int, head_bytes: int) -> Buffer | None:
+        """Map the heads of several files behind each other, where they fill whole pages.
+
+        Raises:
+            CacheCorruptError: if a file is missing or has another size.
+        """
+        if not can_map(len(keys), head_bytes):
+            return None
+        files = [self._open_chunk(key, size_bytes) for key in keys]
+        with self._translated(keys[0]):
+            return map_behind_each_other(files, head_bytes)
+
+    def read_pieces(
+        self, key: str, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]
+    ) -> None:
+        """Read from a file without mapping it, which costs less than the faults of few pages.
+
+        Raises:
+            CacheCorruptError: if the file is missing or has another size.
+        """
+        with self._open_chunk(key, size_bytes) as file, self._translated(key):
+            for offset, target in pieces:
+                n_read = os.preadv(file, [target], offset)
+                if n_read != len(target):  # truncated since it was opened
+                    found = offset + n_read
                     raise CacheCorruptError(wrong_size(self.location, key, found, size_bytes))
-                return memoryview(mmap.mmap(file, size_bytes, prot=mmap.PROT_READ))
-        except _AbsentError:
-            raise CacheCorruptError(wrong_size(self.location, key, None, size_bytes)) from None
 
     def put(self, key: str, parts: Iterable[Buffer]) -> None:
         """Write a file under a temporary name, then rename it."""
@@ -203,16 +234,21 @@ class LocalStore:
         return zarr.open_array(self._path(key), mode="r", zarr_format=3)
 
     def _path(self, key: str) -> Path:
+        folder = key.rpartition("/")[0]
+        if folder not in self._checked:
+            self._refuse_links(folder)
+            self._checked.add(folder)
         path = self._root / key
-        for folder in reversed(path.relative_to(self._root).parents):
-            parent = self._root / folder
-            if folder != Path() and parent not in self._checked:
-                if parent.is_symlink():
-                    raise CacheFormatError(_symlink(parent))
-                self._checked.add(parent)
-        if path != self._root and path.is_symlink():
+        if key and path.is_symlink():
             raise CacheFormatError(_symlink(path))
         return path
+
+    def _refuse_links(self, folder: str) -> None:
+        path = self._root
+        for name in folder.split("/"):
+            path /= name
+            if path != self._root and path.is_symlink():
+                raise CacheFormatError(_symlink(path))
 
     @contextmanager
     def _open(self, key: str) -> Iterator[tuple[int, int]]:
@@ -227,6 +263,16 @@ class LocalStore:
             yield file, os.fstat(file).st_size
         finally:
             os.close(file)
+
+    @contextmanager
+    def _open_chunk(self, key: str, size_bytes: int) -> Iterator[int]:
+        try:
+            with self._open(key) as (file, found):
+                if found != size_bytes:
+                    raise CacheCorruptError(wrong_size(self.location, key, found, size_bytes))
+                yield file
+        except _AbsentError:
+            raise CacheCorruptError(wrong_size(self.location, key, None, size_bytes)) from None
 
     @contextmanager
     def _temporary(self, parts: Iterable[Buffer]) -> Iterator[Path]:

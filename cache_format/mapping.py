@@ -1,0 +1,88 @@
+"""Chunk files as one contiguous array, without copying them.
+
+A chunk file is raw rows plus a tail, and the rows fill whole pages. So each file's rows can be
+mapped right behind those of the file before, and the next mapping hides the tail. numpy and torch
+then read the page cache itself: no copy, no second use of memory, and processes share the pages.
+Python's `mmap` cannot choose an address, hence the C library's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import os
+import sys
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+
+MAX_FILES = 8192
+"""Mappings one array may take; Linux allows a process 65,530."""
+_THREADS = 4
+"""Threads that wait for the disk where the files are not in memory yet."""
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+_MAP_POPULATE = 0x8000 if sys.platform == "linux" else 0
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def can_map(n_files: int, size_bytes: int) -> bool:
+    """Tell whether this many files of that many leading bytes each can be one array here.
+
+    >>> can_map(2, mmap.ALLOCATIONGRANULARITY + 1)
+    False
+    """
+    whole_pages = size_bytes > 0 and size_bytes % mmap.ALLOCATIONGRANULARITY == 0
+    return sys.platform in ("linux", "darwin") and whole_pages and n_files <= MAX_FILES
+
+
+def map_behind_each_other(
+    files: Sequence[AbstractContextManager[int]], size_bytes: int
+) -> memoryview:
+    """Map the first bytes of each file, one file behind the other, and bring them into memory.
+
+    Args:
+        files: each opens a file and gives its descriptor; one is open at a time in each thread.
+        size_bytes: bytes of each, whole pages, no more than the file has.
+
+    Returns:
+        Read-only bytes, `len(files) * size_bytes` of them, unmapped when nothing refers to them.
+
+    Raises:
+        OSError: if the system refuses.
+    """
+    total = len(files) * size_bytes
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANON | _MAP_NORESERVE
+    base = _map(None, total, private, -1)
+    mapped = (ctypes.c_char * total).from_address(base)
+    weakref.finalize(mapped, _libc().munmap, ctypes.c_void_p(base), ctypes.c_size_t(total))
+
+    def place(index: int) -> None:
+        shared = mmap.MAP_SHARED | _MAP_FIXED | _MAP_POPULATE
+        with files[index] as file:
+            _map(base + index * size_bytes, size_bytes, shared, file)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(place, range(len(files))):
+            pass
+    return memoryview(mapped).cast("B").toreadonly()
+
+
+def _map(address: int | None, size_bytes: int, flags: int, file: int) -> int:
+    found = _libc().mmap(address, size_bytes, mmap.PROT_READ, flags, file, 0)
+    if found == _FAILED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(found)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (
+        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
+        ctypes.c_int64,
+    )
+    return libc
