@@ -25,13 +25,14 @@ from llmembed.cache_format.errors import (
 from llmembed.extract.backbone import Backbone, load_backbone, resolve_device
 from llmembed.extract.batching import plan_batches
 from llmembed.extract.forward import Pooled, pooled_hidden_states
+from llmembed.extract.memory import keep_freed_memory
 from llmembed.extract.recipe import Recipe
 from llmembed.extract.selfcheck import check_first_batch
 
 Features = dict[tuple[str, int], npt.NDArray[np.floating[Any]]]
 """(pooling, layer) -> float16 or float32 `[N, H]`."""
 
-_TOKEN_BUDGET = {"cpu": 512, "mps": 4096, "cuda": 16384}
+_TOKEN_BUDGET = {"cpu": 1024, "mps": 4096, "cuda": 16384}
 """Tokens a batch. On a CPU small batches stay in its caches; a GPU wants large ones."""
 _BATCH_COST = {"cpu": 32, "mps": 128, "cuda": 256}
 """Padded tokens that take as long as one batch more: reading the weights, starting kernels."""
@@ -91,6 +92,8 @@ class Extractor:
         self.poolings = tuple(poolings)
         on_device = resolve_device(device)
         self.token_budget = token_budget or _TOKEN_BUDGET[on_device.type]
+        if on_device.type == "cpu":
+            keep_freed_memory()
         self.backbone = self._load(on_device)
         self._checked = False
         self._warned = False
