@@ -30,8 +30,8 @@ def plan_batches(
     Returns:
         Indices into `lengths`, int64, one array a batch; together each index once.
 
-    >>> [batch.tolist() for batch in plan_batches([2, 9, 3, 1], token_budget=6, batch_cost=1)]
-    [[1], [2, 0], [3]]
+    >>> [batch.tolist() for batch in plan_batches([3, 9, 3, 1], token_budget=6, batch_cost=1)]
+    [[1], [0, 2], [3]]
     """
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     batches = []
