@@ -249,6 +249,11 @@ def _cut(config: Any, n_layers: int, n_kept: int) -> Any:
     return config
 
 
+def has_token_types(config: Any) -> bool:
+    """Tell whether the model embeds which text of a pair a token belongs to."""
+    return (getattr(config, "type_vocab_size", None) or 0) > 1
+
+
 def _fewest_blocks(config: Any) -> int:
     """Count the blocks that layer 1 needs: DeBERTa-v2's convolution stands between two of them."""
     return 2 if getattr(config, "conv_kernel_size", 0) and config.model_type == "deberta-v2" else 1

@@ -35,7 +35,7 @@ class ExtractConfig:
     split: tuple[str, ...] = ()
     """Splits to extract; without it all labelled ones."""
     text_column: str | None = None
-    """Column that holds the text; without it detected, and said."""
+    """Column that holds the text, or two for pairs of texts: a,b; without it detected, and said."""
     label_column: str | None = None
     """Column that holds the label; without it detected, and said."""
     cache: str | None = None
@@ -48,7 +48,8 @@ class ExtractConfig:
     max_length: int = 512
     """Tokens kept of each text."""
     template: str | None = None
-    """Format string around each text, with the field {text}."""
+    """Format string around each text, with the field {text}; around a pair, {text_a} and
+    {text_b}."""
     limit: int | None = None
     """Examples a split, stratified by label."""
     compute_dtype: str = "auto"
@@ -110,8 +111,9 @@ def _check_template(template: str) -> None:
             "twice, as in {{, and the place of the text as {text}."
         )
         raise ConfigError(message) from error
-    if fields != ["text"]:
+    if fields != ["text"] and sorted(fields) != ["text_a", "text_b"]:
         message = (
-            f"template {template!r} has the fields {fields}; it must have {{text}}, once and alone."
+            f"template {template!r} has the fields {fields}; it must have {{text}}, once and "
+            "alone, or for pairs {text_a} and {text_b}, once each."
         )
         raise ConfigError(message)

@@ -19,6 +19,7 @@ import xxhash
 from llmembed.cache_format.errors import ConfigError, DataError
 from llmembed.extract.labelling import UNLABELLED, encode_labels
 from llmembed.extract.origins import read_splits
+from llmembed.extract.pairs import column_names, join_columns
 from llmembed.extract.tables import READERS
 
 _TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "title")
@@ -66,6 +67,8 @@ class Corpus:
     """Split name -> examples."""
     provenance: Mapping[str, str | int | None]
     """Where it came from and how it was read."""
+    text_pair: bool = False
+    """Whether each text is a pair."""
 
 
 def load_corpus(
@@ -105,9 +108,10 @@ def load_corpus(
         name=_short_name(dataset),
         labels=class_names,
         splits={
-            split: _choose(_texts(split, tables[split][text_column]), labels[split], limit, seed)
+            split: _choose(_texts(split, tables[split], text_column), labels[split], limit, seed)
             for split in wanted
         },
+        text_pair=text_column not in next(iter(tables.values())).column_names,
         provenance={
             "origin": origin,
             "text_column": text_column,
@@ -159,7 +163,13 @@ def _choose(
     return Examples(texts=texts.take(pa.array(rows)), labels=labels[rows])
 
 
-def _texts(split: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _texts(split: str, table: pa.Table, text_column: str) -> pa.ChunkedArray:
+    names = column_names(text_column, table.column_names)
+    columns = [_complete(split, table[name]) for name in names]
+    return columns[0] if len(columns) == 1 else join_columns(split, *columns)
+
+
+def _complete(split: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         message = (
             f"the text column of split {split!r} holds {column.type}, not text. "
@@ -185,7 +195,7 @@ def _columns(
     others = [name for name in names if name != label_column]
     text_column = _column("text", text_column, others, _TEXT_NAMES)
     for split, table in tables.items():
-        for column in (text_column, label_column):
+        for column in (*column_names(text_column, names), label_column):
             if column not in table.column_names:
                 message = (
                     f"split {split!r} has no column {column!r}, only {table.column_names}. "
@@ -198,7 +208,9 @@ def _columns(
 def _column(kind: str, asked: str | None, columns: Iterable[str], usual: Sequence[str]) -> str:
     columns = list(columns)
     if asked is not None:
-        if asked not in columns:
+        if kind == "text":
+            column_names(asked, columns)  # refuses what is not there
+        elif asked not in columns:
             raise ConfigError.unknown("column", asked, columns, f"Pass one to --{kind}-column.")
         return asked
     by_name = {column.lower(): column for column in columns}

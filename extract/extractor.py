@@ -22,10 +22,11 @@ from llmembed.cache_format.errors import (
     LLMEmbedWarning,
     ModelError,
 )
-from llmembed.extract.backbone import Backbone, load_backbone, resolve_device
+from llmembed.extract.backbone import Backbone, has_token_types, load_backbone, resolve_device
 from llmembed.extract.batching import plan_batches
-from llmembed.extract.forward import Pooled, pooled_hidden_states
+from llmembed.extract.forward import SECOND, Pooled, pooled_hidden_states
 from llmembed.extract.memory import keep_freed_memory
+from llmembed.extract.pairs import fill
 from llmembed.extract.recipe import Recipe
 from llmembed.extract.selfcheck import check_first_batch
 
@@ -133,20 +134,24 @@ class Extractor:
             DataError: a text is not valid Unicode.
         """
         recipe = self.recipe
-        if recipe.template is not None:
-            texts = [recipe.template.format(text=text) for text in texts]
+        typed = recipe.text_pair and has_token_types(recipe.shape.config)
         try:
             encoded = recipe.tokenizer(
-                list(texts),
+                *fill(recipe.template, texts, text_pair=recipe.text_pair),
                 truncation=True,
                 max_length=recipe.max_length,
                 return_attention_mask=False,
-                return_token_type_ids=False,
+                return_token_type_ids=typed,
                 verbose=False,
             )
-        except (TypeError, UnicodeEncodeError) as error:
+        except (AttributeError, TypeError, UnicodeEncodeError) as error:
             raise DataError(describe_bad_text(texts)) from error
         ids = [row or [recipe.empty_token] for row in encoded["input_ids"]]
+        if typed:
+            ids = [
+                [token + SECOND * kind for token, kind in zip(row, kinds, strict=False)]
+                for row, kinds in zip(ids, encoded["token_type_ids"], strict=True)
+            ]
         cut = [bool(row.overflowing) for row in encoded.encodings or ()]
         empty = sum(not row for row in encoded["input_ids"])
         return Tokenized(ids=ids, n_truncated=sum(cut), n_empty=empty)

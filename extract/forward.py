@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmembed.extract.backbone import Backbone
+from llmembed.extract.backbone import Backbone, has_token_types
 from llmembed.extract.pooling import pool
 from llmembed.extract.quiet import quiet
+
+SECOND = 1 << 32
+"""Added to the ids of a pair's second text where the model tells the two apart (BERT)."""
 
 Pooled = dict[tuple[str, int], Tensor]
 """(pooling, layer) -> float32 `[B, H]`."""
@@ -38,7 +41,8 @@ def pooled_hidden_states(
 
     Args:
         backbone: the model, cut at the highest of `layers` or above.
-        token_ids: int64 `[B, T]`, padded on the right, on the backbone's device.
+        token_ids: int64 `[B, T]`, padded on the right, on the backbone's device; those of the
+            second text of a pair plus `SECOND`.
         n_tokens: real tokens of each text, int64 `[B]`, at least 1.
         layers: wanted layers, at most those kept.
         poolings: wanted poolings; `pooler` exists at the last layer only.
@@ -59,7 +63,7 @@ def pooled_hidden_states(
         mask = (positions < n_tokens[:, None]).long()  # [B, T]
     # quiet: some models warn of pads without a mask, which are harmless where they are left out.
     with torch.inference_mode(), quiet(), _hooks(backbone, layers, keep):
-        output = backbone.model(input_ids=token_ids, attention_mask=mask, **without_cache(backbone))
+        output = backbone.model(attention_mask=mask, **model_inputs(backbone, token_ids))
         if backbone.n_layers in layers:
             keep(backbone.n_layers, output.last_hidden_state)
             if "pooler" in poolings:
@@ -97,6 +101,12 @@ def _hooks(
             handle.remove()
 
 
-def without_cache(backbone: Backbone) -> dict[str, bool]:
-    """Keep a decoder from storing keys and values for tokens that are never generated."""
-    return {"use_cache": False} if hasattr(backbone.model.config, "use_cache") else {}
+def model_inputs(backbone: Backbone, token_ids: Tensor) -> dict[str, Any]:
+    """Name what the model takes: token ids, token types where it has several, and no cache.
+
+    A decoder need not store keys and values for tokens that are never generated.
+    """
+    inputs: dict[str, Any] = {"input_ids": token_ids}
+    if has_token_types(backbone.model.config):
+        inputs = {"input_ids": token_ids % SECOND, "token_type_ids": token_ids // SECOND}
+    return inputs | ({"use_cache": False} if hasattr(backbone.model.config, "use_cache") else {})

@@ -155,7 +155,7 @@ def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
         seed=config.seed,
     )
     cache = config.cache or f"{corpus.name}.zarr"
-    recipe, layers = resolve_recipe(config, cache)
+    recipe, layers = resolve_recipe(config, cache, text_pair=corpus.text_pair)
     return Task(
         corpus=corpus,
         recipe=recipe,
@@ -173,13 +173,22 @@ def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
     )
 
 
-def resolve_recipe(config: ExtractConfig, cache: str) -> tuple[Recipe, tuple[int, ...]]:
-    """Find the backbone of a configuration, and the layers that are asked for."""
+def resolve_recipe(
+    config: ExtractConfig, cache: str, *, text_pair: bool = False
+) -> tuple[Recipe, tuple[int, ...]]:
+    """Find the backbone of a configuration, and the layers that are asked for.
+
+    Args:
+        config: the request.
+        cache: where its features are.
+        text_pair: whether the texts are pairs.
+    """
     recipe = Recipe(
         model=config.model,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         template=config.template,
+        text_pair=text_pair,
         max_length=config.max_length,
         compute_dtype=_compute_dtype(config, cache),
         quantize=config.quantize,

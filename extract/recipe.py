@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import xxhash
 
-from llmembed.cache_format.errors import LLMEmbedWarning, ModelError
+from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning, ModelError
 from llmembed.extract.backbone import ModelShape, load_tokenizer, read_shape
 from llmembed.extract.gguf import as_safetensors
 from llmembed.extract.registry import ModelFiles, find_model
@@ -30,6 +30,7 @@ class Recipe:
     """A backbone with its tokenizer, and the treatment of texts.
 
     Raises:
+        ConfigError: the template is for pairs and the texts are not, or the other way round.
         ModelError: the tokenizer knows more tokens than the model.
     """
 
@@ -40,7 +41,9 @@ class Recipe:
     trust_remote_code: bool = False
     """Whether code that the model brings may run."""
     template: str | None = None
-    """Format string around each text, with the field {text}."""
+    """Format string around each text, with the field {text}, or {text_a} and {text_b}."""
+    text_pair: bool = False
+    """Whether a text is a pair, as `llmembed.extract.pairs` joins them."""
     max_length: int
     """Tokens kept of each text."""
     compute_dtype: str
@@ -49,6 +52,17 @@ class Recipe:
     """Weights of the backbone: nf4, int8."""
     dtype: str
     """Stored features: float16, float32."""
+
+    def __post_init__(self) -> None:
+        """Refuse a template that does not fit the texts."""
+        if self.template is not None and self.text_pair != ("{text_a}" in self.template):
+            texts, fields = ("pairs", "{text_a} and {text_b}"), ("single", "{text}")
+            kind, wanted = texts if self.text_pair else fields
+            message = (
+                f"template {self.template!r} does not fit the texts, which are {kind}. Give it "
+                f"{wanted}, or check --text-column."
+            )
+            raise ConfigError(message)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
@@ -128,6 +142,7 @@ class Recipe:
             "layer_convention": "hidden_states[k]; 0 = embeddings, last = after the final norm",
             "compute_dtype": self.compute_dtype,
             "quantize": self.quantize,
+            **({"text_pair": True} if self.text_pair else {}),
         }
 
     def within_positions(self) -> Self:

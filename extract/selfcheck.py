@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmembed.cache_format.errors import ExtractionError
 from llmembed.extract.backbone import Backbone
-from llmembed.extract.forward import Pooled, pooled_hidden_states, without_cache
+from llmembed.extract.forward import Pooled, model_inputs, pooled_hidden_states
 from llmembed.extract.pooling import pool
 
 TOLERANCE: Mapping[torch.dtype, float] = {
@@ -79,10 +79,9 @@ def _alone(
     n_tokens = torch.tensor([token_ids.shape[1]], device=backbone.device)
     with torch.inference_mode():
         output = backbone.model(
-            input_ids=token_ids,
             attention_mask=torch.ones_like(token_ids),
             output_hidden_states=True,
-            **without_cache(backbone),
+            **model_inputs(backbone, token_ids),
         )
     told = _told(backbone, output)
     features = {}

@@ -64,7 +64,10 @@ def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> No
     type=click.Path(path_type=Path),
     help="File of texts: txt (one a line), csv, tsv, json, jsonl, parquet, arrow.",
 )
-@click.option("--text-column", help="Column of --input; without it, text or the only column.")
+@click.option(
+    "--text-column",
+    help="Column of --input, or two for pairs: a,b; without it, text or the only column.",
+)
 @click.option(
     "--output", type=click.Path(path_type=Path), help="File to write, csv or jsonl, by its suffix."
 )

@@ -102,11 +102,12 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
 
     Args:
         path: file to read.
-        column: name of the column; None is `text`, or the only column.
+        column: name of the column, or two for pairs (`a,b`); None is `text`, or the only column.
 
     Raises:
         DatasetNotFoundError: there is no such file.
-        DataError: the file cannot be read, holds no text, or has no such column.
+        DataError: the file cannot be read, holds no text, or has no column of texts.
+        ConfigError: it has no such column.
     """
     if not path.is_file():
         raise DatasetNotFoundError(f"{path} is not a file. Pass a file of texts to --input.")
@@ -114,20 +115,22 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
 
 
 def _read_column(path: Path, column: str | None) -> list[str]:
+    from llmembed.extract.pairs import column_names, join_columns
     from llmembed.extract.tables import read_table
 
     table = read_table(path)
     names = table.column_names
-    name = column or (names[0] if len(names) == 1 else TEXT_COLUMN)
-    if name not in names:
-        raise DataError.unknown(f"{path}: the column", name, names, "Pass one to --text-column.")
-    values: list[str] = table.column(name).to_pylist()
-    for row, value in enumerate(values):
-        if not isinstance(value, str):
-            raise DataError(
-                f"{path}, row {row}: column {name!r} holds {value!r}, which is no text. Remove "
-                "the row, or pass another --text-column."
-            )
+    chosen = column_names(column or (names[0] if len(names) == 1 else TEXT_COLUMN), names)
+    for name in chosen:
+        for row, value in enumerate(table.column(name).to_pylist()):
+            if not isinstance(value, str):
+                raise DataError(
+                    f"{path}, row {row}: column {name!r} holds {value!r}, which is no text. Remove "
+                    "the row, or pass another --text-column."
+                )
+    columns = [table.column(name) for name in chosen]
+    joined = columns[0] if len(columns) == 1 else join_columns(path.stem, *columns)
+    values: list[str] = joined.to_pylist()
     return values
 
 

@@ -171,7 +171,7 @@ def test_columns_and_files_that_do_not_exist(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text('{"body": "a", "n": 1}\n')
     assert read_texts(path, "body") == ["a"]
-    with pytest.raises(DataError, match="the column 'bodi' does not exist; did you mean 'body'"):
+    with pytest.raises(ConfigError, match="column 'bodi' does not exist; did you mean 'body'"):
         read_texts(path, "bodi")
     with pytest.raises(DataError, match="row 0: column 'n' holds 1, which is no text"):
         read_texts(path, "n")
