@@ -137,7 +137,12 @@ def _from_path(path: Path) -> ModelFiles:
 
 def _from_hub(name: str, hub_id: str, revision: str | None, alias: ModelAlias | None) -> ModelFiles:
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         folder = Path(
@@ -152,6 +157,18 @@ def _from_hub(name: str, hub_id: str, revision: str | None, alias: ModelAlias | 
         message = (
             f"model {hub_id!r} is gated. Accept its licence at https://huggingface.co/{hub_id}, "
             "then set HF_TOKEN (or run `hf auth login`)."
+        )
+        raise ModelNotFoundError(message) from error
+    except RepositoryNotFoundError as error:
+        message = (
+            f"the Hub shows no model {hub_id!r}. Check the name; for a private model set HF_TOKEN "
+            "to a token that may read it."
+        )
+        raise ModelNotFoundError(message) from error
+    except RevisionNotFoundError as error:
+        message = (
+            f"model {hub_id!r} has no revision {revision!r}. Pass a commit, branch or tag of it to "
+            "--revision."
         )
         raise ModelNotFoundError(message) from error
     except (HfHubHTTPError, OSError, ValueError) as error:

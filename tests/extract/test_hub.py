@@ -1,0 +1,67 @@
+"""What the Hub refuses, by a stand-in that listens on this machine alone."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers as the Hub does for gated, private, unknown and absent revisions of models."""
+
+    def do_GET(self) -> None:
+        code, reason = 404, "RepoNotFound"
+        if "/gated/" in self.path:
+            code, reason = 403, "GatedRepo"
+        elif "/private/" in self.path:
+            code = 401
+        if self.path.endswith("/revision/v9"):
+            code, reason = 404, "RevisionNotFound"
+        self.send_response(code)
+        self.send_header("X-Error-Code", reason)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_the_hub_s_refusals_say_what_to_do(hub: str) -> None:
+    """Gated, private, unknown, no such revision: one sentence each, and no token in it."""
+    code = """
+import sys
+from llmembed.cache_format.errors import ModelNotFoundError
+from llmembed.extract.registry import find_model
+for model, revision in (("gated/a", None), ("private/a", None), ("no/a", None), ("ok/a", "v9")):
+    try:
+        find_model(model, revision)
+    except ModelNotFoundError as error:
+        print(error)
+"""
+    environment = os.environ | {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_secret"}
+    environment["HF_HUB_OFFLINE"] = "0"
+    done = subprocess.run(
+        [sys.executable, "-Pc", code], env=environment, capture_output=True, text=True, check=True
+    )
+    gated, private, unknown, revision = done.stdout.splitlines()
+    assert "model 'gated/a' is gated. Accept its licence at" in gated
+    assert "the Hub shows no model 'private/a'. Check the name; for a private model" in private
+    assert "the Hub shows no model 'no/a'" in unknown
+    assert "model 'ok/a' has no revision 'v9'. Pass a commit, branch or tag" in revision
+    assert "hf_secret" not in done.stdout + done.stderr
