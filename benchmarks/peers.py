@@ -1,0 +1,153 @@
+"""What others would do with the same rows: accuracy and CPU seconds, one thread, the same run.
+
+On the cached features: scikit-learn's LogisticRegressionCV beside our `concat` with LDA. From the
+texts, which must be those of the cache, row by row: TF-IDF of words and pairs of words with
+logistic regression. Differences are tested by row against ours (exact McNemar test).
+
+    python benchmarks/peers.py ci --data mr=texts/mr --data r8=r8 [--output FILE]
+
+The last line of stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from compare import Ints, sign_flip_p
+from measure import run_case, warm_up
+from places import Places, environment_places, require_cache
+from rerun import COMMITTED, WORK
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from suites import CachePlan, FitPlan, load_suite
+from threadpoolctl import threadpool_limits
+from yardstick import cpu_seconds
+
+from llmembed.cache_format import Split, open_cache
+from llmembed.cache_format.errors import CacheMismatchError, LLMEmbedError
+from llmembed.extract.corpora import load_corpus
+
+OURS = FitPlan(name="concat", options={"fusion": "concat", "head": "lda"})
+STRENGTHS = 5  # values of C that LogisticRegressionCV tries in five folds; its default is ten
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ours and the peers on each data set, and print a table and the JSON line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("suite", nargs="?", default="ci")
+    parser.add_argument("--data", action="append", default=[], help="NAME=PATH, or NAME=alias")
+    parser.add_argument("--caches", action="append", default=[], help="folder or URL of caches")
+    parser.add_argument("--output", help="file for the JSON document")
+    options = parser.parse_args(arguments)
+    places = Places(work=WORK, others=(*environment_places(options.caches), str(COMMITTED)))
+    rows = []
+    print("| data | method | accuracy | p against ours | CPU s |\n|---|---|---|---|---|")
+    try:
+        for pair in options.data:
+            name, _, dataset = pair.partition("=")
+            plan = load_suite(options.suite).caches[name]
+            for row in compare_peers(plan, require_cache(plan, places), dataset or name):
+                rows.append(row)
+                cells = f"{row['accuracy']:.4f} | {row['p']:.2g} | {row['cpu_s']:.1f}"
+                print(f"| {name} | {row['method']} | {cells} |", flush=True)
+    except LLMEmbedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    document = {"suite": options.suite, "rows": rows}
+    if options.output:
+        Path(options.output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(document))
+    return 0
+
+
+def compare_peers(plan: CachePlan, path: str, dataset: str) -> list[dict[str, Any]]:
+    """Run ours, then each peer, on one cache and its texts.
+
+    Raises:
+        CacheMismatchError: the texts are not those of the cache.
+    """
+    warm_up()
+    cache = open_cache(path)
+    train, test = cache["train"], cache[plan.eval_split]
+    texts = {name: _texts(plan, dataset, name, cache[name]) for name in plan.splits}
+    source = plan.sources[0].name
+    peers: dict[str, Callable[[], Ints]] = {
+        f"LogisticRegressionCV on {source}": functools.partial(
+            _regression, _features(train, source), train.labels, _features(test, source)
+        ),
+        "TF-IDF + LogisticRegressionCV": functools.partial(
+            _tfidf, texts["train"], train.labels, texts[plan.eval_split]
+        ),
+    }
+    ours = run_case(path, plan, OURS, source=(source,))
+    labels = test.labels.astype(np.int64)
+    rows = [_row(plan, f"concat + LDA on {source}", ours.correct, ours.correct, ours.seconds)]
+    for method, predict in peers.items():
+        with threadpool_limits(1):
+            seconds, predicted = cpu_seconds(predict)
+        rows.append(
+            _row(plan, method, (predicted == labels).astype(np.int64), ours.correct, seconds)
+        )
+    return rows
+
+
+def _row(plan: CachePlan, method: str, right: Ints, ours: Ints, cpu_s: float) -> dict[str, Any]:
+    accuracy, p = float(right.mean()), sign_flip_p(right - ours)
+    return {"data": plan.name, "method": method, "accuracy": accuracy, "p": p, "cpu_s": cpu_s}
+
+
+def _texts(plan: CachePlan, dataset: str, split: str, cached: Split) -> list[str]:
+    corpus = load_corpus(dataset, splits=[split], limit=plan.splits[split] or None)
+    examples = corpus.splits[split]
+    if not np.array_equal(examples.text_hash, cached.text_hash):
+        raise CacheMismatchError(
+            f"the texts of {dataset}, split {split}, are not those of the cache of {plan.name}. "
+            f"Pass the texts that it was extracted from with --data {plan.name}=PATH."
+        )
+    return examples.batch(slice(None))
+
+
+def _features(split: Split, source: str) -> npt.NDArray[np.float32]:
+    """Put all layers of a source side by side, float32 `[N, F]`."""
+    parts = [split.features(layer, source) for layer in split.layers(source)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _regression(
+    x: npt.NDArray[np.float32], y: npt.NDArray[np.int32], x_test: npt.NDArray[np.float32]
+) -> Ints:
+    model = make_pipeline(StandardScaler(), _logistic())
+    predicted: Ints = model.fit(x, y).predict(x_test)
+    return predicted
+
+
+def _tfidf(texts: list[str], y: npt.NDArray[np.int32], test_texts: list[str]) -> Ints:
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), _logistic())
+    predicted: Ints = model.fit(texts, y).predict(test_texts)
+    return predicted
+
+
+def _logistic() -> Any:
+    return LogisticRegressionCV(
+        Cs=np.logspace(-4, 4, STRENGTHS),
+        cv=5,
+        max_iter=500,
+        l1_ratios=(0,),
+        use_legacy_attributes=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
