@@ -137,7 +137,8 @@ def reading(
         return open_cache(folder / "cache.zarr")["train"].features(1, **options)
 
     def copied() -> np.ndarray[Any, Any]:
-        return open_cache(folder / "cache.zarr")["train"].stack([1])[0]
+        layer: np.ndarray[Any, Any] = open_cache(folder / "cache.zarr")["train"].stack([1])[0]
+        return layer
 
     def default() -> Any:
         return zarr.open_array(folder / "default.zarr", mode="r")

@@ -144,6 +144,7 @@ def _logistic() -> Any:
         Cs=np.logspace(-4, 4, STRENGTHS),
         cv=5,
         max_iter=500,
+        scoring="accuracy",
         l1_ratios=(0,),
         use_legacy_attributes=False,
     )

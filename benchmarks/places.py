@@ -113,7 +113,7 @@ def mismatch(cache: Cache, plan: CachePlan) -> str | None:
     sources = [source.name for source in plan.sources]
     found = cache.fingerprint_of(splits=list(plan.splits), sources=sources)
     if found != plan.fingerprint:
-        return f"its fingerprint is {found[:16]}, not {plan.fingerprint[:16]}"
+        return f"its fingerprint is {found}, not {plan.fingerprint[:16]}"
     for split in plan.splits:
         arrays = cache[split].arrays
         for source in plan.sources:
