@@ -112,7 +112,7 @@ class StoredArray:
             self._check(index, target)
 
         indices = range(start // self.block_rows, -(-(start + len(out)) // self.block_rows))
-        _in_parallel(self.store, copy, indices)
+        in_parallel(self.store, copy, indices)
 
     def block(self, index: int) -> Rows:
         """View the rows of a block, verified if hashes were given."""
@@ -160,7 +160,7 @@ class StoredArray:
             self._check(index, rows[first : first + n])
 
         if self._hashes is not None:
-            _in_parallel(self.store, check, range(start_index, stop_index))
+            in_parallel(self.store, check, range(start_index, stop_index))
         return rows
 
     def _take(self, rows: NDArray[np.int64]) -> Rows:
@@ -251,7 +251,8 @@ def allocate(shape: tuple[int, ...], info: ArrayInfo, location: str) -> Rows:
         ) from error
 
 
-def _in_parallel(store: Store, work: Callable[[int], None], indices: Sequence[int]) -> None:
+def in_parallel(store: Store, work: Callable[[int], None], indices: Sequence[int]) -> None:
+    """Do work for each index, in as many threads as serve the store best."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     n_threads = (
         min(_MAX_THREADS, _THREADS_PER_CORE * (cores or 1))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmembed.cache_format.chunks import decode, digest, encode
-from llmembed.cache_format.commits import BlockCommits, Commits, Record
+from llmembed.cache_format.commits import BlockCommits, Commits, Record, is_half_written
 from llmembed.cache_format.documents import ArrayInfo, dump, read_array_info
 from llmembed.cache_format.errors import (
     CacheCorruptError,
@@ -87,13 +87,18 @@ def write_chunks(
 
 
 def commit(store: Store, record: Record, block_rows: int) -> None:
-    """Create the record of a block; the same record may be there already.
+    """Create the record of a block; the same or a half-written one may be there already.
 
     Raises:
         CacheMismatchError: if another writer committed other bytes for the block.
     """
     key, data = record.key(block_rows), dump(record.document())
-    if not store.create(key, data) and store.get(key) != data:
+    if store.create(key, data):
+        return
+    found = store.get(key)
+    if found is None or is_half_written(found):
+        store.put(key, [data])
+    elif found != data:
         raise CacheMismatchError(
             f"{store.location}/{key} was committed by another writer with other features. Run "
             f"`llmembed-cache verify {store.location}`, then extract again what it names."

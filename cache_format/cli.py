@@ -74,6 +74,18 @@ def _recheck() -> Any:
     return found.load()
 
 
+@_command("finalize", _CopyCommand)
+@click.argument("cache")
+def finalize(cache: str, *, as_json: bool, quiet: bool, debug: bool) -> None:
+    """Close CACHE after the last of several ranks: re-hash all of it, write its indexes."""
+    del debug
+    from llmembed.cache_format.finalize import finalize as finalize_cache
+
+    result = finalize_cache(cache)
+    lines = [f"{cache}: {result.n_chunks} chunks, every hash holds; the cache is closed"]
+    _print(lines, vars(result), as_json=as_json, quiet=quiet)
+
+
 @_command("copy", _CopyCommand)
 @click.argument("cache")
 @click.argument("target")

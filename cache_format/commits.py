@@ -270,6 +270,15 @@ def records_key(split: str, source: str) -> str:
     return f"{COMMITS}/{split}/{source}"
 
 
+def is_half_written(data: bytes) -> bool:
+    """Tell whether a record is no JSON document, so that it does not count."""
+    try:
+        parse(data, "")
+    except CacheFormatError:
+        return True
+    return False
+
+
 def _parse_record(fields: Fields) -> Record:
     fields.integer("format", FORMAT_VERSION, FORMAT_VERSION)
     start = fields.integer("start", 0, 2**53)

@@ -40,6 +40,12 @@ def ensure_arrays(store: Store, plan: SplitPlan) -> None:
     put_document(store, f"{source}/{DOCUMENT}", new.document())
 
 
+def is_laid_out(store: Store, plan: SplitPlan) -> bool:
+    """Tell whether the documents of a plan's arrays are there; the source's comes last."""
+    layout = read_layout(store, plan.split, plan.source)
+    return layout is not None and set(plan.arrays) <= set(layout.arrays)
+
+
 def consolidated_metadata(store: Store, header: Header) -> dict[str, JSON] | None:
     """Collect the documents of all complete arrays and their groups; None if there are none."""
     keys: set[str] = set()

@@ -2,8 +2,8 @@
 
 The order is the whole trick: every chunk of a block, each atomically, then its commit record. A
 split exists once the root names it, rows exist once a record names them; what is under neither is
-leftover and is written again. There is one writer at a time, and it never resizes what another
-could be writing.
+leftover and is written again. There is one writer at a time, or several that share a plan: they
+write blocks of arrays that were registered before, each its own, and change nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmembed.cache_format import blocks
+from llmembed.cache_format.agreement import (
+    check_dataset,
+    check_dtype,
+    check_free_name,
+    check_source,
+)
 from llmembed.cache_format.chunks import digest
 from llmembed.cache_format.columns import (
     TEXT_HASH,
@@ -28,18 +34,21 @@ from llmembed.cache_format.columns import (
     write_columns,
 )
 from llmembed.cache_format.commits import INDEX, BlockCommits, Commits, Record
-from llmembed.cache_format.consolidate import consolidated_metadata, ensure_arrays
+from llmembed.cache_format.consolidate import (
+    consolidated_metadata,
+    ensure_arrays,
+    is_laid_out,
+)
 from llmembed.cache_format.documents import DOCUMENT, FEATURE_DTYPES, put_document
 from llmembed.cache_format.errors import (
     CacheError,
     CacheFormatError,
-    CacheMismatchError,
     CacheSpaceError,
     ConfigError,
 )
 from llmembed.cache_format.header import Header, not_a_cache, read_header
 from llmembed.cache_format.layout import purge_source, purge_split, read_layout
-from llmembed.cache_format.lock import WriterLock
+from llmembed.cache_format.lock import SharedLock, WriterLock
 from llmembed.cache_format.plan import Block, SplitPlan, missing_blocks, no_commits
 from llmembed.cache_format.schema import (
     N_TOKENS,
@@ -61,11 +70,12 @@ class CacheWriter:
         dataset: what the cache is of; must agree with what is there.
         overwrite: replace a cache; anything else is never touched.
         dry_run: plan only; nothing is written and no lock is taken.
+        shared: name of this writer among several; it only writes blocks of what is registered.
         fsync: survive a loss of power, not only of the process; about four times slower.
 
     Raises:
         CacheFormatError: if something else than a cache is there.
-        CacheLockedError: if another writer is at work.
+        CacheLockedError: if another writer is at work that does not share.
         CacheMismatchError: if the cache is of another data set.
     """
 
@@ -76,10 +86,13 @@ class CacheWriter:
         dataset: DatasetInfo,
         overwrite: bool = False,
         dry_run: bool = False,
+        shared: str | None = None,
         fsync: bool = False,
     ) -> None:
         self._store = open_store(path, fsync=fsync)
         self._dry_run = dry_run
+        self._shared = shared
+        self._registers = not dry_run and shared is None
         self._overwrite = overwrite
         self._header = Header.new(dataset)
         self._lock: WriterLock | None = None
@@ -90,13 +103,12 @@ class CacheWriter:
     def __enter__(self) -> Self:
         found = self._read_ours()
         if not self._dry_run:
-            self._lock = WriterLock(self._store)
-            self._store.delete_below(TEMPORARY)
+            self._lock = self._take_lock()
             found = read_header(self._store)
         if found is not None and self._overwrite:
             self._replace()
         elif found is not None:
-            _check_dataset(found.dataset, self._header.dataset, self._store.location)
+            check_dataset(found.dataset, self._header.dataset, self._store.location)
             self._header = found
         return self
 
@@ -109,7 +121,7 @@ class CacheWriter:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-            if self._store.get(DOCUMENT) is None:
+            if self._registers and self._store.get(DOCUMENT) is None:
                 self._leave_nothing()
 
     def add_source(self, source: SourceInfo) -> None:
@@ -118,13 +130,13 @@ class CacheWriter:
         Raises:
             CacheMismatchError: if the cache knows another source by that name.
         """
-        _check_free_name("source", source.name, self._header.sources)
+        check_free_name("source", source.name, self._header.sources)
         known = self._header.sources.get(source.name)
         if known is not None:
-            _check_source(known, source, self._store.location)
+            check_source(known, source, self._store.location)
             return
         self._header.sources[source.name] = source
-        if not self._dry_run:
+        if self._registers:
             for split in self._header.splits:
                 purge_source(self._store, split, source.name)
             self._save_header()
@@ -141,7 +153,7 @@ class CacheWriter:
             CacheMismatchError: if the cache has other rows; the first differing one is named.
             DataError: if a label is no class.
         """
-        _check_free_name("split", name, self._header.splits)
+        check_free_name("split", name, self._header.splits)
         columns = checked_columns(name, labels, text_hash, len(self._header.dataset.labels))
         info = split_info(*columns.values())
         known = self._header.splits.get(name)
@@ -151,7 +163,7 @@ class CacheWriter:
         if known is not None:
             check_prefix(self._store, name, known, columns)
         self._header.splits[name] = info
-        if not self._dry_run:
+        if self._registers:
             if known is None:
                 purge_split(self._store, name)
             else:
@@ -189,11 +201,11 @@ class CacheWriter:
         if layout is None:
             committed = dict.fromkeys(names, no_commits(info.n_rows, rows))
         else:
-            _check_dtype(layout.dtype, dtype, f"{self._store.location}/{split}/{source}")
+            check_dtype(layout.dtype, dtype, f"{self._store.location}/{split}/{source}")
             rows = layout.block_rows
             commits = Commits(self._store, split, info, source, rows)
             texts = self._split_text_hash(split)
-            committed = blocks.recheck(self._store, commits, names, texts, repair=not self._dry_run)
+            committed = blocks.recheck(self._store, commits, names, texts, repair=self._registers)
         plan = SplitPlan(
             split=split,
             source=source,
@@ -206,6 +218,22 @@ class CacheWriter:
         )
         self._plans[split, source], self._committed[split, source] = plan, committed
         return plan
+
+    def register(self) -> None:
+        """Write the documents of all planned arrays, so that others can write their blocks."""
+        for plan in self._plans.values():
+            ensure_arrays(self._store, plan)
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the cache names every source, split and array that was added and planned."""
+        header = read_header(self._store)
+        return (
+            header is not None
+            and header.splits == self._header.splits
+            and header.sources.keys() == self._header.sources.keys()
+            and all(is_laid_out(self._store, plan) for plan in self._plans.values())
+        )
 
     @property
     def free_bytes(self) -> int | None:
@@ -282,6 +310,13 @@ class CacheWriter:
         self._header.consolidated = consolidated_metadata(self._store, self._header)
         self._save_header()
 
+    def _take_lock(self) -> WriterLock:
+        if self._shared is not None:
+            return SharedLock(self._store, self._shared)
+        lock = WriterLock(self._store)
+        self._store.delete_below(TEMPORARY)
+        return lock
+
     def _read_ours(self) -> Header | None:
         """Read the header; refuse anything else than a cache, or the start of one."""
         header = read_header(self._store)
@@ -299,7 +334,7 @@ class CacheWriter:
                 self._store.path.rmdir()
 
     def _replace(self) -> None:
-        if self._dry_run:
+        if not self._registers:
             return
         self._save_header()  # from here on it is an empty cache, whatever lies below
         for name in self._store.names(""):
@@ -340,47 +375,3 @@ class CacheWriter:
                     f"(1-{n_layers}; 0 is the embeddings). Pass --layers within that range."
                 )
         return keys
-
-
-def _check_free_name(kind: str, name: str, taken: Mapping[str, object]) -> None:
-    check_name(kind, name)
-    for other in taken:
-        if other != name and other.casefold() == name.casefold():
-            raise ConfigError(
-                f"{kind} {name!r} differs from {other!r} of the same cache only in case, which "
-                "some file systems cannot tell apart. Choose another name."
-            )
-
-
-def _check_dataset(known: DatasetInfo, given: DatasetInfo, location: str) -> None:
-    for key in ("name", "labels"):
-        stored, new = getattr(known, key), getattr(given, key)
-        if stored != new:
-            raise CacheMismatchError(
-                f"{location} is of a data set with {key} {stored!r}, but {new!r} was given. Give "
-                "the same data set, or use another --cache."
-            )
-
-
-def _check_source(known: SourceInfo, given: SourceInfo, location: str) -> None:
-    stored, new = _identity(known), _identity(given)
-    differing = sorted(k for k in stored | new if stored.get(k) != new.get(k))
-    if differing:
-        parts = "; ".join(f"{k}: cache {stored.get(k)!r}, given {new.get(k)!r}" for k in differing)
-        raise CacheMismatchError(
-            f"source {known.name!r} of {location} was made otherwise: {parts}. Give the same "
-            "settings, another --source name, or another --cache."
-        )
-
-
-def _identity(source: SourceInfo) -> dict[str, Any]:
-    identity = {**source.fingerprint, "hidden_size": source.hidden_size}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in identity.items()}
-
-
-def _check_dtype(known: str, given: str, where: str) -> None:
-    if known != given:
-        raise CacheMismatchError(
-            f"{where} is stored as {known}, but {given} was asked for. Pass --dtype {known}, or "
-            "another --source name or --cache."
-        )

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmembed.extract.config import ExtractConfig as ExtractConfig
     from llmembed.extract.extractor import Extractor as Extractor
-    from llmembed.extract.pipeline import Extraction as Extraction
+    from llmembed.extract.outcome import Extraction as Extraction
     from llmembed.extract.pipeline import extract as extract
     from llmembed.extract.recall import TextFeatures as TextFeatures
     from llmembed.extract.recipe import Recipe as Recipe
 
 _HOME = {
     "ExtractConfig": "config",
-    "Extraction": "pipeline",
+    "Extraction": "outcome",
     "Extractor": "extractor",
     "Recipe": "recipe",
     "TextFeatures": "recall",

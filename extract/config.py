@@ -65,6 +65,12 @@ class ExtractConfig:
     where memory runs out."""
     device: str = "auto"
     """Device: auto, cuda, cuda:1, cpu, mps."""
+    rank: int | None = None
+    """Which share of the work this process does, from 0 to --world - 1; when all ranks have ended,
+    llmembed-cache finalize closes the cache."""
+    world: int | None = None
+    """How many processes share the work, each with its own --rank: SLURM arrays, Kubernetes jobs,
+    torchrun, cron. They see the same cache, and need nothing else of each other."""
     dry_run: bool = False
     """Print the plan and write nothing."""
     overwrite: bool = False
@@ -88,12 +94,32 @@ class ExtractConfig:
             ("max-length", self.max_length),
             ("limit", self.limit),
             ("token-budget", self.token_budget),
+            ("world", self.world),
         ):
             if value is not None and value < 1:
                 message = f"--{name} is {value}; it counts from 1. Pass a positive number."
                 raise ConfigError(message)
         if self.template is not None:
             _check_template(self.template)
+        if self.rank is not None or self.world is not None:
+            self._check_rank()
+
+    def _check_rank(self) -> None:
+        if self.rank is None or self.world is None:
+            message = "--rank and --world belong together. Pass both, or neither."
+            raise ConfigError(message)
+        if not 0 <= self.rank < self.world:
+            message = (
+                f"--rank is {self.rank} of --world {self.world}; ranks count from 0. Pass 0 to "
+                f"{self.world - 1}."
+            )
+            raise ConfigError(message)
+        if self.overwrite:
+            message = (
+                "--overwrite with --rank would let each rank delete what the others wrote. Delete "
+                "the cache first, or choose another --cache."
+            )
+            raise ConfigError(message)
 
 
 def _check(kind: str, value: str, allowed: tuple[str, ...], option: str | None = None) -> None:

@@ -12,7 +12,8 @@ from llmembed.cache_format import SplitPlan
 from llmembed.extract.batching import padding_share
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.extractor import Extractor
-from llmembed.extract.pipeline import Task, layers_to_run, load_extractor, plan_only, prepare
+from llmembed.extract.pipeline import layers_to_run, load_extractor, plan_only, prepare
+from llmembed.extract.task import Task
 
 _SAMPLE_ROWS = 4096
 """Rows a split that are tokenised for the statistics; a whole block has 1,024."""

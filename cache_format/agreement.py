@@ -1,0 +1,73 @@
+"""Refuse what contradicts the cache: another data set, source or dtype, or a name too alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmembed.cache_format.errors import CacheMismatchError, ConfigError
+from llmembed.cache_format.schema import DatasetInfo, SourceInfo, check_name
+
+
+def check_free_name(kind: str, name: str, taken: Mapping[str, object]) -> None:
+    """Refuse a name that differs from another of its kind only in case.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    check_name(kind, name)
+    for other in taken:
+        if other != name and other.casefold() == name.casefold():
+            raise ConfigError(
+                f"{kind} {name!r} differs from {other!r} of the same cache only in case, which "
+                "some file systems cannot tell apart. Choose another name."
+            )
+
+
+def check_dataset(known: DatasetInfo, given: DatasetInfo, location: str) -> None:
+    """Refuse another data set than the one that the cache is of.
+
+    Raises:
+        CacheMismatchError: naming both values.
+    """
+    for key in ("name", "labels"):
+        stored, new = getattr(known, key), getattr(given, key)
+        if stored != new:
+            raise CacheMismatchError(
+                f"{location} is of a data set with {key} {stored!r}, but {new!r} was given. Give "
+                "the same data set, or use another --cache."
+            )
+
+
+def check_source(known: SourceInfo, given: SourceInfo, location: str) -> None:
+    """Refuse other settings under the name of a known source; each is named with both values.
+
+    Raises:
+        CacheMismatchError: naming every differing key with both values.
+    """
+    stored, new = _identity(known), _identity(given)
+    differing = sorted(k for k in stored | new if stored.get(k) != new.get(k))
+    if differing:
+        parts = "; ".join(f"{k}: cache {stored.get(k)!r}, given {new.get(k)!r}" for k in differing)
+        raise CacheMismatchError(
+            f"source {known.name!r} of {location} was made otherwise: {parts}. Give the same "
+            "settings, another --source name, or another --cache."
+        )
+
+
+def _identity(source: SourceInfo) -> dict[str, Any]:
+    identity = {**source.fingerprint, "hidden_size": source.hidden_size}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in identity.items()}
+
+
+def check_dtype(known: str, given: str, where: str) -> None:
+    """Refuse another dtype than the stored one.
+
+    Raises:
+        CacheMismatchError: naming both.
+    """
+    if known != given:
+        raise CacheMismatchError(
+            f"{where} is stored as {known}, but {given} was asked for. Pass --dtype {known}, or "
+            "another --source name or --cache."
+        )

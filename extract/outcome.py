@@ -1,0 +1,112 @@
+"""What an extraction did, and how it is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from llmembed.extract.extractor import Tokenized
+from llmembed.extract.task import Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """What one call of `extract` did."""
+
+    path: str
+    """The cache."""
+    source: str
+    """Name of the backbone inside the cache."""
+    layers: tuple[int, ...]
+    """Layers that the cache now has, as asked for."""
+    poolings: tuple[str, ...]
+    """Poolings that the cache now has, as asked for."""
+    n_rows: Mapping[str, int]
+    """Examples of each split."""
+    n_rows_computed: int
+    """Rows computed by this call; 0 where the cache was complete."""
+    n_tokens: int
+    """Real tokens of those rows."""
+    n_truncated: int
+    """Texts of those rows that were cut at max_length."""
+    n_empty: int
+    """Texts without any token, which got the feature of one begin-of-text token."""
+    n_duplicates: int
+    """Rows that got the feature of an earlier row of their block with the same text."""
+    seconds: float
+    """Wall time of computing and writing."""
+    notes: tuple[str, ...]
+    """What was decided or noticed and a user should know."""
+
+    def describe(self) -> str:
+        """Tell the outcome in a few lines."""
+        rows = ", ".join(f"{split} {count:,}" for split, count in self.n_rows.items())
+        layers = ", ".join(map(str, self.layers))
+        what = f"{self.path}: {rows}; source {self.source}, layers {layers}"
+        if not self.n_rows_computed:
+            return "\n".join((f"{what}. Nothing is missing: nothing to do.", *self.notes))
+        rate = self.n_tokens / self.seconds
+        done = f"{self.n_rows_computed:,} rows, {self.n_tokens:,} tokens in {self.seconds:,.1f} s"
+        return "\n".join((f"{what}.", f"{done} ({rate:,.0f} tokens/s).", *self.notes))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What was done; counts of parts can be added."""
+
+    n_rows_computed: int = 0
+    n_tokens: int = 0
+    n_truncated: int = 0
+    n_empty: int = 0
+    n_duplicates: int = 0
+
+    @classmethod
+    def of(cls, tokenized: Tokenized, n_computed: int) -> Counts:
+        """Count a block of rows, of which some are duplicates and were not computed."""
+        return cls(
+            n_rows_computed=len(tokenized.ids),
+            n_tokens=int(tokenized.n_tokens.sum()),
+            n_truncated=tokenized.n_truncated,
+            n_empty=tokenized.n_empty,
+            n_duplicates=len(tokenized.ids) - n_computed,
+        )
+
+    def __add__(self, other: Counts) -> Counts:
+        """Add field by field."""
+        mine, more = dataclasses.asdict(self), dataclasses.asdict(other)
+        return Counts(**{name: mine[name] + more[name] for name in mine})
+
+
+def summary(task: Task, counts: Counts, seconds: float) -> Extraction:
+    """Tell what a call did for a task."""
+    return Extraction(
+        path=task.cache,
+        source=task.source.name,
+        layers=task.layers,
+        poolings=task.poolings,
+        n_rows={split: len(examples) for split, examples in task.corpus.splits.items()},
+        seconds=seconds,
+        notes=_notes(task, counts),
+        **dataclasses.asdict(counts),
+    )
+
+
+def _notes(task: Task, counts: Counts) -> tuple[str, ...]:
+    columns, notes, config = task.corpus.provenance, [], task.config
+    if counts.n_rows_computed and "text_column" in columns:
+        text, label = columns["text_column"], columns["label_column"]
+        notes.append(f"Text from column {text!r}, label from {label!r}.")
+    if counts.n_truncated:
+        notes.append(f"{counts.n_truncated:,} texts were cut at {task.recipe.max_length} tokens.")
+    if counts.n_empty:
+        token = task.recipe.tokenizer.convert_ids_to_tokens(task.recipe.empty_token)
+        lone = f"the feature of the lone token {token!r}"
+        notes.append(f"{counts.n_empty:,} empty texts got {lone}.")
+    if counts.n_duplicates:
+        notes.append(
+            f"{counts.n_duplicates:,} texts stood in their block before: one feature each."
+        )
+    if config.world is not None:
+        share = f"This was rank {config.rank} of {config.world}."
+        notes.append(f"{share} When all have ended: llmembed-cache finalize {task.cache}")
+    return tuple(notes)
