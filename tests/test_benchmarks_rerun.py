@@ -226,7 +226,7 @@ def test_what_a_suite_expects_holds_whatever_was_accepted(
     cache: Path, write_suite: WriteSuite, tmp_path: Path
 ) -> None:
     """An accuracy below the suite's own figure fails even against an equal baseline."""
-    rest = "at_least = { toy = 1.0 }"
+    rest = "at_least = { toy = 1.01 }"
     command = [write_suite(cache, rest=rest), "--work", str(tmp_path)]
     command += ["--caches", str(cache.parent), "--baseline", str(tmp_path / "b.json"), "--update"]
     assert rerun.main(command) == 1

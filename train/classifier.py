@@ -82,6 +82,7 @@ class Classifier(nn.Module):
     Attributes:
         architecture: what it was made from.
         temperature: what the logits are divided by; 1 until it is calibrated.
+        base: solved linear classifier whose logits the head adds to; None with most fusions.
     """
 
     temperature: Tensor
@@ -95,11 +96,27 @@ class Classifier(nn.Module):
             self.fusion.fused_width, architecture.n_classes, architecture.dropout
         )
         self.register_buffer("temperature", torch.tensor(1.0))
+        self.base: nn.Linear | None = None
+        if self.fusion.completes_a_base:
+            self.base = nn.Linear(sum(architecture.widths), architecture.n_classes)
+            self.base.requires_grad_(requires_grad=False)
 
     def logits(self, standardised: Tensor) -> Tensor:
-        """Classify standardised features, `[B, F]` -> logits `[B, C]`."""
-        logits: Tensor = self.head(self.fusion(standardised))
-        return logits / self.temperature
+        """Classify standardised features, `[B, F]` -> logits `[B, C]`.
+
+        Where the head completes a base, C more columns stand for the base's logits: those that
+        were held out, since on rows that it was solved for the base leaves too little to learn.
+        """
+        if self.base is None:
+            logits: Tensor = self.head(self.fusion(standardised))
+            return logits / self.temperature
+        width = self.base.in_features
+        x, base = standardised, None
+        if standardised.shape[1] > width:
+            x, base = standardised[:, :width], standardised[:, width:]
+        base = self.base(x) if base is None else base
+        completed: Tensor = base + self.head(self.fusion(x))
+        return completed / self.temperature
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify features as they lie in the cache, `[B, F]` -> logits `[B, C]`."""

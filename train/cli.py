@@ -147,12 +147,17 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 def _describe_head(metrics: Mapping[str, Any]) -> str:
     kept = next(row for row in metrics["per_seed"] if row["kept"])
-    if "strength" not in kept:
+    if "n_epochs" in kept:
         return f"{kept['head']}, {kept['n_epochs']} epochs"
     chosen = f", {metrics['chosen']['fusion']}" if "chosen" in metrics else ""
+    how = (
+        f"mean of {kept['n_members']}"
+        if "n_members" in kept
+        else f"strength {kept['strength']:.3g}"
+    )
     return (
-        f"{kept['head']}{chosen}, strength {kept['strength']:.3g}, "
-        f"held-out accuracy {kept['held_out_accuracy']:.4f}"
+        f"{kept['head']}{chosen}, {how}, accuracy {kept['held_out_accuracy']:.4f} on the rows "
+        "that chose it"
     )
 
 

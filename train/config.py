@@ -15,10 +15,11 @@ from typing import Any
 
 from llmembed.cache_format.errors import ConfigError
 
-LEARNED_FUSIONS = ("cooc", "scalar-mix", "attention", "gated")
+LEARNED_FUSIONS = ("cooc", "cooc-cosine", "cooc-sqrt", "scalar-mix", "attention", "gated")
 FIXED_FUSIONS = ("mean", "max", "concat", "single", "auto")  # without weights of their own
 FUSIONS = (*FIXED_FUSIONS, *LEARNED_FUSIONS)
 SOLVED_HEADS = ("ridge", "lda", "linear")  # on a fusion without weights
+STACKED_HEADS = ("auto", "ridge", "lda")  # of fusion auto; its auto is lda
 HEADS = ("auto", "linear", "mlp", "ridge", "lda")
 CALIBRATIONS = ("temperature", "none")
 DEFAULT_FOLDS, MIN_FOLDS = 5, 2
@@ -78,12 +79,14 @@ class FitConfig:
     pooling: tuple[str, ...] = ()
     """Poolings to use; without it, all of the cache."""
     fusion: str = "cooc"
-    """How the features become one vector: cooc, scalar-mix, attention, gated (which learn), mean,
-    max, concat, single (one layer), or auto: the best single layer, mean or concatenation of some,
-    over folds of the training rows."""
+    """How the features become one vector: cooc, cooc-cosine, cooc-sqrt (of the Gram matrix's
+    entries the power normalisation, the cosines, the matrix square root), scalar-mix, attention,
+    gated (which learn), mean, max, concat, single (one layer), or auto: a stack of single layers,
+    their mean and concatenations of some, picked over folds of the training rows."""
     head: str = "auto"
     """Classifier on the fused vector: linear (softmax), mlp, ridge, lda. auto is linear with a
-    fusion that learns, else the best of ridge, lda and linear over folds of the training rows."""
+    fusion that learns, lda with auto, else the best of ridge, lda and linear over folds of the
+    training rows."""
     preset: str = "none"
     """paper: the published recipe to the letter, defects included: the last five layers in the
     cache on their raw scales, cooc of width 1024, its MLP, a softmax before the cross-entropy, Adam

@@ -1,26 +1,47 @@
 """Heads that are solved: folds of the training rows choose head and strength, all rows fit it.
 
 No row is set aside: the held-out scores of the folds choose the strength, calibrate the
-temperature, and say how well the classifier does on rows that it has not seen.
+temperature, and say how well the classifier does on rows that it has not seen, a little better
+than it will do, since the choices were made on the same rows.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmembed.cache_format.errors import ConfigError
-from llmembed.train.calibration import fit_temperature
+from llmembed.train.calibration import calibrate
 from llmembed.train.classifier import Classifier, Trained
-from llmembed.train.closed import LinearMap
+from llmembed.train.closed import LinearMap, without_absent
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, architecture_of, class_weights
 from llmembed.train.heads import LinearHead
 from llmembed.train.shares import draw_folds
 from llmembed.train.solvers import Problem, choose_head
+from llmembed.train.spill import make_room
+from llmembed.train.stack import Member, average, spread, tempered
+from llmembed.train.sweep import Grid, stack_of, sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Solved:
+    """A linear head, and what it would have said of each row without having seen it."""
+
+    linear: LinearMap
+    head: str
+    held_out: Tensor
+    """float32 `[N, C]`."""
+    folds: list[Tensor]
+    details: dict[str, Any]
 
 
 def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
@@ -32,33 +53,133 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
     started = time.perf_counter()
     device = device_of(config)
     fusion = Classifier(architecture_of(config, data, "linear")).eval()
-    weights = class_weights(config, data)
     problem = Problem.of(
         x=fusion.fuse_all(data.x.to(device)),
         y=data.y.to(device),
         folds=folds_of(config, data, seed, device),
-        class_weights=weights.to(device),
+        class_weights=class_weights(config, data).to(device),
     )
     choice = choose_head(problem, config.solved_heads)
-    classifier = Classifier(architecture_of(config, data, choice.head)).eval()
-    _set_head(classifier, choice.solver.solve(choice.strength))
-    rows = torch.cat(problem.folds)
-    held_out, labels = choice.scores[rows].cpu().numpy(), problem.y[rows].cpu().numpy()
-    if config.calibrate == "temperature":
-        classifier.temperature.fill_(fit_temperature(held_out, labels))
+    solved = _Solved(
+        linear=choice.solver.solve(choice.strength),
+        head=choice.head,
+        held_out=choice.scores,
+        folds=problem.folds,
+        details={"strength": choice.strength},
+    )
+    return _trained(config, data, seed, started, solved)
+
+
+def train_stack(config: FitConfig, data: FitData, members: Sequence[Member], seed: int) -> Trained:
+    """Solve for the members of a stack, and average them; the seed draws the folds."""
+    started = time.perf_counter()
+    return _trained(config, data, seed, started, _solve_stack(grid_of(config, data, seed), members))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A stack that a head trained by gradient completes."""
+
+    linear: LinearMap
+    """On standardised features."""
+    held_out: Tensor
+    """float32 `[N, C]`, logits of the training split by classifiers that had not seen the row."""
+
+    def beside(self, data: FitData, memory_gb: float | None) -> FitData:
+        """Put the held-out logits beside the features that are trained on."""
+        n_rows, width = data.x.shape
+        x, _ = make_room(n_rows, width + self.held_out.shape[1], memory_gb)
+        x[:, :width], x[:, width:] = data.x, self.held_out
+        return dataclasses.replace(data, x=x)
+
+    def complete(self, trained: Trained) -> Trained:
+        """Put the stack under the head that was trained to complete it."""
+        assert trained.classifier.base is not None
+        trained.classifier.base.weight.data.copy_(self.linear.weight)
+        trained.classifier.base.bias.data.copy_(self.linear.bias)
+        return trained
+
+
+def solve_base(config: FitConfig, data: FitData, seed: int) -> Base:
+    """Solve for a stack on all training rows, the validation share included."""
+    shares = data.shares
+    everything = dataclasses.replace(
+        shares,
+        train=np.concatenate([shares.train, shares.validation]),
+        validation=shares.validation[:0],
+    )
+    grid = grid_of(config, dataclasses.replace(data, shares=everything), seed)
+    solved = _solve_stack(grid, stack_of(grid, sweep(grid)))
+    rows = torch.cat(grid.folds)
+    held_out = solved.held_out.nan_to_num()  # of rows without a label
+    temperature = calibrate(held_out[rows].cpu().numpy(), grid.y[rows].cpu().numpy())
+    return Base(
+        linear=average([solved.linear], [1 / temperature]), held_out=(held_out / temperature).cpu()
+    )
+
+
+def _solve_stack(grid: Grid, members: Sequence[Member]) -> _Solved:
+    rows, held_out = torch.cat(grid.folds), torch.zeros_like(grid.x[:, :1])
+    maps, factors = [], []
+    for member in members:
+        choice = grid.choose(grid.fuse(member.fusion, member.features))
+        scores, temperature = tempered(choice.scores, grid.y, rows)
+        held_out = held_out + member.weight * scores
+        columns = [grid.columns([feature]) for feature in member.features]
+        linear = choice.solver.solve(choice.strength)
+        maps.append(spread(linear, member.fusion, columns, grid.x.shape[1]))
+        factors.append(member.weight / temperature)
+    mean = average(maps, factors)
+    counts = torch.bincount(grid.y[rows], minlength=held_out.shape[1])
+    return _Solved(
+        linear=without_absent(mean.weight, mean.bias, counts),
+        head=grid.head,
+        held_out=held_out,
+        folds=grid.folds,
+        details={"n_members": len(members)},
+    )
+
+
+def _trained(
+    config: FitConfig, data: FitData, seed: int, started: float, solved: _Solved
+) -> Trained:
+    classifier = Classifier(architecture_of(config, data, solved.head)).eval()
+    assert isinstance(classifier.head, LinearHead)
+    classifier.head.logits.weight.data.copy_(solved.linear.weight)
+    classifier.head.logits.bias.data.copy_(solved.linear.bias)
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
+    rows = torch.cat(solved.folds).cpu()
+    held_out, labels = solved.held_out.cpu()[rows], data.y[rows]
+    if config.calibrate == "temperature":
+        classifier.temperature.fill_(calibrate(held_out.numpy(), labels.numpy()))
+    weights = class_weights(config, data)[labels].double()
+    hits = (held_out.argmax(dim=1) == labels).double()
     return Trained(
         seed=seed,
         classifier=classifier,
-        val_loss=_loss(held_out / float(classifier.temperature), labels),
+        val_loss=F.cross_entropy(held_out.double() / classifier.temperature, labels).item(),
         fit_s=time.perf_counter() - started,
-        device=str(device),
+        device=str(solved.held_out.device),
         details={
-            "head": choice.head,
-            "n_folds": len(problem.folds),
-            "strength": choice.strength,
-            "held_out_accuracy": choice.accuracy,
+            "head": solved.head,
+            "n_folds": len(solved.folds),
+            **solved.details,
+            # Flattering: on these rows strength and members were chosen.
+            "held_out_accuracy": (hits @ weights / weights.sum()).item(),
         },
+    )
+
+
+def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
+    """Make the grid of a fit's training rows; the seed draws the folds."""
+    device = device_of(config)
+    return Grid(
+        x=data.x.to(device),
+        y=data.y.to(device),
+        widths=tuple(feature.hidden_size for feature in data.features),
+        folds=folds_of(config, data, seed, device),
+        class_weights=class_weights(config, data).to(device),
+        head=config.head if config.head in {"ridge", "lda"} else "lda",
     )
 
 
@@ -73,17 +194,6 @@ def folds_of(config: FitConfig, data: FitData, seed: int, device: torch.device) 
     generator = np.random.default_rng(seed)
     folds = draw_folds(data.y.numpy(), rows, config.n_folds, generator)
     return [torch.from_numpy(fold).to(device) for fold in folds]
-
-
-def _set_head(classifier: Classifier, solved: LinearMap) -> None:
-    assert isinstance(classifier.head, LinearHead)
-    classifier.head.logits.weight.data.copy_(solved.weight)
-    classifier.head.logits.bias.data.copy_(solved.bias)
-
-
-def _loss(scores: np.ndarray, labels: np.ndarray) -> float:
-    log_proba = torch.from_numpy(scores).double().log_softmax(dim=1)
-    return float(-log_proba[torch.arange(len(labels)), torch.from_numpy(labels)].mean())
 
 
 def device_of(config: FitConfig) -> torch.device:

@@ -21,6 +21,7 @@ from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, load_data
 from llmembed.train.export import check_can_export, onnx_of
+from llmembed.train.fusion import FUSIONS
 from llmembed.train.metrics import Floats, summarise
 from llmembed.train.run import (
     ONNX_FILE,
@@ -30,7 +31,7 @@ from llmembed.train.run import (
     record_config,
     write_run,
 )
-from llmembed.train.sweeping import choose_fusion
+from llmembed.train.sweeping import Chosen, choose_fusion
 from llmembed.train.workspace import LOGS, check_logger, open_workspace
 
 _SPREAD_FIGURES = ("accuracy", "macro_f1", "nll")
@@ -128,28 +129,39 @@ def train(
         workspace: folder of checkpoints and logs of a fit by gradient; None writes neither.
         show_progress: show a bar on stderr where that is a terminal.
     """
-    resolved, narrowed, chosen = choose_fusion(config, data)
+    chosen = choose_fusion(config, data)
     trained = [
         _train_seed(
-            resolved,
-            narrowed,
+            chosen,
             config.seed + k,
             workspace=workspace,
             show_progress=show_progress,
         )
         for k in range(config.n_seeds)
     ]
-    return Outcome(data=narrowed, trained=trained, chosen=chosen)
+    return Outcome(data=chosen.data, trained=trained, chosen=chosen.record)
 
 
-def _train_seed(config: FitConfig, data: FitData, seed: int, **options: Any) -> Trained:
+def _train_seed(chosen: Chosen, seed: int, **options: Any) -> Trained:
     """Fit in closed form where that is asked for, which needs no Lightning."""
+    config, data = chosen.config, chosen.data
+    if chosen.members:
+        from llmembed.train.crossfit import train_stack
+
+        return train_stack(config, data, chosen.members, seed)
     if config.is_solved:
         from llmembed.train.crossfit import train_solved
 
         return train_solved(config, data, seed)
     from llmembed.train.gradient import train_paper, train_seed
 
+    if FUSIONS[config.fusion].completes_a_base and config.preset == "none":
+        from llmembed.train.crossfit import solve_base
+
+        base = solve_base(config, data, seed)
+        return base.complete(
+            train_seed(config, base.beside(data, config.memory_gb), seed, **options)
+        )
     train_by_gradient = train_paper if config.preset == "paper" else train_seed
     return train_by_gradient(config, data, seed, **options)
 

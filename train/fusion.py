@@ -12,6 +12,7 @@ Gram matrix of compressed features, and differs on purpose: see its docstring.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from llmembed.cache_format.errors import ConfigError
 
+_MAX_GROUPS, _MAX_ENTRIES = 32, 4096  # of cooc
 SATURATED = 0.99  # a power-normalised entry beyond this no longer tells examples apart
 
 
@@ -29,10 +31,13 @@ class Fusion(nn.Module):
         fused_width: K, width of the fused vector.
         saturated: share of the co-occurrence entries of the last batch beyond 0.99; None where
             there are none.
+        completes_a_base: whether the head adds to the logits of a solved linear classifier on the
+            features, instead of making them.
     """
 
     fused_width: int
     saturated: Tensor | None = None
+    completes_a_base: ClassVar[bool] = False
 
 
 class Concat(Fusion):
@@ -152,23 +157,27 @@ class Cooc(Fusion):
     Each of the n features is compressed to `phi_i = relu(W_i x_i + b_i)`, cut into G groups of
     equal width and scaled to length 1 there. Each group gives a Gram matrix `M = Phi Phi^T`
     `[n, n]`, power-normalised as in the paper, `PN(M) = 2 sigmoid(sigma M) - 1 =
-    tanh(sigma M / 2)`. The fused vector is the upper triangle of all G matrices, then the
-    features themselves: K = G n (n + 1) / 2 + F.
+    tanh(sigma M / 2)`. The fused vector is the upper triangle of all G matrices, K = G n (n + 1)
+    / 2; G is at most 32, and less where there are many features.
 
     The paper (`llmembed.train.paper`) has one group (n^2 numbers in all), raw scales and a fixed
     sigma, with which PN saturates at 1 for every example; here the entries are cosines, sigma is
-    learned, and the saturated share is measured. It puts the mean of the features beside the Gram
-    matrix, where all of them tell more.
+    learned, and the saturated share is measured. The paper puts the mean of the features beside
+    the Gram matrix; here a linear classifier on all of them, solved to its optimum, stands beside
+    it, and the co-occurrences learn what it leaves (`Classifier.base`).
     """
 
-    def __init__(self, widths: Sequence[int], n_groups: int = 32, group_width: int = 8) -> None:
+    completes_a_base = True
+
+    def __init__(self, widths: Sequence[int], group_width: int = 8) -> None:
         super().__init__()
-        self.widths, self.n_groups = list(widths), n_groups
-        compressed = n_groups * group_width
+        self.widths = list(widths)
+        n_entries = len(widths) * (len(widths) + 1) // 2
+        self.n_groups = max(1, min(_MAX_GROUPS, _MAX_ENTRIES // n_entries))
+        compressed = self.n_groups * group_width
         self.compress = nn.ModuleList(nn.Linear(width, compressed) for width in widths)
         self.sigma = nn.Parameter(torch.tensor(2.0))
-        n_entries = len(widths) * (len(widths) + 1) // 2
-        self.fused_width = n_groups * n_entries + sum(widths)
+        self.fused_width = self.n_groups * n_entries
         self.saturated = torch.tensor(0.0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,13 +185,62 @@ class Cooc(Fusion):
         parts = torch.split(x, self.widths, dim=1)
         phi = [F.relu(layer(part)) for layer, part in zip(self.compress, parts, strict=True)]
         grouped = torch.unflatten(torch.stack(phi, dim=1), 2, (self.n_groups, -1))
-        unit = F.normalize(grouped, dim=3)  # [B, n, G, k]
-        row, column = torch.triu_indices(len(phi), len(phi), device=x.device)
-        # A product of pairs, not of matrices: they are n x k, and n is 3 to 8.
-        gram = (unit.index_select(1, row) * unit.index_select(1, column)).sum(dim=3)  # [B, P, G]
-        entries = power_normalise(gram, self.sigma)
+        entries = self.entries(F.normalize(grouped, dim=3))
         self.saturated = (entries.detach().abs() > SATURATED).float().mean()
-        return torch.cat([entries.flatten(1), x], dim=1)
+        return entries.flatten(1)
+
+    def entries(self, unit: Tensor) -> Tensor:
+        """Compare unit vectors `[B, n, G, k]`: the upper triangles, `[B, P, G]`."""
+        return power_normalise(_cosines(unit), self.sigma)
+
+
+class CoocCosine(Cooc):
+    """Co-occurrence pooling with the cosines as they are, `M` in place of `PN(M)`."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__(widths)
+        del self.sigma
+
+    def entries(self, unit: Tensor) -> Tensor:
+        """Compare unit vectors `[B, n, G, k]`: the upper triangles, `[B, P, G]`."""
+        return _cosines(unit)
+
+
+class CoocSqrt(CoocCosine):
+    """Co-occurrence pooling with the matrix square root of M in place of PN(M).
+
+    By the coupled Newton-Schulz iteration on M / tr(M), as in Li et al., "Towards Faster Training
+    of Global Covariance Pooling Networks by Iterative Matrix Square Root Normalization" (2018),
+    equations 4 to 6.
+    """
+
+    def entries(self, unit: Tensor) -> Tensor:
+        """Compare unit vectors `[B, n, G, k]`: the upper triangles, `[B, P, G]`."""
+        groups = unit.transpose(1, 2)  # [B, G, n, k]
+        root = matrix_sqrt(groups @ groups.transpose(2, 3))
+        row, column = torch.triu_indices(root.shape[2], root.shape[2], device=root.device)
+        return root[:, :, row, column].transpose(1, 2)
+
+
+def matrix_sqrt(gram: Tensor, n_steps: int = 7) -> Tensor:
+    """Approximate the square roots of positive semidefinite matrices `[..., n, n]`.
+
+    >>> matrix_sqrt(torch.tensor([[4.0, 0.0], [0.0, 1.0]])).round(decimals=3).tolist()
+    [[2.0, 0.0], [0.0, 1.0]]
+    """
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None].clamp(min=1e-6)
+    identity = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+    root, inverse = gram / trace, identity
+    for _ in range(n_steps):
+        step = (3 * identity - inverse @ root) / 2
+        root, inverse = root @ step, step @ inverse
+    return root * trace.sqrt()
+
+
+def _cosines(unit: Tensor) -> Tensor:
+    """Multiply pairs, not matrices, which are n x k with n of 3 to 8: `[B, P, G]`."""
+    row, column = torch.triu_indices(unit.shape[1], unit.shape[1], device=unit.device)
+    return (unit.index_select(1, row) * unit.index_select(1, column)).sum(dim=3)
 
 
 def power_normalise(gram: Tensor, sigma: Tensor | float) -> Tensor:
@@ -194,11 +252,15 @@ def power_normalise(gram: Tensor, sigma: Tensor | float) -> Tensor:
     return torch.tanh(gram * sigma / 2)
 
 
-FUSIONS: dict[str, type[Concat | Mean | Max | ScalarMix | Attention | Gated | Cooc]] = {
+FUSIONS: dict[
+    str, type[Concat | Mean | Max | ScalarMix | Attention | Gated | Cooc | CoocCosine]
+] = {
     "mean": Mean,
     "max": Max,
     "concat": Concat,
     "cooc": Cooc,
+    "cooc-cosine": CoocCosine,
+    "cooc-sqrt": CoocSqrt,
     "scalar-mix": ScalarMix,
     "attention": Attention,
     "gated": Gated,

@@ -18,7 +18,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from llmembed.cache_format.errors import ConfigError
-from llmembed.train.calibration import fit_temperature
+from llmembed.train.calibration import calibrate
 from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, architecture_of, class_weights
@@ -95,7 +95,7 @@ def train_seed(
 def _calibrate(classifier: Classifier, data: FitData) -> None:
     rows = torch.from_numpy(data.shares.validation)
     logits = classifier.logits_all(data.x, rows).numpy()
-    classifier.temperature.fill_(fit_temperature(logits, data.y[rows].numpy()))
+    classifier.temperature.fill_(calibrate(logits, data.y[rows].numpy()))
 
 
 def train_paper(config: FitConfig, data: FitData, seed: int, **options: Any) -> Trained:
@@ -188,7 +188,7 @@ def _trainer(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            num_sanity_val_steps=0,
+            num_sanity_val_steps=-1,  # the first weights may be the best
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise ConfigError(
@@ -232,7 +232,8 @@ def _check_converged(
     config: FitConfig, data: FitData, classifier: Classifier, keep_best: KeepBest
 ) -> None:
     finite = all(bool(weight.isfinite().all()) for weight in classifier.parameters())
-    validated = math.isfinite(keep_best.best_loss) or not len(data.shares.validation)
+    validated = math.isfinite(keep_best.last_loss) or keep_best.best_epoch > 0
+    validated = validated or not len(data.shares.validation)
     if not finite or not validated:
         raise ConfigError(
             f"the training diverged: the loss became NaN or infinite with lr {config.training.lr}. "

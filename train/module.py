@@ -102,12 +102,13 @@ class KeepBest(pl.Callback):
 
     Attributes:
         best_loss: lowest validation loss; infinite where there is none.
-        best_epoch: epoch it was reached after, from 1.
+        best_epoch: epoch it was reached after; 0 for the first weights.
+        last_loss: validation loss of the last epoch.
     """
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
-        self.best_loss, self.best_epoch = math.inf, 0
+        self.best_loss, self.best_epoch, self.last_loss = math.inf, 0, math.inf
         self._weights: Mapping[str, Any] | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -117,7 +118,8 @@ class KeepBest(pl.Callback):
         the loss would still be that of the epoch before.
         """
         assert isinstance(pl_module, ClassifierModule)
-        epoch = trainer.current_epoch + 1
+        epoch = 0 if trainer.sanity_checking else trainer.current_epoch + 1
+        self.last_loss = pl_module.val_loss
         if pl_module.val_loss < self.best_loss - _MIN_IMPROVEMENT:
             self.best_loss, self.best_epoch = pl_module.val_loss, epoch
             weights = pl_module.classifier.state_dict()

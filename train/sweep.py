@@ -1,19 +1,19 @@
 """Which features are worth having: single layers, their mean, and concatenations of the best.
 
-One reading of the training split answers all of it. Every feature is judged alone by held-out
-accuracy; the best few form a pool whose Gram matrix is accumulated once, and a concatenation grows
-from it greedily, one feature at a time, while that helps: each candidate is a principal sub-matrix
-of that Gram matrix. The evaluation split is not read.
+One reading of the training split answers all of it. Every feature is judged alone on rows held
+out; those that a stack of single features picks first, because they know what the others don't,
+form a pool whose Gram matrix is accumulated once, and concatenations grow along it: each is a
+principal sub-matrix of that Gram matrix. The evaluation split is not read.
 
-The figure of the winner is the best of many and so flatters it by a little; the evaluation split
-of a fit has the last word.
+The figure of the winner is the best of many on the rows that chose it, so it flatters: only the
+evaluation split of a fit gives a figure without that bias.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,10 +24,10 @@ from llmembed.train.gram import FoldMoments
 from llmembed.train.metrics import wilson_interval
 from llmembed.train.select import Feature
 from llmembed.train.solvers import Choice, ClosedSolver, Problem, choose_strength
+from llmembed.train.stack import Member, pick, tempered
 
 _KINDS: dict[str, type[Ridge | LDA]] = {"ridge": Ridge, "lda": LDA}
 _POOL_WIDTH = 8192  # of the pool's Gram matrix, 256 MiB a fold
-_POOL_FEATURES = 6
 _LARGEST_SUBSET = 4
 _NEIGHBOURS = 1  # strengths tried on either side of the one that suited the best single feature
 
@@ -46,6 +46,8 @@ class Candidate:
     """Strength with the highest held-out accuracy."""
     accuracy: float
     """Held-out accuracy on the training rows, weighted as the fit is."""
+    scores: Tensor = field(repr=False, compare=False)
+    """float32 `[N, C]`, held-out logits at their own temperature."""
 
     def record(self, names: Sequence[Feature], n_rows: int) -> dict[str, Any]:
         """Give the row of the table, with the 95 % interval of the accuracy."""
@@ -83,6 +85,11 @@ class Grid:
             self.x.device
         )
 
+    def fuse(self, fusion: str, features: Sequence[int]) -> Tensor:
+        """Give the fused features of a candidate, float32 `[N, K]`."""
+        x = self.x.index_select(1, self.columns(features))
+        return x.reshape(len(x), len(features), -1).mean(dim=1) if fusion == "mean" else x
+
     def choose(
         self,
         x: Tensor,
@@ -117,20 +124,31 @@ def sweep(grid: Grid, report: Report | None = None) -> list[Candidate]:
             features=tuple(features),
             strength=choice.strength,
             accuracy=choice.accuracy,
+            scores=tempered(choice.scores, grid.y, torch.cat(grid.folds))[0],
         )
         found.append(candidate)
         if report is not None:
             report(candidate)
 
     for index in range(len(grid.widths)):
-        add("single", [index], grid.choose(grid.x.index_select(1, grid.columns([index]))))
-    singles = sorted(found, key=lambda candidate: -candidate.accuracy)
+        add("single", [index], grid.choose(grid.fuse("single", [index])))
+    pool = _pool(grid, found)
     if len(grid.widths) > 1 and len(set(grid.widths)) == 1:
-        stacked = grid.x.reshape(len(grid.x), len(grid.widths), -1)
-        add("mean", range(len(grid.widths)), grid.choose(stacked.mean(dim=1)))
-    for features, choice in _grow(grid, singles):
-        add("concat", sorted(features), choice)
+        every = range(len(grid.widths))
+        add("mean", every, grid.choose(grid.fuse("mean", every)))
+    for features, choice in _grow(grid, pool, best_of(found[: len(grid.widths)]).strength):
+        add("concat", features, choice)
     return found
+
+
+def stack_of(grid: Grid, candidates: Sequence[Candidate]) -> tuple[Member, ...]:
+    """Pick the stack with the lowest held-out loss."""
+    rows = torch.cat(grid.folds)
+    shares = pick([one.scores[rows] for one in candidates], grid.y[rows], grid.class_weights)
+    return tuple(
+        Member(fusion=candidates[index].fusion, features=candidates[index].features, weight=share)
+        for index, share in shares.items()
+    )
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
@@ -138,37 +156,28 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
     return max(candidates, key=lambda one: (one.accuracy, -len(one.features)))
 
 
-def _grow(grid: Grid, singles: Sequence[Candidate]) -> list[tuple[list[int], Choice]]:
-    """Judge concatenations of the pool, adding the best feature to the best so far."""
-    pool = _pool(grid, singles)
-    columns = grid.columns(pool)
-    x = grid.x.index_select(1, columns)
+def _grow(grid: Grid, pool: Sequence[int], strength: float) -> Iterator[tuple[list[int], Choice]]:
+    """Judge the concatenations of the first two of the pool, the first three, and so on."""
+    x = grid.fuse("concat", pool)
     within = dataclasses.replace(grid, x=x, widths=tuple(grid.widths[k] for k in pool))
     moments = FoldMoments.of(x, grid.y, grid.folds, grid.class_weights)
-    strengths = _near(_KINDS[grid.head].STRENGTHS, singles[0].strength)
-    judged: list[tuple[list[int], Choice]] = []
-    chosen, accuracy = [0], singles[0].accuracy
-    while len(chosen) < min(_LARGEST_SUBSET, len(pool)):
-        tried = []
-        for k in set(range(len(pool))) - set(chosen):
-            picked = within.columns([*chosen, k])
-            choice = grid.choose(x.index_select(1, picked), moments.select(picked), strengths)
-            tried.append(([*chosen, k], choice))
-        judged += [([pool[k] for k in features], choice) for features, choice in tried]
-        features, choice = max(tried, key=lambda one: one[1].accuracy)
-        if choice.accuracy <= accuracy:
-            break
-        chosen, accuracy = features, choice.accuracy
-    return judged
+    strengths = _near(_KINDS[grid.head].STRENGTHS, strength)
+    for n in range(2, len(pool) + 1):
+        columns = within.columns(range(n))
+        judged = grid.choose(x.index_select(1, columns), moments.select(columns), strengths)
+        yield list(pool[:n]), judged
 
 
 def _pool(grid: Grid, singles: Sequence[Candidate]) -> list[int]:
-    """List the best single features that fit into the pool, the best first."""
+    """List the features that a stack picks first, then the best others, as far as they fit."""
+    rows = torch.cat(grid.folds)
+    picked = pick([one.scores[rows] for one in singles], grid.y[rows], grid.class_weights)
+    others = sorted(range(len(singles)), key=lambda index: -singles[index].accuracy)
     pool: list[int] = []
-    for candidate in singles[:_POOL_FEATURES]:
-        width = sum(grid.widths[index] for index in (*pool, *candidate.features))
-        if width <= _POOL_WIDTH or len(pool) < 2:
-            pool += candidate.features
+    for index in dict.fromkeys([*picked, *others]):
+        width = sum(grid.widths[k] for k in (*pool, index))
+        if len(pool) < _LARGEST_SUBSET and (width <= _POOL_WIDTH or len(pool) < 2):
+            pool.append(index)
     return pool
 
 

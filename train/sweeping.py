@@ -6,16 +6,18 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmembed.train.classifier import Standardiser
-from llmembed.train.config import FitConfig, SweepConfig
-from llmembed.train.crossfit import device_of, folds_of
-from llmembed.train.data import FitData, class_weights, load_data
+from llmembed.train.config import STACKED_HEADS, FitConfig, SweepConfig
+from llmembed.train.crossfit import grid_of
+from llmembed.train.data import FitData, load_data
 from llmembed.train.plot import depth_plot
-from llmembed.train.sweep import Grid, Report, best_of, sweep
+from llmembed.train.stack import Member
+from llmembed.train.sweep import Grid, Report, best_of, stack_of, sweep
 
 TABLE_FILE, PLOT_FILE = "sweep.json", "sweep.svg"
 
@@ -39,7 +41,7 @@ def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, An
     fit_config = config.as_fit()
     data = load_data(fit_config, read_evaluation=False)
     read_s = time.perf_counter() - started
-    candidates = sweep(grid_of(fit_config, data), report)
+    candidates = sweep(grid_of(fit_config, data, config.seed), report)
     n_rows = len(data.shares.train)
     table = {
         "cache": {"fingerprint": data.fingerprint},
@@ -55,39 +57,66 @@ def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, An
     return table
 
 
-def choose_fusion(
-    config: FitConfig, data: FitData
-) -> tuple[FitConfig, FitData, dict[str, Any] | None]:
-    """Resolve `--fusion auto` on the training rows: the fusion, its columns, and the record."""
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What `--fusion auto` comes to."""
+
+    config: FitConfig
+    """The options with that fusion."""
+    data: FitData
+    """The data with its features alone."""
+    record: dict[str, Any] | None
+    """What the record says of the choice; None where there was none."""
+    members: tuple[Member, ...] = ()
+    """Members of the stack, whose features are those of `data`; none where it is no stack."""
+
+
+def choose_fusion(config: FitConfig, data: FitData) -> Chosen:
+    """Resolve `--fusion auto` on the training rows.
+
+    Heads that are judged by the sweep are stacked; for others the best candidate is taken.
+    """
     if config.fusion != "auto":
-        return config, data, None
-    grid = grid_of(config, data)
-    best = best_of(sweep(grid))
-    record = best.record(data.features, len(data.shares.train))
-    columns = grid.columns(best.features).cpu()
+        return Chosen(config=config, data=data, record=None)
+    grid = grid_of(config, data, config.seed)
+    candidates = sweep(grid)
+    if config.head not in STACKED_HEADS:
+        best = best_of(candidates)
+        record = best.record(data.features, len(data.shares.train))
+        narrowed = _narrow(data, grid, best.features)
+        return Chosen(
+            config=dataclasses.replace(config, fusion=best.fusion), data=narrowed, record=record
+        )
+    stack = stack_of(grid, candidates)
+    used = sorted({feature for member in stack for feature in member.features})
+    members = tuple(
+        dataclasses.replace(member, features=tuple(map(used.index, member.features)))
+        for member in stack
+    )
+    record = {
+        "fusion": "concat",
+        "features": [data.features[index]._asdict() for index in used],
+        "members": [dataclasses.asdict(member) for member in members],
+    }
+    return Chosen(
+        config=dataclasses.replace(config, fusion="concat"),
+        data=_narrow(data, grid, used),
+        record=record,
+        members=members,
+    )
+
+
+def _narrow(data: FitData, grid: Grid, features: Sequence[int]) -> FitData:
+    columns = grid.columns(features).cpu()
     standardiser = Standardiser(len(columns))
     standardiser.mean.copy_(data.standardiser.mean[columns])
     standardiser.scale.copy_(data.standardiser.scale[columns])
-    narrowed = dataclasses.replace(
+    return dataclasses.replace(
         data,
-        features=tuple(data.features[index] for index in best.features),
+        features=tuple(data.features[index] for index in features),
         standardiser=standardiser,
         x=data.x.index_select(1, columns),
         x_eval=data.x_eval.index_select(1, columns),
-    )
-    return dataclasses.replace(config, fusion=best.fusion), narrowed, record
-
-
-def grid_of(config: FitConfig, data: FitData) -> Grid:
-    """Make the grid of a fit's training rows."""
-    device = device_of(config)
-    return Grid(
-        x=data.x.to(device),
-        y=data.y.to(device),
-        widths=tuple(feature.hidden_size for feature in data.features),
-        folds=folds_of(config, data, config.seed, device),
-        class_weights=class_weights(config, data).to(device),
-        head=config.head if config.head in {"ridge", "lda"} else "lda",
     )
 
 
@@ -98,11 +127,14 @@ def table_of(result: Mapping[str, Any]) -> str:
         (row for row in rows if row["fusion"] != "single"), key=lambda row: -row["accuracy"]
     )
     shown = [row for row in rows if row["fusion"] == "single"] + others[:5]
-    lines = ["accuracy  95 % interval   features"]
+    lines = ["held out  95 % interval   features"]
     for row in shown:
         low, high = row["accuracy_ci95"]
         mark = "  <- best" if row == result["best"] else ""
         lines.append(f"{row['accuracy']:8.4f}  {low:.4f}-{high:.4f}  {describe(row)}{mark}")
+    lines.append(
+        "The best was chosen on these rows, so its figure flatters; llmembed-fit evaluates."
+    )
     return "\n".join(lines)
 
 

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
-from llmembed.train.calibration import fit_temperature
+from llmembed.train.calibration import calibrate, fit_temperature
+from llmembed.train.metrics import ece
 
 
 def nll(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
@@ -33,3 +34,14 @@ def test_scores_that_are_always_right_or_wrong_keep_a_finite_temperature(sign: i
     """Where the optimum lies at infinity the temperature stays within its bounds."""
     temperature = fit_temperature(sign * np.eye(3), np.arange(3))
     assert 1e-3 <= temperature <= 1e3 + 1e-6
+
+
+def test_calibration_is_never_worse_on_the_rows_it_is_fitted_to() -> None:
+    """Of no scaling, the likeliest and Brier's temperature the lowest calibration error wins."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(400, 5)) * 3
+    labels = np.where(generator.random(400) < 0.7, logits.argmax(axis=1), 0)
+    errors = [ece(softmax(logits / t, axis=1), labels) for t in (calibrate(logits, labels), 1.0)]
+    assert errors[0] <= errors[1]
+    likeliest = fit_temperature(logits, labels)
+    assert errors[0] <= ece(softmax(logits / likeliest, axis=1), labels)

@@ -10,6 +10,8 @@ from llmembed.train.fusion import (
     Attention,
     Concat,
     Cooc,
+    CoocCosine,
+    CoocSqrt,
     Gated,
     Max,
     Mean,
@@ -81,21 +83,36 @@ def test_gated_equals_its_formula() -> None:
     torch.testing.assert_close(fusion(X), expected)
 
 
-def test_cooc_equals_its_formula() -> None:
-    """Each group's upper triangle is tanh(sigma cos / 2) of the compressed features."""
+def root_of(gram: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(gram)
+    return vectors @ torch.diag_embed(values.clamp(min=0).sqrt()) @ vectors.transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", [Cooc, CoocCosine, CoocSqrt])
+def test_cooc_equals_its_formula(kind: type[Cooc]) -> None:
+    """Each group's upper triangle is that of the normalised Gram matrix of unit vectors."""
     torch.manual_seed(0)
-    fusion = Cooc([2, 2], n_groups=3, group_width=5)
-    fused = fusion(X)
+    fusion = kind([2, 2])
+    fused = fusion(X).reshape(2, 3, fusion.n_groups)
     views = [
-        torch.relu(layer(part)).reshape(2, 3, 5)
+        torch.relu(layer(part)).reshape(2, fusion.n_groups, -1)
         for layer, part in zip(fusion.compress, X.split(2, dim=1), strict=True)
     ]
-    for group in range(3):
+    for group in range(fusion.n_groups):
+        unit = torch.nn.functional.normalize(torch.stack([v[:, group] for v in views], 1), dim=2)
+        gram = unit @ unit.transpose(1, 2)
+        if kind is Cooc:
+            gram = torch.tanh(gram * fusion.sigma / 2)
+        elif kind is CoocSqrt:
+            gram = root_of(gram)
         for entry, (i, j) in enumerate([(0, 0), (0, 1), (1, 1)]):
-            cosine = torch.cosine_similarity(views[i][:, group], views[j][:, group])
-            expected = torch.tanh(cosine * fusion.sigma / 2)
-            torch.testing.assert_close(fused[:, 3 * entry + group], expected)
-    assert torch.equal(fused[:, 9:], X)
+            torch.testing.assert_close(fused[:, entry, group], gram[:, i, j], atol=2e-2, rtol=0)
+
+
+def test_many_features_have_fewer_groups() -> None:
+    """With 62 features there are two groups of 1,953 entries; with 100 there is one of 5,050."""
+    assert (Cooc([1] * 62).n_groups, Cooc([1] * 62).fused_width) == (2, 3906)
+    assert Cooc([1] * 100).n_groups == 1
 
 
 def test_power_normalisation_is_the_papers() -> None:

@@ -65,7 +65,9 @@ def test_features_of_different_widths_have_no_mean() -> None:
 def test_of_equals_the_smaller_is_best() -> None:
     """Of candidates with one accuracy the one with the fewest features is taken."""
     many, few = (
-        Candidate(fusion="concat", features=features, strength=1, accuracy=0.5)
+        Candidate(
+            fusion="concat", features=features, strength=1, accuracy=0.5, scores=torch.zeros(1, 2)
+        )
         for features in ((0, 1, 2), (1, 2))
     )
     assert best_of([many, few]) is few

@@ -131,7 +131,11 @@ def test_a_pickle_in_place_of_a_checkpoint_is_refused(
 def test_losses_are_logged_by_epoch(make_cache: MakeCache, tmp_path: Path) -> None:
     """The csv of a run has a row an epoch, whose lowest validation loss is the recorded one."""
     config = FitConfig(
-        cache=str(make_cache()), output=str(tmp_path / "r"), calibrate="none", **QUICK
+        cache=str(make_cache()),
+        fusion="gated",
+        output=str(tmp_path / "r"),
+        calibrate="none",
+        **QUICK,
     )
     run = fit(config)
     rows = losses(run.path)

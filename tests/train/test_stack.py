@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from clustered import MakeCache, clustered
+
+from llmembed.cache_format import open_cache
+from llmembed.train import FitConfig, fit, load_run
+from llmembed.train.closed import LinearMap
+from llmembed.train.crossfit import solve_base
+from llmembed.train.data import load_data, read_features
+from llmembed.train.stack import average, pick, spread
+
+
+def test_a_weak_member_that_knows_something_else_is_picked() -> None:
+    """Of a strong member, its copy and a weak one that is right elsewhere, the copy stays out."""
+    y = torch.tensor([0, 1] * 50)
+    signs = torch.where(y == 0, 1.0, -1.0)
+    strong = torch.where(torch.arange(100) < 80, 2.0, -1.0) * signs
+    weak = torch.where(torch.arange(100) < 80, 0.1, 2.0) * signs
+    scores = [torch.stack([one, -one], dim=1) for one in (strong, strong, weak)]
+    shares = pick(scores, y)
+    assert set(shares) == {0, 2}
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_an_average_of_maps_is_the_average_of_their_scores() -> None:
+    """Members on a mean and on a concatenation become one map on all columns."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 6, generator=generator)
+    columns = [torch.arange(3), torch.arange(3, 6)]
+    mean, concat = (
+        LinearMap(weight=torch.randn(2, k, generator=generator), bias=torch.ones(2)) for k in (3, 6)
+    )
+    maps = [spread(mean, "mean", columns, 6), spread(concat, "concat", columns[::-1], 6)]
+    expected = 0.5 * mean.scores((x[:, :3] + x[:, 3:]) / 2)
+    expected = expected + 2 * concat.scores(torch.cat([x[:, 3:], x[:, :3]], dim=1))
+    torch.testing.assert_close(average(maps, [0.5, 2.0]).scores(x), expected)
+
+
+def test_the_base_is_solved_on_all_rows_and_held_out_on_each(make_cache: MakeCache) -> None:
+    """Every training row has held-out logits, which the classifier of all rows would not give."""
+    config = FitConfig(cache=str(make_cache()))
+    data = load_data(config)
+    base = solve_base(config, data, 0)
+    seen = base.linear.scores(data.x)
+    assert base.held_out.shape == seen.shape
+    closest = (base.held_out - seen).abs().amax(dim=1).min()
+    assert closest > 0
+    assert (base.held_out.argmax(dim=1) == data.y).float().mean() > 0.8
+
+
+def test_the_base_predicts_where_nothing_is_held_out(make_cache: MakeCache) -> None:
+    """A run of cooc with untrained co-occurrences is its base, and loads as such."""
+    cache = make_cache({"train": clustered(90, 0), "test": clustered(60, 1)})
+    output = str(cache.parent / "run")
+    run = fit(FitConfig(cache=str(cache), output=output, epochs=1, lr=1e-9))
+    classifier = load_run(run.path).classifier
+    x = read_features(open_cache(cache)["test"], run.features)
+    assert classifier.base is not None
+    standardised = classifier.standardise(x)
+    logits = classifier.base(standardised) / classifier.temperature
+    torch.testing.assert_close(classifier(x), logits, atol=1e-4, rtol=1e-4)
+    hits = (logits.argmax(dim=1).numpy() == open_cache(cache)["test"].labels).mean()
+    assert run.metrics["accuracy"] == pytest.approx(np.float64(hits))
