@@ -23,7 +23,7 @@ def test_the_cache_benchmark_checks_its_answers(tmp_path: Path) -> None:
     """All readers agree at toy size, and every target has a ratio."""
     sizes = ["--n-rows", "256", "--hidden-size", "32", "--rounds", "1"]
     result = run("bench_cache.py", tmp_path, *sizes)
-    assert result["ratios"].keys() == result["targets"].keys()
+    assert result["ratios"].keys() >= result["targets"].keys()
 
 
 def test_the_scaling_benchmark_extrapolates(tmp_path: Path) -> None:
