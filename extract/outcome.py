@@ -35,6 +35,8 @@ class Extraction:
     """Rows that got the feature of an earlier row of their block with the same text."""
     seconds: float
     """Wall time of computing and writing."""
+    is_share: bool
+    """Whether only the blocks of one rank were to be done."""
     notes: tuple[str, ...]
     """What was decided or noticed and a user should know."""
 
@@ -44,7 +46,8 @@ class Extraction:
         layers = ", ".join(map(str, self.layers))
         what = f"{self.path}: {rows}; source {self.source}, layers {layers}"
         if not self.n_rows_computed:
-            return "\n".join((f"{what}. Nothing is missing: nothing to do.", *self.notes))
+            whole = "This rank's share" if self.is_share else "The cache"
+            return "\n".join((f"{what}. {whole} is complete: nothing to do.", *self.notes))
         rate = self.n_tokens / self.seconds
         done = f"{self.n_rows_computed:,} rows, {self.n_tokens:,} tokens in {self.seconds:,.1f} s"
         return "\n".join((f"{what}.", f"{done} ({rate:,.0f} tokens/s).", *self.notes))
@@ -86,6 +89,7 @@ def summary(task: Task, counts: Counts, seconds: float) -> Extraction:
         poolings=task.poolings,
         n_rows={split: len(examples) for split, examples in task.corpus.splits.items()},
         seconds=seconds,
+        is_share=task.config.world is not None,
         notes=_notes(task, counts),
         **dataclasses.asdict(counts),
     )
