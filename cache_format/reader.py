@@ -255,8 +255,13 @@ class Split:
         layout, commits = self._require_layout(source)
         committed = commits.array(name).rows
         width = self._header.sources[source].hidden_size
-        out = np.full((self.n_rows, width), np.nan, layout.dtype)
         array = self._stored(source, name, layout, None)
+        if rows is not None:
+            numbers = np.arange(self.n_rows)[rows]
+            block, offset = np.divmod(numbers, layout.block_rows)
+            if (offset < committed[block]).all():
+                return array.read(numbers)
+        out = np.full((self.n_rows, width), np.nan, layout.dtype)
         for index in np.flatnonzero(committed):
             start, n = int(index) * layout.block_rows, int(committed[index])
             out[start : start + n] = array.block(int(index))[:n]

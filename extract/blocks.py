@@ -1,20 +1,21 @@
 """Compute blocks of rows and commit them: the loop that every way of extracting runs.
 
-A block is tokenised, batched and computed as a whole and on its own: texts that stand in it twice
-are computed once, those of other blocks are not looked at. So its bits depend on its rows alone,
-whoever computes it and whatever was done before.
+A block is tokenised, batched and computed as a whole. A text that stood in the split before is not
+computed again: its feature is read. Ranks look back within a block only, since the blocks before
+are not theirs; what a rank's block holds then depends on its rows alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llmembed.cache_format import Block, CacheWriter, SplitPlan
-from llmembed.extract.duplicates import first_occurrences
+from llmembed.cache_format import Block, CacheWriter, SplitPlan, open_cache
+from llmembed.extract.duplicates import DifferentTexts, first_occurrences
 from llmembed.extract.extractor import Extractor, Features
 from llmembed.extract.outcome import Counts
 from llmembed.extract.overlap import OneBehind, one_ahead
@@ -42,36 +43,62 @@ def extract_blocks(
     """
     counts = Counts()
     examples = task.corpus.splits[plan.split]
+    originals = first_occurrences(examples)
     texts = (examples.batch(slice(block.compute_from, block.stop)) for block in plan.blocks)
     tokenized_blocks = one_ahead(map(extractor.tokenize, texts))
     with OneBehind() as writing:
         for block, tokenized in zip(plan.blocks, tokenized_blocks, strict=True):
-            own, original = first_occurrences(examples, slice(block.compute_from, block.stop))
-            features = extractor.compute(
-                tokenized.take(own),
-                on_batch=on_batch,
-                describe_row=_RowNames(plan.split, block.compute_from + own),
+            different = DifferentTexts.among(
+                originals,
+                block.compute_from,
+                block.stop,
+                look_back=task.config.world is None,
             )
-            writing.do(partial(_write, writer, plan, block, tokenized.n_tokens, features, original))
-            on_batch(len(original) - len(own), 0)
-            counts += Counts.of(tokenized, n_computed=len(own))
+            features = extractor.compute(
+                tokenized.take(different.own),
+                on_batch=on_batch,
+                describe_row=_RowNames(plan.split, block.compute_from + different.own),
+            )
+            n_tokens = tokenized.n_tokens
+            writing.do(
+                partial(_write, task.cache, writer, plan, block, n_tokens, features, different)
+            )
+            on_batch(len(n_tokens) - len(different.own), 0)
+            counts += Counts.of(tokenized, n_computed=len(different.own))
     return counts
 
 
 def _write(
+    cache: str,
     writer: CacheWriter,
     plan: SplitPlan,
     block: Block,
     n_tokens: npt.NDArray[np.int32],
     features: Features,
-    original: npt.NDArray[np.int64],
+    different: DifferentTexts,
 ) -> None:
     writer.write(
         plan,
         block,
         n_tokens=n_tokens,
-        features={key: features[key][original] for key in block.missing},
+        features={
+            key: different.spread(features[key], _committed(cache, plan, key))
+            for key in block.missing
+        },
     )
+
+
+def _committed(
+    cache: str, plan: SplitPlan, key: tuple[str, int]
+) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]:
+    """Read rows of one array that are committed: blocks are done in order."""
+    pooling, layer = key
+
+    def read(rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        split = open_cache(cache)[plan.split]
+        return split.features(layer, plan.source, pooling, rows, allow_partial=True)
+
+    return read
 
 
 class _RowNames:

@@ -32,7 +32,7 @@ class Extraction:
     n_empty: int
     """Texts without any token, which got the feature of one begin-of-text token."""
     n_duplicates: int
-    """Rows that got the feature of an earlier row of their block with the same text."""
+    """Rows that got the feature of an earlier row with the same text."""
     seconds: float
     """Wall time of computing and writing."""
     is_share: bool
@@ -107,9 +107,7 @@ def _notes(task: Task, counts: Counts) -> tuple[str, ...]:
         lone = f"the feature of the lone token {token!r}"
         notes.append(f"{counts.n_empty:,} empty texts got {lone}.")
     if counts.n_duplicates:
-        notes.append(
-            f"{counts.n_duplicates:,} texts stood in their block before: one feature each."
-        )
+        notes.append(f"{counts.n_duplicates:,} texts stood there before and share one feature.")
     if config.world is not None:
         share = f"This was rank {config.rank} of {config.world}."
         notes.append(f"{share} When all have ended: llmembed-cache finalize {task.cache}")

@@ -124,14 +124,25 @@ def test_a_second_backbone_shares_the_cache(config: Any, bert: Path) -> None:
 
 
 def test_a_text_that_stands_twice_is_computed_once(config: Any, write_csv: Any) -> None:
-    """Duplicates within a block share one feature; blocks do not look at each other."""
+    """Duplicates, within a block and across blocks, share the feature of the first."""
+    texts = toy_texts(100)
+    write_csv(texts=[*texts, *texts[:40], texts[99]])
+    result = extract(config())
+    features = open_cache(result.path)["train"].features(3)
+    assert result.n_duplicates == 41
+    np.testing.assert_array_equal(features[100:140], features[:40])
+    np.testing.assert_array_equal(features[140], features[99])
+
+
+def test_ranks_look_back_within_a_block_only(config: Any, write_csv: Any) -> None:
+    """Of a text in two blocks of 64 rows each block has a feature of its own, equal to 1e-3."""
     texts = toy_texts(100)
     write_csv(texts=[*texts[:50], *texts[:14], *texts[14:50], *texts[:50]])
-    result = extract(config())
-    split = open_cache(result.path)["train"]
-    features = split.features(3)
-    assert result.n_duplicates == 14 + 14 + 0
+    result = extract(config(rank=0, world=1))
+    features = open_cache(result.path)["train"].features(3, allow_partial=True)
+    assert result.n_duplicates == 14 + 14
     np.testing.assert_array_equal(features[50:64], features[:14])
+    np.testing.assert_allclose(features[64:100], features[14:50], rtol=1e-3, atol=1e-3)
 
 
 def test_a_grown_data_set_extracts_the_new_rows(config: Any, write_csv: Any) -> None:
