@@ -29,6 +29,8 @@ from llmembed.cache_format.verify import verify
 LAYERS = st.lists(st.sampled_from([0, 4, 8]), min_size=1, max_size=3, unique=True)
 POOLINGS = st.lists(st.sampled_from(["last", "mean"]), min_size=1, max_size=2, unique=True)
 BLOCK_ROWS = 64
+"""Rows of a block while the split has fewer than `MAX_ROWS` when its first block is written."""
+MAX_ROWS = 512
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -71,7 +73,7 @@ class CacheMachine(RuleBasedStateMachine):
                 self.rows.setdefault(key, set()).update(range(start, stop))
 
     @rule(n_more=st.integers(1, 90))
-    @precondition(lambda self: self.n_rows < 500)
+    @precondition(lambda self: self.n_rows + 90 < MAX_ROWS)
     def grow(self, n_more: int) -> None:
         self.n_rows += n_more
         toy = Toy(self.n_rows)
