@@ -34,7 +34,7 @@ check: types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/*.py
-	$(BIN)/python -Pm pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal
 
 # mypy cannot see through an editable install of a mapped namespace; these links show it the way.
 types:
