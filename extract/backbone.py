@@ -57,7 +57,9 @@ class Backbone:
     """Every attention is causal and says so: tokens on the right cannot influence those before."""
     device: torch.device
     compute_dtype: torch.dtype
-    """Arithmetic of the blocks; their weights may rest in bfloat16, see `upcast`."""
+    """Arithmetic of the blocks."""
+    widens: bool
+    """Weights rest in bfloat16, and each block's are widened for every batch, see `upcast`."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -204,9 +206,9 @@ def load_backbone(
     model.eval().requires_grad_(requires_grad=False)
     blocks = _find_blocks(files, model, n_kept)
     on_cpu = device.type == "cpu" and quantize is None
-    if on_cpu and compute_dtype == torch.bfloat16 and not _cpu_is_fast_at_bfloat16():
+    widens = on_cpu and compute_dtype == torch.bfloat16 and not _cpu_is_fast_at_bfloat16()
+    if widens:
         multiply_in_float32(model, blocks)
-        compute_dtype = torch.float32
     return Backbone(
         model=model,
         blocks=blocks,
@@ -214,7 +216,8 @@ def load_backbone(
         hidden_size=shape.hidden_size,
         causal=_is_causal(model),
         device=device,
-        compute_dtype=compute_dtype,
+        compute_dtype=torch.float32 if widens else compute_dtype,
+        widens=widens,
     )
 
 

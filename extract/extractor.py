@@ -34,7 +34,8 @@ Features = dict[tuple[str, int], npt.NDArray[np.floating[Any]]]
 """(pooling, layer) -> float16 or float32 `[N, H]`."""
 
 _TOKEN_BUDGET = {"cpu": 1024, "mps": 4096, "cuda": 16384}
-"""Tokens a batch. On a CPU small batches stay in its caches; a GPU wants large ones."""
+"""Tokens a batch. On a CPU small batches stay in its caches; a GPU wants large ones. Where
+weights are widened for each batch, twice as many: half the copies."""
 _BATCH_COST = {"cpu": 32, "mps": 128, "cuda": 256}
 """Padded tokens that take as long as one batch more: reading the weights, starting kernels."""
 
@@ -92,10 +93,11 @@ class Extractor:
         self.layers = tuple(layers)
         self.poolings = tuple(poolings)
         on_device = resolve_device(device)
-        self.token_budget = token_budget or _TOKEN_BUDGET[on_device.type]
         if on_device.type == "cpu":
             keep_freed_memory()
         self.backbone = self._load(on_device)
+        n_at_once = 2 if self.backbone.widens else 1
+        self.token_budget = token_budget or n_at_once * _TOKEN_BUDGET[on_device.type]
         self._checked = False
         self._warned = False
 
