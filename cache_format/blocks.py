@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmembed.cache_format.chunks import decode, digest, encode
-from llmembed.cache_format.commits import BlockCommits, Commits, Record, is_half_written
+from llmembed.cache_format.commits import (
+    BlockCommits,
+    Commits,
+    OldRows,
+    Record,
+    is_half_written,
+)
 from llmembed.cache_format.documents import ArrayInfo, dump, read_array_info
 from llmembed.cache_format.errors import (
     CacheCorruptError,
@@ -47,40 +53,77 @@ def recheck(
     return {name: _without(found[name], lost.get(name, set())) for name in names}
 
 
-def write_chunks(
+def write_block(
     store: Store,
     plan: SplitPlan,
     block: Block,
-    committed: Mapping[str, BlockCommits],
+    old: Mapping[str, OldRows],
+    texts: str,
     n_tokens: NDArray[Any],
     features: Mapping[ArrayKey, NDArray[Any]],
-) -> dict[str, str]:
-    """Write the chunks of a block.
+) -> None:
+    """Write the chunks of a block, then its record.
 
     Rows that were committed before the data set grew are taken from the store, never from the
     caller.
 
-    Returns:
-        The xxh3-128 of the rows of each written array, by name.
+    Args:
+        store: where the cache lies.
+        plan: where the block comes from.
+        block: which rows.
+        old: what is committed of the block, by the names of the arrays that have any of it.
+        texts: xxh3-128 of the block's text_hash.
+        n_tokens: int32 `[rows]`.
+        features: `[rows, H]` for each of `block.missing`.
     """
+    hashes = _write_chunks(store, plan, block, old, n_tokens, features)
+    commit(store, record_of(plan, block, texts, hashes), plan.block_rows)
+
+
+def names_to_write(block: Block, old: Mapping[str, OldRows]) -> list[str]:
+    """List the arrays that a block's record will name."""
+    names = [array_name(key) for key in block.missing]
+    counted = N_TOKENS in old and old[N_TOKENS].n_rows == block.stop - block.start
+    return names if counted else [*names, N_TOKENS]
+
+
+def record_of(plan: SplitPlan, block: Block, texts: str, hashes: Mapping[str, str]) -> Record:
+    """Make the record of a block."""
+    return Record(
+        split=plan.split,
+        source=plan.source,
+        start=block.start,
+        stop=block.stop,
+        texts=texts,
+        arrays=hashes,
+    )
+
+
+def _write_chunks(
+    store: Store,
+    plan: SplitPlan,
+    block: Block,
+    old: Mapping[str, OldRows],
+    n_tokens: NDArray[Any],
+    features: Mapping[ArrayKey, NDArray[Any]],
+) -> dict[str, str]:
+    """Write the chunks of a block; give the xxh3-128 of the rows of each, by array name."""
     if set(features) != set(block.missing):
         raise CacheMismatchError(
             f"rows {block.start}-{block.stop} of {plan.split!r} lack {sorted(block.missing)}, but "
             f"{sorted(features)} were given. Write exactly what the plan names."
         )
     arrays = {array_name(key): (plan.feature_info, features[key]) for key in block.missing}
+    arrays[N_TOKENS] = (plan.n_tokens_info, n_tokens)
     index = block.start // plan.block_rows
-    if committed[N_TOKENS].rows[index] < block.stop - block.start:
-        arrays[N_TOKENS] = (plan.n_tokens_info, n_tokens)
     hashes = {}
-    for name, (info, given) in arrays.items():
+    for name in names_to_write(block, old):
+        info, given = arrays[name]
         key = f"{plan.split}/{plan.source}/{name}"
         rows = _checked_rows(info, block, f"{store.location}/{key}", given)
-        old_rows = int(committed[name].rows[index])
-        if old_rows:
-            new_rows = rows[block.start + old_rows - block.compute_from :]
-            old = _committed_rows(store, key, info, index, committed[name])
-            rows = np.concatenate([old, new_rows])
+        if name in old:
+            new_rows = rows[block.start + old[name].n_rows - block.compute_from :]
+            rows = np.concatenate([_old_rows(store, key, info, index, old[name]), new_rows])
         store.put(f"{key}/{info.chunk_key(index)}", encode(info, rows))
         hashes[name] = digest(rows)
     return hashes
@@ -133,12 +176,10 @@ def _check_finite(rows: NDArray[Any], block: Block, where: str) -> None:
         )
 
 
-def _committed_rows(
-    store: Store, key: str, info: ArrayInfo, index: int, commits: BlockCommits
-) -> NDArray[Any]:
+def _old_rows(store: Store, key: str, info: ArrayInfo, index: int, old: OldRows) -> NDArray[Any]:
     chunk = store.view(f"{key}/{info.chunk_key(index)}", info.chunk_bytes)
-    rows = decode(info, chunk)[: commits.rows[index]]
-    if digest(rows) != commits.hashes[index]:
+    rows = decode(info, chunk)[: old.n_rows]
+    if digest(rows) != old.hash:
         raise CacheCorruptError(
             f"{store.location}/{key}/{info.chunk_key(index)} does not hold the rows that were "
             f"committed, so no rows can be added to it. Run `llmembed-cache verify "

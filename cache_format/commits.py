@@ -65,6 +65,16 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OldRows:
+    """What is committed of one block of an array."""
+
+    n_rows: int
+    """How many of its leading rows."""
+    hash: str
+    """xxh3-128 of those rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockCommits:
     """What is committed of one array."""
 
@@ -72,6 +82,11 @@ class BlockCommits:
     """int64 `[n_blocks]`: how many leading rows of each block are committed."""
     hashes: tuple[str | None, ...]
     """xxh3-128 of those rows, None where there are none."""
+
+    def block(self, index: int) -> OldRows | None:
+        """Say what is committed of one block, None if nothing is."""
+        n_rows, found = int(self.rows[index]), self.hashes[index]
+        return OldRows(n_rows=n_rows, hash=found) if n_rows and found else None
 
 
 class Commits:

@@ -37,10 +37,14 @@ class Finalized:
     """Chunks that were hashed."""
 
 
-def finalize(path: str | os.PathLike[str]) -> Finalized:
+def finalize(path: str | os.PathLike[str], *, only_new: bool = False) -> Finalized:
     """Re-hash every committed chunk, then write indexes and consolidated metadata.
 
     It may be run again at any time; a closed cache keeps its bytes.
+
+    Args:
+        path: the cache's folder or URL.
+        only_new: leave alone arrays that have an index, or that lack rows.
 
     Raises:
         CacheNotFoundError, CacheFormatError: if there is no cache.
@@ -50,11 +54,14 @@ def finalize(path: str | os.PathLike[str]) -> Finalized:
     """
     store = open_store(path)
     header = require_header(store)
-    _refuse_incomplete(store, header)
+    if not only_new:
+        _refuse_incomplete(store, header)
     n_chunks = 0
     damaged: Damaged = {}
     for split, source, layout, commits in layouts(store, header):
         for name in layout.names:
+            if only_new and (commits.is_indexed(name) or not commits.is_complete(name)):
+                continue
             n_chunks += len(commits.expected)
             bad = _damaged_blocks(store, f"{split}/{source}/{name}", name, layout, commits)
             if bad:

@@ -112,6 +112,25 @@ class SharedLock(WriterLock):
             time.sleep(0.1)
             store.put(self.key, [self._document])
 
+    @property
+    def lease(self) -> str:
+        """What a `BorrowedLock` of another process is made from."""
+        return json.dumps([self.key.removeprefix(f"{SHARED}/"), self._document.decode()])
+
+
+class BorrowedLock(WriterLock):
+    """A shared lock that its holder lent: it is compared, never taken and never given back.
+
+    Args:
+        store: where the cache lies.
+        lease: what the holder's `SharedLock.lease` says.
+    """
+
+    def __init__(self, store: Store, lease: str) -> None:
+        self._store = store
+        name, document = json.loads(lease)
+        self.key, self._document = f"{SHARED}/{name}", document.encode()
+
 
 def holders(store: Store) -> dict[str, str]:
     """Map the names of all shared locks to their holders; those of dead processes are cleared."""

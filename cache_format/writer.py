@@ -9,8 +9,9 @@ write blocks of arrays that were registered before, each its own, and change not
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,7 +34,7 @@ from llmembed.cache_format.columns import (
     split_info,
     write_columns,
 )
-from llmembed.cache_format.commits import INDEX, BlockCommits, Commits, Record
+from llmembed.cache_format.commits import INDEX, BlockCommits, Commits, OldRows
 from llmembed.cache_format.consolidate import (
     consolidated_metadata,
     ensure_arrays,
@@ -60,6 +61,7 @@ from llmembed.cache_format.schema import (
     check_name,
 )
 from llmembed.cache_format.store import TEMPORARY, open_store
+from llmembed.cache_format.units import Unit
 
 
 class CacheWriter:
@@ -279,18 +281,27 @@ class CacheWriter:
             raise CacheError("a dry run or a closed writer writes nothing; open a CacheWriter.")
         self._lock.check()
         ensure_arrays(self._store, plan)
-        committed = self._committed[plan.split, plan.source]
-        hashes = blocks.write_chunks(self._store, plan, block, committed, n_tokens, features)
-        texts = self._split_text_hash(plan.split)[block.start : block.stop]
-        record = Record(
-            split=plan.split,
-            source=plan.source,
-            start=block.start,
-            stop=block.stop,
-            texts=digest(texts),
-            arrays=hashes,
+        texts, old = self._texts(plan.split, block), self._old(plan, block)
+        blocks.write_block(self._store, plan, block, old, texts, n_tokens, features)
+
+    def unit(self, plan: SplitPlan, some: Sequence[Block]) -> Unit:
+        """Make some blocks of a plan ready to be done by a `UnitWriter` elsewhere."""
+        return Unit(
+            plan=replace(plan, blocks=tuple(some)),
+            texts=tuple(self._texts(plan.split, block) for block in some),
+            old=tuple(self._old(plan, block) for block in some),
         )
-        blocks.commit(self._store, record, plan.block_rows)
+
+    @property
+    def lease(self) -> str:
+        """What a `UnitWriter` of another process shows, so that it may write while this one may.
+
+        Raises:
+            CacheError: if this writer does not share.
+        """
+        if not isinstance(self._lock, SharedLock):
+            raise CacheError("only an open writer that shares a plan lends its lock; pass shared=.")
+        return self._lock.lease
 
     def finish(self, split: str, source: str) -> None:
         """Index what is complete and let plain Zarr readers see it; may be called again."""
@@ -345,6 +356,15 @@ class CacheWriter:
 
     def _save_header(self) -> None:
         put_document(self._store, DOCUMENT, self._header.document())
+
+    def _texts(self, split: str, block: Block) -> str:
+        return digest(self._split_text_hash(split)[block.start : block.stop])
+
+    def _old(self, plan: SplitPlan, block: Block) -> dict[str, OldRows]:
+        committed = self._committed[plan.split, plan.source]
+        index = block.start // plan.block_rows
+        found = ((name, commits.block(index)) for name, commits in committed.items())
+        return {name: rows for name, rows in found if rows is not None}
 
     def _split_text_hash(self, split: str) -> NDArray[np.uint64]:
         if split not in self._text_hash:

@@ -1,20 +1,21 @@
 """Compute blocks of rows and commit them: the loop that every way of extracting runs.
 
 A block is tokenised, batched and computed as a whole. A text that stood in the split before is not
-computed again: its feature is read. Ranks look back within a block only, since the blocks before
-are not theirs; what a rank's block holds then depends on its rows alone.
+computed again: its feature is read. Who shares the work looks back within a block only, since the
+blocks before are not theirs; what such a block holds depends on its rows alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from llmembed.cache_format import Block, CacheWriter, SplitPlan, open_cache
+from llmembed.cache_format import Block, SplitPlan, open_cache
+from llmembed.extract.corpora import Examples
 from llmembed.extract.duplicates import DifferentTexts, first_occurrences
 from llmembed.extract.extractor import Extractor, Features
 from llmembed.extract.outcome import Counts
@@ -22,12 +23,28 @@ from llmembed.extract.overlap import OneBehind, one_ahead
 from llmembed.extract.task import Task
 
 
+class BlockWriter(Protocol):
+    """Who commits a block: a `CacheWriter`, or a `UnitWriter` on its behalf."""
+
+    def write(
+        self,
+        plan: SplitPlan,
+        block: Block,
+        *,
+        n_tokens: npt.NDArray[Any],
+        features: Mapping[tuple[str, int], npt.NDArray[Any]],
+    ) -> None:
+        """Write a block and commit it."""
+
+
 def extract_blocks(
     task: Task,
-    writer: CacheWriter,
+    writer: BlockWriter,
     plan: SplitPlan,
     extractor: Extractor,
-    on_batch: Callable[[int, int], None],
+    *,
+    on_batch: Callable[[int, int], None] | None = None,
+    look_back: bool,
 ) -> Counts:
     """Compute and commit the blocks of a plan, in order.
 
@@ -37,23 +54,19 @@ def extract_blocks(
         plan: the blocks to do.
         extractor: for all missing layers.
         on_batch: called with the number of rows and real tokens of each batch that is done.
+        look_back: take the features of texts that stood in blocks before, which are all committed.
 
     Returns:
         What was done.
     """
     counts = Counts()
     examples = task.corpus.splits[plan.split]
-    originals = first_occurrences(examples)
+    different_texts = _looking_back(examples) if look_back else partial(_within, examples)
     texts = (examples.batch(slice(block.compute_from, block.stop)) for block in plan.blocks)
     tokenized_blocks = one_ahead(map(extractor.tokenize, texts))
     with OneBehind() as writing:
         for block, tokenized in zip(plan.blocks, tokenized_blocks, strict=True):
-            different = DifferentTexts.among(
-                originals,
-                block.compute_from,
-                block.stop,
-                look_back=task.config.world is None,
-            )
+            different = different_texts(block.compute_from, block.stop)
             features = extractor.compute(
                 tokenized.take(different.own),
                 on_batch=on_batch,
@@ -63,14 +76,24 @@ def extract_blocks(
             writing.do(
                 partial(_write, task.cache, writer, plan, block, n_tokens, features, different)
             )
-            on_batch(len(n_tokens) - len(different.own), 0)
+            if on_batch is not None:
+                on_batch(len(n_tokens) - len(different.own), 0)
             counts += Counts.of(tokenized, n_computed=len(different.own))
     return counts
 
 
+def _looking_back(examples: Examples) -> Callable[[int, int], DifferentTexts]:
+    return partial(DifferentTexts.among, first_occurrences(examples))
+
+
+def _within(examples: Examples, start: int, stop: int) -> DifferentTexts:
+    part = examples.part(start, stop)
+    return DifferentTexts.among(first_occurrences(part), 0, len(part))
+
+
 def _write(
     cache: str,
-    writer: CacheWriter,
+    writer: BlockWriter,
     plan: SplitPlan,
     block: Block,
     n_tokens: npt.NDArray[np.int32],

@@ -11,6 +11,7 @@ POOLINGS = ("mean", "last", "first", "max", "weighted", "mean_padded", "pooler")
 COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
 STORED_DTYPES = ("float16", "float32")
 QUANTIZATIONS = ("nf4", "int8")
+ENGINES = ("local", "ray")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,15 @@ class ExtractConfig:
     world: int | None = None
     """How many processes share the work, each with its own --rank: SLURM arrays, Kubernetes jobs,
     torchrun, cron. They see the same cache, and need nothing else of each other."""
+    engine: str = "local"
+    """Who computes: local (this process), or ray (workers on this machine or in a cluster)."""
+    address: str | None = None
+    """Ray cluster to join: auto, or host:port; without it Ray is started on this machine."""
+    workers: int = 1
+    """Workers of --engine ray, at most; each loads the backbone and takes one CPU."""
+    gpus_per_worker: float | None = None
+    """GPUs of each worker of --engine ray, such as 1 or 0.5; without it 1 where the cluster has
+    any, else 0."""
     dry_run: bool = False
     """Print the plan and write nothing."""
     overwrite: bool = False
@@ -88,6 +98,7 @@ class ExtractConfig:
             _check("pooling", pooling, POOLINGS)
         _check("compute dtype", self.compute_dtype, COMPUTE_DTYPES)
         _check("dtype", self.dtype, STORED_DTYPES)
+        _check("engine", self.engine, ENGINES)
         if self.quantize is not None:
             _check("quantization", self.quantize, QUANTIZATIONS, option="quantize")
         for name, value in (
@@ -95,6 +106,7 @@ class ExtractConfig:
             ("limit", self.limit),
             ("token-budget", self.token_budget),
             ("world", self.world),
+            ("workers", self.workers),
         ):
             if value is not None and value < 1:
                 message = f"--{name} is {value}; it counts from 1. Pass a positive number."
@@ -103,6 +115,7 @@ class ExtractConfig:
             _check_template(self.template)
         if self.rank is not None or self.world is not None:
             self._check_rank()
+        self._check_engine()
 
     def _check_rank(self) -> None:
         if self.rank is None or self.world is None:
@@ -118,6 +131,25 @@ class ExtractConfig:
             message = (
                 "--overwrite with --rank would let each rank delete what the others wrote. Delete "
                 "the cache first, or choose another --cache."
+            )
+            raise ConfigError(message)
+
+    def _check_engine(self) -> None:
+        given = [
+            f"--{field.name.replace('_', '-')}"
+            for field in dataclasses.fields(self)
+            if field.name in ("address", "workers", "gpus_per_worker")
+            and getattr(self, field.name) != field.default
+        ]
+        if given and self.engine != "ray":
+            message = f"{given[0]} is for --engine ray, and --engine is {self.engine}. Pass both."
+            raise ConfigError(message)
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            message = f"--gpus-per-worker is {self.gpus_per_worker}; pass 0 or more."
+            raise ConfigError(message)
+        if self.engine == "ray" and self.world is not None:
+            message = (
+                "--engine ray shares the work by itself. Pass either it or --rank and --world."
             )
             raise ConfigError(message)
 

@@ -49,6 +49,10 @@ class Examples:
         )
         return np.fromiter(hashes, dtype=np.uint64, count=len(self))
 
+    def part(self, start: int, stop: int) -> Examples:
+        """Take a range of rows, without copying texts."""
+        return Examples(texts=self.texts.slice(start, stop - start), labels=self.labels[start:stop])
+
     def batch(self, rows: slice) -> list[str]:
         """Read the texts of a range of rows."""
         start, stop, _ = rows.indices(len(self))

@@ -46,25 +46,22 @@ class DifferentTexts:
     """For each row the place of its text among `earlier`, then `own`, int64 `[N]`."""
 
     @classmethod
-    def among(
-        cls, originals: npt.NDArray[np.int64], start: int, stop: int, *, look_back: bool
-    ) -> DifferentTexts:
+    def among(cls, originals: npt.NDArray[np.int64], start: int, stop: int) -> DifferentTexts:
         """Find the different texts of rows `start` to `stop`.
 
         Args:
-            originals: of the whole split, see `first_occurrences`.
+            originals: see `first_occurrences`.
             start: first row.
             stop: row after the last.
-            look_back: take what rows before `start` have; otherwise compute it again.
 
-        >>> texts = DifferentTexts.among(np.array([0, 1, 1, 3, 0]), 2, 5, look_back=True)
+        >>> texts = DifferentTexts.among(np.array([0, 1, 1, 3, 0]), 2, 5)
         >>> texts.earlier, texts.own, texts.places
         (array([0, 1]), array([1]), array([1, 2, 0]))
         """
         rows, first, places = np.unique(
             originals[start:stop], return_index=True, return_inverse=True
         )
-        n_earlier = int(np.searchsorted(rows, start)) if look_back else 0
+        n_earlier = int(np.searchsorted(rows, start))
         return cls(earlier=rows[:n_earlier], own=first[n_earlier:], places=places)
 
     def spread(

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from llmembed.cache_format import CacheWriter, SourceInfo, SplitPlan, open_cache
 from llmembed.cache_format.errors import (
@@ -53,22 +55,36 @@ def extract(
     plans, _ = plan_only(task)
     if not any(plan.blocks for plan in plans):
         return summary(task, Counts(), seconds=0.0)
+    n_rows = sum(plan.n_rows_missing for plan in plans)
+    if config.engine == "ray":
+        from llmembed.extract.ray_engine import extract_on_ray
+
+        start = time.perf_counter()
+        with Progress(n_rows, shown=show_progress) as progress:
+            counts = extract_on_ray(task, layers_to_run(plans), progress.advance)
+        return summary(task, counts, seconds=time.perf_counter() - start)
     extractor = load_extractor(task, layers_to_run(plans))
     start = time.perf_counter()
-    counts = Counts()
-    n_rows = sum(plan.n_rows_missing for plan in plans)
-    shared = None if config.world is None else f"rank-{config.rank}-of-{config.world}"
-    if shared is not None:
-        register(task)
-    with (
-        open_writer(task, shared=shared) as writer,
-        Progress(n_rows, shown=show_progress) as progress,
-    ):
-        for plan in make_plans(task, writer):
-            counts += extract_blocks(task, writer, plan, extractor, progress.advance)
-            if shared is None:
-                writer.finish(plan.split, plan.source)
+    with Progress(n_rows, shown=show_progress) as progress:
+        counts = _extract_here(task, extractor, progress.advance)
     return summary(task, counts, seconds=time.perf_counter() - start)
+
+
+def _extract_here(task: Task, extractor: Extractor, on_batch: Callable[[int, int], None]) -> Counts:
+    """Do the missing blocks in this process, as the only writer or as one rank of several."""
+    config, counts = task.config, Counts()
+    alone = config.world is None
+    if not alone:
+        register(task)
+    shared = None if alone else f"rank-{config.rank}-of-{config.world}"
+    with open_writer(task, shared=shared) as writer:
+        for plan in make_plans(task, writer):
+            counts += extract_blocks(
+                task, writer, plan, extractor, on_batch=on_batch, look_back=alone
+            )
+            if alone:
+                writer.finish(plan.split, plan.source)
+    return counts
 
 
 def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
@@ -163,14 +179,17 @@ def layers_to_run(plans: list[SplitPlan]) -> tuple[int, ...]:
     return tuple(sorted(missing))
 
 
-def load_extractor(task: Task, layers: tuple[int, ...]) -> Extractor:
-    """Load the backbone up to the highest of these layers."""
+def load_extractor(
+    task: Task, layers: tuple[int, ...], *, expected: Mapping[str, Any] | None = None
+) -> Extractor:
+    """Load the backbone up to the highest of these layers; refuse another than was expected."""
     return Extractor(
         task.recipe,
         layers=layers,
         poolings=task.poolings,
         device=task.config.device,
         token_budget=task.config.token_budget,
+        expected_fingerprint=expected,
     )
 
 
@@ -181,11 +200,12 @@ def register(task: Task) -> None:
         CacheLockedError: if a writer that shares nothing is at work, and stays so for a minute.
     """
     patient_until = time.monotonic() + PATIENCE_S
-    while not _is_registered(task):
+    while task.config.overwrite or not _is_registered(task):
         try:
             with open_writer(task) as writer:
                 make_plans(task, writer)
                 writer.register()
+                return
         except CacheLockedError:
             if time.monotonic() > patient_until:
                 raise

@@ -147,7 +147,7 @@ def test_a_zombie_stops_before_its_next_block(
         (plan,) = make_plans(task, zombie)
         ranks(settings, cache, [0], world=1)
         with pytest.raises(CacheLockedError, match="took the lock over"):
-            extract_blocks(task, zombie, plan, load_extractor(task, (1, 3)), lambda *_: None)
+            extract_blocks(task, zombie, plan, load_extractor(task, (1, 3)), look_back=False)
     finalize(cache)
     assert tree(cache) == whole
 

@@ -1,0 +1,291 @@
+"""Extraction on Ray: units of blocks go out, receipts come back, workers write the cache.
+
+Ray Data hands units to a pool of actors, and again to others when an actor or its node is lost. So
+the engine does a unit at least once; the store counts each block once, since its commit record is
+created only if absent. No feature passes through Ray. What a worker cannot do comes back in its
+receipt, so that all other units are done before the driver names it; a unit that ends its worker
+time and again has no receipt, and is named for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmembed.cache_format import CacheWriter, SplitPlan
+from llmembed.cache_format.errors import (
+    ConfigError,
+    ExtractionError,
+    LLMEmbedError,
+    LLMEmbedWarning,
+    MissingPackageError,
+)
+from llmembed.cache_format.finalize import finalize
+from llmembed.cache_format.units import Unit, UnitWriter
+from llmembed.extract.blocks import extract_blocks
+from llmembed.extract.config import ExtractConfig
+from llmembed.extract.outcome import Counts
+from llmembed.extract.pipeline import load_extractor, make_plans, open_writer, prepare, register
+from llmembed.extract.task import Task
+
+_IN_FLIGHT = 2
+"""Units at a worker, the one it works on included: it never waits for the driver."""
+_UNITS_A_WORKER = 32
+"""At least so many units for each worker where there are blocks enough: the last of them, when
+other workers have nothing left, is then 3 % of its work."""
+_MOST_BLOCKS = 16
+"""Blocks of a unit at most. Within a unit the next block is tokenised and the last one written
+beside the device."""
+_ATTEMPTS = 3
+"""How often a unit may end its worker."""
+_MOST_LOST = 10
+"""Units lost in that way before the run is given up."""
+_SHARED = "ray"
+"""Name of the driver's lock: a driver that is started again takes the place of the first."""
+
+
+def extract_on_ray(
+    task: Task, layers: Sequence[int], on_unit: Callable[[int, int], None]
+) -> Counts:
+    """Do the missing blocks of a task on Ray, then close the cache.
+
+    Args:
+        task: what to extract.
+        layers: those that some block lacks.
+        on_unit: called with the rows and real tokens of each unit that is done.
+
+    Raises:
+        ExtractionError: units could not be done; all others are.
+        MissingPackageError: Ray is not installed.
+        LLMEmbedError: what kept a worker from beginning.
+    """
+    config = task.config
+    with joined(config):
+        n_gpus = _gpus_per_worker(task)
+        register(task)
+        task = dataclasses.replace(task, config=dataclasses.replace(config, overwrite=False))
+        with open_writer(task, shared=_SHARED) as writer:
+            units = [
+                unit
+                for plan in make_plans(task, writer)
+                for unit in cut(writer, plan, config.workers)
+            ]
+            job = _job(task, layers, writer.lease)
+            counts = _collect(units, _receipts(config.workers, n_gpus, job, units), on_unit)
+    finalize(task.cache, only_new=True)
+    return counts
+
+
+def cut(writer: CacheWriter, plan: SplitPlan, n_workers: int) -> Iterator[Unit]:
+    """Cut a plan into units of neighbouring blocks.
+
+    Args:
+        writer: who made the plan.
+        plan: of a split.
+        n_workers: how many there will be.
+    """
+    n_blocks = min(_MOST_BLOCKS, max(1, len(plan.blocks) // (_UNITS_A_WORKER * n_workers)))
+    for first in range(0, len(plan.blocks), n_blocks):
+        yield writer.unit(plan, plan.blocks[first : first + n_blocks])
+
+
+def _collect(
+    units: Sequence[Unit],
+    receipts: Iterator[dict[str, Any]],
+    on_unit: Callable[[int, int], None],
+) -> Counts:
+    """Add up receipts until none is left, then say what was not done."""
+    counts, errors, pending = Counts(), [], set(range(len(units)))
+    warned: set[str] = set()
+    for receipt in receipts:
+        if receipt["fatal"]:
+            raise ExtractionError(
+                f"A worker on {receipt['host']} could not begin: {receipt['fatal']}"
+            )
+        pending.discard(receipt["number"])
+        done = Counts(**receipt["counts"])
+        counts += done
+        on_unit(done.n_rows_computed, done.n_tokens)
+        if receipt["error"]:
+            errors.append(receipt["error"])
+        for message in set(receipt["warnings"]) - warned:
+            warned.add(message)
+            warnings.warn(message, LLMEmbedWarning, stacklevel=2)
+    errors += [_ended_its_worker(units[number]) for number in sorted(pending)]
+    if errors:
+        message = (
+            f"{len(errors)} of {len(units)} units were not done, all others are. {errors[0]} "
+            "Remove the cause and run the same command again."
+        )
+        raise ExtractionError(message)
+    return counts
+
+
+def _ended_its_worker(unit: Unit) -> str:
+    blocks = unit.plan.blocks
+    return (
+        f"Rows {blocks[0].start}-{blocks[-1].stop} of split {unit.plan.split!r} ended their worker "
+        f"{_ATTEMPTS} times; Ray's logs say how."
+    )
+
+
+def _receipts(
+    n_workers: int, n_gpus: float, job: str, units: Sequence[Unit]
+) -> Iterator[dict[str, Any]]:
+    """Have the units done, in any order."""
+    import ray.data
+    from ray.exceptions import RayError
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = _MOST_LOST
+    items = [{"number": number, "unit": unit.dumps()} for number, unit in enumerate(units)]
+    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        Worker,
+        fn_constructor_args=(job,),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=n_workers, max_tasks_in_flight_per_actor=_IN_FLIGHT
+        ),
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=n_gpus or None,
+        max_task_retries=_ATTEMPTS - 1,
+    )
+    try:
+        for row in done.iter_rows():
+            yield json.loads(row["receipt"])
+    except RayError as error:
+        message = (
+            f"Ray gave up: {str(error).splitlines()[0]}. Committed blocks are safe: see Ray's logs "
+            "for the cause, and run the same command again to go on."
+        )
+        raise ExtractionError(message) from error
+
+
+class Worker:
+    """One process of the pool: loads the backbone once, then does units.
+
+    Args:
+        job: what `_job` says.
+    """
+
+    def __init__(self, job: str) -> None:
+        self._job: dict[str, Any] = json.loads(job)
+        self._task: Task | None = None
+        self._broken = False
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Do a unit, and give its receipt."""
+        if self._broken:  # a device that failed once fails again: another process does this unit
+            os._exit(1)
+        (number,), (unit,) = batch["number"], batch["unit"]
+        receipt = {"number": int(number), "host": os.uname().nodename, "fatal": ""}
+        receipt |= {"counts": {}, "error": "", "warnings": []}
+        try:
+            self._open()
+        except LLMEmbedError as error:
+            return _row(receipt | {"fatal": str(error)})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", LLMEmbedWarning)
+            try:
+                receipt["counts"] = dataclasses.asdict(self._do(Unit.loads(unit)))
+            except LLMEmbedError as error:
+                receipt["error"] = str(error)
+            except (RuntimeError, OSError, MemoryError, ValueError) as error:
+                self._broken = True
+                receipt["error"] = f"{type(error).__name__}: {error}"
+        known = (warning for warning in caught if issubclass(warning.category, LLMEmbedWarning))
+        return _row(receipt | {"warnings": [str(warning.message) for warning in known]})
+
+    def _open(self) -> None:
+        if self._task is None:
+            settings = self._job["config"]
+            for name in ("split", "pooling"):
+                settings[name] = tuple(settings[name])
+            task = prepare(ExtractConfig(**settings))
+            self._extractor = load_extractor(
+                task, tuple(self._job["layers"]), expected=self._job["fingerprint"]
+            )
+            self._task = task
+
+    def _do(self, unit: Unit) -> Counts:
+        assert self._task is not None
+        writer = UnitWriter(self._task.cache, unit, self._job["lease"])
+        plan = writer.left()
+        examples = self._task.corpus.splits[plan.split]
+        for block in plan.blocks:
+            writer.check_texts(block, examples.part(block.start, block.stop).text_hash)
+        return extract_blocks(self._task, writer, plan, self._extractor, look_back=False)
+
+
+def _row(receipt: dict[str, Any]) -> dict[str, list[str]]:
+    return {"receipt": [json.dumps(receipt)]}
+
+
+def _job(task: Task, layers: Sequence[int], lease: str) -> str:
+    """Say what every worker must know, in absolute paths: it stands in another folder."""
+    settings = dataclasses.asdict(task.config)
+    settings |= {"compute_dtype": task.recipe.compute_dtype, "cache": task.cache}
+    for name in ("cache", "dataset", "model"):
+        if Path(settings[name]).exists():
+            settings[name] = str(Path(settings[name]).absolute())
+    fingerprint = task.source.fingerprint
+    return json.dumps(
+        {"config": settings, "layers": list(layers), "fingerprint": fingerprint, "lease": lease}
+    )
+
+
+def _gpus_per_worker(task: Task) -> float:
+    """Take what was asked for, else one GPU where there are any.
+
+    Raises:
+        ConfigError: the workers have GPUs, and the arithmetic was chosen for a driver without.
+    """
+    import ray
+
+    config = task.config
+    n_gpus = config.gpus_per_worker
+    if n_gpus is None:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        has_gpus = resources.get("GPU", 0) > 0
+        n_gpus = float(has_gpus and not config.device.startswith("cpu"))
+    if n_gpus and config.compute_dtype == "auto" and task.recipe.compute_dtype == "float32":
+        message = (
+            "--compute-dtype auto is float32 on the machine of this command, but the workers have "
+            "GPUs. Pass --compute-dtype bfloat16 or float32, or --gpus-per-worker 0."
+        )
+        raise ConfigError(message)
+    return n_gpus
+
+
+@contextlib.contextmanager
+def joined(config: ExtractConfig) -> Iterator[None]:
+    """Join a cluster, or start one on this machine and end it afterwards."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackageError.of("ray", "ray", "--engine ray") from error
+    if ray.is_initialized():
+        yield
+        return
+    where: dict[str, Any] = {"address": config.address}
+    if config.address is None:
+        where = {
+            "num_cpus": config.workers + 1,  # one for Ray's own tasks
+            "include_dashboard": False,
+            "object_store_memory": 2**27,  # receipts are small
+        }
+    ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
