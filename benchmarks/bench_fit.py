@@ -37,7 +37,7 @@ from llmembed.train.closed import LinearMap, Ridge
 from llmembed.train.config import FitConfig
 from llmembed.train.crossfit import folds_of
 from llmembed.train.data import FeatureBatches, FitData, architecture_of, load_data
-from llmembed.train.gradient import train_seed
+from llmembed.train.gradient import train_by_gradient
 from llmembed.train.module import ClassifierModule, Optimisation
 from llmembed.train.solvers import Problem, SoftmaxSolver, choose_head
 
@@ -168,7 +168,7 @@ def _penalised_loss(linear: LinearMap, x: torch.Tensor, y: torch.Tensor) -> floa
 def _seconds(config: FitConfig, data: FitData, lightning: bool) -> float:
     started = time.perf_counter()
     if lightning:
-        train_seed(config, data, seed=0)
+        train_by_gradient(config, data, [0])
     else:
         _hand_loop(config, data)
     return time.perf_counter() - started
@@ -179,7 +179,7 @@ def _hand_loop(config: FitConfig, data: FitData) -> None:
     torch.manual_seed(0)
     optimisation = Optimisation(lr=config.training.lr, weight_decay=config.training.weight_decay)
     module = ClassifierModule(
-        Classifier(architecture_of(config, data, config.gradient_head)), optimisation
+        Classifier(architecture_of(config, data, config.gradient_head)), optimisation, 0
     )
     optimizer = module.configure_optimizers()
     shares = [torch.from_numpy(rows) for rows in (data.shares.train, data.shares.validation)]

@@ -7,6 +7,11 @@ held-out scores of the folds.
 Of three candidates the one with the lowest calibration error on those rows is taken: no scaling,
 the T of the lowest negative log-likelihood, and the T of the lowest Brier score. The likelihood
 weighs a few confident errors so heavily that, with 52 classes, it can make all else too modest.
+
+Scores that are right on every held-out row are likeliest at T = 0, which would call every new row
+certain. So the likelihood has one row more, whose label has nothing to do with its text: of n rows
+that are right one in n + 1 is expected not to be (after Platt, "Probabilistic outputs for support
+vector machines", 1999, section 2.2, who smooths the labels for the same reason).
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import numpy.typing as npt
 
 from llmembed.train.metrics import Floats, Labels, ece
 
-_LOWEST, _HIGHEST = 1e-3, 1e3  # of 1 / T; separable scores have their optimum at infinity
+_LOWEST, _HIGHEST = 1e-3, 1e3  # of 1 / T; scores that are always wrong have their optimum at 0
 _HALVINGS = 60
 _BRIER_GRID = np.exp(np.linspace(-1, 1, 41))  # of T, around that of the likelihood
 
@@ -39,7 +44,8 @@ def calibrate(logits: npt.NDArray[np.floating], labels: Labels) -> float:
 def fit_temperature(logits: npt.NDArray[np.floating], labels: Labels) -> float:
     """Find the T > 0 that minimises the negative log-likelihood of `softmax(logits / T)`.
 
-    The loss is convex in 1 / T, so bisection on the sign of its slope finds the minimum.
+    Beside the n rows it counts one that is the mean of all, with a label drawn from all labels. The
+    loss is convex in 1 / T, so bisection on the sign of its slope finds the minimum.
 
     Args:
         logits: `[N, C]`.
@@ -53,7 +59,9 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: Labels) -> float:
     """
     scores = logits.astype(np.float64)
     scores = scores - scores.max(axis=1, keepdims=True)
-    true = scores[np.arange(len(labels)), labels]
+    shares = np.bincount(labels, minlength=scores.shape[1]) / len(labels)
+    n = len(labels)
+    true = (n * scores[np.arange(n), labels] + scores @ shares) / (n + 1)
     low, high = np.log(_LOWEST), np.log(_HIGHEST)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

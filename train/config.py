@@ -121,9 +121,11 @@ class FitConfig:
     seed: int = 0
     """Seed of the shares, the first weights, the order of batches and dropout."""
     n_seeds: int = 1
-    """Fits with the seeds seed, seed + 1, ...; the one with the lowest validation loss is kept."""
+    """Fits with the seeds seed, seed + 1, ...; the one with the lowest validation loss is kept.
+    What cooc and auto choose by folds is chosen once, with the first seed."""
     calibrate: str = "temperature"
-    """Scaling of the probabilities on rows not fitted to: temperature, or none."""
+    """Scaling of the probabilities on rows not fitted to (folds, or the validation share):
+    temperature, or none."""
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu, mps."""
     devices: str = "1"
@@ -287,6 +289,12 @@ class FitConfig:
                 f"{' '.join(map(_option, given))} would do nothing: fusion {self.fusion!r} with "
                 f"head {self.head!r} is solved, not trained by gradient. Leave it out, or pass "
                 f"--head mlp, or one of these to --fusion: {', '.join(LEARNED_FUSIONS)}."
+            )
+
+        if self.val_fraction == 0 and self.patience is not None:
+            raise ConfigError(
+                f"--patience {self.patience} would do nothing with --val-fraction 0, which leaves "
+                "no rows to watch. Leave one of the two out."
             )
 
     def _check_preset(self) -> None:

@@ -71,7 +71,10 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
 
 
 def train_stack(config: FitConfig, data: FitData, members: Sequence[Member], seed: int) -> Trained:
-    """Solve for the members of a stack, and average them; the seed draws the folds."""
+    """Solve for the members of a stack, and average them; the seed draws the folds.
+
+    The sweep chose the members and their strengths, by the folds of the first seed.
+    """
     started = time.perf_counter()
     return _trained(config, data, seed, started, _solve_stack(grid_of(config, data, seed), members))
 
@@ -100,15 +103,15 @@ class Base:
         return trained
 
 
-def solve_base(config: FitConfig, data: FitData, seed: int) -> Base:
-    """Solve for a stack on all training rows, the validation share included."""
+def solve_base(config: FitConfig, data: FitData) -> Base:
+    """Solve for a stack on all training rows, the validation share included; for all seeds."""
     shares = data.shares
     everything = dataclasses.replace(
         shares,
         train=np.concatenate([shares.train, shares.validation]),
         validation=shares.validation[:0],
     )
-    grid = grid_of(config, dataclasses.replace(data, shares=everything), seed)
+    grid = grid_of(config, dataclasses.replace(data, shares=everything), config.seed)
     solved = _solve_stack(grid, stack_of(grid, sweep(grid)))
     rows = torch.cat(grid.folds)
     held_out = solved.held_out.nan_to_num()  # of rows without a label
@@ -122,7 +125,8 @@ def _solve_stack(grid: Grid, members: Sequence[Member]) -> _Solved:
     rows, held_out = torch.cat(grid.folds), torch.zeros_like(grid.x[:, :1])
     maps, factors = [], []
     for member in members:
-        choice = grid.choose(grid.fuse(member.fusion, member.features))
+        x = grid.fuse(member.fusion, member.features)
+        choice = grid.choose(x, strengths=(member.strength,))
         scores, temperature = tempered(choice.scores, grid.y, rows)
         held_out = held_out + member.weight * scores
         columns = [grid.columns([feature]) for feature in member.features]

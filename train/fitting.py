@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
+from llmembed.train.crossfit import solve_base, train_solved, train_stack
 from llmembed.train.data import FitData, load_data
 from llmembed.train.export import check_can_export, onnx_of
 from llmembed.train.fusion import FUSIONS
@@ -130,40 +131,25 @@ def train(
         show_progress: show a bar on stderr where that is a terminal.
     """
     chosen = choose_fusion(config, data)
-    trained = [
-        _train_seed(
-            chosen,
-            config.seed + k,
-            workspace=workspace,
-            show_progress=show_progress,
-        )
-        for k in range(config.n_seeds)
-    ]
+    trained = _train(chosen, workspace=workspace, show_progress=show_progress)
     return Outcome(data=chosen.data, trained=trained, chosen=chosen.record)
 
 
-def _train_seed(chosen: Chosen, seed: int, **options: Any) -> Trained:
-    """Fit in closed form where that is asked for, which needs no Lightning."""
+def _train(chosen: Chosen, **options: Any) -> list[Trained]:
+    """Solve where that is asked for, which needs no Lightning; what seeds share is solved once."""
     config, data = chosen.config, chosen.data
+    seeds = range(config.seed, config.seed + config.n_seeds)
     if chosen.members:
-        from llmembed.train.crossfit import train_stack
-
-        return train_stack(config, data, chosen.members, seed)
+        return [train_stack(config, data, chosen.members, seed) for seed in seeds]
     if config.is_solved:
-        from llmembed.train.crossfit import train_solved
+        return [train_solved(config, data, seed) for seed in seeds]
+    from llmembed.train.gradient import train_by_gradient
 
-        return train_solved(config, data, seed)
-    from llmembed.train.gradient import train_paper, train_seed
-
-    if FUSIONS[config.fusion].completes_a_base and config.preset == "none":
-        from llmembed.train.crossfit import solve_base
-
-        base = solve_base(config, data, seed)
-        return base.complete(
-            train_seed(config, base.beside(data, config.memory_gb), seed, **options)
-        )
-    train_by_gradient = train_paper if config.preset == "paper" else train_seed
-    return train_by_gradient(config, data, seed, **options)
+    if config.preset == "none" and FUSIONS[config.fusion].completes_a_base:
+        base = solve_base(config, data)
+        beside = base.beside(data, config.memory_gb)
+        return [base.complete(one) for one in train_by_gradient(config, beside, seeds, **options)]
+    return train_by_gradient(config, data, seeds, **options)
 
 
 def _log_proba(logits: Tensor) -> Floats:

@@ -8,7 +8,8 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -39,57 +40,141 @@ from llmembed.train.workspace import (
     make_logger,
 )
 
-_SMALL_STEP = 1 << 28  # multiply-adds of a forward pass, about 3 ms on one core
+_POLL_S = 0.05
+_SMALL_STEP = 1 << 28  # multiply-adds, about 3 ms on one core
 
 
-def train_seed(
+def train_by_gradient(
     config: FitConfig,
     data: FitData,
-    seed: int,
+    seeds: Sequence[int],
     *,
     workspace: Path | None = None,
     show_progress: bool = False,
-) -> Trained:
-    """Train one classifier, early stopping included.
+) -> list[Trained]:
+    """Train a classifier a seed, several at a time where their steps are small.
 
     Args:
         config: options.
         data: features and labels.
-        seed: of the first weights, the order of batches and dropout.
+        seeds: of the first weights, the order of batches and dropout.
         workspace: folder of checkpoints and logs; None writes neither.
-        show_progress: show a bar on stderr.
+        show_progress: show bars on stderr.
     """
-    started = time.perf_counter()
-    keep_best = KeepBest(config.training.patience)
-    with _quiet_lightning(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = _new_module(config, data)
-        callbacks: list[pl.Callback] = [keep_best, EpochLog()]
+    configs = [config]
+    if config.preset == "paper" and config.sigma is None:
+        configs = [dataclasses.replace(config, sigma=sigma) for sigma in SIGMAS]
+    with _quiet_lightning():
+        fits = [
+            _Fit(one, data, seed, workspace, show_progress=show_progress)
+            for seed in seeds
+            for one in configs
+        ]
+        _run_all(fits)
+    trained = [fit.trained() for fit in fits]
+    return [
+        _choose_sigma(trained[first : first + len(configs)])
+        for first in range(0, len(trained), len(configs))
+    ]
+
+
+class _Fit:
+    """One fit through Lightning, early stopping included: made, run, then looked at."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        data: FitData,
+        seed: int,
+        workspace: Path | None,
+        *,
+        show_progress: bool,
+    ) -> None:
+        self.config, self.data, self.seed = config, data, seed
+        self.keep_best = KeepBest(config.training.patience)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = _new_module(config, data, seed)
+        callbacks: list[pl.Callback] = [self.keep_best, EpochLog()]
         if show_progress:
             callbacks.append(EpochBar(config.training.epochs, seed))
-        trainer, checkpoint = _prepare(config, data, seed, callbacks, workspace)
-        datamodule = FeatureDataModule(data, config.training.batch_size, seed)
-        with _threads_for(module, config.training.batch_size):
-            _fit(trainer, module, datamodule, checkpoint)
-        close_loggers(trainer.loggers)
-    classifier = module.classifier.cpu().eval()
-    classifier.standardise.load_state_dict(data.standardiser.state_dict())
-    _check_converged(config, data, classifier, keep_best)
-    if config.calibrate == "temperature" and len(data.shares.validation):
-        _calibrate(classifier, data)
-    return Trained(
-        seed=seed,
-        classifier=classifier,
-        val_loss=keep_best.best_loss if len(data.shares.validation) else None,
-        fit_s=time.perf_counter() - started,
-        device=str(trainer.strategy.root_device),
-        details={
-            "head": config.gradient_head,
-            "n_epochs": trainer.current_epoch,
-            "saturated_share": module.saturated,
-            **({"sigma": config.sigma} if config.preset == "paper" else {}),
-        },
-    )
+        self.trainer, self.checkpoint = _prepare(config, data, seed, callbacks, workspace)
+        self.fit_s = 0.0
+
+    @property
+    def n_products(self) -> int:
+        """Multiply-adds of a forward pass, about."""
+        n_weights = sum(weight.numel() for weight in self.module.parameters())
+        return self.config.training.batch_size * n_weights
+
+    def run(self) -> None:
+        """Train."""
+        started = time.perf_counter()
+        datamodule = FeatureDataModule(self.data, self.config.training.batch_size, self.seed)
+        _fit(self.trainer, self.module, datamodule, self.checkpoint)
+        close_loggers(self.trainer.loggers)
+        self.fit_s = time.perf_counter() - started
+
+    def trained(self) -> Trained:
+        """Check, calibrate and describe what came out."""
+        config, data, module = self.config, self.data, self.module
+        classifier = module.classifier.cpu().eval()
+        classifier.standardise.load_state_dict(data.standardiser.state_dict())
+        _check_converged(config, data, classifier, self.keep_best)
+        if config.calibrate == "temperature" and len(data.shares.validation):
+            _calibrate(classifier, data)
+        return Trained(
+            seed=self.seed,
+            classifier=classifier,
+            val_loss=self.keep_best.best_loss if len(data.shares.validation) else None,
+            fit_s=self.fit_s,
+            device=str(self.trainer.strategy.root_device),
+            details={
+                "head": config.gradient_head,
+                "n_epochs": self.trainer.current_epoch,
+                "saturated_share": module.saturated,
+                **({"sigma": config.sigma} if config.preset == "paper" else {}),
+            },
+        )
+
+
+def _run_all(fits: Sequence[_Fit]) -> None:
+    """Run fits whose steps are small each on one thread, as many at a time as there are threads.
+
+    A step of 128 rows and 460,000 weights took 11 ms on one thread and 16-20 ms on two; with
+    another process on the cores, two threads that waited for each other took up to 600 ms. Products
+    let other Python threads run meanwhile, so two fits on two cores take little longer than one.
+    """
+    n_threads = torch.get_num_threads()
+    on_cpu = fits[0].trainer.strategy.root_device.type == "cpu"
+    if not on_cpu or fits[0].n_products >= _SMALL_STEP:
+        for fit in fits:
+            fit.run()
+        return
+    torch.set_num_threads(1)
+    try:
+        if len(fits) == 1 or n_threads == 1 or fits[0].config.logger == "wandb":
+            for fit in fits:  # in the main thread; wandb has one run at a time
+                fit.run()
+        else:
+            _run_in_threads(fits, n_threads)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _run_in_threads(fits: Sequence[_Fit], n_threads: int) -> None:
+    with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running = [pool.submit(fit.run) for fit in fits]
+        try:
+            wait(running, return_when=FIRST_EXCEPTION)  # Ctrl-C reaches the main thread alone
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while wait(running, timeout=_POLL_S).not_done:
+                for fit in fits:  # again and again: a fit that is about to start resets it
+                    fit.trainer.should_stop = True
+    for one in running:
+        if not one.cancelled():
+            one.result()
 
 
 def _calibrate(classifier: Classifier, data: FitData) -> None:
@@ -98,12 +183,10 @@ def _calibrate(classifier: Classifier, data: FitData) -> None:
     classifier.temperature.fill_(calibrate(logits, data.y[rows].numpy()))
 
 
-def train_paper(config: FitConfig, data: FitData, seed: int, **options: Any) -> Trained:
-    """Train the published recipe; without a sigma, one fit each, of which one is kept."""
-    if config.sigma is not None:
-        return train_seed(config, data, seed, **options)
-    configs = [dataclasses.replace(config, sigma=sigma) for sigma in SIGMAS]
-    fits = [train_seed(one, data, seed, **options) for one in configs]
+def _choose_sigma(fits: Sequence[Trained]) -> Trained:
+    """Keep the fit with the lowest validation loss of those of one seed."""
+    if len(fits) == 1:
+        return fits[0]
     best = min(fits, key=lambda one: cast("float", one.val_loss))
     tried = {str(one.details["sigma"]): one.val_loss for one in fits}
     return dataclasses.replace(
@@ -154,13 +237,13 @@ def _fit(
         raise
 
 
-def _new_module(config: FitConfig, data: FitData) -> ClassifierModule:
+def _new_module(config: FitConfig, data: FitData, seed: int) -> ClassifierModule:
     optimisation = Optimisation(
         lr=config.training.lr,
         weight_decay=config.training.weight_decay,
         class_weights=class_weights(config, data),
     )
-    return ClassifierModule(_new_classifier(config, data), optimisation)
+    return ClassifierModule(_new_classifier(config, data), optimisation, seed)
 
 
 def _new_classifier(config: FitConfig, data: FitData) -> Classifier:
@@ -196,22 +279,6 @@ def _trainer(
             f"and --precision {config.precision}: {error} Pass --accelerator auto --devices 1 "
             "--precision 32-true."
         ) from error
-
-
-@contextmanager
-def _threads_for(module: torch.nn.Module, batch_size: int) -> Iterator[None]:
-    """Give a small step one CPU thread.
-
-    A step of 128 rows and 460,000 weights took 11 ms on one thread and 16-20 ms on two; with
-    another process on the cores, two threads that waited for each other took up to 600 ms.
-    """
-    n_threads = torch.get_num_threads()
-    n_products = batch_size * sum(weight.numel() for weight in module.parameters())
-    torch.set_num_threads(1 if n_products < _SMALL_STEP else n_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 @contextmanager

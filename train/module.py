@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from llmembed.train.classifier import Classifier
 from llmembed.train.data import Batch, FeatureBatches, FitData
+from llmembed.train.heads import Dropout
 from llmembed.train.shares import Rows
 from llmembed.train.workspace import Clock
 
@@ -41,18 +42,38 @@ class Optimisation:
 
 
 class ClassifierModule(pl.LightningModule):
-    """Trains a classifier on standardised features."""
+    """Trains a classifier on standardised features.
+
+    Dropout draws from a generator of the module's own, so that a fit comes out the same whatever
+    is trained beside it in the process.
+    """
 
     class_weights: Tensor | None
 
-    def __init__(self, classifier: Classifier, optimisation: Optimisation) -> None:
+    def __init__(self, classifier: Classifier, optimisation: Optimisation, seed: int) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.seed = classifier, seed
         self.optimisation = optimisation
         self.register_buffer("class_weights", optimisation.class_weights, persistent=False)
         self.val_loss = math.nan
         self._train_losses: list[Tensor] = []
         self._val_losses: list[Tensor] = []
+
+    def setup(self, stage: str) -> None:
+        """Seed the generator, on the device that is trained on."""
+        del stage
+        self.generator = torch.Generator(self.trainer.strategy.root_device).manual_seed(self.seed)
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = self.generator
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the generator."""
+        checkpoint["generator"] = self.generator.get_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Draw on from a checkpoint."""
+        self.generator.set_state(checkpoint["generator"])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Give the loss of a batch."""
@@ -245,22 +266,6 @@ class SaveCheckpoint(pl.Callback):
 
     def __init__(self, path: Path, every_s: float) -> None:
         self.path, self._clock = path, Clock(every_s)
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add the state of the generators, which dropout draws from."""
-        del trainer, pl_module
-        checkpoint["generators"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Draw on from a checkpoint."""
-        del trainer, pl_module
-        own, *of_devices = checkpoint["generators"]
-        torch.set_rng_state(own)
-        torch.cuda.set_rng_state_all(of_devices)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where it is time; what has come to its end is not saved, for it ends again."""

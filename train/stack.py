@@ -31,6 +31,8 @@ class Member:
     """single, mean or concat."""
     features: tuple[int, ...]
     """Positions of its features."""
+    strength: float
+    """Strength it is solved with."""
     weight: float
     """Share of the mean."""
 

@@ -146,7 +146,12 @@ def stack_of(grid: Grid, candidates: Sequence[Candidate]) -> tuple[Member, ...]:
     rows = torch.cat(grid.folds)
     shares = pick([one.scores[rows] for one in candidates], grid.y[rows], grid.class_weights)
     return tuple(
-        Member(fusion=candidates[index].fusion, features=candidates[index].features, weight=share)
+        Member(
+            fusion=candidates[index].fusion,
+            features=candidates[index].features,
+            strength=candidates[index].strength,
+            weight=share,
+        )
         for index, share in shares.items()
     )
 

@@ -41,6 +41,7 @@ def test_values_that_are_not_allowed(option: str, value: Any, message: str) -> N
         ({"fusion": "auto", "epochs": 9, "dropout": 0.1}, "--epochs --dropout would do nothing"),
         ({"fusion": "max", "val_fraction": 0.2}, "--val-fraction would do nothing"),
         ({"fusion": "concat", "fast_dev_run": True}, "--fast-dev-run would do nothing"),
+        ({"patience": 3, "val_fraction": 0}, "--patience 3 would do nothing with --val-fraction 0"),
     ],
 )
 def test_options_that_exclude_each_other(options: dict[str, Any], message: str) -> None:

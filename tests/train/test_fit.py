@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,20 @@ from llmembed.train import FitConfig, Run, fit, load_run
 from llmembed.train.classifier import Architecture, Classifier
 from llmembed.train.config import LEARNED_FUSIONS
 from llmembed.train.data import class_weights, load_data, read_features
+from llmembed.train.fitting import train
 from llmembed.train.fusion import FUSIONS
 from llmembed.train.heads import Dropout
+from llmembed.train.workspace import checkpoint_name
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 32, "lr": 0.01, "accelerator": "cpu"}
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +206,9 @@ def test_a_loaded_run_is_the_run(run: Run) -> None:
 def test_the_kept_weights_are_those_of_the_lowest_loss(
     make_cache: MakeCache, tmp_path: Path
 ) -> None:
-    """The weights of a run give the validation loss that is recorded for it."""
-    config = FitConfig(cache=str(make_cache()), output=str(tmp_path / "r"), **QUICK)
+    """The weights of a run without a base give the validation loss that is recorded for it."""
+    options = {"fusion": "attention", "output": str(tmp_path / "r"), **QUICK}
+    config = FitConfig(cache=str(make_cache()), **options)
     run, data = fit(config), load_data(config)
     rows = torch.from_numpy(data.shares.validation)
     logits = run.classifier.logits(data.x[rows]) * run.classifier.temperature
@@ -215,6 +227,34 @@ def test_several_seeds(make_cache: MakeCache, tmp_path: Path) -> None:
     mean = np.mean([row["accuracy"] for row in rows])
     assert metrics["over_seeds"]["accuracy"]["mean"] == pytest.approx(mean)
     assert metrics["accuracy"] == kept["accuracy"]
+
+
+@pytest.mark.parametrize("fusion", ["cooc", "attention"])
+def test_seeds_together_are_seeds_apart(
+    make_cache: MakeCache, tmp_path: Path, fusion: str, two_threads: None
+) -> None:
+    """Seeds that share the cores come to what each comes to alone, bit for bit."""
+    config = FitConfig(cache=str(make_cache()), fusion=fusion, val_fraction=0, **QUICK)
+    data = load_data(config)
+    together = train(dataclasses.replace(config, n_seeds=3), data).trained
+    alone = train(dataclasses.replace(config, n_seeds=1), data).trained[0]
+    assert [one.seed for one in together] == [0, 1, 2]
+    weights = [one.classifier.state_dict() for one in (alone, *together)]
+    for name, weight in weights[0].items():
+        assert torch.equal(weights[1][name], weight)
+    assert not torch.equal(weights[2]["head.logits.weight"], weights[3]["head.logits.weight"])
+
+
+def test_a_seed_that_fails_ends_the_others(
+    make_cache: MakeCache, tmp_path: Path, two_threads: None
+) -> None:
+    """The error of one fit on a thread is raised, and fits of a million epochs beside it end."""
+    endless = QUICK | {"epochs": 1_000_000, "val_fraction": 0}
+    config = FitConfig(cache=str(make_cache()), fusion="attention", n_seeds=2, **endless)
+    data = load_data(config)
+    (tmp_path / checkpoint_name(config, data, 1)).write_bytes(b"no checkpoint")
+    with pytest.raises(RunFormatError, match="is damaged"):
+        train(config, data, workspace=tmp_path)
 
 
 def test_a_run_is_replaced_and_nothing_else(make_cache: MakeCache, run: Run) -> None:

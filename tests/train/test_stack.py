@@ -43,7 +43,7 @@ def test_the_base_is_solved_on_all_rows_and_held_out_on_each(make_cache: MakeCac
     """Every training row has held-out logits, which the classifier of all rows would not give."""
     config = FitConfig(cache=str(make_cache()))
     data = load_data(config)
-    base = solve_base(config, data, 0)
+    base = solve_base(config, data)
     seen = base.linear.scores(data.x)
     assert base.held_out.shape == seen.shape
     closest = (base.held_out - seen).abs().amax(dim=1).min()
