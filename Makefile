@@ -35,11 +35,11 @@ check: types
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/*.py
 	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "not ray"
-	$(BIN)/python -Pm pytest -m "ray and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "ray and not slow"
 
 # Every fault on Ray, real nodes and processes on this machine.
 test-ray: install
-	$(BIN)/python -Pm pytest -m ray
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m ray
 
 # mypy cannot see through an editable install of a mapped namespace; these links show it the way.
 types:

@@ -3,19 +3,21 @@
 Ray Data hands units to a pool of actors, and again to others when an actor or its node is lost. So
 the engine does a unit at least once; the store counts each block once, since its commit record is
 created only if absent. No feature passes through Ray. What a worker cannot do comes back in its
-receipt, so that all other units are done before the driver names it; a unit that ends its worker
-time and again has no receipt, and is named for that.
+receipt, so that all other units are done before the driver names it. A unit whose worker was lost
+has no receipt and is handed out again, in a round after the others; one that ends every worker is
+named.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,8 @@ other workers have nothing left, is then 3 % of its work."""
 _MOST_BLOCKS = 16
 """Blocks of a unit at most. Within a unit the next block is tokenised and the last one written
 beside the device."""
-_ATTEMPTS = 3
-"""How often a unit may end its worker."""
-_MOST_LOST = 10
-"""Units lost in that way before the run is given up."""
+_IDLE_ROUNDS = 2
+"""Rounds in which no unit was done, after which those that are left are given up."""
 _SHARED = "ray"
 """Name of the driver's lock: a driver that is started again takes the place of the first."""
 
@@ -78,7 +78,8 @@ def extract_on_ray(
                 for unit in cut(writer, plan, config.workers)
             ]
             job = _job(task, layers, writer.lease)
-            counts = _collect(units, _receipts(config.workers, n_gpus, job, units), on_unit)
+            start_round = functools.partial(_receipts, config.workers, n_gpus, job)
+            counts = _collect(units, start_round, on_unit)
     finalize(task.cache, only_new=True)
     return counts
 
@@ -98,27 +99,27 @@ def cut(writer: CacheWriter, plan: SplitPlan, n_workers: int) -> Iterator[Unit]:
 
 def _collect(
     units: Sequence[Unit],
-    receipts: Iterator[dict[str, Any]],
+    start_round: Callable[[Mapping[int, Unit]], Iterator[dict[str, Any]]],
     on_unit: Callable[[int, int], None],
 ) -> Counts:
-    """Add up receipts until none is left, then say what was not done."""
-    counts, errors, pending = Counts(), [], set(range(len(units)))
-    warned: set[str] = set()
-    for receipt in receipts:
-        if receipt["fatal"]:
-            raise ExtractionError(
-                f"A worker on {receipt['host']} could not begin: {receipt['fatal']}"
-            )
-        pending.discard(receipt["number"])
-        done = Counts(**receipt["counts"])
-        counts += done
-        on_unit(done.n_rows_computed, done.n_tokens)
-        if receipt["error"]:
-            errors.append(receipt["error"])
-        for message in set(receipt["warnings"]) - warned:
-            warned.add(message)
-            warnings.warn(message, LLMEmbedWarning, stacklevel=2)
-    errors += [_ended_its_worker(units[number]) for number in sorted(pending)]
+    """Have units done until each has its receipt, or none of those left gets one.
+
+    A lost worker takes the units with it that it had, so there are rounds: Ray's own retries count
+    how often a machine that is gone does not answer, and cannot tell that from a deadly unit.
+    """
+    counts, errors, warned = Counts(), list[str](), set[str]()
+    pending, n_idle = dict(enumerate(units)), 0
+    while pending and n_idle < _IDLE_ROUNDS:
+        n_before = len(pending)
+        for receipt in start_round(pending.copy()):
+            del pending[receipt["number"]]
+            done = Counts(**receipt["counts"])
+            counts += done
+            on_unit(done.n_rows_computed, done.n_tokens)
+            errors += receipt["errors"]
+            _warn_once(receipt["warnings"], warned)
+        n_idle = n_idle + 1 if len(pending) == n_before else 0
+    errors += [_ended_its_worker(unit) for unit in pending.values()]
     if errors:
         message = (
             f"{len(errors)} of {len(units)} units were not done, all others are. {errors[0]} "
@@ -128,26 +129,33 @@ def _collect(
     return counts
 
 
+def _warn_once(messages: Sequence[str], warned: set[str]) -> None:
+    for message in messages:
+        if message not in warned:
+            warned.add(message)
+            warnings.warn(message, LLMEmbedWarning, stacklevel=2)
+
+
 def _ended_its_worker(unit: Unit) -> str:
     blocks = unit.plan.blocks
     return (
         f"Rows {blocks[0].start}-{blocks[-1].stop} of split {unit.plan.split!r} ended their worker "
-        f"{_ATTEMPTS} times; Ray's logs say how."
+        "each time; Ray's logs say how."
     )
 
 
 def _receipts(
-    n_workers: int, n_gpus: float, job: str, units: Sequence[Unit]
+    n_workers: int, n_gpus: float, job: str, units: Mapping[int, Unit]
 ) -> Iterator[dict[str, Any]]:
-    """Have the units done, in any order."""
+    """Have units done, in any order; those whose worker was lost have no receipt."""
     import ray.data
     from ray.exceptions import RayError
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.max_errored_blocks = _MOST_LOST
-    items = [{"number": number, "unit": unit.dumps()} for number, unit in enumerate(units)]
+    context.max_errored_blocks = len(units)
+    items = [{"number": number, "unit": unit.dumps()} for number, unit in units.items()]
     done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Worker,
         fn_constructor_args=(job,),
@@ -157,11 +165,15 @@ def _receipts(
         batch_size=1,
         num_cpus=1,
         num_gpus=n_gpus or None,
-        max_task_retries=_ATTEMPTS - 1,
+        max_task_retries=0,
     )
     try:
         for row in done.iter_rows():
-            yield json.loads(row["receipt"])
+            receipt = json.loads(row["receipt"])
+            if receipt["fatal"]:
+                where = f"A worker on {receipt['host']} could not begin"
+                raise ExtractionError(f"{where}: {receipt['fatal']}")
+            yield receipt
     except RayError as error:
         message = (
             f"Ray gave up: {str(error).splitlines()[0]}. Committed blocks are safe: see Ray's logs "
@@ -188,7 +200,7 @@ class Worker:
             os._exit(1)
         (number,), (unit,) = batch["number"], batch["unit"]
         receipt = {"number": int(number), "host": os.uname().nodename, "fatal": ""}
-        receipt |= {"counts": {}, "error": "", "warnings": []}
+        receipt |= {"counts": {}, "errors": [], "warnings": []}
         try:
             self._open()
         except LLMEmbedError as error:
@@ -198,10 +210,10 @@ class Worker:
             try:
                 receipt["counts"] = dataclasses.asdict(self._do(Unit.loads(unit)))
             except LLMEmbedError as error:
-                receipt["error"] = str(error)
+                receipt["errors"] = [str(error)]
             except (RuntimeError, OSError, MemoryError, ValueError) as error:
                 self._broken = True
-                receipt["error"] = f"{type(error).__name__}: {error}"
+                receipt["errors"] = [f"{type(error).__name__}: {error}"]
         known = (warning for warning in caught if issubclass(warning.category, LLMEmbedWarning))
         return _row(receipt | {"warnings": [str(warning.message) for warning in known]})
 

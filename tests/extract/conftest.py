@@ -3,9 +3,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from toy_cache import tree
 from toy_model import save_toy_model, toy_texts
+
+from llmembed.extract import ExtractConfig, extract
 
 WriteCsv = Callable[..., Path]
 
@@ -43,3 +47,23 @@ def write_csv(tmp_path: Path) -> WriteCsv:
         return path
 
     return write
+
+
+@pytest.fixture
+def settings(llama: Path, write_csv: WriteCsv) -> dict[str, Any]:
+    """An extraction of 300 texts, some of them twice: five blocks of 64 rows."""
+    texts = toy_texts(280)
+    return {
+        "model": str(llama),
+        "layers": "1,3",
+        "dataset": str(write_csv(texts=[*texts, *texts[:10], *texts[-10:]])),
+        "max_length": 16,
+        "compute_dtype": "float32",
+        "token_budget": 64,
+    }
+
+
+@pytest.fixture
+def whole(settings: dict[str, Any], tmp_path: Path) -> dict[str, bytes]:
+    """Every file of the cache that one process makes of it."""
+    return tree(Path(extract(ExtractConfig(**settings, cache=str(tmp_path / "whole.zarr"))).path))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from toy_model import toy_texts
+from toy_cache import tree
 
 from llmembed.cache_format import lock, open_cache
 from llmembed.cache_format.cli import main as cache_main
@@ -33,32 +33,6 @@ from llmembed.extract.pipeline import (
     prepare,
     register,
 )
-
-N_TEXTS = 300  # five blocks of 64 rows
-
-
-@pytest.fixture
-def settings(llama: Path, write_csv: Any) -> dict[str, Any]:
-    texts = toy_texts(N_TEXTS - 20)
-    path = write_csv(texts=[*texts, *texts[:10], *texts[-10:]])
-    return {
-        "model": str(llama),
-        "layers": "1,3",
-        "dataset": str(path),
-        "max_length": 16,
-        "compute_dtype": "float32",
-        "token_budget": 64,
-    }
-
-
-@pytest.fixture
-def whole(settings: dict[str, Any], tmp_path: Path) -> dict[str, bytes]:
-    """Every file of the cache that one process makes."""
-    return tree(Path(extract(ExtractConfig(**settings, cache=str(tmp_path / "whole.zarr"))).path))
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def command(settings: dict[str, Any], *more: object) -> list[str]:
@@ -165,7 +139,7 @@ def test_finalize_withdraws_what_is_not_committed(
     assert ranks(settings, cache, [0, 1], world=2).n_rows_computed == 64
     finalize(cache)
     path = open_cache(cache)
-    assert path["train"].features(3, verify=True).shape == (N_TEXTS, 16)
+    assert path["train"].features(3, verify=True).shape == (300, 16)
     assert (
         tree(cache)["train/toy-llama/mean/layer_003/c.1.0"]
         == (whole["train/toy-llama/mean/layer_003/c.1.0"])
@@ -201,9 +175,15 @@ def test_who_shares_nothing_is_kept_apart(
         ({"rank": 2, "world": 2}, "--rank is 2 of --world 2; ranks count from 0. Pass 0 to 1."),
         ({"rank": 0, "world": 0}, "--world is 0; it counts from 1"),
         ({"rank": 0, "world": 2, "overwrite": True}, "would let each rank delete"),
+        ({"workers": 2}, "--workers is for --engine ray, and --engine is local. Pass both."),
+        ({"gpus_per_worker": 1.0}, "--gpus-per-worker is for --engine ray"),
+        ({"engine": "ray", "gpus_per_worker": -1.0}, "--gpus-per-worker is -1.0; pass 0 or more"),
+        ({"engine": "ray", "workers": 0}, "--workers is 0; it counts from 1"),
+        ({"engine": "ray", "rank": 0, "world": 2}, "Pass either it or --rank and --world."),
+        ({"engine": "rya"}, "engine 'rya' does not exist; did you mean 'ray'?"),
     ],
 )
 def test_a_share_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
-    """Ranks count from 0 to the world's size, and none may overwrite."""
+    """Ranks count from 0 to the world's size, none may overwrite, and Ray has its own options."""
     with pytest.raises(ConfigError, match=message):
         ExtractConfig(model="m", layers="1", **changes)

@@ -1,0 +1,53 @@
+"""Workers of Ray that go wrong in a chosen way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from llmembed.extract import ray_engine
+
+POISON = """
+from llmembed.cache_format.errors import ExtractionError
+from llmembed.extract.extractor import Extractor
+compute = Extractor.compute
+def poisoned(self, ids, on_batch, describe_row):
+    if describe_row(0).endswith('row 128'):
+        raise ExtractionError(describe_row(0) + ' is poison.')
+    return compute(self, ids, on_batch, describe_row)
+Extractor.compute = poisoned
+"""
+
+
+@contextmanager
+def in_workers(code: str) -> Iterator[None]:
+    """Run code in every worker before it begins."""
+
+    class Sabotaged(ray_engine.Worker):
+        def __init__(self, job: str) -> None:
+            exec(code, {})  # noqa: S102
+            super().__init__(job)
+
+    Sabotaged.__module__ = "__main__"  # so that Ray sends it whole
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_engine, "Worker", Sabotaged)
+        yield
+
+
+def before_first_record(marker: Path, then: str) -> str:
+    """Make code that does something before a record, in the first worker that comes so far."""
+    return f"""
+import os, pathlib, signal
+from llmembed.cache_format import blocks
+commit, marker = blocks.commit, pathlib.Path({str(marker)!r})
+def first(*arguments):
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return commit(*arguments)
+    {then}
+blocks.commit = first
+"""
