@@ -103,7 +103,7 @@ def _rate(step: int, n_steps: int) -> float:
     [0.0, 1.0, 0.5, 0.0]
     """
     warm_up = max(1, round(WARM_UP * n_steps))
-    return min(step / warm_up, (n_steps - step) / (n_steps - warm_up))
+    return min(step / warm_up, (n_steps - step) / max(1, n_steps - warm_up))
 
 
 def _inputs(recipe: Recipe, texts: Sequence[str]) -> dict[str, torch.Tensor]:

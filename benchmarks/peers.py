@@ -1,10 +1,11 @@
 """What others would do with the same rows: accuracy and CPU seconds, one thread, the same run.
 
-On the cached features: scikit-learn's LogisticRegressionCV beside our `concat` with LDA. From the
-texts, which must be those of the cache, row by row: TF-IDF of words and pairs of words with
-logistic regression. Differences are tested by row against ours (exact McNemar test).
+On cached features: our `concat` with LDA and our default, `cooc`, beside LogisticRegressionCV of
+scikit-learn. From the texts, which must be those of the cache, row by row: TF-IDF of words and
+pairs of words, and MiniLM by sentence-transformers, both with logistic regression; and SetFit.
+Differences are tested by row against the first (exact McNemar test).
 
-    python benchmarks/peers.py ci --data mr=texts/mr --data r8=r8 [--output FILE]
+    python benchmarks/peers.py ci --data mr=texts/mr --data r8=r8 [--setfit 200] [--output FILE]
 
 The last line of stdout is JSON.
 """
@@ -15,14 +16,15 @@ import argparse
 import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from compare import Ints, sign_flip_p
-from measure import run_case, warm_up
+from encoders import encode_and_regress, tune_by_pairs
+from measure import one_thread, run_case, warm_up
 from places import Places, environment_places, require_cache
 from rerun import COMMITTED, WORK
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -37,7 +39,10 @@ from llmembed.cache_format import Split, open_cache
 from llmembed.cache_format.errors import CacheMismatchError, LLMEmbedError
 from llmembed.extract.corpora import load_corpus
 
-OURS = FitPlan(name="concat", options={"fusion": "concat", "head": "lda"})
+OURS = (
+    FitPlan(name="concat + LDA", options={"fusion": "concat", "head": "lda"}),
+    FitPlan(name="cooc", options={"fusion": "cooc"}),
+)
 STRENGTHS = 5  # values of C that LogisticRegressionCV tries in five folds; its default is ten
 
 
@@ -49,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("suite", nargs="?", default="ci")
     parser.add_argument("--data", action="append", default=[], help="NAME=PATH, or NAME=alias")
     parser.add_argument("--caches", action="append", default=[], help="folder or URL of caches")
+    parser.add_argument(
+        "--encoder", default="minilm", help="of the peers that encode by themselves"
+    )
+    parser.add_argument("--setfit", type=int, default=0, help="steps of SetFit; 0 leaves it out")
     parser.add_argument("--output", help="file for the JSON document")
     options = parser.parse_args(arguments)
     places = Places(work=WORK, others=(*environment_places(options.caches), str(COMMITTED)))
@@ -58,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for pair in options.data:
             name, _, dataset = pair.partition("=")
             plan = load_suite(options.suite).caches[name]
-            for row in compare_peers(plan, require_cache(plan, places), dataset or name):
+            path = require_cache(plan, places)
+            for row in compare_peers(plan, path, dataset or name, options.encoder, options.setfit):
                 rows.append(row)
                 cells = f"{row['accuracy']:.4f} | {row['p']:.2g} | {row['cpu_s']:.1f}"
                 print(f"| {name} | {row['method']} | {cells} |", flush=True)
@@ -72,35 +82,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compare_peers(plan: CachePlan, path: str, dataset: str) -> list[dict[str, Any]]:
-    """Run ours, then each peer, on one cache and its texts.
+def compare_peers(
+    plan: CachePlan, path: str, dataset: str, encoder: str, setfit_steps: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Run ours, then each peer, on one cache and its texts; the first is what others are tested on.
 
     Raises:
         CacheMismatchError: the texts are not those of the cache.
     """
     warm_up()
-    cache = open_cache(path)
-    train, test = cache["train"], cache[plan.eval_split]
-    texts = {name: _texts(plan, dataset, name, cache[name]) for name in plan.splits}
+    labels = open_cache(path)[plan.eval_split].labels.astype(np.int64)
+    peers = _peers(plan, path, dataset, encoder, setfit_steps)
     source = plan.sources[0].name
+    ours = [run_case(path, plan, fit_plan, source=(source,)) for fit_plan in OURS]
+    for fit_plan, outcome in zip(OURS, ours, strict=True):
+        name = f"{fit_plan.name} on {source}"
+        yield _row(plan, name, outcome.correct, ours[0].correct, outcome.seconds)
+    for name, predict in peers.items():
+        with threadpool_limits(1), one_thread():
+            seconds, predicted = cpu_seconds(predict)
+        right = (predicted == labels).astype(np.int64)
+        yield _row(plan, name, right, ours[0].correct, seconds)
+
+
+def _peers(
+    plan: CachePlan, path: str, dataset: str, encoder: str, setfit_steps: int
+) -> dict[str, Callable[[], Ints]]:
+    cache, source = open_cache(path), plan.sources[0].name
+    train, test = cache["train"], cache[plan.eval_split]
+    texts, new = (_texts(plan, dataset, split.name, split) for split in (train, test))
+    y = train.labels
+    x, x_new = _features(train, source), _features(test, source)
     peers: dict[str, Callable[[], Ints]] = {
-        f"LogisticRegressionCV on {source}": functools.partial(
-            _regression, _features(train, source), train.labels, _features(test, source)
-        ),
-        "TF-IDF + LogisticRegressionCV": functools.partial(
-            _tfidf, texts["train"], train.labels, texts[plan.eval_split]
+        f"LogisticRegressionCV on {source}": functools.partial(_regression, x, y, x_new),
+        "TF-IDF + LogisticRegressionCV": functools.partial(_tfidf, texts, y, new),
+        f"sentence-transformers {encoder} + LogisticRegressionCV": functools.partial(
+            encode_and_regress, encoder, _logistic(), texts, y, new
         ),
     }
-    ours = run_case(path, plan, OURS, source=(source,))
-    labels = test.labels.astype(np.int64)
-    rows = [_row(plan, f"concat + LDA on {source}", ours.correct, ours.correct, ours.seconds)]
-    for method, predict in peers.items():
-        with threadpool_limits(1):
-            seconds, predicted = cpu_seconds(predict)
-        rows.append(
-            _row(plan, method, (predicted == labels).astype(np.int64), ours.correct, seconds)
+    if setfit_steps:
+        peers[f"SetFit {encoder}, {setfit_steps} steps"] = functools.partial(
+            tune_by_pairs, encoder, setfit_steps, texts, y, new
         )
-    return rows
+    return peers
 
 
 def _row(plan: CachePlan, method: str, right: Ints, ours: Ints, cpu_s: float) -> dict[str, Any]:

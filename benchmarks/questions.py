@@ -2,12 +2,14 @@
 
 The paper claims 4 % of the parameters, 1.8 % of the electricity and 1.5 % of the run time of its
 counterparts, which ran elsewhere. Here every method gets the same stratified subset and starts from
-the texts: extraction is part of the frozen method. Each runs in its own process on one thread.
+the texts: extraction is part of the frozen methods. Each runs in its own process on one thread, and
+is tested by row against the first (exact McNemar test).
 
     python benchmarks/questions.py --data mr=texts/mr --data r8=r8 [--train 400] [--test 200]
                                    [--methods frozen,lora,...] [--output FILE]
 
-The last line of stdout is JSON.
+FILE is written after each method, and keeps the rows of earlier calls with the same settings, which
+are not run again. The last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from baselines import pack, processor, unpack
+from compare import Ints, sign_flip_p
 from finetuning import fine_tune
 from meter import measured
 from prompting import NO_LABEL, prompt
@@ -34,9 +40,11 @@ from llmembed.cache_format.errors import ConfigError, LLMEmbedError
 from llmembed.extract import ExtractConfig, extract
 from llmembed.extract.corpora import load_corpus
 from llmembed.train import FitConfig, fit
+from llmembed.train.metrics import wilson_interval
 
 METHODS = (
-    "frozen",
+    "frozen lda",
+    "frozen cooc",
     "lora",
     "full",
     "zero-shot free",
@@ -44,6 +52,10 @@ METHODS = (
     "few-shot free",
     "few-shot constrained",
 )
+FROZEN: dict[str, dict[str, Any]] = {
+    "lda": {"fusion": "concat", "head": "lda"},
+    "cooc": {"fusion": "cooc"},
+}
 N_SHOTS = 4
 Split = tuple[list[str], npt.NDArray[np.int32]]
 
@@ -61,29 +73,45 @@ class Texts:
     test: Split
     """Texts, and int32 `[n]` classes."""
 
+    @property
+    def digest(self) -> str:
+        """Say which texts and classes these are."""
+        parts = [(texts, labels.tolist()) for texts, labels in (self.train, self.test)]
+        return hashlib.sha256(json.dumps([self.labels, parts]).encode()).hexdigest()[:16]
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the methods on each data set, and print a table and the JSON line."""
     options = _parser().parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the processes that are measured
-    rows = []
-    print("| data | method | accuracy | no label | wall s | CPU s | peak MB | kJ | trained |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    document: dict[str, Any] = {"machine": processor(), "settings": _settings(options)}
+    rows = _earlier_rows(document, options.output)
+    document["rows"] = rows
+    print("| data | method | accuracy | p | no label | wall s | CPU s | peak MB | kJ | trained |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     try:
         for pair in options.data:
             name, _, dataset = pair.partition("=")
             texts = subset(name, dataset or name, options.train, options.test)
             for method in options.methods.split(","):
-                rows.append(run_method(texts, method, options))
-                print(_row(rows[-1]), flush=True)
+                known = [one for one in rows if _key(one) == (texts.digest, method)]
+                if not known:
+                    rows.append(against_first(run_method(texts, method, options), rows))
+                    _write(document, options.output)
+                print(_row((known or rows)[-1]), flush=True)
     except LLMEmbedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    document = {"settings": vars(options), "rows": rows}
-    if options.output:
-        Path(options.output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(document))
     return 0
+
+
+def against_first(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Add the p-value of the exact test against the first method on the same texts."""
+    first = next((one for one in rows if one["texts"] == row["texts"]), row)
+    right, other = (unpack(one["correct"], one["n_test"]) for one in (row, first))
+    row["p"] = sign_flip_p(right - other)
+    return row
 
 
 def subset(name: str, dataset: str, n_train: int, n_test: int) -> Texts:
@@ -113,28 +141,39 @@ def run_method(texts: Texts, method: str, options: argparse.Namespace) -> dict[s
         epochs=options.epochs,
         max_length=options.max_length,
     )
-    (predicted, n_trained), cost = measured(call, options.watts_per_core)
+    (predicted, n_trained, stages), cost = measured(call, options.watts_per_core)
+    right: Ints = (predicted == texts.test[1]).astype(np.int64)
     return {
         "data": texts.name,
+        "texts": texts.digest,
         "method": method,
         "n_train": len(texts.train[0]),
-        "n_test": len(texts.test[0]),
-        "accuracy": float((predicted == texts.test[1]).mean()),
+        "n_test": len(right),
+        "accuracy": float(right.mean()),
+        "interval": wilson_interval(int(right.sum()), len(right)),
+        "correct": pack(right),
         "no_label": float((predicted == NO_LABEL).mean()),
         "n_trained": n_trained,
+        "stages": stages,
         **dataclasses.asdict(cost),
     }
 
 
 def answer(
     texts: Texts, method: str, *, model: str, layers: str, epochs: int, max_length: int
-) -> tuple[npt.NDArray[np.int64], int]:
-    """Label the evaluation texts by one method: int64 `[n]`, and the number of trained weights."""
-    if method == "frozen":
-        return _frozen(texts, model, layers, max_length)
-    if method in {"lora", "full"}:
+) -> tuple[npt.NDArray[np.int64], int, dict[str, float]]:
+    """Label the evaluation texts by one method.
+
+    Returns:
+        int64 `[n]` of classes, the number of trained weights, and wall seconds of the stages where
+        a method has any.
+    """
+    kind, _, variant = method.partition(" ")
+    if kind == "frozen":
+        return _frozen(texts, variant, model, layers, max_length)
+    if kind in {"lora", "full"}:
         n_classes = len(texts.labels)
-        return fine_tune(
+        predicted, n_trained = fine_tune(
             model,
             method,
             texts.train,
@@ -143,21 +182,22 @@ def answer(
             epochs=epochs,
             max_length=max_length,
         )
-    shots, _, decoding = method.partition(" ")
-    return prompt(
+        return predicted, n_trained, {}
+    predicted, n_trained = prompt(
         model,
         texts.train,
         texts.test[0],
         texts.labels,
-        n_shots=N_SHOTS if shots == "few-shot" else 0,
-        constrained=decoding == "constrained",
+        n_shots=N_SHOTS if kind == "few-shot" else 0,
+        constrained=variant == "constrained",
         max_length=max_length,
     )
+    return predicted, n_trained, {}
 
 
 def _frozen(
-    texts: Texts, model: str, layers: str, max_length: int
-) -> tuple[npt.NDArray[np.int64], int]:
+    texts: Texts, head: str, model: str, layers: str, max_length: int
+) -> tuple[npt.NDArray[np.int64], int, dict[str, float]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -168,24 +208,28 @@ def _frozen(
         for split, (lines, labels) in (("train", texts.train), ("test", texts.test)):
             pq.write_table(pa.table({"text": lines, "label": labels}), data / f"{split}.parquet")
         cache = f"{folder}/cache.zarr"
+        started = time.perf_counter()
         extract(
             ExtractConfig(
                 model=model, layers=layers, dataset=str(data), cache=cache, max_length=max_length
             )
         )
-        run = fit(FitConfig(cache=cache, fusion="concat", head="lda", output=f"{folder}/run"))
+        stages = {"extract": time.perf_counter() - started}
+        run = fit(FitConfig(cache=cache, output=f"{folder}/run", **FROZEN[head]))
+        stages |= run.metrics["seconds"]
         table = pq.read_table(run.path / "predictions.parquet", columns=["predicted"])
         indices = {name: index for index, name in enumerate(texts.labels)}
         predicted = [indices[name] for name in table["predicted"].to_pylist()]
-        head = run.classifier.head
-        return np.array(predicted), sum(weight.numel() for weight in head.parameters())
+        return np.array(predicted), run.metrics["n_parameters"], stages
 
 
 def _row(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
     cells = (
         row["data"],
         row["method"],
-        f"{row['accuracy']:.3f}",
+        f"{row['accuracy']:.3f} ({low:.3f}-{high:.3f})",
+        f"{row['p']:.2g}",
         f"{row['no_label']:.1%}",
         f"{row['wall_s']:.0f}",
         f"{row['cpu_s']:.0f}",
@@ -194,6 +238,30 @@ def _row(row: dict[str, Any]) -> str:
         f"{row['n_trained']:,}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Give what figures depend on: not where the texts lie, nor which of the methods are run."""
+    names = ("model", "layers", "train", "test", "epochs", "max_length", "watts_per_core")
+    return {name: getattr(options, name) for name in names}
+
+
+def _earlier_rows(document: dict[str, Any], output: str | None) -> list[dict[str, Any]]:
+    """Read the rows of earlier calls with the same settings on the same machine."""
+    if output is None or not Path(output).is_file():
+        return []
+    earlier = json.loads(Path(output).read_text(encoding="utf-8"))
+    is_same = all(earlier[key] == value for key, value in document.items())
+    return list(earlier["rows"]) if is_same else []
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["texts"], row["method"]
+
+
+def _write(document: dict[str, Any], output: str | None) -> None:
+    if output is not None:
+        Path(output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:

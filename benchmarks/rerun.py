@@ -107,6 +107,8 @@ def record(
         outcome, comparison = outcomes.get(one.name), one.comparison
         cases[one.name] = {
             "accuracy": outcome.accuracy if outcome else comparison and comparison.now,
+            "n": outcome and len(outcome.correct),
+            "n_parameters": outcome and outcome.n_parameters,
             "before": comparison and comparison.before,
             "interval": comparison and comparison.interval,
             "p_holm": one.p,

@@ -18,6 +18,10 @@ fits, whose options are those of `FitConfig`. A case is one fit on one cache.
     fusion = "cooc"
     seeds = [0, 1]
     at_least = { mr = 0.7 }                 # expected: holds whatever the baseline says
+
+    [fits.single]                           # single-08 and single-16
+    fusion = "single"
+    each_layer = [8, 16]
 """
 
 from __future__ import annotations
@@ -138,13 +142,29 @@ def load_suite(name: str) -> Suite:
         key: _make(CachePlan, {"name": key, "sources": sources, **row}, f"{path}: caches.{key}")
         for key, row in content.pop("caches").items()
     }
-    fits = {key: _fit_plan(key, row, path) for key, row in content.pop("fits").items()}
+    fits = {
+        name: _fit_plan(name, row, path)
+        for key, given in content.pop("fits").items()
+        for name, row in _each_layer(key, given).items()
+    }
     for fit in fits.values():
         for cache in (*fit.caches, *fit.at_least):
             if cache not in caches:
                 where = f"{path}: fits.{fit.name} names it."
                 raise ConfigError.unknown("cache", cache, caches, where)
     return _make(Suite, {"name": path.stem, **content, "caches": caches, "fits": fits}, str(path))
+
+
+def _each_layer(name: str, row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Make one fit a layer where a row lists `each_layer`.
+
+    >>> _each_layer("single", {"fusion": "single", "each_layer": [8]})
+    {'single-08': {'fusion': 'single', 'layers': '8'}}
+    """
+    if "each_layer" not in row:
+        return {name: row}
+    rest = {key: value for key, value in row.items() if key != "each_layer"}
+    return {f"{name}-{k:02d}": {**rest, "layers": str(k)} for k in row["each_layer"]}
 
 
 def _fit_plan(name: str, row: Mapping[str, Any], path: Path) -> FitPlan:

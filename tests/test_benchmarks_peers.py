@@ -37,13 +37,17 @@ def test_peers_see_the_rows_of_the_cache_and_no_others(
         fingerprint="",
         sources=(SourcePlan(name="toy", layers="1,2"),),
     )
-    rows = peers.compare_peers(plan, cache, texts)
+    rows = list(peers.compare_peers(plan, cache, texts, model, setfit_steps=1))
     assert [row["method"] for row in rows] == [
         "concat + LDA on toy",
+        "cooc on toy",
         "LogisticRegressionCV on toy",
         "TF-IDF + LogisticRegressionCV",
+        f"sentence-transformers {model} + LogisticRegressionCV",
+        f"SetFit {model}, 1 steps",
     ]
-    assert rows[2]["accuracy"] > 0.6
+    assert rows[3]["accuracy"] > 0.6
     assert rows[0]["p"] == 1.0
+    assert min(row["accuracy"] for row in rows) > 0.3
     with pytest.raises(CacheMismatchError, match="are not those of the cache of toy"):
-        peers.compare_peers(plan, cache, write_texts(tmp_path / "others", 5))
+        next(peers.compare_peers(plan, cache, write_texts(tmp_path / "others", 5), model))

@@ -42,13 +42,15 @@ def test_every_method_labels_every_text(
 ) -> None:
     """Each gives a class a text; what is not constrained may give none; only some train weights."""
     model = str(save_toy_model(tmp_path / "toy"))
-    predicted, n_trained = questions.answer(
+    predicted, n_trained, stages = questions.answer(
         texts, method, model=model, layers="1,2", epochs=1, max_length=24
     )
     assert predicted.shape == (20,)
     lowest = -1 if method.endswith("free") else 0
     assert lowest <= predicted.min() <= predicted.max() < 2
-    assert (n_trained > 0) == (method in {"frozen", *LEARNING_RATES})
+    is_frozen = method.startswith("frozen")
+    assert (n_trained > 0) == (is_frozen or method in LEARNING_RATES)
+    assert is_frozen == ({"extract", "read", "fit"} <= stages.keys())
 
 
 def test_the_command_measures_in_a_process_of_its_own(
@@ -57,7 +59,7 @@ def test_the_command_measures_in_a_process_of_its_own(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The JSON line has accuracy, time, memory and energy with the method that found it."""
+    """The JSON line has accuracy, time, memory and energy; what a file has is not run again."""
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     command = [
         "--data",
@@ -65,12 +67,17 @@ def test_the_command_measures_in_a_process_of_its_own(
         "--model",
         str(save_toy_model(tmp_path / "m")),
     ]
-    command += ["--methods", "zero-shot constrained", "--test", "4"]
-    assert questions.main(command) == 0
+    command += ["--methods", "zero-shot constrained", "--output", str(tmp_path / "rows.json")]
+    assert questions.main([*command, "--test", "4"]) == 0
     (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == [row]
+    assert questions.main([*command, "--test", "4"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == [row]
     assert 0 <= row["accuracy"] <= 1
     assert min(row["wall_s"], row["cpu_s"], row["joules"], row["peak_memory_bytes"]) > 0
     assert row["energy_method"]
+    assert row["interval"][0] < row["accuracy"] + 1e-9 < row["interval"][1] + 2e-9
+    assert str(tmp_path / "texts") not in (tmp_path / "rows.json").read_text()
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones(
