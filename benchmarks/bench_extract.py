@@ -16,6 +16,7 @@ benchmarks/results/.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -103,39 +104,51 @@ def measure(
     ours = extractor(model, [layer], fast, max_length)
     planned = ours.tokenize(texts).ids
     ids = planned[:n_texts]
-    lengths = [len(row) for row in ids]
     ours.compute(ids[:8])  # warm up: the kernels are chosen at first use
     whole, shelf = load_whole(ours), load_sentence_transformer(ours)
-    baselines = {
-        "plain_hugging_face": lambda: plain_hugging_face(whole, ids[:n_baseline], layer),
-        "sentence_transformers": lambda: shelf.encode(texts[:n_baseline]),
-    }
+    hugging_face = functools.partial(plain_hugging_face, whole, ids[:n_baseline], layer)
+    encode = functools.partial(shelf.encode, texts[:n_baseline])
+    baselines = {"plain_hugging_face": hugging_face, "sentence_transformers": encode}
     speeds, features = race(ours, ids, baselines, n_baseline, rounds)
     last = ours.backbone.n_layers
     exact = extractor(model, [layer, last], "float32", max_length).compute(ids[:n_baseline])
-    expected = features["plain_hugging_face"]
+    errors = relative_errors(features, exact, fast, layer, last)
     return {
         "benchmark": "extract",
         "model": model,
         "layer": layer,
         "compute_dtype": fast,
-        "products": str(ours.backbone.compute_dtype).removeprefix("torch."),
-        "max_length": ours.recipe.max_length,
-        "machine": machine(),
-        "n_texts": len(ids),
-        "n_tokens": sum(lengths),
-        "token_budget": ours.token_budget,
-        "padding_share": padding_of_blocks(ours, [len(row) for row in planned]),
+        **facts(ours, planned, n_texts),
         "tokens_per_s": {name: statistics.median(values) for name, values in speeds.items()},
         "ratios": {pair: ratio(speeds, *pair.split(" / ")) for pair in TARGETS},
         "targets": TARGETS,
-        "relative_error": {
-            fast: relative_error(features["ours"]["mean", layer][:n_baseline], expected),
-            "float32": relative_error(exact["mean", layer], expected),
-            "float32, sentence-transformers' layer": relative_error(
-                exact["mean", last], features["sentence_transformers"]
-            ),
-        },
+        "relative_error": errors,
+    }
+
+
+def facts(ours: Extractor, planned: list[Any], n_texts: int) -> dict[str, Any]:
+    """Say what was run, on what, where: tokens of the first texts, padding of all of them."""
+    lengths = [len(row) for row in planned]
+    return {
+        "products": str(ours.backbone.compute_dtype).removeprefix("torch."),
+        "max_length": ours.recipe.max_length,
+        "machine": machine(),
+        "n_texts": min(n_texts, len(planned)),
+        "n_tokens": sum(lengths[:n_texts]),
+        "token_budget": ours.token_budget,
+        "padding_share": padding_of_blocks(ours, lengths),
+    }
+
+
+def relative_errors(
+    features: dict[str, Any], exact: dict[Any, Any], fast: str, layer: int, last: int
+) -> dict[str, float]:
+    """Compare our features of a dtype, and those in float32, with the baselines'."""
+    expected, shelf = features["plain_hugging_face"], features["sentence_transformers"]
+    return {
+        fast: relative_error(features["ours"]["mean", layer][: len(expected)], expected),
+        "float32": relative_error(exact["mean", layer], expected),
+        "float32, sentence-transformers' layer": relative_error(exact["mean", last], shelf),
     }
 
 
