@@ -18,6 +18,7 @@ from llmembed.cache_format import Block, SplitPlan, open_cache
 from llmembed.extract.corpora import Examples
 from llmembed.extract.duplicates import DifferentTexts, first_occurrences
 from llmembed.extract.extractor import Extractor, Features
+from llmembed.extract.memory import return_freed_memory
 from llmembed.extract.outcome import Counts
 from llmembed.extract.overlap import OneBehind, one_ahead
 from llmembed.extract.task import Task
@@ -76,6 +77,7 @@ def extract_blocks(
             writing.do(
                 partial(_write, task.cache, writer, plan, block, n_tokens, features, different)
             )
+            return_freed_memory()
             if on_batch is not None:
                 on_batch(len(n_tokens) - len(different.own), 0)
             counts += Counts.of(tokenized, n_computed=len(different.own))
