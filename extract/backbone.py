@@ -58,6 +58,8 @@ class Backbone:
     device: torch.device
     compute_dtype: torch.dtype
     """Arithmetic of the blocks."""
+    quantize: str | None
+    """How the blocks' weights are quantised: nf4, int8."""
     widens: bool
     """Weights rest in bfloat16, and each block's are widened for every batch, see `upcast`."""
 
@@ -217,6 +219,7 @@ def load_backbone(
         causal=_is_causal(model),
         device=device,
         compute_dtype=torch.float32 if widens else compute_dtype,
+        quantize=quantize,
         widens=widens,
     )
 

@@ -1,8 +1,9 @@
-"""Transformers without its bars and reports, which speak of what is done on purpose."""
+"""Transformers and bitsandbytes without bars and reports of what is done on purpose."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,14 +12,18 @@ import transformers
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the loader: its bars, and its report of the upper layers that are left out."""
-    logging: Any = transformers.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    """Silence the loader's bars, its report of layers left out, and int8's word at each product."""
+    loader: Any = transformers.logging
+    verbosity, bars = loader.get_verbosity(), loader.is_progress_bar_enabled()
+    products = logging.getLogger("bitsandbytes.autograd._functions")
+    level = products.level
+    loader.set_verbosity_error()
+    loader.disable_progress_bar()
+    products.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        products.setLevel(level)
+        loader.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            loader.enable_progress_bar()
