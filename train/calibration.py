@@ -4,9 +4,10 @@ One number T divides the logits: it changes no prediction, only how sure the cla
 is. It is fitted on rows that the classifier was not fitted to: the validation share, or the
 held-out scores of the folds.
 
-Of three candidates the one with the lowest calibration error on those rows is taken: no scaling,
-the T of the lowest negative log-likelihood, and the T of the lowest Brier score. The likelihood
-weighs a few confident errors so heavily that, with 52 classes, it can make all else too modest.
+Of temperatures around the likeliest, the one with the lowest Brier score is taken: the likelihood
+weighs a few confident errors so heavily that, with 52 classes, it can make all else too modest. The
+calibration error itself decides nothing: of 700 rows it is known to about 0.02, no better than the
+differences between temperatures.
 
 Scores that are right on every held-out row are likeliest at T = 0, which would call every new row
 certain. So the likelihood has one row more, whose label has nothing to do with its text: of n rows
@@ -19,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from llmembed.train.metrics import Floats, Labels, ece
+from llmembed.train.metrics import Floats, Labels
 
 _LOWEST, _HIGHEST = 1e-3, 1e3  # of 1 / T; scores that are always wrong have their optimum at 0
 _HALVINGS = 60
@@ -27,7 +28,7 @@ _BRIER_GRID = np.exp(np.linspace(-1, 1, 41))  # of T, around that of the likelih
 
 
 def calibrate(logits: npt.NDArray[np.floating], labels: Labels) -> float:
-    """Choose the temperature of a classifier by its calibration error on held-out rows.
+    """Find the temperature with the lowest Brier score on held-out rows.
 
     Args:
         logits: `[N, C]`.
@@ -36,9 +37,8 @@ def calibrate(logits: npt.NDArray[np.floating], labels: Labels) -> float:
     >>> round(calibrate(np.log([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1])), 6)
     1.0
     """
-    likeliest = fit_temperature(logits, labels)
-    brier = min(likeliest * _BRIER_GRID, key=lambda t: _brier(_softmax(logits / t), labels))
-    return float(min((1.0, likeliest, brier), key=lambda t: ece(_softmax(logits / t), labels)))
+    candidates = fit_temperature(logits, labels) * _BRIER_GRID
+    return float(min(candidates, key=lambda t: _brier(_softmax(logits / t), labels)))
 
 
 def fit_temperature(logits: npt.NDArray[np.floating], labels: Labels) -> float:

@@ -42,12 +42,13 @@ def test_scores_that_are_always_wrong_keep_a_finite_temperature() -> None:
     assert fit_temperature(-np.eye(3), np.arange(3)) == pytest.approx(1e3)
 
 
-def test_calibration_is_never_worse_on_the_rows_it_is_fitted_to() -> None:
-    """Of no scaling, the likeliest and Brier's temperature the lowest calibration error wins."""
+def test_a_few_confident_errors_do_not_make_all_else_modest() -> None:
+    """Beside 2 % of hopeless rows the likeliest temperature doubles the error; Brier's does not."""
     generator = np.random.default_rng(0)
-    logits = generator.normal(size=(400, 5)) * 3
-    labels = np.where(generator.random(400) < 0.7, logits.argmax(axis=1), 0)
-    errors = [ece(softmax(logits / t, axis=1), labels) for t in (calibrate(logits, labels), 1.0)]
-    assert errors[0] <= errors[1]
-    likeliest = fit_temperature(logits, labels)
-    assert errors[0] <= ece(softmax(logits / likeliest, axis=1), labels)
+    logits = generator.normal(size=(5000, 20)) * 3
+    labels = np.array([generator.choice(20, p=p) for p in softmax(logits, axis=1)])
+    logits[:100, 0], labels[:100] = 40, 1
+    found = [ece(softmax(logits / t, axis=1), labels) for t in (calibrate(logits, labels), 1.0)]
+    likeliest = ece(softmax(logits / fit_temperature(logits, labels), axis=1), labels)
+    assert found[0] < found[1] + 0.01
+    assert likeliest > 2 * found[0]
