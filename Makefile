@@ -52,7 +52,7 @@ bench: install
 	$(BIN)/python benchmarks/rerun.py ci
 	$(BIN)/python -P benchmarks/bench_extract.py
 	$(BIN)/python -P benchmarks/bench_cache.py
-	$(BIN)/python -P benchmarks/bench_fit.py
+	$(BIN)/python benchmarks/bench_fit.py
 
 # Complete data sets; DATA="--caches PLACE" finds features, "--data mr=FOLDER" names texts.
 bench-full: install
