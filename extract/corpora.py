@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from llmembed.cache_format.errors import ConfigError, DataError
 from llmembed.extract.labelling import UNLABELLED, encode_labels
 from llmembed.extract.origins import read_splits
 from llmembed.extract.pairs import column_names, join_columns
+from llmembed.extract.spool import forget_pages
 from llmembed.extract.tables import READERS
 
 _TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "title")
@@ -42,12 +43,13 @@ class Examples:
     @functools.cached_property
     def text_hash(self) -> npt.NDArray[np.uint64]:
         """xxh3-64 of the UTF-8 text, before any template, uint64 `[N]`."""
-        hashes = (
-            xxhash.xxh3_64_intdigest(text.as_buffer())
-            for chunk in self.texts.chunks
-            for text in chunk
-        )
-        return np.fromiter(hashes, dtype=np.uint64, count=len(self))
+        return np.fromiter(self._hashes(), dtype=np.uint64, count=len(self))
+
+    def _hashes(self) -> Iterator[int]:
+        for chunk in self.texts.chunks:
+            for text in chunk:
+                yield xxhash.xxh3_64_intdigest(text.as_buffer())
+            forget_pages()
 
     def part(self, start: int, stop: int) -> Examples:
         """Take a range of rows, without copying texts."""

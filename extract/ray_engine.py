@@ -78,7 +78,7 @@ def extract_on_ray(
                 for unit in cut(writer, plan, config.workers)
             ]
             job = _job(task, layers, writer.lease)
-            start_round = functools.partial(_receipts, config.workers, n_gpus, job)
+            start_round = functools.partial(receipts, config.workers, n_gpus, job)
             counts = _collect(units, start_round, on_unit)
     finalize(task.cache, only_new=True)
     return counts
@@ -144,7 +144,7 @@ def _ended_its_worker(unit: Unit) -> str:
     )
 
 
-def _receipts(
+def receipts(
     n_workers: int, n_gpus: float, job: str, units: Mapping[int, Unit]
 ) -> Iterator[dict[str, Any]]:
     """Have units done, in any order; those whose worker was lost have no receipt."""
@@ -155,6 +155,7 @@ def _receipts(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = len(units)
+    context.op_resource_reservation_enabled = False  # one operator: a tenth of the driver's CPU
     items = [{"number": number, "unit": unit.dumps()} for number, unit in units.items()]
     done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Worker,

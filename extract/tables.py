@@ -21,6 +21,10 @@ import pyarrow.json
 import pyarrow.parquet
 
 from llmembed.cache_format.errors import DataError
+from llmembed.extract.spool import spool
+
+SPOOL_FROM_BYTES = 64 * 2**20
+"""A Parquet file with more than this, decoded, is mapped from a file instead of held."""
 
 
 def read_table(path: Path) -> pa.Table:
@@ -94,6 +98,15 @@ def _read_json(path: Path) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
+def _read_parquet(path: Path) -> pa.Table:
+    """Read into memory, or into a mapped file what would fill it."""
+    with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+        groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+        if sum(group.total_byte_size for group in groups) < SPOOL_FROM_BYTES:
+            return file.read()
+        return spool(file.schema_arrow, file.iter_batches())
+
+
 def _bad_encoding(path: Path, error: UnicodeDecodeError) -> str:
     line = error.object[: error.start].count(b"\n") + 1
     return (
@@ -108,6 +121,6 @@ READERS: Mapping[str, Callable[[Path], pa.Table]] = {
     ".tab": _read_orange,
     ".json": _read_json,
     ".jsonl": pyarrow.json.read_json,
-    ".parquet": functools.partial(pyarrow.parquet.read_table, memory_map=True),
+    ".parquet": _read_parquet,
     ".arrow": functools.partial(pyarrow.feather.read_table, memory_map=True),
 }

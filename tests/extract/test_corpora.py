@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmembed.cache_format.errors import ConfigError, DataError, DatasetNotFoundError
+from llmembed.extract import tables
 from llmembed.extract.corpora import load_corpus, stratified_rows
 
 TABLE = {"text": ["null", 'a "quoted",\ntext', "", "Ünï 🦙"], "label": ["no", "yes", "no", "yes"]}
@@ -227,3 +228,14 @@ def test_the_packaged_reuters_texts_are_complete(
     corpus = load_corpus(alias)
     assert [len(examples) for examples in corpus.splits.values()] == [n_train, n_test]
     assert len(corpus.labels) == n_classes
+
+
+def test_a_large_parquet_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts that would fill the memory are read from a mapped file, and are the same ones."""
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pa.table(TABLE), path, row_group_size=3)
+    held = load_corpus(str(path)).splits["train"]
+    monkeypatch.setattr(tables, "SPOOL_FROM_BYTES", 0)
+    mapped = load_corpus(str(path)).splits["train"]
+    np.testing.assert_array_equal(mapped.text_hash, held.text_hash)
+    assert mapped.part(1, 4).batch(slice(0, 3)) == TABLE["text"][1:]
