@@ -13,7 +13,6 @@ benchmarks/results/.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import resource
@@ -73,12 +72,11 @@ def main() -> None:
 def measure(n_units: int, seconds: float, n_workers: int) -> dict[str, float]:
     """Have units done, and time the driver from the first receipt to the last."""
     job = json.dumps({"seconds": seconds})
-    start = functools.partial(ray_engine.receipts, n_workers, 0.0, job)
     units = {number: toy_unit(number) for number in range(n_units)}
     began, memory = time.perf_counter(), peak_bytes()
     marks: list[tuple[float, float]] = []
     numbers = []
-    for receipt in start(units):
+    for receipt in ray_engine.receipts(n_workers, 0.0, job, 2, units):
         numbers.append(receipt["number"])
         marks.append((time.perf_counter(), time.process_time()))
     if sorted(numbers) != list(range(n_units)):

@@ -38,7 +38,8 @@ from llmembed.extract.pipeline import load_extractor, make_plans, open_writer, p
 from llmembed.extract.task import Task
 
 _IN_FLIGHT = 2
-"""Units at a worker, the one it works on included: it never waits for the driver."""
+"""Units at a worker, the one it works on included, so that it never waits for the driver. In the
+rounds after the first it is one: a deadly unit then takes no other with it."""
 _UNITS_A_WORKER = 32
 """At least so many units for each worker where there are blocks enough: the last of them, when
 other workers have nothing left, is then 3 % of its work."""
@@ -99,7 +100,7 @@ def cut(writer: CacheWriter, plan: SplitPlan, n_workers: int) -> Iterator[Unit]:
 
 def _collect(
     units: Sequence[Unit],
-    start_round: Callable[[Mapping[int, Unit]], Iterator[dict[str, Any]]],
+    start_round: Callable[[int, Mapping[int, Unit]], Iterator[dict[str, Any]]],
     on_unit: Callable[[int, int], None],
 ) -> Counts:
     """Have units done until each has its receipt, or none of those left gets one.
@@ -108,10 +109,10 @@ def _collect(
     how often a machine that is gone does not answer, and cannot tell that from a deadly unit.
     """
     counts, errors, warned = Counts(), list[str](), set[str]()
-    pending, n_idle = dict(enumerate(units)), 0
+    pending, n_idle, in_flight = dict(enumerate(units)), 0, _IN_FLIGHT
     while pending and n_idle < _IDLE_ROUNDS:
         n_before = len(pending)
-        for receipt in start_round(pending.copy()):
+        for receipt in start_round(in_flight, pending.copy()):
             del pending[receipt["number"]]
             done = Counts(**receipt["counts"])
             counts += done
@@ -119,6 +120,8 @@ def _collect(
             errors += receipt["errors"]
             _warn_once(receipt["warnings"], warned)
         n_idle = n_idle + 1 if len(pending) == n_before else 0
+        in_flight = 1
+        pending = dict(reversed(pending.items()))  # who waited behind a deadly unit goes first
     errors += [_ended_its_worker(unit) for unit in pending.values()]
     if errors:
         message = (
@@ -145,7 +148,7 @@ def _ended_its_worker(unit: Unit) -> str:
 
 
 def receipts(
-    n_workers: int, n_gpus: float, job: str, units: Mapping[int, Unit]
+    n_workers: int, n_gpus: float, job: str, in_flight: int, units: Mapping[int, Unit]
 ) -> Iterator[dict[str, Any]]:
     """Have units done, in any order; those whose worker was lost have no receipt."""
     import ray.data
@@ -161,7 +164,7 @@ def receipts(
         Worker,
         fn_constructor_args=(job,),
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=n_workers, max_tasks_in_flight_per_actor=_IN_FLIGHT
+            min_size=1, max_size=n_workers, max_tasks_in_flight_per_actor=in_flight
         ),
         batch_size=1,
         num_cpus=1,

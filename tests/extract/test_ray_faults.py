@@ -21,7 +21,7 @@ from toy_cache import tree
 
 from llmembed.cache_format.errors import ConfigError, ExtractionError
 from llmembed.cache_format.store import open_store
-from llmembed.extract import ExtractConfig, extract
+from llmembed.extract import ExtractConfig, extract, ray_engine
 
 pytestmark = [
     pytest.mark.ray,
@@ -126,7 +126,9 @@ def test_a_store_that_fails_now_and_then_loses_nothing(
     assert {key: store.get(key) for key in store.walk()} == whole
 
 
-def test_rows_that_end_their_worker_are_named(on_ray: ExtractConfig, tmp_path: Path) -> None:
+def test_rows_that_end_their_worker_are_named(
+    on_ray: ExtractConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A unit that ends every worker is given up and named; every other unit is done."""
     code = (
         "import os\n"
@@ -137,6 +139,7 @@ def test_rows_that_end_their_worker_are_named(on_ray: ExtractConfig, tmp_path: P
         "blocks.commit = die\n"
     )
     named = r"1 of 5 units .*Rows 128-192 of split 'train' ended their worker each time"
+    monkeypatch.setattr(ray_engine, "_IDLE_ROUNDS", 1)
     with in_workers(code), pytest.raises(ExtractionError, match=named):
         extract(on_ray)
     assert extract(dataclasses.replace(on_ray, engine="local", workers=1)).n_rows_computed == 64
