@@ -96,10 +96,8 @@ def recheck(
         DataError: the data set has none of the texts.
         ConfigError, DatasetNotFoundError, ModelError: the request cannot be served.
     """
-    import torch
-
     from llmembed.extract.corpora import load_corpus
-    from llmembed.extract.selfcheck import TOLERANCE
+    from llmembed.extract.selfcheck import TOLERANCE, arithmetic
 
     if n_rows < 1:
         raise ConfigError(f"rows is {n_rows}; at least 1 is needed. Pass --rows 16.")
@@ -113,7 +111,8 @@ def recheck(
         label_column=_name(origin, "label_column"),
     )
     recipe = extractor.recipe
-    tolerance = TOLERANCE[getattr(torch, recipe.compute_dtype)] + _ROUNDING[recipe.dtype]
+    tolerance = TOLERANCE[arithmetic(recipe.compute_dtype, recipe.quantize)]
+    tolerance += _ROUNDING[recipe.dtype]
     found: list[Difference] = []
     compared = {}
     for name in cache.splits:

@@ -69,7 +69,7 @@ def check_first_batch(
         for key, expected in _alone(backbone, token_ids, keys).items():
             feature = torch.as_tensor(pooled[key][index], device=backbone.device)
             difference = float((feature - expected).norm() / expected.norm().clamp(min=1e-12))
-            if not difference <= TOLERANCE[_arithmetic(backbone)]:
+            if not difference <= TOLERANCE[arithmetic(backbone.compute_dtype, backbone.quantize)]:
                 raise ExtractionError(_message(backbone, name, key, difference))
 
 
@@ -116,18 +116,21 @@ def _told(backbone: Backbone, output: Any) -> dict[int, Tensor]:
     return told
 
 
-def _arithmetic(backbone: Backbone) -> str:
-    if backbone.quantize == "int8":
-        return "int8"
-    return str(backbone.compute_dtype).removeprefix("torch.")
+def arithmetic(compute_dtype: str | torch.dtype, quantize: str | None) -> str:
+    """Name the arithmetic whose rounding `TOLERANCE` allows.
+
+    >>> arithmetic(torch.bfloat16, None), arithmetic("float32", "int8")
+    ('bfloat16', 'int8')
+    """
+    return "int8" if quantize == "int8" else str(compute_dtype).removeprefix("torch.")
 
 
 def _message(backbone: Backbone, name: str, key: tuple[str, int], difference: float) -> str:
     pooling, layer = key
-    arithmetic = _arithmetic(backbone)
+    kind = arithmetic(backbone.compute_dtype, backbone.quantize)
     return (
         f"{name}: layer {layer}, pooling {pooling} of the first batch differs by {difference:.2g} "
-        f"(relative) from the same text computed alone; {TOLERANCE[arithmetic]:g} is allowed in "
-        f"{arithmetic}. Nothing was stored. "
+        f"(relative) from the same text computed alone; {TOLERANCE[kind]:g} is allowed in "
+        f"{kind}. Nothing was stored. "
         "Pass --token-budget 1 to compute every text alone, or report this architecture."
     )
