@@ -41,6 +41,7 @@ def cache(tmp_path: Path, dataset: Path, llama: Path) -> str:
         cache=str(tmp_path / "toy.zarr"),
         pooling=("mean", "last"),
         max_length=16,
+        compute_dtype="float32",
     )
     return extract(config).path
 
