@@ -6,9 +6,11 @@ on purpose: only every eighth column of the features reaches it. The other fits 
 noise trial, so the alarm must name the weakened fit.
 
     python benchmarks/false_alarms.py [--trials 20] [--suite ci] [--faulty cooc,mean] [--keep 8]
+                                      [--output FILE]
 
-The last line of stdout is JSON; it says for each weakened fit how many trials caught it, and what
-the fault cost. Accuracy alone is judged here: time is not what seeds change.
+FILE is written after each trial, and keeps those of earlier calls against the same baseline. The
+last line of stdout is JSON; it says for each weakened fit how many trials caught it, and what the
+fault cost. Accuracy alone is judged here: time is not what seeds change.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
 import statistics
 import sys
@@ -58,33 +61,34 @@ class Trial:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the trials, print each, and the counts as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", default="ci")
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--faulty", default="cooc,mean", help="fits to weaken, one at a time")
-    parser.add_argument(
-        "--keep", type=int, default=8, help="columns, one of so many, that are left"
-    )
-    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one core each")
-    parser.add_argument("--baseline", help="file of accepted figures")
-    parser.add_argument("--output", help="file for the JSON document")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     suite = load_suite(options.suite)
     baseline = read_baseline(Path(options.baseline or BASELINES / f"{suite.name}.json"))
     places = Places(work=WORK, others=(*environment_places(()), str(COMMITTED)))
     paths = {plan.name: require_cache(plan, places) for plan in suite.caches.values()}
+    settings = {
+        "suite": suite.name,
+        "keep": options.keep,
+        "faulty": options.faulty,
+        "baseline": baseline_digest(baseline),
+    }
+    trials = _earlier_trials(settings, options.output)
     one = functools.partial(
         run_trial, suite, baseline, paths, options.faulty.split(","), options.keep
     )
-    trials: list[Trial] = []
+    missing = range(len(trials), options.trials)
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for trial in pool.map(one, range(options.trials)):
+        for trial in pool.map(one, missing):
             print(f"trial {len(trials)}: {trial}", file=sys.stderr, flush=True)
             trials.append(trial)
-    document = {"suite": suite.name, "keep": options.keep, **summary(trials)}
-    if options.output:
-        Path(options.output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(document))
+            _write({**settings, **summary(trials)}, options.output)
+    print(json.dumps({**settings, **summary(trials)}))
+
+
+def baseline_digest(baseline: Mapping[str, Outcome]) -> str:
+    """Say which accepted figures the trials were judged against."""
+    rows = [(name, outcome.correct.tolist()) for name, outcome in sorted(baseline.items())]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def run_trial(
@@ -136,6 +140,7 @@ def summary(trials: Sequence[Trial]) -> dict[str, Any]:
         "points_lost": {
             name: statistics.mean(trial.points_lost[name] for trial in trials) for name in faulty
         },
+        "trials": [dataclasses.asdict(trial) for trial in trials],
     }
 
 
@@ -179,12 +184,42 @@ def _with_other_seeds(suite: Suite, offset: int) -> Suite:
     return dataclasses.replace(suite, fits=fits)
 
 
+def _earlier_trials(settings: Mapping[str, Any], output: str | None) -> list[Trial]:
+    """Read the trials of earlier calls with the same settings."""
+    if output is None or not Path(output).is_file():
+        return []
+    earlier = json.loads(Path(output).read_text(encoding="utf-8"))
+    is_same = all(earlier.get(key) == value for key, value in settings.items())
+    return [Trial(**trial) for trial in earlier["trials"]] if is_same else []
+
+
+def _write(document: Mapping[str, Any], output: str | None) -> None:
+    if output is not None:
+        Path(output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
 def _alarms(judgements: Sequence[Judgement]) -> list[str]:
     return [one.name for one in judgements if ACCURACY_VERDICTS & set(one.verdicts)]
 
 
 def _mean_accuracy(outcomes: Mapping[str, Outcome], names: Mapping[str, Outcome]) -> float:
     return sum(outcomes[name].accuracy for name in names) / len(names)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", default="ci")
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--faulty", default="cooc,mean", help="fits to weaken, one at a time")
+    parser.add_argument(
+        "--keep", type=int, default=8, help="columns, one of so many, that are left"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one core each")
+    parser.add_argument("--baseline", help="file of accepted figures")
+    parser.add_argument("--output", help="file for the JSON document")
+    return parser
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from compare import Ints, sign_flip_p
 from encoders import encode_and_regress, tune_by_pairs
 from measure import one_thread, run_case, warm_up
-from places import Places, environment_places, require_cache
+from places import Places, cached_texts, environment_places, require_cache
 from rerun import COMMITTED, WORK
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegressionCV
@@ -36,8 +36,7 @@ from threadpoolctl import threadpool_limits
 from yardstick import cpu_seconds
 
 from llmembed.cache_format import Split, open_cache
-from llmembed.cache_format.errors import CacheMismatchError, LLMEmbedError
-from llmembed.extract.corpora import load_corpus
+from llmembed.cache_format.errors import LLMEmbedError
 
 OURS = (
     FitPlan(name="concat + LDA", options={"fusion": "concat", "head": "lda"}),
@@ -110,7 +109,7 @@ def _peers(
 ) -> dict[str, Callable[[], Ints]]:
     cache, source = open_cache(path), plan.sources[0].name
     train, test = cache["train"], cache[plan.eval_split]
-    texts, new = (_texts(plan, dataset, split.name, split) for split in (train, test))
+    texts, new = (cached_texts(plan, dataset, split) for split in (train, test))
     y = train.labels
     x, x_new = _features(train, source), _features(test, source)
     peers: dict[str, Callable[[], Ints]] = {
@@ -130,17 +129,6 @@ def _peers(
 def _row(plan: CachePlan, method: str, right: Ints, ours: Ints, cpu_s: float) -> dict[str, Any]:
     accuracy, p = float(right.mean()), sign_flip_p(right - ours)
     return {"data": plan.name, "method": method, "accuracy": accuracy, "p": p, "cpu_s": cpu_s}
-
-
-def _texts(plan: CachePlan, dataset: str, split: str, cached: Split) -> list[str]:
-    corpus = load_corpus(dataset, splits=[split], limit=plan.splits[split] or None)
-    examples = corpus.splits[split]
-    if not np.array_equal(examples.text_hash, cached.text_hash):
-        raise CacheMismatchError(
-            f"the texts of {dataset}, split {split}, are not those of the cache of {plan.name}. "
-            f"Pass the texts that it was extracted from with --data {plan.name}=PATH."
-        )
-    return examples.batch(slice(None))
 
 
 def _features(split: Split, source: str) -> npt.NDArray[np.float32]:

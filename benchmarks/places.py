@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from suites import CachePlan
 
-from llmembed.cache_format import Cache, open_cache
+from llmembed.cache_format import Cache, Split, open_cache
 from llmembed.cache_format.errors import (
     CacheError,
     CacheFormatError,
@@ -129,6 +130,24 @@ def mismatch(cache: Cache, plan: CachePlan) -> str | None:
             if any(arrays[source.name, *key] != cache[split].n_rows for key in planned):
                 return f"{split}/{source.name} is incomplete"
     return None
+
+
+def cached_texts(plan: CachePlan, dataset: str, cached: Split) -> list[str]:
+    """Read the texts of a cached split.
+
+    Raises:
+        CacheMismatchError: they are not those of the cache, row by row.
+    """
+    from llmembed.extract.corpora import load_corpus
+
+    corpus = load_corpus(dataset, splits=[cached.name], limit=plan.splits[cached.name] or None)
+    examples = corpus.splits[cached.name]
+    if not np.array_equal(examples.text_hash, cached.text_hash):
+        raise CacheMismatchError(
+            f"the texts of {dataset}, split {cached.name}, are not those of the cache of "
+            f"{plan.name}. Pass the texts that it was extracted from with --data {plan.name}=PATH."
+        )
+    return examples.batch(slice(None))
 
 
 def _extract(plan: CachePlan, places: Places) -> str:

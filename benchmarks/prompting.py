@@ -1,14 +1,19 @@
 """Prompt the same backbone instead of reading its hidden states, and count the answers it gives.
 
-Greedy decoding, either free, where an answer that is not the name of a class counts as wrong and
+Greedy decoding, either free, where an answer that names no class, or several, counts as wrong and
 is told apart (the paper's "hallucination"), or constrained to the names by a prefix tree, where it
-cannot happen. Zero-shot, or with examples of the training split in the prompt, one text each of as
-many classes as there are shots, in turn.
+cannot happen. Zero-shot, or with examples of the training split in the prompt: four texts, or one
+of each class where there are more. A model with a chat template is asked by it, since without one
+an instructed model that sees no example continues the list of classes instead of answering; the
+classes of Reuters get names that say what they are. What all prompts begin with is computed once.
 """
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +21,39 @@ import numpy.typing as npt
 import torch
 
 from llmembed.extract import Recipe
+from llmembed.extract.backbone import resolve_compute_dtype
 from llmembed.extract.quiet import quiet
 
 NO_LABEL = -1
-N_FREE_TOKENS = 8
+N_FREE_TOKENS = 16
+MIN_SHOTS = 4
+PLAIN_NAMES = {  # of the classes of Reuters-21578
+    "acq": "acquisitions",
+    "crude": "crude oil",
+    "earn": "earnings",
+    "interest": "interest rates",
+    "money-fx": "foreign exchange",
+    "ship": "shipping",
+}
+_SLOT = "{text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A causal model that has read what all prompts begin with."""
+
+    causal: Any
+    """The model."""
+    recipe: Recipe
+    """Its tokenizer and how texts are cut."""
+    begin: torch.Tensor
+    """int64 `[1, T]`, tokens that all prompts begin with."""
+    read: Any
+    """Keys and values of these tokens."""
+    end: str
+    """What follows the text in every prompt."""
+    answers: Sequence[Sequence[int]]
+    """Tokens of each name, as an answer."""
 
 
 def prompt(
@@ -28,7 +62,7 @@ def prompt(
     test_texts: Sequence[str],
     names: Sequence[str],
     *,
-    n_shots: int,
+    few_shot: bool,
     constrained: bool,
     max_length: int,
 ) -> tuple[npt.NDArray[np.int64], int]:
@@ -39,38 +73,18 @@ def prompt(
         train: texts and classes that examples are taken from.
         test_texts: n texts to label.
         names: the C names of the classes.
-        n_shots: examples in each prompt.
+        few_shot: show examples in each prompt.
         constrained: allow only tokens that continue a name.
         max_length: tokens kept of a text.
 
     Returns:
         int64 `[n]` of classes, -1 where the answer is no name; and 0, no weight being trained.
     """
-    import transformers
-
     recipe = Recipe(model=model, max_length=max_length, compute_dtype="float32", dtype="float16")
-    with quiet():
-        causal: Any = transformers.AutoModelForCausalLM.from_pretrained(recipe.files.folder)
-    causal.eval()
-    shots = examples(train, n_shots)
-    tokenizer = recipe.tokenizer
-    answers = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
-    end = recipe.empty_token if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
-    predicted = []
-    for text in test_texts:
-        ids = tokenizer(question(_cut(recipe, text), names, shots), return_tensors="pt")
-        n_given = ids["input_ids"].shape[1]
-        with torch.inference_mode(), quiet():
-            generated = causal.generate(
-                ids["input_ids"],
-                attention_mask=torch.ones_like(ids["input_ids"]),
-                max_new_tokens=max(map(len, answers)) + 1 if constrained else N_FREE_TOKENS,
-                do_sample=False,
-                eos_token_id=end,
-                pad_token_id=recipe.pad_token,
-                prefix_allowed_tokens_fn=along(answers, n_given, end) if constrained else None,
-            )
-        predicted.append(answered(tokenizer.decode(generated[0, n_given:]), names))
+    shots = examples(train, max(MIN_SHOTS, len(names))) if few_shot else []
+    names = [PLAIN_NAMES.get(name, name) for name in names]
+    asked = _read_beginning(recipe, names, [(_cut(recipe, text), label) for text, label in shots])
+    predicted = [answered(_ask(asked, text, constrained=constrained), names) for text in test_texts]
     return np.array(predicted, dtype=np.int64), 0
 
 
@@ -92,7 +106,7 @@ def examples(
 
 
 def question(text: str, names: Sequence[str], shots: Sequence[tuple[str, int]]) -> str:
-    r"""Write the prompt, which ends where the name of the class belongs.
+    r"""Write a prompt for a model without a chat template; it ends where the name belongs.
 
     >>> question("fine film", ["bad", "good"], [("dull", 0)])
     'Classes: bad, good\n\nText: dull\nClass: bad\n\nText: fine film\nClass:'
@@ -102,16 +116,38 @@ def question(text: str, names: Sequence[str], shots: Sequence[tuple[str, int]]) 
     return "\n\n".join([*parts, f"Text: {text}\nClass:"])
 
 
-def answered(answer: str, names: Sequence[str]) -> int:
-    r"""Read the class off an answer: its first line has to begin with a name; -1 if it does not.
+def conversation(
+    text: str, names: Sequence[str], shots: Sequence[tuple[str, int]]
+) -> list[dict[str, str]]:
+    r"""Write a prompt as turns of a conversation, the examples with their answers first.
 
-    >>> answered(" good\n\nText:", ["bad", "good"]), answered(" I think", ["bad", "good"])
-    (1, -1)
+    >>> conversation("fine film", ["bad", "good"], [("dull", 0)])[1]["content"]
+    'bad'
+    """
+    ask = f"Which class does the text belong to? Answer with one of: {', '.join(names)}."
+    turns: list[tuple[str, str]] = []
+    for example, label in shots:
+        turns += [("user", f"{ask}\n\nText: {example}"), ("assistant", names[label])]
+    turns.append(("user", f"{ask}\n\nText: {text}"))
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def answered(answer: str, names: Sequence[str]) -> int:
+    r"""Read the class off an answer, whose first line has to name just one; -1 if it does not.
+
+    >>> answered(" The class is good.\n\nText:", ["bad", "good"])
+    1
+    >>> answered("bad or good", ["bad", "good"]), answered(" goods", ["bad", "good"])
+    (-1, -1)
     """
     lines = answer.strip().lower().splitlines()
     first = lines[0] if lines else ""
-    fitting = [index for index, name in enumerate(names) if first.startswith(name.lower())]
-    return max(fitting, key=lambda index: len(names[index])) if fitting else NO_LABEL
+    named = [
+        index
+        for index, name in enumerate(names)
+        if re.search(rf"(?<!\w){re.escape(name.lower())}(?!\w)", first)
+    ]
+    return named[0] if len(named) == 1 else NO_LABEL
 
 
 def along(
@@ -133,6 +169,61 @@ def along(
         return sorted(follow) or [end]
 
     return allowed
+
+
+def _read_beginning(
+    recipe: Recipe, names: Sequence[str], shots: Sequence[tuple[str, int]]
+) -> Asked:
+    """Load the model and let it read what all prompts begin with."""
+    import transformers
+
+    dtype = resolve_compute_dtype("auto", torch.device("cpu"))
+    with quiet():
+        causal: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            recipe.files.folder, dtype=dtype
+        )
+    causal.eval()
+    tokenizer, lead = recipe.tokenizer, " "
+    written = question(_SLOT, names, shots)
+    if tokenizer.chat_template:
+        turns, lead = conversation(_SLOT, names, shots), ""
+        written = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    head, _, end = written.rpartition(f" {_SLOT}")  # a space begins a token, and ends none
+    begin = tokenizer(head, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        read = causal(begin, use_cache=True, logits_to_keep=1).past_key_values
+    return Asked(
+        causal=causal,
+        recipe=recipe,
+        begin=begin,
+        read=read,
+        end=end,
+        answers=[tokenizer(lead + name, add_special_tokens=False)["input_ids"] for name in names],
+    )
+
+
+def _ask(asked: Asked, text: str, *, constrained: bool) -> str:
+    """Give what the model answers about one text."""
+    tokenizer = asked.recipe.tokenizer
+    written = f" {_cut(asked.recipe, text)}{asked.end}"
+    rest = tokenizer(written, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    ids = torch.cat([asked.begin, rest], dim=1)
+    n_given = ids.shape[1]
+    end = asked.recipe.empty_token if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    longest = max(map(len, asked.answers)) + 1
+    with torch.inference_mode(), quiet():
+        generated = asked.causal.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=copy.deepcopy(asked.read),
+            max_new_tokens=longest if constrained else N_FREE_TOKENS,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=asked.recipe.pad_token,
+            prefix_allowed_tokens_fn=along(asked.answers, n_given, end) if constrained else None,
+        )
+    answer: str = tokenizer.decode(generated[0, n_given:], skip_special_tokens=True)
+    return answer
 
 
 def _cut(recipe: Recipe, text: str) -> str:

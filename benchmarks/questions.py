@@ -56,7 +56,6 @@ FROZEN: dict[str, dict[str, Any]] = {
     "lda": {"fusion": "concat", "head": "lda"},
     "cooc": {"fusion": "cooc"},
 }
-N_SHOTS = 4
 Split = tuple[list[str], npt.NDArray[np.int32]]
 
 
@@ -92,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for pair in options.data:
             name, _, dataset = pair.partition("=")
-            texts = subset(name, dataset or name, options.train, options.test)
+            draw = held_out if options.held_out else subset
+            texts = draw(name, dataset or name, options.train, options.test)
             for method in options.methods.split(","):
                 known = [one for one in rows if _key(one) == (texts.digest, method)]
                 if not known:
@@ -124,6 +124,22 @@ def subset(name: str, dataset: str, n_train: int, n_test: int) -> Texts:
     return Texts(name=name, labels=corpus.labels, train=splits[0], test=splits[1])
 
 
+def held_out(name: str, dataset: str, n_train: int, n_test: int) -> Texts:
+    """Draw texts to choose settings by: all of the training split, class shares kept."""
+    drawn = subset(name, dataset, n_train + n_test, 1)
+    lines, labels = drawn.train
+    share = np.zeros(len(labels))
+    for label in np.unique(labels):
+        (rows,) = np.nonzero(labels == label)
+        share[rows] = np.arange(len(rows)) / len(rows)
+    is_out = share >= n_train / (n_train + n_test)
+    train, test = (
+        ([line for line, one in zip(lines, chosen, strict=True) if one], labels[chosen])
+        for chosen in (~is_out, is_out)
+    )
+    return dataclasses.replace(drawn, train=train, test=test)
+
+
 def run_method(texts: Texts, method: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one method in a process of its own, and gather its figures.
 
@@ -140,6 +156,7 @@ def run_method(texts: Texts, method: str, options: argparse.Namespace) -> dict[s
         layers=options.layers,
         epochs=options.epochs,
         max_length=options.max_length,
+        lr=options.lr,
     )
     (predicted, n_trained, stages), cost = measured(call, options.watts_per_core)
     right: Ints = (predicted == texts.test[1]).astype(np.int64)
@@ -160,7 +177,14 @@ def run_method(texts: Texts, method: str, options: argparse.Namespace) -> dict[s
 
 
 def answer(
-    texts: Texts, method: str, *, model: str, layers: str, epochs: int, max_length: int
+    texts: Texts,
+    method: str,
+    *,
+    model: str,
+    layers: str,
+    epochs: int,
+    max_length: int,
+    lr: float | None = None,
 ) -> tuple[npt.NDArray[np.int64], int, dict[str, float]]:
     """Label the evaluation texts by one method.
 
@@ -181,6 +205,7 @@ def answer(
             n_classes,
             epochs=epochs,
             max_length=max_length,
+            lr=lr,
         )
         return predicted, n_trained, {}
     predicted, n_trained = prompt(
@@ -188,7 +213,7 @@ def answer(
         texts.train,
         texts.test[0],
         texts.labels,
-        n_shots=N_SHOTS if kind == "few-shot" else 0,
+        few_shot=kind == "few-shot",
         constrained=variant == "constrained",
         max_length=max_length,
     )
@@ -242,7 +267,17 @@ def _row(row: dict[str, Any]) -> str:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Give what figures depend on: not where the texts lie, nor which of the methods are run."""
-    names = ("model", "layers", "train", "test", "epochs", "max_length", "watts_per_core")
+    names = (
+        "model",
+        "layers",
+        "train",
+        "test",
+        "epochs",
+        "lr",
+        "held_out",
+        "max_length",
+        "watts_per_core",
+    )
     return {name: getattr(options, name) for name in names}
 
 
@@ -274,7 +309,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", default="8,16,24", help="layers of the frozen method")
     add("--train", type=int, default=400, help="training texts, stratified")
     add("--test", type=int, default=200, help="evaluation texts, stratified")
-    add("--epochs", type=int, default=3, help="of fine-tuning")
+    add("--epochs", type=int, default=6, help="of fine-tuning")
+    add("--lr", type=float, help="highest learning rate of fine-tuning, in place of the chosen one")
+    add("--held-out", action="store_true", help="evaluate on other training texts instead")
     add("--max-length", type=int, default=64, help="tokens kept of a text")
     add("--methods", default=",".join(METHODS))
     add("--watts-per-core", type=float, default=10.0, help="nominal, where RAPL cannot be read")
