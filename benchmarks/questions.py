@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", default="8,16,24", help="layers of the frozen method")
     add("--train", type=int, default=400, help="training texts, stratified")
     add("--test", type=int, default=200, help="evaluation texts, stratified")
-    add("--epochs", type=int, default=6, help="of fine-tuning")
+    add("--epochs", type=int, default=4, help="of fine-tuning")
     add("--lr", type=float, help="highest learning rate of fine-tuning, in place of the chosen one")
     add("--held-out", action="store_true", help="evaluate on other training texts instead")
     add("--max-length", type=int, default=64, help="tokens kept of a text")

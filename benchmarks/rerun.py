@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         suite = load_suite(options.suite)
+        if options.key:
+            print(suite.features_key)
+            return 0
         started = time.perf_counter()
         outcomes = run_suite(suite, _places(options))
         path = Path(options.baseline or BASELINES / f"{suite.name}.json")
@@ -178,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--baseline", help="file to compare with, or to write; benchmarks/baselines/SUITE.json")
     add("--update", action="store_true", help="accept the figures of this run as the baseline")
     add("--output", help="file for the JSON document")
+    add("--key", action="store_true", help="only print a key to store the suite's features under")
     return parser
 
 

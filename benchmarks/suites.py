@@ -27,6 +27,8 @@ fits, whose options are those of `FitConfig`. A case is one fit on one cache.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -113,6 +115,12 @@ class Suite:
     """Chance of a false alarm over all comparisons of the suite (Holm)."""
     slower: float = 2.0
     """Factor on the baseline's time, in yardsticks, that counts as slower."""
+
+    @property
+    def features_key(self) -> str:
+        """Name of its features where they are stored: fingerprints, splits, layers and poolings."""
+        plans = [dataclasses.asdict(plan) for plan in self.caches.values()]
+        return hashlib.sha256(json.dumps(plans, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def cases(self) -> Iterator[tuple[CachePlan, FitPlan]]:

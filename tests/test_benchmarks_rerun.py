@@ -259,6 +259,20 @@ def test_a_suite_that_names_what_does_not_exist_is_refused(
         load_suite(write_suite(cache, rest=rest))
 
 
+def test_the_key_of_stored_features_is_that_of_the_features(
+    cache: Path, write_suite: WriteSuite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other texts or layers have another key, other fits have not; the command prints it alone."""
+    suite = load_suite(write_suite(cache))
+    other_fit = load_suite(write_suite(cache, rest="[fits.max]\nfusion = 'max'"))
+    assert other_fit.features_key == suite.features_key
+    for changed in ({"layers": "1"}, {"fingerprint": "ab"}):
+        path = write_suite(cache, **changed)
+        assert rerun.main([path, "--key"]) == 0
+        printed = capsys.readouterr().out.strip()
+        assert printed == load_suite(path).features_key != suite.features_key
+
+
 def test_an_unknown_suite_is_named_with_the_known_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
