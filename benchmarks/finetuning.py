@@ -4,10 +4,10 @@ LoRA is Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), 
 rank 8 on the query and value projections. The rest is what is usual and known to be stable on few
 texts (Mosbach et al., "On the Stability of Fine-tuning BERT", 2021): AdamW with bias correction,
 clipped gradients, several epochs, a linear warm-up and a linear decay to nothing, so that the last
-weights need no early stopping and no training text is held out. The learning rates were the best of
-three on held-out training texts (`questions.py --held-out`, LOG.md). The arithmetic is that of
-the extraction: bfloat16 products over float32 weights where the CPU is fast at them. Batches hold
-texts of like length.
+weights need no early stopping and no training text is held out. The learning rates are the usual
+ones; `questions.py --held-out --lr X` tries others on training texts. The arithmetic is that of the
+extraction: bfloat16 products over float32 weights where the CPU is fast at them. Batches hold texts
+of like length.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 Greedy decoding, either free, where an answer that names no class, or several, counts as wrong and
 is told apart (the paper's "hallucination"), or constrained to the names by a prefix tree, where it
-cannot happen. Zero-shot, or with examples of the training split in the prompt: four texts, or one
-of each class where there are more. A model with a chat template is asked by it, since without one
-an instructed model that sees no example continues the list of classes instead of answering; the
-classes of Reuters get names that say what they are. What all prompts begin with is computed once.
+cannot happen. Zero-shot, or with sixteen examples of the training split in the prompt, every class
+among them. A model with a chat template is asked by it, since without one an instructed model that
+sees no example continues the list of classes instead of answering; the classes of Reuters get names
+that say what they are. What all prompts begin with is computed once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llmembed.extract.quiet import quiet
 
 NO_LABEL = -1
 N_FREE_TOKENS = 16
-MIN_SHOTS = 4
+N_SHOTS = 16
 PLAIN_NAMES = {  # of the classes of Reuters-21578
     "acq": "acquisitions",
     "crude": "crude oil",
@@ -81,7 +81,7 @@ def prompt(
         int64 `[n]` of classes, -1 where the answer is no name; and 0, no weight being trained.
     """
     recipe = Recipe(model=model, max_length=max_length, compute_dtype="float32", dtype="float16")
-    shots = examples(train, max(MIN_SHOTS, len(names))) if few_shot else []
+    shots = examples(train, N_SHOTS) if few_shot else []
     names = [PLAIN_NAMES.get(name, name) for name in names]
     asked = _read_beginning(recipe, names, [(_cut(recipe, text), label) for text, label in shots])
     predicted = [answered(_ask(asked, text, constrained=constrained), names) for text in test_texts]
@@ -91,18 +91,18 @@ def prompt(
 def examples(
     train: tuple[Sequence[str], npt.NDArray[np.int32]], n_shots: int
 ) -> list[tuple[str, int]]:
-    """Take the first text of each class in turn, then the second of each, until there are enough.
+    """Draw one text of each class, then others as they come, and give them in random order.
 
-    >>> examples((["a", "b", "c"], np.array([0, 0, 1])), 3)
-    [('a', 0), ('c', 1), ('b', 0)]
+    >>> sorted(label for _, label in examples((["a", "b", "c"], np.array([0, 0, 1])), 2))
+    [0, 1]
     """
     texts, labels = train
-    seen: dict[int, int] = {}
-    ranked = []
-    for row, label in enumerate(labels.tolist()):
-        seen[label] = seen.get(label, 0) + 1
-        ranked.append((seen[label], label, row))
-    return [(texts[row], label) for _, label, row in sorted(ranked)[:n_shots]]
+    generator = np.random.default_rng(0)
+    order = generator.permutation(len(labels)).tolist()
+    firsts = {int(labels[row]): row for row in reversed(order)}.values()
+    others = [row for row in order if row not in firsts]
+    chosen = [*firsts, *others[: max(0, n_shots - len(firsts))]]
+    return [(texts[row], int(labels[row])) for row in generator.permutation(chosen).tolist()]
 
 
 def question(text: str, names: Sequence[str], shots: Sequence[tuple[str, int]]) -> str:
