@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_fit_accuracy as accuracy
+import bench_fit_authors as authors
 import bench_fit_commands as commands
 import bench_fit_gradient as gradient
 import bench_fit_large as large
@@ -85,6 +86,7 @@ FIGURES: dict[str, Callable[[Any], dict[str, float]]] = {
     "accuracy": accuracy.figures,
     "solved": solved.figures,
     "gradient": gradient.figures,
+    "authors": authors.figures,
     "commands": commands.figures,
     "large": large.figures,
 }
@@ -130,11 +132,14 @@ def _measure(part: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     if part == "large":
         size = options.rows or 67_349, options.hidden_size or 4096
         return large.measure(torch.device(options.device), *size)
+    if part == "authors":
+        size = options.rows or 4096, options.hidden_size or 4096
+        return authors.measure(*size, options.repeats)
     config = _speed_config("mr" if part == "solved" else "r8", options, folder)
     if part == "solved":
         return solved.measure(config, ONE_LAYER, options.repeats)
     if part == "gradient":
-        return gradient.measure(*gradient.configs_of(config), options.repeats)
+        return gradient.measure(gradient.config_of(config), options.repeats)
     return commands.measure(config, options.repeats)
 
 
@@ -151,7 +156,7 @@ def _speed_config(name: str, options: argparse.Namespace, folder: Path) -> FitCo
 def _parts(options: argparse.Namespace) -> list[str]:
     if options.device != "cpu":
         return ["large"]
-    speed = ["solved", "gradient", "commands"]
+    speed = ["solved", "gradient", "authors", "commands"]
     return speed if options.caches is None else ["accuracy", *speed]
 
 

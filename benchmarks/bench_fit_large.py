@@ -18,12 +18,13 @@ from llmembed.train.classifier import Standardiser
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData
 from llmembed.train.gradient import train_by_gradient
+from llmembed.train.paper import COMPRESSED_WIDTH, N_LLM_LAYERS
 from llmembed.train.select import Feature
 from llmembed.train.shares import Shares, draw_folds
 from llmembed.train.solvers import Problem, SoftmaxSolver
 from llmembed.train.sweep import Grid
 
-N_LAYERS, N_LAYERS_OF_PAPER, N_CLASSES, N_FOLDS, EPOCHS = 4, 5, 2, 5, 10
+N_LAYERS, N_CLASSES, N_FOLDS, EPOCHS = 4, 2, 5, 10
 
 
 def measure(device: torch.device, n_rows: int, hidden_size: int) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def figures(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _solve_s(device: torch.device, n_rows: int, hidden_size: int) -> dict[str, float]:
-    x, y = _rows(device, n_rows, hidden_size, N_LAYERS)
+    x, y = _rows(device, n_rows, N_LAYERS * hidden_size)
     generator = np.random.default_rng(0)
     folds = draw_folds(y.cpu().numpy(), np.arange(n_rows), N_FOLDS, generator)
     grid = Grid(
@@ -68,22 +69,32 @@ def _solve_s(device: torch.device, n_rows: int, hidden_size: int) -> dict[str, f
 
 
 def _paper_s(device: torch.device, n_rows: int, hidden_size: int) -> float:
+    config, data = paper_problem(device, n_rows, hidden_size, n_raw=0, epochs=EPOCHS)
+    return _seconds(device, lambda: train_by_gradient(config, data, [0]))
+
+
+def paper_problem(
+    device: torch.device, n_rows: int, hidden_size: int, *, n_raw: int, epochs: int
+) -> tuple[FitConfig, FitData]:
+    """Make up what the paper's preset trains on: five layers, and features that enter raw."""
     config = FitConfig(
         cache="",
         preset="paper",
         sigma=0.1,
         val_fraction=0,
-        epochs=EPOCHS,
+        epochs=epochs,
         calibrate="none",
         accelerator="gpu" if device.type == "cuda" else "cpu",
     )
-    x, y = _rows(device, n_rows, hidden_size, N_LAYERS_OF_PAPER)
+    features = [Feature("made-up", "mean", k, hidden_size) for k in range(1, N_LLM_LAYERS + 1)]
+    features += [Feature(f"raw {k}", "mean", 1, COMPRESSED_WIDTH) for k in range(n_raw)]
+    x, y = _rows(device, n_rows, sum(feature.hidden_size for feature in features))
     rows = np.arange(n_rows)
     data = FitData(
         labels=tuple(map(str, range(N_CLASSES))),
         sources={},
         fingerprint=None,
-        features=tuple(Feature("made-up", "mean", k, hidden_size) for k in range(1, 6)),
+        features=tuple(features),
         shares=Shares(
             train=rows, validation=rows[:0], eval=rows[:0], train_split="train", eval_split="train"
         ),
@@ -93,16 +104,13 @@ def _paper_s(device: torch.device, n_rows: int, hidden_size: int) -> float:
         x_eval=x[:0],
         y_eval=y[:0],
     )
-    return _seconds(device, lambda: train_by_gradient(config, data, [0]))
+    return config, data
 
 
-def _rows(
-    device: torch.device, n_rows: int, hidden_size: int, n_layers: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _rows(device: torch.device, n_rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw standard normal features with class centres a little apart."""
     generator = torch.Generator(device).manual_seed(0)
     y = torch.randint(N_CLASSES, (n_rows,), generator=generator, device=device)
-    width = n_layers * hidden_size
     centres = torch.randn(N_CLASSES, width, generator=generator, device=device) / width**0.5
     x = torch.randn(n_rows, width, generator=generator, device=device)
     return x.add_(centres[y]), y

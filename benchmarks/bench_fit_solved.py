@@ -1,10 +1,11 @@
 """What solving saves: closed forms, softmax and the sweep against scikit-learn, on the same rows.
 
 Ridge and LDA with 10 strengths and 5 folds stand against LogisticRegressionCV(Cs=10, cv=5), as it
-comes (100 steps at most), on one layer, and ridge against RidgeClassifierCV with the same strengths
-and folds on four. A softmax regression stands against LogisticRegression(), with the penalised loss
-that each reaches. The sweep over all layers of one pooling stands against one fit on the
-concatenation of four, reading included in both.
+comes (100 steps at most), on four layers one by one: on one, two such accuracies lie 0.3 points
+apart by chance (nine of MR's 3,554 rows). Ridge stands against RidgeClassifierCV with the same
+strengths and folds on all four together. A softmax regression stands against LogisticRegression(),
+with the penalised loss that each reaches. The sweep over all layers of one pooling stands against
+one fit on the concatenation of four, reading included in both.
 """
 
 from __future__ import annotations
@@ -48,9 +49,12 @@ def measure(config: FitConfig, one_layer: str, repeats: int) -> dict[str, Any]:
     base |= {"fusion": "concat", "accelerator": "cpu"}
     one = load_data(FitConfig(**base, layers=one_layer))
     four = load_data(FitConfig(**base, layers=config.layers))
-    result: dict[str, Any] = {"logistic_regression_cv": _searched(one)}
-    for head in ("ridge", "lda"):
-        result[head] = _solved(one, head, repeats)
+    assert config.layers is not None
+    result: dict[str, Any] = {"layers": {}}
+    for layer in config.layers.split(","):
+        own = load_data(FitConfig(**base, layers=layer))
+        row = {head: _solved(own, head, repeats) for head in ("ridge", "lda")}
+        result["layers"][layer] = {**row, "logistic_regression_cv": _searched(own)}
     result["ridge_of_four"] = _solved(four, "ridge", repeats)
     result["ridge_classifier_cv"] = _ridge_searched(four)
     result |= _softmax(one, repeats)
@@ -59,11 +63,15 @@ def measure(config: FitConfig, one_layer: str, repeats: int) -> dict[str, Any]:
 
 def figures(result: dict[str, Any]) -> dict[str, float]:
     """Give what the bars are about; accuracies in points."""
-    reference = result["logistic_regression_cv"]
-    best = max((result["ridge"], result["lda"]), key=lambda one: one["held_out_accuracy"])
+    layers = result["layers"].values()
+    pairs = [(_better(one), one["logistic_regression_cv"]) for one in layers]
+    gains = [100 * (ours["accuracy"] - theirs["accuracy"]) for ours, theirs in pairs]
     return {
-        "ridge or LDA, times LogisticRegressionCV": reference["s"] / best["s"],
-        "ridge or LDA over LogisticRegressionCV": 100 * (best["accuracy"] - reference["accuracy"]),
+        "ridge or LDA, times LogisticRegressionCV": statistics.median(
+            theirs["s"] / sum(one[head]["s"] for head in ("ridge", "lda"))
+            for one, (_, theirs) in zip(layers, pairs, strict=True)
+        ),
+        "ridge or LDA over LogisticRegressionCV": statistics.mean(gains),
         "ridge, times RidgeClassifierCV": (
             result["ridge_classifier_cv"]["s"] / result["ridge_of_four"]["s"]
         ),
@@ -75,6 +83,14 @@ def figures(result: dict[str, Any]) -> dict[str, float]:
         ),
         "sweep of all layers over a concat fit": result["sweep_s"] / result["concat_s"],
     }
+
+
+def _better(layer: dict[str, Any]) -> dict[str, float]:
+    """Give what the folds prefer, ridge or LDA."""
+    better: dict[str, float] = max(
+        layer["ridge"], layer["lda"], key=lambda one: one["held_out_accuracy"]
+    )
+    return better
 
 
 def median_of(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:

@@ -23,7 +23,9 @@ import numpy.typing as npt
 from llmembed.train.metrics import Floats, Labels
 
 _LOWEST, _HIGHEST = 1e-3, 1e3  # of 1 / T; scores that are always wrong have their optimum at 0
-_HALVINGS = 60
+_MAX_STEPS = 100
+_PRECISE = 1e-9  # of 1 / T, relative
+_FLAT = 1e-9  # variance of the logits: less is a tail, where rounding decides Newton's steps
 _BRIER_GRID = np.exp(np.linspace(-1, 1, 41))  # of T, around that of the likelihood
 
 
@@ -45,7 +47,7 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: Labels) -> float:
     """Find the T > 0 that minimises the negative log-likelihood of `softmax(logits / T)`.
 
     Beside the n rows it counts one that is the mean of all, with a label drawn from all labels. The
-    loss is convex in 1 / T, so bisection on the sign of its slope finds the minimum.
+    loss is convex in 1 / T: Newton's steps find the minimum, and halving where they leave it.
 
     Args:
         logits: `[N, C]`.
@@ -62,14 +64,17 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: Labels) -> float:
     shares = np.bincount(labels, minlength=scores.shape[1]) / len(labels)
     n = len(labels)
     true = (n * scores[np.arange(n), labels] + scores @ shares) / (n + 1)
-    low, high = np.log(_LOWEST), np.log(_HIGHEST)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if _slope(scores, true, float(np.exp(middle))) > 0:
-            high = middle
-        else:
-            low = middle
-    return float(np.exp(-(low + high) / 2))
+    low, high, inverse = _LOWEST, _HIGHEST, 1.0
+    for _ in range(_MAX_STEPS):
+        slope, curvature = _derivatives(scores, true, inverse)
+        low, high = (low, inverse) if slope > 0 else (inverse, high)
+        last, is_flat = inverse, curvature * inverse**2 < _FLAT
+        inverse = high if is_flat else inverse - slope / curvature
+        if not low < inverse < high:
+            inverse = float(np.sqrt(low * high))
+        if abs(inverse - last) <= _PRECISE * last:
+            break
+    return 1 / inverse
 
 
 def _softmax(logits: npt.NDArray[np.floating]) -> Floats:
@@ -84,8 +89,11 @@ def _brier(proba: Floats, labels: Labels) -> float:
     return float((np.square(proba).sum(axis=1) - 2 * true).mean())
 
 
-def _slope(scores: Floats, true: Floats, inverse: float) -> float:
-    """Slope of the mean loss in 1 / T: the expected score less the score of the true class."""
+def _derivatives(scores: Floats, true: Floats, inverse: float) -> tuple[float, float]:
+    """Slope and curvature of the mean loss in 1 / T: mean and variance of the scores, less true."""
     weights = np.exp(inverse * scores)
-    expected = (weights * scores).sum(axis=1) / weights.sum(axis=1)
-    return float((expected - true).mean())
+    weights /= weights.sum(axis=1, keepdims=True)
+    weighted = weights * scores
+    expected = weighted.sum(axis=1)
+    variance = np.einsum("nc,nc->n", weighted, scores) - np.square(expected)
+    return float((expected - true).mean()), float(variance.mean())

@@ -18,6 +18,7 @@ from llmembed.train.heads import HEADS
 from llmembed.train.paper import PaperCooc, PaperHead
 
 _CHUNK_ROWS = 8192
+_CACHED_NUMBERS = 1 << 17
 _FUSIONS: dict[str, Callable[[Sequence[int]], Fusion]] = {**FUSIONS, "paper": PaperCooc}
 _HEADS: dict[str, Callable[[int, int, float], nn.Module]] = {**HEADS, "paper": PaperHead}
 
@@ -38,8 +39,8 @@ class Standardiser(nn.Module):
         """Take the statistics of some rows of float32 `[N, F]`, summed in float64."""
         total = torch.zeros(x.shape[1], dtype=torch.float64)
         squares = torch.zeros_like(total)
-        for chunk in torch.split(rows, _CHUNK_ROWS):
-            block = x[chunk].double()
+        for chunk in torch.split(rows, _rows_in_caches(x)):
+            block = x.index_select(0, chunk).double()
             total += block.sum(dim=0)
             squares += block.square().sum(dim=0)
         mean = total / len(rows)
@@ -55,9 +56,14 @@ class Standardiser(nn.Module):
 
     def apply_(self, x: Tensor) -> Tensor:
         """Standardise `[N, F]` in place, to hold a split in memory only once."""
-        for chunk in torch.split(x, _CHUNK_ROWS):
+        for chunk in torch.split(x, _rows_in_caches(x)):
             chunk.sub_(self.mean).div_(self.scale)
         return x
+
+
+def _rows_in_caches(x: Tensor) -> int:
+    """Count the rows of `[N, F]` that a core's caches hold, so that passes over them are cheap."""
+    return max(1, _CACHED_NUMBERS // x.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)

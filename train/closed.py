@@ -47,7 +47,8 @@ class Ridge:
     def __init__(self, moments: Moments) -> None:
         self.moments, mean = moments, moments.mean
         dtype = moments.gram.dtype
-        self.matrix = moments.gram - (moments.n * torch.outer(mean, mean)).to(dtype)
+        centre = mean.to(dtype)
+        self.matrix = torch.addr(moments.gram, centre, centre, alpha=-float(moments.n))
         self.right = 2 * (moments.class_sums - torch.outer(moments.counts, mean)).T.to(dtype)
         self._unit = self.matrix.diagonal().mean()
 
@@ -66,8 +67,14 @@ class LDA:
     def __init__(self, moments: Moments) -> None:
         self.moments = moments
         self.means = moments.class_sums / moments.counts.clamp(min=1e-12)[:, None]
-        between = self.means.T @ moments.class_sums
-        self.matrix = (moments.gram - between.to(moments.gram.dtype)) / float(moments.n)
+        dtype, share = moments.gram.dtype, 1 / float(moments.n)
+        self.matrix = torch.addmm(
+            moments.gram,
+            self.means.T.to(dtype),
+            moments.class_sums.to(dtype),
+            beta=share,
+            alpha=-share,
+        )
         self._unit = self.matrix.diagonal().mean()
 
     def solve(self, strength: float) -> LinearMap:
@@ -104,10 +111,13 @@ def held_out_scores(
     for fold, rows in enumerate(folds):
         system = kind(moments.without(fold))
         solved = [system.solve(strength) for strength in strengths]
+        together = LinearMap(
+            weight=torch.cat([one.weight for one in solved]),
+            bias=torch.cat([one.bias for one in solved]),
+        )
         for chunk in torch.split(rows, _CHUNK_ROWS):
-            held_out = x.index_select(0, chunk)
-            for index, one in enumerate(solved):
-                scores[index, chunk] = one.scores(held_out)
+            of_chunk = together.scores(x.index_select(0, chunk))  # [n, S C]
+            scores[:, chunk] = torch.unflatten(of_chunk, 1, (-1, n_classes)).transpose(0, 1)
     return scores
 
 

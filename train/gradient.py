@@ -24,6 +24,7 @@ from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, architecture_of, class_weights
 from llmembed.train.module import (
+    STEPS_OF_PACK,
     ClassifierModule,
     EpochBar,
     EpochLog,
@@ -33,6 +34,7 @@ from llmembed.train.module import (
     SaveCheckpoint,
 )
 from llmembed.train.paper import SIGMAS, PaperCooc
+from llmembed.train.parallel import one_thread_each
 from llmembed.train.workspace import (
     check_checkpoint,
     checkpoint_name,
@@ -110,7 +112,12 @@ class _Fit:
     def run(self) -> None:
         """Train."""
         started = time.perf_counter()
-        datamodule = FeatureDataModule(self.data, self.config.training.batch_size, self.seed)
+        datamodule = FeatureDataModule(
+            self.data,
+            self.config.training.batch_size,
+            self.seed,
+            steps_of_pack=1 if self.config.fast_dev_run else STEPS_OF_PACK,
+        )
         _fit(self.trainer, self.module, datamodule, self.checkpoint)
         close_loggers(self.trainer.loggers)
         self.fit_s = time.perf_counter() - started
@@ -145,21 +152,17 @@ def _run_all(fits: Sequence[_Fit]) -> None:
     another process on the cores, two threads that waited for each other took up to 600 ms. Products
     let other Python threads run meanwhile, so two fits on two cores take little longer than one.
     """
-    n_threads = torch.get_num_threads()
     on_cpu = fits[0].trainer.strategy.root_device.type == "cpu"
     if not on_cpu or fits[0].n_products >= _SMALL_STEP:
         for fit in fits:
             fit.run()
         return
-    torch.set_num_threads(1)
-    try:
+    with one_thread_each() as n_threads:
         if len(fits) == 1 or n_threads == 1 or fits[0].config.logger == "wandb":
             for fit in fits:  # in the main thread; wandb has one run at a time
                 fit.run()
         else:
             _run_in_threads(fits, n_threads)
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def _run_in_threads(fits: Sequence[_Fit], n_threads: int) -> None:

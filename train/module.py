@@ -3,12 +3,16 @@
 `ClassifierModule` trains fusion and head on features that are already standardised; logits go
 into a cross-entropy, which has the only softmax. `KeepBest` is early stopping and checkpoint in
 one: the best weights stay in memory, because writing them each epoch costs more than the epoch.
+
+Some forty hooks and contexts that Lightning passes through for a batch cost as much as a third of a
+small step. So what it takes for a batch is a pack of several, each of which is a step.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,7 +31,9 @@ from llmembed.train.shares import Rows
 from llmembed.train.workspace import Clock
 
 _SHARE = 0.8  # of the free memory of a GPU that a split may take
-_MIN_IMPROVEMENT = 1e-3  # nats; less is noise of a small share
+MIN_IMPROVEMENT = 1e-3  # nats; less is noise of a small share
+STEPS_OF_PACK = 8
+VALIDATION_ROWS = 1024  # of a batch, where the steps' are smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,7 @@ class ClassifierModule(pl.LightningModule):
 
     def __init__(self, classifier: Classifier, optimisation: Optimisation, seed: int) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.classifier, self.seed = classifier, seed
         self.optimisation = optimisation
         self.register_buffer("class_weights", optimisation.class_weights, persistent=False)
@@ -62,7 +70,11 @@ class ClassifierModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Seed the generator, on the device that is trained on."""
         del stage
-        self.generator = torch.Generator(self.trainer.strategy.root_device).manual_seed(self.seed)
+        self.seed_dropout(self.trainer.strategy.root_device)
+
+    def seed_dropout(self, device: torch.device) -> None:
+        """Make the generator, and give it to what draws."""
+        self.generator = torch.Generator(device).manual_seed(self.seed)
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.generator = self.generator
@@ -75,9 +87,20 @@ class ClassifierModule(pl.LightningModule):
         """Draw on from a checkpoint."""
         self.generator.set_state(checkpoint["generator"])
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Give the loss of a batch."""
+    def training_step(self, pack: Iterable[Batch], batch_idx: int) -> None:
+        """Take a step for each batch of a pack."""
         del batch_idx
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        for batch in pack:
+            loss = self.loss_of(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            torch.clear_autocast_cache()  # it keeps rounded weights until training_step ends
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """Give the loss of a batch."""
         loss = F.cross_entropy(self._logits(batch), batch[1], weight=self.class_weights)
         self._train_losses.append(loss.detach())
         return loss
@@ -88,7 +111,7 @@ class ClassifierModule(pl.LightningModule):
         self._train_losses.clear()
         return average
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up the unweighted loss of a batch, on the device."""
         del batch_idx
         losses = F.cross_entropy(self._logits(batch), batch[1], reduction="none")
@@ -114,7 +137,7 @@ class ClassifierModule(pl.LightningModule):
         saturated = self.classifier.fusion.saturated
         return None if saturated is None else saturated.item()
 
-    def _logits(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _logits(self, batch: Batch) -> Tensor:
         return self.classifier.logits(batch[0])
 
 
@@ -141,7 +164,7 @@ class KeepBest(pl.Callback):
         assert isinstance(pl_module, ClassifierModule)
         epoch = 0 if trainer.sanity_checking else trainer.current_epoch + 1
         self.last_loss = pl_module.val_loss
-        if pl_module.val_loss < self.best_loss - _MIN_IMPROVEMENT:
+        if pl_module.val_loss < self.best_loss - MIN_IMPROVEMENT:
             self.best_loss, self.best_epoch = pl_module.val_loss, epoch
             weights = pl_module.classifier.state_dict()
             self._weights = {name: weight.clone() for name, weight in weights.items()}
@@ -172,9 +195,9 @@ class FeatureDataModule(pl.LightningDataModule):
     What does not fit stays where it is, and each batch is moved.
     """
 
-    def __init__(self, data: FitData, batch_size: int, seed: int) -> None:
+    def __init__(self, data: FitData, batch_size: int, seed: int, steps_of_pack: int) -> None:
         super().__init__()
-        self.data, self.batch_size = data, batch_size
+        self.data, self.batch_size, self.steps_of_pack = data, batch_size, steps_of_pack
         self._order = torch.Generator().manual_seed(seed)
         self._held: tuple[Tensor, Tensor] | None = None
 
@@ -186,16 +209,21 @@ class FeatureDataModule(pl.LightningDataModule):
         """Shuffle on from a checkpoint."""
         self._order.set_state(state_dict["order"])
 
-    def train_dataloader(self) -> FeatureBatches:
-        """Give shuffled batches of the training share."""
-        return self._batches(self.data.shares.train, self._order)
+    def train_dataloader(self) -> Packs:
+        """Give packs of shuffled batches of the training share."""
+        batches = self._batches(self.data.shares.train, self.batch_size, self._order)
+        return Packs(batches, self.steps_of_pack)
 
     def val_dataloader(self) -> FeatureBatches | list[Batch]:
         """Give batches of the validation share; none where it is empty."""
         rows = self.data.shares.validation
-        return self._batches(rows, None) if len(rows) else []
+        if not len(rows):
+            return []
+        return self._batches(rows, max(self.batch_size, VALIDATION_ROWS), None)
 
-    def _batches(self, rows: Rows, generator: torch.Generator | None) -> FeatureBatches:
+    def _batches(
+        self, rows: Rows, batch_size: int, generator: torch.Generator | None
+    ) -> FeatureBatches:
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         if self._held is None:  # once for both shares
@@ -204,7 +232,28 @@ class FeatureDataModule(pl.LightningDataModule):
             self._held = (x.to(device), y.to(device)) if fits else (x, y)
         x, y = self._held
         chosen = torch.from_numpy(rows).to(x.device)
-        return FeatureBatches(x, y, chosen, self.batch_size, generator, device)
+        return FeatureBatches(x, y, chosen, batch_size, generator, device)
+
+
+class Packs:
+    """Batches in packs, each made when its turn comes.
+
+    >>> [len(list(pack)) for pack in Packs([(torch.ones(1), torch.ones(1))] * 5, 2)]
+    [2, 2, 1]
+    """
+
+    def __init__(self, batches: FeatureBatches | list[Batch], size: int) -> None:
+        self.batches, self.size = batches, size
+
+    def __len__(self) -> int:
+        """Count the packs of a pass."""
+        return math.ceil(len(self.batches) / self.size)
+
+    def __iter__(self) -> Iterator[Iterable[Batch]]:
+        """Yield packs; each must be used up before the next."""
+        batches = iter(self.batches)
+        for _ in range(len(self)):
+            yield itertools.islice(batches, self.size)
 
 
 class EpochBar(pl.Callback):

@@ -22,6 +22,7 @@ from torch import Tensor
 from llmembed.train.closed import LDA, Ridge
 from llmembed.train.gram import FoldMoments
 from llmembed.train.metrics import wilson_interval
+from llmembed.train.parallel import map_on_cores
 from llmembed.train.select import Feature
 from llmembed.train.solvers import Choice, ClosedSolver, Problem, choose_strength
 from llmembed.train.stack import Member, pick, tempered
@@ -118,26 +119,29 @@ def sweep(grid: Grid, report: Report | None = None) -> list[Candidate]:
     """
     found: list[Candidate] = []
 
-    def add(fusion: str, features: Sequence[int], choice: Choice) -> None:
-        candidate = Candidate(
+    def judged(fusion: str, features: Sequence[int], choice: Choice | None = None) -> Candidate:
+        choice = grid.choose(grid.fuse(fusion, features)) if choice is None else choice
+        return Candidate(
             fusion=fusion,
             features=tuple(features),
             strength=choice.strength,
             accuracy=choice.accuracy,
             scores=tempered(choice.scores, grid.y, torch.cat(grid.folds))[0],
         )
+
+    def add(candidate: Candidate) -> None:
         found.append(candidate)
         if report is not None:
             report(candidate)
 
-    for index in range(len(grid.widths)):
-        add("single", [index], grid.choose(grid.fuse("single", [index])))
+    every = range(len(grid.widths))
+    for single in map_on_cores(lambda index: judged("single", [index]), every, grid.x.device):
+        add(single)
     pool = _pool(grid, found)
-    if len(grid.widths) > 1 and len(set(grid.widths)) == 1:
-        every = range(len(grid.widths))
-        add("mean", every, grid.choose(grid.fuse("mean", every)))
-    for features, choice in _grow(grid, pool, best_of(found[: len(grid.widths)]).strength):
-        add("concat", features, choice)
+    if len(every) > 1 and len(set(grid.widths)) == 1:
+        add(judged("mean", every))
+    for features, choice in _grow(grid, pool, best_of(found[: len(every)]).strength):
+        add(judged("concat", features, choice))
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clustered import MakeCache, write_cache
 from toy_model import save_toy_model, toy_texts
 
@@ -58,3 +59,12 @@ def make_cache(tmp_path: Path) -> MakeCache:
         return write_cache(tmp_path / name, splits, **options)
 
     return make
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads, as a machine with two cores has; the tests' own limit is one."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(n_threads)

@@ -49,6 +49,20 @@ def test_moments_equal_numpys_in_float64(problem: tuple[Tensor, Tensor, list[Ten
     np.testing.assert_allclose(moments.total().gram, everything.T @ (w * everything), rtol=1e-5)
 
 
+def test_moments_of_many_rows_and_columns_equal_numpys() -> None:
+    """Columns beyond a block and rows beyond a chunk are summed like the first ones."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(5000, 900)).astype(np.float32)
+    y, weights = generator.integers(0, 2, 5000), torch.tensor([1.0, 2.0])
+    moments = FoldMoments.of(
+        torch.from_numpy(x), torch.from_numpy(y), [torch.arange(5000)], weights
+    ).total()
+    weighted = x.astype(np.float64) * weights.numpy()[y][:, None]
+    np.testing.assert_allclose(moments.gram, weighted.T @ x, atol=1e-6 * len(x))
+    np.testing.assert_array_equal(moments.gram, moments.gram.T)
+    np.testing.assert_allclose(moments.class_sums[0], weighted[y == 0].sum(axis=0), atol=1e-3)
+
+
 def test_fusions_are_congruences(problem: tuple[Tensor, Tensor, list[Tensor]]) -> None:
     """Selecting columns and mixing features of a Gram matrix equals doing it to the rows."""
     x, y, folds = problem

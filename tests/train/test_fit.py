@@ -6,7 +6,6 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,6 @@ from llmembed.train.heads import Dropout
 from llmembed.train.workspace import checkpoint_name
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 32, "lr": 0.01, "accelerator": "cpu"}
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="module")

@@ -77,10 +77,10 @@ def interrupted(
     config = FitConfig(cache=str(make_cache()), output=str(tmp_path / "r"), **QUICK)
     step = ClassifierModule.training_step
 
-    def stop(self: ClassifierModule, batch: Any, batch_idx: int) -> torch.Tensor:
+    def stop(self: ClassifierModule, pack: Any, batch_idx: int) -> None:
         if self.trainer.current_epoch == 2:
             raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
+        step(self, pack, batch_idx)
 
     with monkeypatch.context() as patch:
         patch.setattr(ClassifierModule, "training_step", stop)
