@@ -18,8 +18,10 @@ import transformers
 from safetensors import SafetensorError
 
 from llmembed.cache_format.errors import ConfigError, ModelError
+from llmembed.extract.attention import use_products
 from llmembed.extract.quiet import quiet
 from llmembed.extract.registry import ModelFiles
+from llmembed.extract.taps import tap
 from llmembed.extract.upcast import multiply_in_float32
 
 _LEARNED_OFFSET = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
@@ -62,6 +64,8 @@ class Backbone:
     """How the blocks' weights are quantised: nf4, int8."""
     widens: bool
     """Weights rest in bfloat16, and each block's are widened for every batch, see `upcast`."""
+    shareable: bool
+    """A pass on the CPU changes nothing in the model, so several may run at once."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -192,25 +196,25 @@ def load_backbone(
             list of blocks to take layers from.
     """
     n_kept = max(n_kept, _fewest_blocks(shape.config))
-    placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
-    if quantize is not None:
-        placement["quantization_config"] = _quantization(quantize, compute_dtype)
     model, report = _read_weights(
         files,
         config=_cut(shape.config, shape.n_layers, n_kept),
         dtype=compute_dtype,
         trust_remote_code=trust_remote_code,
-        **placement,
+        **_placement(device, compute_dtype, quantize),
     )
     _refuse_missing(files, report, needs_pooler=needs_pooler)
     if shape.config.get_text_config() is not shape.config:
         model = model.get_decoder()  # what sees and hears is let go
     model.eval().requires_grad_(requires_grad=False)
     blocks = _find_blocks(files, model, n_kept)
+    tap(blocks, shape.n_layers)
     on_cpu = device.type == "cpu" and quantize is None
     widens = on_cpu and compute_dtype == torch.bfloat16 and not _cpu_is_fast_at_bfloat16()
     if widens:
         multiply_in_float32(model, blocks)
+    elif device.type == "cpu" and compute_dtype == torch.bfloat16:
+        use_products(model)
     return Backbone(
         model=model,
         blocks=blocks,
@@ -221,6 +225,7 @@ def load_backbone(
         compute_dtype=torch.float32 if widens else compute_dtype,
         quantize=quantize,
         widens=widens,
+        shareable=on_cpu and not widens and _keeps_positions(model.config),
     )
 
 
@@ -265,13 +270,19 @@ def _fewest_blocks(config: Any) -> int:
     return 2 if getattr(config, "conv_kernel_size", 0) and config.model_type == "deberta-v2" else 1
 
 
-def _quantization(quantize: str, compute_dtype: torch.dtype) -> Any:
+def _placement(
+    device: torch.device, compute_dtype: torch.dtype, quantize: str | None
+) -> dict[str, Any]:
+    """Say to the loader where weights go, and how they are quantised on the way."""
+    placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
     config: Any = transformers.BitsAndBytesConfig
     if quantize == "int8":
-        return config(load_in_8bit=True)
-    return config(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype
-    )
+        placement["quantization_config"] = config(load_in_8bit=True)
+    elif quantize is not None:
+        placement["quantization_config"] = config(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype
+        )
+    return placement
 
 
 def _refuse_missing(files: ModelFiles, report: dict[str, Any], *, needs_pooler: bool) -> None:
@@ -297,6 +308,17 @@ def _find_blocks(files: ModelFiles, model: torch.nn.Module, n_kept: int) -> torc
         "from. Pass a decoder-only or encoder-only transformer to --model."
     )
     raise ModelError(message)
+
+
+def _keeps_positions(config: Any) -> bool:
+    """Tell whether rotary positions are the same for texts of every length.
+
+    transformers changes those of the other kinds inside the model, pass by pass.
+    """
+    rotary = getattr(config, "rope_parameters", None) or {}
+    entries = [entry for entry in (rotary, *rotary.values()) if isinstance(entry, dict)]
+    kinds = {entry.get("rope_type") for entry in entries}
+    return kinds <= {None, "default", "linear", "llama3", "yarn"}
 
 
 def _is_causal(model: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,10 @@ from llmembed.cache_format.errors import (
 from llmembed.extract.backbone import Backbone, has_token_types, load_backbone, resolve_device
 from llmembed.extract.batching import plan_batches
 from llmembed.extract.forward import SECOND, Pooled, pooled_hidden_states
+from llmembed.extract.lanes import Lanes
 from llmembed.extract.memory import keep_freed_memory
 from llmembed.extract.pairs import fill
+from llmembed.extract.quiet import quiet
 from llmembed.extract.recipe import Recipe
 from llmembed.extract.selfcheck import check_first_batch
 
@@ -38,6 +40,8 @@ _TOKEN_BUDGET = {"cpu": 1024, "mps": 4096, "cuda": 16384}
 weights are widened for each batch, twice as many: half the copies."""
 _BATCH_COST = {"cpu": 32, "mps": 128, "cuda": 256}
 """Padded tokens that take as long as one batch more: reading the weights, starting kernels."""
+_LANES = 2
+"""Batches at a time on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,7 @@ class Extractor:
         self.backbone = self._load(on_device)
         n_at_once = 2 if self.backbone.widens else 1
         self.token_budget = token_budget or n_at_once * _TOKEN_BUDGET[on_device.type]
+        self._n_lanes = min(_LANES, torch.get_num_threads()) if self.backbone.shareable else 1
         self._checked = False
         self._warned = False
 
@@ -182,35 +187,56 @@ class Extractor:
             ExtractionError: a feature is not finite, does not fit the dtype, or is not that of
                 the text alone; or a single text does not fit in memory.
         """
-        names = [
+        wanted = self._wanted()
+        shape = (len(token_ids), self.backbone.hidden_size)
+        device = self.backbone.device
+        features = {name: torch.empty(shape, device=device) for name in wanted}
+        for batch, pooled in self._run_all(token_ids, wanted, describe_row):
+            to_rows = _on(device, torch.from_numpy(batch))
+            for name, feature in pooled.items():
+                features[name].index_copy_(0, to_rows, feature)
+            if on_batch is not None:
+                on_batch(len(batch), sum(len(token_ids[index]) for index in batch))
+        return {
+            name: _rounded(name, feature.cpu().numpy(), self.recipe.dtype, describe_row)
+            for name, feature in features.items()
+        }
+
+    def _wanted(self) -> list[tuple[str, int]]:
+        """List the features to compute; a pooler exists at the last layer alone."""
+        return [
             (pooling, layer)
             for layer in self.layers
             for pooling in self.poolings
             if pooling != "pooler" or layer == self.backbone.n_layers
         ]
-        shape = (len(token_ids), self.backbone.hidden_size)
-        device = self.backbone.device
-        features = {name: torch.empty(shape, device=device) for name in names}
+
+    def _run_all(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        wanted: Sequence[tuple[str, int]],
+        describe_row: Callable[[int], str],
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Pooled]]:
+        """Run all batches, planned anew where memory runs out: indices of the texts, features."""
         padded_to = self.recipe.max_length if "mean_padded" in self.poolings else 0
         lengths = [max(padded_to, len(ids)) for ids in token_ids]
-        pending = self.plan(lengths)
-        while pending:
-            batch = pending[0]
+
+        def run(batch: npt.NDArray[np.int64]) -> Pooled | None:
             rows = [token_ids[index] for index in batch]
-            pooled = self._run_if_it_fits(rows, lengths[batch[0]], wanted=names)
-            if pooled is None:
-                pending = self._smaller(pending, lengths, describe_row)
-                continue
-            del pending[0]
-            to_rows = _on(device, torch.from_numpy(batch))
-            for name, feature in pooled.items():
-                features[name].index_copy_(0, to_rows, feature)
-            if on_batch is not None:
-                on_batch(len(rows), sum(map(len, rows)))
-        return {
-            name: _rounded(name, feature.cpu().numpy(), self.recipe.dtype, describe_row)
-            for name, feature in features.items()
-        }
+            return self._run_if_it_fits(rows, lengths[batch[0]], wanted)
+
+        pending = self.plan(lengths)
+        with quiet(), Lanes(self._n_lanes) as lanes:
+            while pending:
+                n_done = 0
+                for pooled in lanes.in_order(run, pending, first_alone=not self._checked):
+                    if pooled is None:
+                        break
+                    yield pending[n_done], pooled
+                    n_done += 1
+                pending = pending[n_done:]
+                if pending:
+                    pending = self._smaller(pending, lengths, describe_row)
 
     def _run_if_it_fits(
         self,

@@ -1,15 +1,13 @@
 """Pooled hidden states of chosen layers from one forward pass, never all hidden states at once.
 
-A hook pools each chosen layer where it passes and lets it go. Layer k < n is what enters block
-k + 1, since some models work between two blocks (DeBERTa-v2 has a convolution after the first);
-above the topmost block kept it is what leaves that block. Layer n, the last, is the model's output,
-which has passed the final norm. So each equals Hugging Face's `hidden_states[k]`.
+Each chosen layer is pooled where it passes (see `taps`) and let go. Layer n, the last, is the
+model's output, which has passed the final norm, and the others have not: so each equals Hugging
+Face's `hidden_states[k]`.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from llmembed.extract.backbone import Backbone, has_token_types
 from llmembed.extract.pooling import pool
-from llmembed.extract.quiet import quiet
+from llmembed.extract.taps import showing
 
 SECOND = 1 << 32
 """Added to the ids of a pair's second text where the model tells the two apart (BERT)."""
@@ -61,44 +59,13 @@ def pooled_hidden_states(
     if not backbone.causal or "mean_padded" in poolings:
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         mask = (positions < n_tokens[:, None]).long()  # [B, T]
-    # quiet: some models warn of pads without a mask, which are harmless where they are left out.
-    with torch.inference_mode(), quiet(), _hooks(backbone, layers, keep):
+    with torch.inference_mode(), showing(set(layers) - {backbone.n_layers}, keep):
         output = backbone.model(attention_mask=mask, **model_inputs(backbone, token_ids))
         if backbone.n_layers in layers:
             keep(backbone.n_layers, output.last_hidden_state)
             if "pooler" in poolings:
                 pooled["pooler", backbone.n_layers] = output.pooler_output.float()
     return pooled
-
-
-@contextlib.contextmanager
-def _hooks(
-    backbone: Backbone, layers: Sequence[int], keep: Callable[[int, Tensor], None]
-) -> Iterator[None]:
-    def entering(layer: int) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            del module
-            keep(layer, args[0] if args else kwargs["hidden_states"])
-
-        return hook
-
-    def leaving(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        del module, inputs
-        keep(n_kept, output[0] if isinstance(output, tuple) else output)
-
-    blocks, n_kept = backbone.blocks, len(backbone.blocks)
-    handles = [
-        blocks[layer].register_forward_pre_hook(entering(layer), with_kwargs=True)
-        for layer in layers
-        if layer < n_kept
-    ]
-    if n_kept in layers and n_kept < backbone.n_layers:
-        handles.append(blocks[-1].register_forward_hook(leaving))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def model_inputs(backbone: Backbone, token_ids: Tensor) -> dict[str, Any]:

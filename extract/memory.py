@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGEST_KEPT = 32 * 2**20
 """Bytes; glibc takes no more."""
 
@@ -26,6 +26,7 @@ def keep_freed_memory() -> None:
     if not chosen:
         _glibc("mallopt", _MMAP_THRESHOLD, _LARGEST_KEPT)
         _glibc("mallopt", _TRIM_THRESHOLD, 2**30)
+        _glibc("mallopt", _ARENA_MAX, 1)  # threads reuse what other threads have freed
 
 
 def return_freed_memory() -> None:

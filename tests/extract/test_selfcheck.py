@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from toy_model import toy_texts
 from llmembed.cache_format.errors import ExtractionError
 from llmembed.extract.extractor import Extractor
 from llmembed.extract.recipe import Recipe
+from llmembed.extract.taps import tap
 
 
 def extractor(folder: Path, layers: list[int]) -> Extractor:
@@ -45,7 +45,11 @@ def test_a_layer_that_never_ran_is_found(llama: Path) -> None:
 def test_a_wrong_layer_is_found(llama: Path, layer: int) -> None:
     """The output of another block is no rounding error, also at the cut, before the final norm."""
     wrong = extractor(llama, [layer, 2])
-    wrong.backbone = dataclasses.replace(wrong.backbone, blocks=wrong.backbone.blocks[::-1])
+    blocks = wrong.backbone.blocks
+    for block in blocks:
+        block._forward_pre_hooks.clear()
+        block._forward_hooks.clear()
+    tap(blocks[::-1], wrong.backbone.n_layers)
     message = f"layer {layer}, pooling mean of the first batch differs"
     with pytest.raises(ExtractionError, match=message):
         wrong.features(toy_texts(5))
