@@ -1,14 +1,22 @@
-"""Attention of causal models in bfloat16 on a CPU, as two products and a softmax.
+"""Attention in place of transformers' `sdpa`, where a faster way gives the same.
 
-torch's own kernel for CPUs (flash attention) needs 2.3 times as long at the lengths of
-classification: its small blocks leave the matrix units idle. Here a block of queries meets all keys
-before it at once, and the queries that share a key (grouped-query attention, Ainslie et al. 2023)
-are rows of one product. Scores are rounded to bfloat16, as transformers' own eager attention
-rounds them. Whatever is not a plain causal attention in bfloat16 goes to transformers' `sdpa`.
+On a CPU, of causal models in bfloat16: two products and a softmax. torch's own kernel for CPUs
+(flash attention) needs 2.3 times as long at the lengths of classification: its small blocks leave
+the matrix units idle. Here a block of queries meets all keys before it at once, and the queries
+that share a key (grouped-query attention, Ainslie et al. 2023) are rows of one product. Scores are
+rounded to bfloat16, as transformers' own eager attention rounds them.
+
+On CUDA, of texts packed behind each other: torch's kernel for texts of various lengths, so that no
+pad is ever computed. All else goes to `sdpa`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,20 +25,52 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "llmembed"
+PRODUCTS, PACKED = "llmembed-products", "llmembed-packed"
 _QUERY_BLOCK = 128
 """Queries that are computed together: what they see beyond the diagonal is computed in vain."""
 
 
-def use_products(model: Any) -> None:
-    """Let a model that attends by `sdpa` attend by `attend`.
+_packed: ContextVar[tuple[Tensor, int]] = ContextVar("packed")
 
-    Other models are left as they are.
+
+@contextlib.contextmanager
+def packed_texts(bounds: Tensor, longest: int) -> Iterator[None]:
+    """Let models that `use_packing` attend within each of these texts meanwhile.
+
+    This does not go through the model, since not every model hands on what it does not know, and
+    a compiled block would be compiled anew for each length.
+
+    Args:
+        bounds: int32 `[n + 1]`, where each text begins, and the number of all positions.
+        longest: tokens of the longest text, or more.
     """
-    if getattr(model.config, "_attn_implementation", None) == "sdpa":
-        transformers.AttentionInterface.register(NAME, attend)
-        transformers.AttentionMaskInterface.register(NAME, sdpa_mask)
-        model.set_attn_implementation(NAME)
+    before = _packed.set((bounds, longest))
+    try:
+        yield
+    finally:
+        _packed.reset(before)
+
+
+def use_products(model: Any) -> None:
+    """Let a model that attends by `sdpa` attend by `attend`, masks as ever."""
+    if attends_by_sdpa(model):
+        transformers.AttentionInterface.register(PRODUCTS, attend)
+        transformers.AttentionMaskInterface.register(PRODUCTS, sdpa_mask)
+        model.set_attn_implementation(PRODUCTS)
+
+
+def use_packing(model: Any) -> None:
+    """Let a model that attends by `sdpa` attend by `attend`, without any mask."""
+    # Lengths differ from batch to batch: left out, a compiled block stays the same. There is no
+    # mask for this name, so transformers makes none.
+    left_out: Any = torch.compiler.disable
+    transformers.AttentionInterface.register(PACKED, left_out(attend))
+    model.set_attn_implementation(PACKED)
+
+
+def attends_by_sdpa(model: Any) -> bool:
+    """Whether the model asks transformers' interface for `sdpa`."""
+    return getattr(model.config, "_attn_implementation", None) == "sdpa"
 
 
 def attend(
@@ -47,7 +87,7 @@ def attend(
 
     Args:
         module: the attention module, which says whether it is causal.
-        query: `[B, n_heads, T, D]`.
+        query: `[B, n_heads, T, D]`; of packed texts B is 1, and T all their tokens.
         key: `[B, n_groups, T, D]`.
         value: `[B, n_groups, T, D]`.
         attention_mask: None where causality is all that hides a token.
@@ -59,11 +99,14 @@ def attend(
         `[B, T, n_heads, D]`, and None in place of the weights.
     """
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
-    plain = query.shape[2] == key.shape[2] and not any(
-        others.get(name) is not None for name in ("position_bias", "softcap")
-    )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    unusual = [name for name in ("position_bias", "softcap") if others.get(name) is not None]
+    if (packed := _packed.get(None)) is not None and not unusual:
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+        found = varlen(query, key, value, *packed, causal=causal, scaling=scaling)
+        return found[None], None
+    plain = query.shape[2] == key.shape[2] and query.device.type == "cpu" and not unusual
     if attention_mask is None and causal and plain and query.dtype == torch.bfloat16:
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         return causal_attention(query, key, value, scaling).transpose(1, 2), None
     attended: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **others
@@ -102,6 +145,55 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
         found = torch.bmm(torch.softmax(scores, dim=-1), values[:, :stop])
         attended[:, :, start:stop] = found.view(len(keys), a_group, stop - start, -1)
     return attended.view(n_texts, n_heads, n_tokens, -1)
+
+
+def varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    longest: int,
+    *,
+    causal: bool,
+    scaling: float,
+) -> Tensor:
+    """Attend within each of the packed texts, by torch's kernel for CUDA.
+
+    Args:
+        query: `[T, n_heads, D]`, float16 or bfloat16.
+        key: `[T, n_groups, D]`.
+        value: `[T, n_groups, D]`.
+        bounds: int32 `[n + 1]`, where each text begins, and T.
+        longest: tokens of the longest text, or more.
+        causal: whether a token sees only those before it.
+        scaling: factor of the scores.
+
+    Returns:
+        `[T, n_heads, D]`.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    if key.shape[1] != query.shape[1] and "enable_gqa" not in _accepted():
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
+    options: dict[str, Any] = {"scale": scaling}
+    if "is_causal" in _accepted():  # torch 2.10
+        options["is_causal"] = causal
+    else:
+        options["window_size"] = (-1, 0 if causal else -1)
+    if key.shape[1] != query.shape[1]:
+        options["enable_gqa"] = True
+    found = varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
+    assert isinstance(found, Tensor)
+    return found
+
+
+@functools.cache
+def _accepted() -> frozenset[str]:
+    """Name the arguments of `varlen_attn`, which differ between versions of torch."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _hidden(start: int, stop: int, like: Tensor) -> Tensor:

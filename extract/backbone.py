@@ -66,6 +66,8 @@ class Backbone:
     """Weights rest in bfloat16, and each block's are widened for every batch, see `upcast`."""
     shareable: bool
     """A pass on the CPU changes nothing in the model, so several may run at once."""
+    first_position: int
+    """Position of a text's first token."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -125,14 +127,20 @@ def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelSh
     text = config.get_text_config()
     _refuse_architecture(files, config, text)
     positions = getattr(text, "max_position_embeddings", None)
-    if positions is not None and config.model_type in _LEARNED_OFFSET:
-        positions -= (text.pad_token_id or 0) + 1
+    if positions is not None:
+        positions -= _first_position(config)
     return ModelShape(
         config=config,
         n_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         max_positions=positions,
     )
+
+
+def _first_position(config: Any) -> int:
+    if config.model_type not in _LEARNED_OFFSET:
+        return 0
+    return (config.get_text_config().pad_token_id or 0) + 1
 
 
 def _refuse_architecture(files: ModelFiles, config: Any, text: Any) -> None:
@@ -225,6 +233,7 @@ def load_backbone(
         compute_dtype=torch.float32 if widens else compute_dtype,
         quantize=quantize,
         widens=widens,
+        first_position=_first_position(shape.config),
         shareable=on_cpu and not widens and _keeps_positions(model.config),
     )
 

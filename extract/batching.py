@@ -42,6 +42,33 @@ def plan_batches(
     return batches
 
 
+def plan_packs(lengths: Sequence[int], token_budget: int) -> list[npt.NDArray[np.int64]]:
+    """Group texts so that their real tokens fill the budget, for passes without pads.
+
+    A text that alone exceeds the budget is a batch of its own. The longest come first.
+
+    Args:
+        lengths: tokens of each text, each at least 1.
+        token_budget: tokens a batch.
+
+    Returns:
+        Indices into `lengths`, int64, one array a batch; together each index once.
+
+    >>> [batch.tolist() for batch in plan_packs([3, 9, 3, 1], token_budget=7)]
+    [[1], [0, 2, 3]]
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    batches: list[list[int]] = []
+    free = 0
+    for index in order:
+        if lengths[index] > free:
+            batches.append([])
+            free = max(token_budget, lengths[index])
+        batches[-1].append(int(index))
+        free -= lengths[index]
+    return [np.array(batch, dtype=np.int64) for batch in batches]
+
+
 def _buckets(
     lengths: npt.NDArray[np.int64], token_budget: int, batch_cost: int
 ) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ texts, so a text gets the same feature in both.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +24,17 @@ from llmembed.cache_format.errors import (
     ModelError,
 )
 from llmembed.extract.backbone import Backbone, has_token_types, load_backbone, resolve_device
-from llmembed.extract.batching import plan_batches
-from llmembed.extract.forward import SECOND, Pooled, pooled_hidden_states
+from llmembed.extract.batching import plan_batches, plan_packs
+from llmembed.extract.forward import (
+    SECOND,
+    Pooled,
+    packed_hidden_states,
+    pooled_hidden_states,
+    to_device,
+)
 from llmembed.extract.lanes import Lanes
 from llmembed.extract.memory import keep_freed_memory
+from llmembed.extract.packing import compile_blocks, positions_of, try_packing
 from llmembed.extract.pairs import fill
 from llmembed.extract.quiet import quiet
 from llmembed.extract.recipe import Recipe
@@ -76,6 +84,7 @@ class Extractor:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         token_budget: tokens a batch, pads included; None chooses for the device.
         expected_fingerprint: identity that the recipe must still have, as a cache recorded it.
+        compiled: compile the blocks on a GPU, which takes a minute and saves a part of all others.
 
     Raises:
         ModelError: the backbone cannot be loaded, or is no longer the one that was recorded.
@@ -90,6 +99,7 @@ class Extractor:
         device: str = "auto",
         token_budget: int | None = None,
         expected_fingerprint: Mapping[str, Any] | None = None,
+        compiled: bool = False,
     ) -> None:
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_record(recipe)
         if expected_fingerprint is not None:
@@ -103,6 +113,11 @@ class Extractor:
         n_at_once = 2 if self.backbone.widens else 1
         self.token_budget = token_budget or n_at_once * _TOKEN_BUDGET[on_device.type]
         self._n_lanes = min(_LANES, torch.get_num_threads()) if self.backbone.shareable else 1
+        packable = on_device.type == "cuda" and not {"mean_padded", "pooler"} & {*self.poolings}
+        self._packs = packable and try_packing(self.backbone, self.recipe.max_length)
+        self._compiled = compiled and self._packs
+        if self._compiled:
+            compile_blocks(self.backbone)
         self._checked = False
         self._warned = False
 
@@ -165,6 +180,8 @@ class Extractor:
 
     def plan(self, lengths: Sequence[int]) -> list[npt.NDArray[np.int64]]:
         """Group texts of these many tokens into batches, as `compute` does."""
+        if self._packs:
+            return plan_packs(lengths, self.token_budget)
         return plan_batches(lengths, self.token_budget, _BATCH_COST[self.backbone.device.type])
 
     def compute(
@@ -192,7 +209,7 @@ class Extractor:
         device = self.backbone.device
         features = {name: torch.empty(shape, device=device) for name in wanted}
         for batch, pooled in self._run_all(token_ids, wanted, describe_row):
-            to_rows = _on(device, torch.from_numpy(batch))
+            to_rows = to_device(device, batch)
             for name, feature in pooled.items():
                 features[name].index_copy_(0, to_rows, feature)
             if on_batch is not None:
@@ -248,7 +265,8 @@ class Extractor:
         try:
             pooled = self._run(rows, width)
             if not self._checked:
-                check_first_batch(self.backbone, self.recipe.files.name, rows, pooled, wanted)
+                with _uncompiled() if self._compiled else contextlib.nullcontext():
+                    check_first_batch(self.backbone, self.recipe.files.name, rows, pooled, wanted)
                 self._checked = True
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -287,17 +305,28 @@ class Extractor:
         return [rest[batch] for batch in self.plan([lengths[index] for index in rest])]
 
     def _run(self, rows: Sequence[Sequence[int]], width: int) -> Pooled:
+        if self._packs:
+            n_tokens = sum(map(len, rows))
+            compiled = self._compiled and positions_of(n_tokens, self.token_budget)
+            return packed_hidden_states(
+                self.backbone, rows, self.layers, self.poolings, n_positions=compiled or n_tokens
+            )
         padded = np.full((len(rows), width), self.recipe.pad_token, dtype=np.int64)  # [B, T]
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row
         device = self.backbone.device
         return pooled_hidden_states(
             self.backbone,
-            _on(device, torch.from_numpy(padded)),
-            _on(device, torch.tensor([len(row) for row in rows])),
+            to_device(device, padded),
+            to_device(device, np.array([len(row) for row in rows])),
             self.layers,
             self.poolings,
         )
+
+
+def _uncompiled() -> Any:
+    """Run compiled blocks as they were: texts alone have lengths that nothing is compiled for."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -309,13 +338,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(
         text in str(error) for text in ("DefaultCPUAllocator: ", "MPS backend out of memory")
     )
-
-
-def _on(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
-    """Move a tensor without waiting: from pinned memory where the device is a GPU."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _rounded(

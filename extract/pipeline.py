@@ -34,6 +34,9 @@ from llmembed.extract.recipe import Recipe
 from llmembed.extract.registry import find_model
 from llmembed.extract.task import Task
 
+_COMPILE_FROM_ROWS = 100_000
+"""A run of so many texts on a GPU outlasts the minute that compiling takes many times."""
+
 
 def extract(
     config: ExtractConfig, *, corpus: Corpus | None = None, show_progress: bool = False
@@ -63,7 +66,8 @@ def extract(
         with Progress(n_rows, shown=show_progress) as progress:
             counts = extract_on_ray(task, layers_to_run(plans), progress.advance)
         return summary(task, counts, seconds=time.perf_counter() - start)
-    extractor = load_extractor(task, layers_to_run(plans))
+    worth_compiling = n_rows >= _COMPILE_FROM_ROWS
+    extractor = load_extractor(task, layers_to_run(plans), compiled=worth_compiling)
     start = time.perf_counter()
     with Progress(n_rows, shown=show_progress) as progress:
         counts = _extract_here(task, extractor, progress.advance)
@@ -180,7 +184,11 @@ def layers_to_run(plans: list[SplitPlan]) -> tuple[int, ...]:
 
 
 def load_extractor(
-    task: Task, layers: tuple[int, ...], *, expected: Mapping[str, Any] | None = None
+    task: Task,
+    layers: tuple[int, ...],
+    *,
+    expected: Mapping[str, Any] | None = None,
+    compiled: bool = False,
 ) -> Extractor:
     """Load the backbone up to the highest of these layers; refuse another than was expected."""
     return Extractor(
@@ -190,6 +198,7 @@ def load_extractor(
         device=task.config.device,
         token_budget=task.config.token_budget,
         expected_fingerprint=expected,
+        compiled=compiled,
     )
 
 

@@ -97,7 +97,7 @@ def recheck(
         ConfigError, DatasetNotFoundError, ModelError: the request cannot be served.
     """
     from llmembed.extract.corpora import load_corpus
-    from llmembed.extract.selfcheck import TOLERANCE, arithmetic
+    from llmembed.extract.selfcheck import arithmetic
 
     if n_rows < 1:
         raise ConfigError(f"rows is {n_rows}; at least 1 is needed. Pass --rows 16.")
@@ -111,20 +111,21 @@ def recheck(
         label_column=_name(origin, "label_column"),
     )
     recipe = extractor.recipe
-    tolerance = TOLERANCE[arithmetic(recipe.compute_dtype, recipe.quantize)]
-    tolerance += _ROUNDING[recipe.dtype]
+    kind = arithmetic(recipe.compute_dtype, recipe.quantize)
     found: list[Difference] = []
     compared = {}
     for name in cache.splits:
         rows, texts = _choose(cache[name], corpus, n_rows, seed)
         compared[name] = len(rows)
-        found += _differences(cache[name], source, rows, extractor.features(texts), tolerance)
+        found += _differences(
+            cache[name], source, rows, extractor.features(texts), recipe.dtype, kind
+        )
     return Recheck(
         source=source,
         n_rows=compared,
         n_arrays=len(found),
         largest=max((one.difference for one in found), default=0.0),
-        differences=tuple(one for one in found if not one.difference <= tolerance),
+        differences=tuple(one for one in found if not one.difference <= one.tolerance),
     )
 
 
@@ -182,8 +183,11 @@ def _differences(
     source: str,
     rows: npt.NDArray[np.int64],
     features: Mapping[tuple[str, int], npt.NDArray[Any]],
-    tolerance: float,
+    dtype: str,
+    arithmetic: str,
 ) -> list[Difference]:
+    from llmembed.extract.selfcheck import allowed
+
     found = []
     for (pooling, layer), feature in features.items():
         if split.arrays.get((source, pooling, layer)) != split.n_rows:
@@ -197,7 +201,7 @@ def _differences(
                 array=f"{split.name}/{source}/{pooling}/layer_{layer:03d}",
                 row=int(rows[worst]),
                 difference=float(distance[worst]),
-                tolerance=tolerance,
+                tolerance=allowed(arithmetic, pooling) + _ROUNDING[dtype],
             )
         )
     return found

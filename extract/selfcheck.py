@@ -27,6 +27,11 @@ int8 rounds the activations too, except in columns that hold an outlier in any t
 (LLM.int8(), Dettmers et al. 2022), so there a feature depends on the batch.
 """
 
+_OF_ONE_TOKEN = {"first", "last", "max"}
+_UNAVERAGED = 6.0
+"""How much farther rounding carries a feature that is no average over tokens: of SmolLM2-135M in
+bfloat16, 0.25 from float32 at layer 16 by `last`, 0.06 by `mean`. In float32 both stay below."""
+
 _TOLD_WITHOUT_EMBEDDINGS = {"mamba", "mamba2", "falcon_mamba"}
 """Model types whose `hidden_states[0]` is what leaves the first block."""
 
@@ -69,7 +74,8 @@ def check_first_batch(
         for key, expected in _alone(backbone, token_ids, keys).items():
             feature = torch.as_tensor(pooled[key][index], device=backbone.device)
             difference = float((feature - expected).norm() / expected.norm().clamp(min=1e-12))
-            if not difference <= TOLERANCE[arithmetic(backbone.compute_dtype, backbone.quantize)]:
+            kind = arithmetic(backbone.compute_dtype, backbone.quantize)
+            if not difference <= allowed(kind, key[0]):
                 raise ExtractionError(_message(backbone, name, key, difference))
 
 
@@ -116,6 +122,16 @@ def _told(backbone: Backbone, output: Any) -> dict[int, Tensor]:
     return told
 
 
+def allowed(arithmetic: str, pooling: str) -> float:
+    """Say which relative difference rounding explains.
+
+    >>> allowed("float32", "last"), round(allowed("bfloat16", "last"), 3)
+    (0.0001, 0.3)
+    """
+    rough = pooling in _OF_ONE_TOKEN and arithmetic != "float32"
+    return TOLERANCE[arithmetic] * (_UNAVERAGED if rough else 1.0)
+
+
 def arithmetic(compute_dtype: str | torch.dtype, quantize: str | None) -> str:
     """Name the arithmetic whose rounding `TOLERANCE` allows.
 
@@ -130,7 +146,7 @@ def _message(backbone: Backbone, name: str, key: tuple[str, int], difference: fl
     kind = arithmetic(backbone.compute_dtype, backbone.quantize)
     return (
         f"{name}: layer {layer}, pooling {pooling} of the first batch differs by {difference:.2g} "
-        f"(relative) from the same text computed alone; {TOLERANCE[kind]:g} is allowed in "
+        f"(relative) from the same text computed alone; {allowed(kind, pooling):g} is allowed in "
         f"{kind}. Nothing was stored. "
         "Pass --token-budget 1 to compute every text alone, or report this architecture."
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from toy_model import toy_texts
 
 from llmembed.extract import Extractor, Recipe, attention
-from llmembed.extract.attention import NAME, causal_attention
+from llmembed.extract.attention import PRODUCTS, causal_attention
 
 
 def heads(n_texts: int, n_heads: int, n_tokens: int, width: int, seed: int) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_products_give_what_torch_gives(
 @pytest.mark.parametrize(
     ("dtype", "kind", "expected"),
     [
-        ("bfloat16", "llama", NAME),
+        ("bfloat16", "llama", PRODUCTS),
         ("float32", "llama", "sdpa"),
     ],
 )

@@ -1,0 +1,148 @@
+"""Packed passes and compiled blocks on a CPU, with a stand-in for torch's kernel for CUDA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from toy_model import toy_texts
+from zoo import ZOO, save_animal
+
+from llmembed.extract import Extractor, Recipe, packing
+from llmembed.extract.batching import plan_packs
+
+TEXTS = toy_texts(40, longest=14)
+MAX_LENGTH = 48
+ALONE = {
+    "mistral-window": "its window is narrower than the texts may be",
+    "qwen2-window": "its window is narrower than the texts may be",
+    "gemma2": "its scores are capped, so transformers computes them itself",
+    "gemma3": "its window is narrower than the texts may be",
+    "cohere2": "its window is narrower than the texts may be",
+    "qwen3-next": "it carries a state from token to token",
+    "falcon": "it asks torch for attention by itself",
+    "falcon-alibi": "it asks torch for attention by itself",
+    "bloom": "it computes attention by itself",
+    "mamba": "it carries a state from token to token",
+    "deberta-v2": "it computes attention by itself",
+    "deberta-v3": "it computes attention by itself",
+    "modernbert": "its window is narrower than the texts may be",
+}
+"""Architectures that are never packed, and why."""
+
+
+def by_text(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    *,
+    causal: bool,
+    scaling: float,
+) -> torch.Tensor:
+    """What `varlen` promises, text by text."""
+    found = torch.empty_like(query)
+    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        assert stop - start <= longest
+        one = (states[start:stop].transpose(0, 1)[None] for states in (query, key, value))
+        attended = F.scaled_dot_product_attention(
+            *one, is_causal=causal, scale=scaling, enable_gqa=True
+        )
+        found[start:stop] = attended[0].transpose(0, 1)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmembed.extract.attention.varlen", by_text)
+
+
+def extractor(folder: Path, **options: Any) -> Extractor:
+    recipe = Recipe(
+        model=str(folder), max_length=MAX_LENGTH, compute_dtype="float32", dtype="float32"
+    )
+    poolings = ["mean", "last", "first", "max", "weighted"]
+    options = {"layers": range(5), "poolings": poolings, "token_budget": 100} | options
+    return Extractor(recipe, device="cpu", **options)
+
+
+def packed(folder: Path, **options: Any) -> Extractor:
+    ours = extractor(folder, **options)
+    ours._packs = packing.try_packing(ours.backbone, MAX_LENGTH)
+    ours._n_lanes = 1  # as on a GPU
+    return ours
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_model_is_packed_where_it_keeps_texts_apart(name: str, tmp_path: Path) -> None:
+    """Features of packed texts are those of padded ones; who would mix texts is not packed."""
+    ours = packed(save_animal(name, tmp_path))
+    assert ours._packs == (name not in ALONE)
+    expected = extractor(tmp_path).features(TEXTS)
+    for key, feature in ours.features(TEXTS).items():
+        distance = np.linalg.norm(feature - expected[key], axis=1)
+        assert (distance / np.linalg.norm(expected[key], axis=1)).max() < 1e-5
+
+
+def test_pairs_keep_their_token_types(bert: Path) -> None:
+    """BERT tells the texts of a pair apart, packed or not."""
+    recipe = Recipe(
+        model=str(bert), max_length=40, compute_dtype="float32", dtype="float32", text_pair=True
+    )
+    ours = Extractor(recipe, layers=[2], poolings=["mean"], device="cpu", token_budget=50)
+    pairs = [f"{a}\x1f{b}" for a, b in zip(TEXTS[:10], TEXTS[10:20], strict=True)]
+    expected = ours.features(pairs)["mean", 2]
+    ours._packs = packing.try_packing(ours.backbone, 40)
+    assert ours._packs
+    np.testing.assert_allclose(ours.features(pairs)["mean", 2], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, on import
+def test_compiled_blocks_give_the_same_and_are_compiled_once(llama: Path) -> None:
+    """All blocks share one graph for each number of positions, and features stay what they were."""
+    from torch._dynamo.utils import counters
+
+    ours = packed(llama, layers=[1, 2, 3], token_budget=64)
+    expected = ours.features(TEXTS)
+    torch._dynamo.reset()
+    counters.clear()
+    packing.compile_blocks(ours.backbone)
+    ours._compiled = True
+    found = ours.features(TEXTS)
+    lengths = [len(ids) for ids in ours.tokenize(TEXTS).ids]
+    sizes = {
+        packing.positions_of(sum(lengths[index] for index in batch), 64)
+        for batch in plan_packs(lengths, 64)
+    }
+    # A block is cut at its attention, and behind it at a hook of transformers: at most four graphs.
+    assert counters["stats"]["unique_graphs"] <= 4 * len(sizes)
+    for name, feature in found.items():
+        np.testing.assert_allclose(feature, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One warning says so, and the features are right."""
+    from torch._dynamo.exc import Unsupported
+
+    def fails(forward: Any, **_: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            raise Unsupported("no compiler")
+
+        return run
+
+    ours = packed(llama, layers=[2])
+    expected = ours.features(TEXTS)
+    monkeypatch.setattr(torch, "compile", fails)
+    packing.compile_blocks(ours.backbone)
+    with pytest.warns(match=r"a block could not be compiled \(Unsupported\) and runs as it is"):
+        found = ours.features(TEXTS)
+    for name, feature in found.items():
+        np.testing.assert_array_equal(feature, expected[name])
