@@ -2,7 +2,8 @@
 
 What limits extraction is matrix multiplication: everything else (attention, norms, pooling, Python)
 is overhead. So the ceiling printed here is the time that the model's own linear layers take alone,
-at the batch size of the run, and every speed is given as a share of it. The baseline is what one
+at the batch size of the run (on all cores together or side by side, whichever is faster), and every
+speed is given as a share of it. The baseline is what one
 writes first: fp32, whole texts in batches of 32 in data-set order, padded to the longest, all
 hidden states kept, the mean over real tokens taken afterwards. The other is what people take from
 a shelf: sentence-transformers' `encode` with its own defaults, all layers of the model.
@@ -34,6 +35,7 @@ from llmembed.extract import Extractor, Recipe
 from llmembed.extract.backbone import resolve_compute_dtype
 from llmembed.extract.batching import padding_share
 from llmembed.extract.corpora import load_corpus
+from llmembed.extract.lanes import Lanes
 
 BASELINE_BATCH = 32
 PLANNED_TEXTS = 2000
@@ -164,7 +166,7 @@ def race(
     speeds: dict[str, list[float]] = {name: [] for name in ("ours", *baselines, "gemm_ceiling")}
     answers = {}
     for turn in range(rounds):
-        speeds["gemm_ceiling"].append(gemm_ceiling(ours, rows=ours.token_budget))
+        speeds["gemm_ceiling"].append(best_gemm_ceiling(ours))
         seconds, answers["ours"] = timed(lambda: ours.compute(ids))
         speeds["ours"].append(sum(map(len, ids)) / seconds)
         if turn < max(1, rounds // 2):  # they are slow
@@ -239,6 +241,18 @@ def plain_hugging_face(model: Any, ids: list[list[int]], layer: int) -> np.ndarr
         hidden = output.hidden_states[layer] * mask[..., None]
         features.append(hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True))
     return torch.cat(features).double().numpy()
+
+
+def best_gemm_ceiling(ours: Extractor) -> float:
+    """Time the products on all cores together and side by side as batches run; the faster way."""
+    together = gemm_ceiling(ours, rows=ours.token_budget)
+    with Lanes(ours.n_lanes) as lanes:
+        alone = lanes.in_order(
+            lambda _: gemm_ceiling(ours, rows=ours.token_budget),
+            range(ours.n_lanes),
+            first_alone=False,
+        )
+        return max(together, sum(alone))
 
 
 def gemm_ceiling(ours: Extractor, rows: int, repeats: int = 5) -> float:

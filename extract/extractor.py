@@ -112,7 +112,7 @@ class Extractor:
         self.backbone = self._load(on_device)
         n_at_once = 2 if self.backbone.widens else 1
         self.token_budget = token_budget or n_at_once * _TOKEN_BUDGET[on_device.type]
-        self._n_lanes = min(_LANES, torch.get_num_threads()) if self.backbone.shareable else 1
+        self.n_lanes = min(_LANES, torch.get_num_threads()) if self.backbone.shareable else 1
         packable = on_device.type == "cuda" and not {"mean_padded", "pooler"} & {*self.poolings}
         self._packs = packable and try_packing(self.backbone, self.recipe.max_length)
         self._compiled = compiled and self._packs
@@ -243,7 +243,7 @@ class Extractor:
             return self._run_if_it_fits(rows, lengths[batch[0]], wanted)
 
         pending = self.plan(lengths)
-        with quiet(), Lanes(self._n_lanes) as lanes:
+        with quiet(), Lanes(self.n_lanes) as lanes:
             while pending:
                 n_done = 0
                 for pooled in lanes.in_order(run, pending, first_alone=not self._checked):

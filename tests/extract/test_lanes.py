@@ -27,9 +27,9 @@ def test_features_are_those_of_one_batch_after_another(
 ) -> None:
     """Bit for bit, for hundreds of batches of other lengths on four threads."""
     ours, texts = extractor(request.getfixturevalue(kind)), toy_texts(400)
-    ours._n_lanes = 1
+    ours.n_lanes = 1
     alone = ours.features(texts)
-    ours._n_lanes = 4
+    ours.n_lanes = 4
     for name, feature in ours.features(texts).items():
         np.testing.assert_array_equal(feature, alone[name])
 

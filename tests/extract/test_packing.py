@@ -74,7 +74,7 @@ def extractor(folder: Path, **options: Any) -> Extractor:
 def packed(folder: Path, **options: Any) -> Extractor:
     ours = extractor(folder, **options)
     ours._packs = packing.try_packing(ours.backbone, MAX_LENGTH)
-    ours._n_lanes = 1  # as on a GPU
+    ours.n_lanes = 1  # as on a GPU
     return ours
 
 
