@@ -62,6 +62,12 @@ def encode_labels(
 
 def _dictionary(split: str, column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
     """Encode a column as its distinct values, as class names, and an index for each row."""
+    if pa.types.is_nested(column.type):
+        raise DataError(
+            f"split {split!r} has labels of type {column.type}, several to an example; a cache "
+            "holds one label an example. Name a column of single labels with --label-column, or "
+            "train on several with LLMEmbedClassifier (README, the same in Python)."
+        )
     combined = column.combine_chunks()
     if not pa.types.is_dictionary(combined.type):
         combined = combined.dictionary_encode()

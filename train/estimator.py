@@ -5,7 +5,9 @@ but the validation share being trained on. Parameters have the names and default
 and `FitConfig`, but for `random_state` and `class_weight`, which are scikit-learn's.
 
 Without `cache` the backbone runs anew for every call, in a grid search for every fold; with it no
-text is computed twice, whatever the folds.
+text is computed twice, whatever the folds. Several labels to a text (an indicator matrix `[N, C]`)
+are several classifiers: scikit-learn's `MultiOutputClassifier` around this one fits them, and with
+`cache` computes the features once.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from llmembed.train.select import Feature
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.multiclass import check_classification_targets, type_of_target
     from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 except ModuleNotFoundError as error:
     raise MissingPackageError.of("scikit-learn", "sklearn", "LLMEmbedClassifier") from error
@@ -134,12 +136,18 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
         Raises:
             ConfigError: a parameter is not allowed.
-            DataError: a text is no string, or there is only one class.
+            DataError: a text is no string, has several labels, or there is only one class.
             ModelError: the backbone cannot be used.
         """
         config = self._fit_config()
         texts = _as_texts(X)
         check_classification_targets(y)
+        if type_of_target(y).startswith("multilabel"):
+            raise DataError(
+                f"y has the shape {np.asarray(y).shape}, several labels to a text; a fit takes one "
+                "class a text. Wrap it, MultiOutputClassifier(LLMEmbedClassifier(cache=...)) of "
+                "scikit-learn, to fit one for each label; the cache keeps the features."
+            )
         classes = column_or_1d(y, warn=True)
         check_consistent_length(texts, classes)
         self.classes_, codes = np.unique(classes, return_inverse=True)

@@ -13,6 +13,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
@@ -74,6 +75,29 @@ def test_classes_of_any_kind(classifier: LLMEmbedClassifier, classes: list[Any])
     predicted = classifier.fit(TEXTS, y).predict(TEXTS)
     assert predicted.dtype == y.dtype
     assert classifier.classes_.tolist() == sorted(classes)
+
+
+def test_several_labels_a_text_are_a_classifier_each(
+    model: str, tmp_path: Path, n_computed: list[int]
+) -> None:
+    """scikit-learn's MultiOutputClassifier fits one for each column; features are computed once."""
+    cache = str(tmp_path / "texts.zarr")
+    one = LLMEmbedClassifier(model, "1,2", fusion="concat", head="ridge", cache=cache, **OPTIONS)
+    labels = np.stack([CLASSES == "cocoa", CLASSES != "cocoa", np.arange(60) % 4 == 0], axis=1)
+    fitted = MultiOutputClassifier(one).fit(TEXTS, labels.astype(int))
+    assert sum(n_computed) == len(set(TEXTS))
+    predicted = fitted.predict(TEXTS)
+    assert predicted.shape == (60, 3)
+    assert (predicted[:, 0] == labels[:, 0]).mean() > 0.9
+    assert (predicted[:, 0] == 1 - predicted[:, 1]).all()
+
+
+def test_several_labels_a_text_are_refused_by_one_classifier(
+    classifier: LLMEmbedClassifier,
+) -> None:
+    """An indicator matrix is named with its shape, and the wrapper that takes it."""
+    with pytest.raises(DataError, match=r"y has the shape \(60, 3\), several .*MultiOutputClass"):
+        classifier.fit(TEXTS, np.eye(3, dtype=int).repeat(20, axis=0) | [1, 0, 0])
 
 
 def test_a_fit_by_gradient(model: str) -> None:
