@@ -4,6 +4,7 @@
     model.safetensors    standardisation, fusion and head
     metrics.json         the figures
     predictions.parquet  row, label, predicted and a probability a class, of the evaluation rows
+    report.html          one page for people
     logs/                losses by epoch, where the fit is by gradient
     model.onnx           the classifier as an ONNX graph, where `--export onnx` asks for it
 
@@ -35,6 +36,7 @@ from llmembed.cache_format.errors import RunFormatError, RunNotFoundError
 from llmembed.train.classifier import Architecture, Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.metrics import Floats
+from llmembed.train.report import report_page
 from llmembed.train.select import Feature
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 CONFIG_FILE, MODEL_FILE, METRICS_FILE = "config.json", "model.safetensors", "metrics.json"
 PREDICTIONS_FILE, ONNX_FILE = "predictions.parquet", "model.onnx"
+REPORT_FILE = "report.html"
 _PICKLED = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.joblib")
 _PACKAGES = ("llmembed-cache", "torch", "lightning", "numpy", "safetensors")
 
@@ -169,6 +172,8 @@ def write_run(
         _write_json(folder / METRICS_FILE, run.metrics)
         weights = run.classifier.state_dict()
         save_file({name: w.contiguous() for name, w in weights.items()}, folder / MODEL_FILE)
+        report = report_page(run.config, run.metrics)
+        (folder / REPORT_FILE).write_text(report, encoding="utf-8")
         _write_predictions(folder / PREDICTIONS_FILE, predictions, run.labels)
         for name, content in files.items():
             (folder / name).write_bytes(content)
