@@ -127,7 +127,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _measure(part: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if part == "accuracy":
-        caches = {name: options.caches / f"{name}.zarr" for name in DATA_SETS}
+        caches = {name: options.caches / f"{name}.zarr" for name in options.data_set or DATA_SETS}
         return accuracy.measure(caches, options.source, options.work, options.reference)
     if part == "large":
         size = options.rows or 67_349, options.hidden_size or 4096
@@ -165,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--caches", type=Path, help="folder of the four caches")
+    parser.add_argument("--data-set", action="append", choices=DATA_SETS, help="of the accuracy")
     parser.add_argument("--source", default="smollm2-135m")
     parser.add_argument("--part", action="append", choices=tuple(FIGURES), help="repeatable")
     parser.add_argument("--repeats", type=int, default=3)

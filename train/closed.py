@@ -54,9 +54,17 @@ class Ridge:
 
     def solve(self, strength: float) -> LinearMap:
         """Solve for one strength."""
-        weight = _solve(self.matrix, strength * self._unit, self.right).T.double()
-        bias = 2 * self.moments.counts / self.moments.n - 1 - weight @ self.moments.mean
-        return without_absent(weight, bias, self.moments.counts)
+        return self.leading(strength, (len(self.matrix),))[0]
+
+    def leading(self, strength: float, widths: Sequence[int]) -> list[LinearMap]:
+        """Solve for the first columns alone, with the shift of all: `[C, w]` for each width w."""
+        counts, mean = self.moments.counts, self.moments.mean
+        solved = []
+        for solution in _solve(self.matrix, strength * self._unit, self.right, widths):
+            weight = solution.T.double()
+            bias = 2 * counts / self.moments.n - 1 - weight @ mean[: weight.shape[1]]
+            solved.append(without_absent(weight, bias, counts))
+        return solved
 
 
 class LDA:
@@ -79,12 +87,19 @@ class LDA:
 
     def solve(self, strength: float) -> LinearMap:
         """Solve for one strength below 1."""
-        kept = 1 - strength
+        return self.leading(strength, (len(self.matrix),))[0]
+
+    def leading(self, strength: float, widths: Sequence[int]) -> list[LinearMap]:
+        """Solve for the first columns alone, with the shift of all: `[C, w]` for each width w."""
+        counts, kept = self.moments.counts, 1 - strength
+        prior = (counts / self.moments.n).clamp(min=1e-12).log()
         right = (self.means.T / kept).to(self.matrix.dtype)
-        weight = _solve(self.matrix, strength / kept * self._unit, right).T.double()
-        prior = (self.moments.counts / self.moments.n).clamp(min=1e-12).log()
-        bias = prior - (weight * self.means).sum(dim=1) / 2
-        return without_absent(weight, bias, self.moments.counts)
+        solved = []
+        for solution in _solve(self.matrix, strength / kept * self._unit, right, widths):
+            weight = solution.T.double()
+            bias = prior - (weight * self.means[:, : weight.shape[1]]).sum(dim=1) / 2
+            solved.append(without_absent(weight, bias, counts))
+        return solved
 
 
 def held_out_scores(
@@ -93,8 +108,12 @@ def held_out_scores(
     x: Tensor,
     folds: Sequence[Tensor],
     strengths: Sequence[float],
-) -> Tensor:
+    widths: Sequence[int],
+) -> list[Tensor]:
     """Score each row by the classifiers that were fitted without its fold.
+
+    A Cholesky factor of all columns holds those of the first ones, so that classifiers on the first
+    columns alone cost little more.
 
     Args:
         kind: what to fit.
@@ -102,33 +121,37 @@ def held_out_scores(
         x: float32 `[N, K]`, features.
         folds: k tensors int64 `[n]`, the rows of each fold.
         strengths: S strengths.
+        widths: numbers of first columns to fit.
 
     Returns:
-        float32 `[S, N, C]`; NaN in rows that are in no fold.
+        float32 `[S, N, C]` for each width; NaN in rows that are in no fold.
     """
     n_classes = moments.counts.shape[1]
-    scores = x.new_full((len(strengths), len(x), n_classes), math.nan)
+    scores = [x.new_full((len(strengths), len(x), n_classes), math.nan) for _ in widths]
     for fold, rows in enumerate(folds):
         system = kind(moments.without(fold))
-        solved = [system.solve(strength) for strength in strengths]
-        together = LinearMap(
-            weight=torch.cat([one.weight for one in solved]),
-            bias=torch.cat([one.bias for one in solved]),
-        )
-        for chunk in torch.split(rows, _CHUNK_ROWS):
-            of_chunk = together.scores(x.index_select(0, chunk))  # [n, S C]
-            scores[:, chunk] = torch.unflatten(of_chunk, 1, (-1, n_classes)).transpose(0, 1)
+        solved = [system.leading(strength, widths) for strength in strengths]
+        for of_width, maps in zip(scores, zip(*solved, strict=True), strict=True):
+            together = LinearMap(
+                weight=torch.cat([one.weight for one in maps]),
+                bias=torch.cat([one.bias for one in maps]),
+            )
+            for chunk in torch.split(rows, _CHUNK_ROWS):
+                held_out = x[:, : together.weight.shape[1]].index_select(0, chunk)
+                of_chunk = torch.unflatten(together.scores(held_out), 1, (-1, n_classes))
+                of_width[:, chunk] = of_chunk.transpose(0, 1)  # [n, S, C] -> [S, n, C]
     return scores
 
 
-def _solve(matrix: Tensor, shift: Tensor, right: Tensor) -> Tensor:
+def _solve(matrix: Tensor, shift: Tensor, right: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """Solve `(A + s I) W = B` for the leading block of each width."""
     for dtype in (matrix.dtype, torch.float64):
         shifted = matrix.to(dtype, copy=True)
         shifted.diagonal().add_(shift.to(dtype))
         factor, failed = torch.linalg.cholesky_ex(shifted)
         if not failed:
             break
-    return torch.cholesky_solve(right.to(dtype), factor)
+    return [torch.cholesky_solve(right[:w].to(dtype), factor[:w, :w]) for w in widths]
 
 
 def without_absent(weight: Tensor, bias: Tensor, counts: Tensor) -> LinearMap:

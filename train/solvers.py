@@ -74,11 +74,15 @@ class ClosedSolver:
 
     def held_out(self) -> Path:
         """Score each row by the classifiers that have not seen its fold."""
+        return self.held_out_of((self.problem.x.shape[1],))[0]
+
+    def held_out_of(self, widths: Sequence[int]) -> list[Path]:
+        """Score each row from the first columns alone, for each number of them."""
         problem = self.problem
         scores = held_out_scores(
-            self.kind, problem.moments, problem.x, problem.folds, self.strengths
+            self.kind, problem.moments, problem.x, problem.folds, self.strengths, widths
         )
-        return Path(strengths=self.strengths, scores=scores)
+        return [Path(strengths=self.strengths, scores=of_width) for of_width in scores]
 
     def solve(self, strength: float) -> LinearMap:
         """Fit all rows with one strength, in float64."""
@@ -187,7 +191,12 @@ def choose_head(problem: Problem, heads: Sequence[str]) -> Choice:
 
 def choose_strength(problem: Problem, head: str, solver: Solver) -> Choice:
     """Try all strengths of a solver; of equals the strongest wins."""
-    path, rows = solver.held_out(), torch.cat(problem.folds)
+    return choose_from(problem, head, solver, solver.held_out())
+
+
+def choose_from(problem: Problem, head: str, solver: Solver, path: Path) -> Choice:
+    """Choose the strength with the highest held-out accuracy; of equals the strongest wins."""
+    rows = torch.cat(problem.folds)
     hits = (path.scores[:, rows].argmax(dim=2) == problem.y[rows]).double()
     weights = problem.class_weights[problem.y[rows]].double()
     accuracies = (hits @ weights / weights.sum()).tolist()

@@ -3,7 +3,9 @@
 One reading of the training split answers all of it. Every feature is judged alone on rows held
 out; those that a stack of single features picks first, because they know what the others don't,
 form a pool whose Gram matrix is accumulated once, and concatenations grow along it: each is a
-principal sub-matrix of that Gram matrix. The evaluation split is not read.
+leading block of that matrix, and its Cholesky factor one of the pool's. The strengths of all are
+relative to the pool's mean variance, which with standardised features is about their own. The
+evaluation split is not read.
 
 The figure of the winner is the best of many on the rows that chose it, so it flatters: only the
 evaluation split of a fit gives a figure without that bias.
@@ -11,7 +13,7 @@ evaluation split of a fit gives a figure without that bias.
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +22,16 @@ import torch
 from torch import Tensor
 
 from llmembed.train.closed import LDA, Ridge
-from llmembed.train.gram import FoldMoments
 from llmembed.train.metrics import wilson_interval
 from llmembed.train.parallel import map_on_cores
 from llmembed.train.select import Feature
-from llmembed.train.solvers import Choice, ClosedSolver, Problem, choose_strength
+from llmembed.train.solvers import (
+    Choice,
+    ClosedSolver,
+    Problem,
+    choose_from,
+    choose_strength,
+)
 from llmembed.train.stack import Member, pick, tempered
 
 _KINDS: dict[str, type[Ridge | LDA]] = {"ridge": Ridge, "lda": LDA}
@@ -91,18 +98,9 @@ class Grid:
         x = self.x.index_select(1, self.columns(features))
         return x.reshape(len(x), len(features), -1).mean(dim=1) if fusion == "mean" else x
 
-    def choose(
-        self,
-        x: Tensor,
-        moments: FoldMoments | None = None,
-        strengths: tuple[float, ...] | None = None,
-    ) -> Choice:
+    def choose(self, x: Tensor, strengths: tuple[float, ...] | None = None) -> Choice:
         """Judge fused features `[N, K]` by their held-out accuracy."""
-        if moments is None:
-            moments = FoldMoments.of(x, self.y, self.folds, self.class_weights)
-        problem = Problem(
-            x=x, y=self.y, folds=self.folds, class_weights=self.class_weights, moments=moments
-        )
+        problem = Problem.of(x, self.y, self.folds, self.class_weights)
         solver = ClosedSolver(_KINDS[self.head], problem, strengths)
         return choose_strength(problem, self.head, solver)
 
@@ -167,14 +165,14 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
 
 def _grow(grid: Grid, pool: Sequence[int], strength: float) -> Iterator[tuple[list[int], Choice]]:
     """Judge the concatenations of the first two of the pool, the first three, and so on."""
-    x = grid.fuse("concat", pool)
-    within = dataclasses.replace(grid, x=x, widths=tuple(grid.widths[k] for k in pool))
-    moments = FoldMoments.of(x, grid.y, grid.folds, grid.class_weights)
-    strengths = _near(_KINDS[grid.head].STRENGTHS, strength)
-    for n in range(2, len(pool) + 1):
-        columns = within.columns(range(n))
-        judged = grid.choose(x.index_select(1, columns), moments.select(columns), strengths)
-        yield list(pool[:n]), judged
+    if len(pool) < 2:
+        return
+    problem = Problem.of(grid.fuse("concat", pool), grid.y, grid.folds, grid.class_weights)
+    kind = _KINDS[grid.head]
+    solver = ClosedSolver(kind, problem, _near(kind.STRENGTHS, strength))
+    ends = itertools.accumulate(grid.widths[k] for k in pool)
+    for n, path in enumerate(solver.held_out_of(list(ends)[1:]), start=2):
+        yield list(pool[:n]), choose_from(problem, grid.head, solver, path)
 
 
 def _pool(grid: Grid, singles: Sequence[Candidate]) -> list[int]:

@@ -115,12 +115,28 @@ def test_held_out_rows_are_scored_without_their_fold(
     """Scores of a fold are those of a classifier fitted on the other rows alone."""
     x, y, folds = problem
     kind = CLOSED_FORMS[name]
-    scores = held_out_scores(kind, moments_of(problem), x, folds, [0.1, 0.5])
+    (scores,) = held_out_scores(kind, moments_of(problem), x, folds, [0.1, 0.5], [WIDTH])
     kept = torch.cat([rows for fold, rows in enumerate(folds) if fold != 3])
     alone = FoldMoments.of(x, y, [kept], torch.ones(N_CLASSES)).total()
     expected = kind(alone).solve(0.5).scores(x[folds[3]])
     torch.testing.assert_close(scores[1, folds[3]], expected, rtol=1e-3, atol=1e-3)
     assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_leading_columns_are_solved_as_if_alone(
+    problem: tuple[Tensor, Tensor, list[Tensor]], name: str
+) -> None:
+    """Of one Cholesky factor come the classifiers on the first columns, with the shift of all."""
+    kind, moments = CLOSED_FORMS[name], moments_of(problem)
+    system, alone = kind(moments.total()), kind(moments.select(torch.arange(4)).total())
+    first, everything = system.leading(0.3, (4, WIDTH))
+    torch.testing.assert_close(everything.weight, system.solve(0.3).weight)
+    ratio = float(system.matrix.diagonal().mean() / alone.matrix.diagonal().mean())
+    strength = 0.3 * ratio if name == "ridge" else 0.3 * ratio / (0.7 + 0.3 * ratio)
+    expected = alone.solve(strength)
+    scale = 1 if name == "ridge" else (1 - strength) / 0.7  # LDA's means are divided by 1 - s
+    torch.testing.assert_close(first.weight, expected.weight * scale)
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)
@@ -143,4 +159,5 @@ def test_more_columns_than_rows() -> None:
     folds = list(torch.arange(20).split(5))
     moments = FoldMoments.of(x, y, folds, torch.ones(2))
     for kind in CLOSED_FORMS.values():
-        assert held_out_scores(kind, moments, x, folds, kind.STRENGTHS).isfinite().all()
+        (scores,) = held_out_scores(kind, moments, x, folds, kind.STRENGTHS, [x.shape[1]])
+        assert scores.isfinite().all()
