@@ -62,7 +62,9 @@ class PaperCooc(Fusion):
         phi = torch.cat([compressed, *(part[:, None] for part in parts[N_LLM_LAYERS:])], dim=1)
         entries = power_normalise(phi @ phi.transpose(1, 2), self.sigma)  # [B, n, n]
         self.saturated = (entries.detach().abs() > SATURATED).float().mean()
-        return torch.cat([entries.flatten(1), torch.stack(llm, dim=1).mean(dim=1)], dim=1)
+        side_by_side = x[:, : sum(self.widths[:N_LLM_LAYERS])]
+        mean = torch.unflatten(side_by_side, 1, (len(llm), -1)).mean(dim=1)  # of no copy
+        return torch.cat([entries.flatten(1), mean], dim=1)
 
 
 class PaperHead(nn.Module):
