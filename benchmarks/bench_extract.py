@@ -267,7 +267,9 @@ def gemm_ceiling(ours: Extractor, rows: int, repeats: int = 5) -> float:
     with torch.inference_mode():
         for (width, _), (count, linear) in shapes.items():
             inputs = torch.randn(rows, width, dtype=backbone.compute_dtype)
-            weight = linear.weight.to(backbone.compute_dtype)
+            weight = torch.randn(
+                linear.out_features, linear.in_features, dtype=backbone.compute_dtype
+            )
             multiply = partial(torch.nn.functional.linear, inputs, weight)
             multiply()
             seconds = [timed(multiply)[0] for _ in range(repeats)]

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from llmembed.cache_format.errors import ConfigError, ModelError
 from llmembed.extract.attention import use_products
+from llmembed.extract.packed_weights import pack_weights
 from llmembed.extract.quiet import quiet
 from llmembed.extract.registry import ModelFiles
 from llmembed.extract.taps import tap
@@ -215,14 +216,14 @@ def load_backbone(
     if shape.config.get_text_config() is not shape.config:
         model = model.get_decoder()  # what sees and hears is let go
     model.eval().requires_grad_(requires_grad=False)
-    blocks = _find_blocks(files, model, n_kept)
-    tap(blocks, shape.n_layers)
+    tap(blocks := _find_blocks(files, model, n_kept), shape.n_layers)
     on_cpu = device.type == "cpu" and quantize is None
     widens = on_cpu and compute_dtype == torch.bfloat16 and not _cpu_is_fast_at_bfloat16()
     if widens:
         multiply_in_float32(model, blocks)
-    elif device.type == "cpu" and compute_dtype == torch.bfloat16:
+    elif on_cpu and compute_dtype == torch.bfloat16:
         use_products(model)
+        pack_weights(blocks)
     return Backbone(
         model=model,
         blocks=blocks,

@@ -214,10 +214,7 @@ class Extractor:
                 features[name].index_copy_(0, to_rows, feature)
             if on_batch is not None:
                 on_batch(len(batch), sum(len(token_ids[index]) for index in batch))
-        return {
-            name: _rounded(name, feature.cpu().numpy(), self.recipe.dtype, describe_row)
-            for name, feature in features.items()
-        }
+        return _stored(features, getattr(torch, self.recipe.dtype), describe_row)
 
     def _wanted(self) -> list[tuple[str, int]]:
         """List the features to compute; a pooler exists at the last layer alone."""
@@ -340,31 +337,44 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-def _rounded(
+def _stored(features: Pooled, dtype: torch.dtype, describe_row: Callable[[int], str]) -> Features:
+    """Round features where they are, check that they are finite, and copy them to the host."""
+    rounded = {name: feature.to(dtype) for name, feature in features.items()}
+    finite = torch.stack([stored.isfinite().all() for stored in rounded.values()])
+    on_host = {name: _to_host(stored) for name, stored in rounded.items()}
+    for (name, stored), is_finite in zip(on_host.items(), finite.tolist(), strict=True):  # waits
+        if not is_finite:
+            raise ExtractionError(_not_finite(name, features[name], stored, describe_row))
+    return {name: stored.numpy() for name, stored in on_host.items()}
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy from a GPU into pinned memory without waiting."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
+
+
+def _not_finite(
     name: tuple[str, int],
-    feature: npt.NDArray[np.float32],
-    dtype: str,
+    feature: torch.Tensor,
+    stored: torch.Tensor,
     describe_row: Callable[[int], str],
-) -> npt.NDArray[np.floating[Any]]:
-    with np.errstate(over="ignore"):
-        stored = feature.astype(dtype)
-    if np.isfinite(stored).all():
-        return stored
-    row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
+) -> str:
+    row = int((~stored.isfinite().all(dim=1)).nonzero()[0])
     pooling, layer = name
-    largest = float(np.abs(feature[row]).max())
+    largest = float(feature[row].abs().max())
     where = f"{describe_row(row)}, layer {layer}, pooling {pooling}"
     if np.isfinite(largest):
-        message = (
+        return (
             f"{where}: the feature holds {largest:.6g}, beyond float16's 65504. "
             "Pass --dtype float32."
         )
-    else:
-        message = (
-            f"{where}: the feature is not finite. Pass --compute-dtype float32 (float16 "
-            "arithmetic overflows in many models), or leave this layer out."
-        )
-    raise ExtractionError(message)
+    return (
+        f"{where}: the feature is not finite. Pass --compute-dtype float32 (float16 "
+        "arithmetic overflows in many models), or leave this layer out."
+    )
 
 
 def _refuse_other(recipe: Recipe, expected: Mapping[str, Any]) -> None:

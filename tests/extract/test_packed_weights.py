@@ -1,0 +1,54 @@
+"""Weights packed for a CPU: the same bits, or the model as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_model import toy_texts
+
+from llmembed.extract import Extractor, Recipe, packed_weights
+
+TEXTS = toy_texts(60)
+
+
+def extractor(folder: Path) -> Extractor:
+    recipe = Recipe(model=str(folder), max_length=30, compute_dtype="bfloat16", dtype="float32")
+    return Extractor(recipe, layers=[1, 3], poolings=["mean", "last"], device="cpu")
+
+
+def linear_layers(ours: Extractor) -> list[torch.nn.Linear]:
+    return [m for m in ours.backbone.blocks.modules() if isinstance(m, torch.nn.Linear)]
+
+
+@pytest.fixture(autouse=True)
+def _fast_at_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmembed.extract.backbone._cpu_is_fast_at_bfloat16", lambda: True)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_features_stay_the_same(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, without biases (Llama) and with them (BERT)."""
+    folder = request.getfixturevalue(kind)
+    ours = extractor(folder)
+    assert not any(module.weight.numel() for module in linear_layers(ours))
+    found = ours.features(TEXTS)
+    monkeypatch.setattr("llmembed.extract.backbone.pack_weights", lambda blocks: None)
+    for name, feature in extractor(folder).features(TEXTS).items():
+        np.testing.assert_array_equal(found[name], feature)
+
+
+def test_without_the_operators_the_model_stays_as_it_is(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch promises nothing about them; features are the same without."""
+    expected = extractor(llama).features(TEXTS)
+    monkeypatch.setattr(packed_weights, "_pack", lambda weight: None)
+    ours = extractor(llama)
+    assert all(module.weight.numel() for module in linear_layers(ours))
+    for name, feature in ours.features(TEXTS).items():
+        np.testing.assert_array_equal(feature, expected[name])
