@@ -2,7 +2,7 @@
 
     python benchmarks/plots.py [--results benchmarks/results]
 
-Reads questions.json (`questions.py`) and paper.json (`rerun.py paper`), writes SVG beside them:
+Reads questions.json (`questions.py`) and paper*.json (`rerun.py paper`), writes SVG beside them:
 accuracy against seconds, accuracy over depth, and where the time of a frozen backbone goes. The
 same records give the same bytes.
 """
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", default=str(RESULTS), help="folder of the records")
     folder = Path(parser.parse_args(arguments).results)
     rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))["rows"]
-    cases = json.loads((folder / "paper.json").read_text(encoding="utf-8"))["cases"]
+    cases: dict[str, Any] = {}
+    for path in sorted(folder.glob("paper*.json")):
+        cases |= json.loads(path.read_text(encoding="utf-8"))["cases"]
     with mpl.rc_context(STYLE):
         for name, figure in (
             ("accuracy_seconds", accuracy_against_seconds(rows)),
@@ -103,8 +105,7 @@ def _draw_method(axes: Axes, row: Mapping[str, Any]) -> None:
 
 def accuracy_over_depth(cases: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw the accuracy of single layers, a panel a data set."""
-    names = list(dict.fromkeys(case.partition("/")[0] for case in cases if "/single-" in case))
-    names = [name for name in names if name in NAMES]  # not the figures over all data sets
+    names = [name for name in NAMES if depth_curve(cases, name, "single")]
     figure = Figure(figsize=(3 * len(names), 2.9), layout="constrained")
     for axes, name in zip(_panels(figure, len(names)), names, strict=True):
         for fit, (color, label) in POOLINGS.items():

@@ -25,7 +25,7 @@ from llmembed.extract.backbone import resolve_compute_dtype
 from llmembed.extract.quiet import quiet
 
 NO_LABEL = -1
-N_FREE_TOKENS = 16
+N_FREE_TOKENS = 12
 N_SHOTS = 16
 PLAIN_NAMES = {  # of the classes of Reuters-21578
     "acq": "acquisitions",

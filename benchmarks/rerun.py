@@ -42,16 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        suite = load_suite(options.suite)
+        suite = load_suite(options.suite).only(options.only)
         if options.key:
             print(suite.features_key)
             return 0
         started = time.perf_counter()
         outcomes = run_suite(suite, _places(options))
         path = Path(options.baseline or BASELINES / f"{suite.name}.json")
+        accepted = read_baseline(path)
         if options.update:
-            write_baseline(path, outcomes)
-        judgements = judge(suite, outcomes, read_baseline(path))
+            accepted = {**others(suite, accepted), **outcomes}
+            write_baseline(path, accepted)
+        left_out = others(suite, accepted)
+        before = {name: one for name, one in accepted.items() if name not in left_out}
+        judgements = judge(suite, outcomes, before)
     except LLMEmbedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -61,6 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Path(options.output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(document))
     return int(any(judgement.is_bad for judgement in judgements))
+
+
+def others(suite: Suite, accepted: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """Give the accepted figures of data sets that `--only` leaves out."""
+    return {name: one for name, one in accepted.items() if name.partition("/")[0] in suite.left_out}
 
 
 def run_suite(suite: Suite, places: Places) -> dict[str, Outcome]:
@@ -174,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         default="ci",
         help="name of a file in benchmarks/suites, or a path ending in .toml",
     )
+    add("--only", default="", help="data sets of the suite, separated by commas; all without it")
     add("--caches", action="append", default=[], help="folder or URL that holds caches; repeatable")
     add("--work", default=str(WORK), help="folder for caches that are fetched or extracted")
     add("--extract", action="store_true", help="extract the caches that are found nowhere")

@@ -116,6 +116,24 @@ class Suite:
     slower: float = 2.0
     """Factor on the baseline's time, in yardsticks, that counts as slower."""
 
+    left_out: frozenset[str] = frozenset()
+    """Caches that this run was told to leave out."""
+
+    def only(self, names: str) -> Suite:
+        """Keep some caches, separated by commas; the empty string is all.
+
+        Raises:
+            ConfigError: there is no such cache.
+        """
+        kept = names.split(",") if names else list(self.caches)
+        for name in kept:
+            if name not in self.caches:
+                raise ConfigError.unknown("data set", name, self.caches, "Pass some to --only.")
+        caches = {name: self.caches[name] for name in kept}
+        return dataclasses.replace(
+            self, caches=caches, left_out=frozenset(self.caches) - frozenset(kept)
+        )
+
     @property
     def features_key(self) -> str:
         """Name of its features where they are stored: fingerprints, splits, layers and poolings."""

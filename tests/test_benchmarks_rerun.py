@@ -47,6 +47,12 @@ epochs = 12
 seeds = [0, 1]
 {rest}
 """
+OTHER_CACHE = """
+[caches.other]
+dataset = "other"
+splits = { train = 0, test = 0 }
+fingerprint = "ab"
+"""
 WriteSuite = Callable[..., str]
 
 
@@ -220,6 +226,24 @@ def test_a_run_is_compared_with_the_accepted_one(
     output = capsys.readouterr().out
     assert "**Regression: toy/mean**" in output
     assert json.loads(output.splitlines()[-1])["regressions"] == ["toy/mean"]
+
+
+def test_a_part_of_a_suite_leaves_the_figures_of_the_rest(
+    cache: Path, write_suite: WriteSuite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What --only leaves out is not run, not gone, and stays accepted; a wrong name is refused."""
+    path = write_suite(cache, rest=OTHER_CACHE)
+    command = [path, "--work", str(tmp_path), "--caches", str(cache.parent), "--only", "toy"]
+    command += ["--baseline", str(tmp_path / "baseline.json")]
+    assert rerun.main([*command, "--update"]) == 0
+    accepted = baselines.read_baseline(tmp_path / "baseline.json")
+    accepted["other/mean"] = accepted["toy/mean"]
+    baselines.write_baseline(tmp_path / "baseline.json", accepted)
+    assert rerun.main([*command, "--update"]) == 0
+    assert "gone" not in capsys.readouterr().out
+    assert set(baselines.read_baseline(tmp_path / "baseline.json")) == set(accepted)
+    assert rerun.main([path, "--only", "toi"]) == 1
+    assert "data set 'toi' does not exist; did you mean 'toy'?" in capsys.readouterr().err
 
 
 def test_what_a_suite_expects_holds_whatever_was_accepted(
