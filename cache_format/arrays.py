@@ -252,15 +252,23 @@ def allocate(shape: tuple[int, ...], info: ArrayInfo, location: str) -> Rows:
 
 
 def in_parallel(store: Store, work: Callable[[int], None], indices: Sequence[int]) -> None:
-    """Do work for each index, in as many threads as serve the store best."""
+    """Do work for each index, in as many threads as serve the store best.
+
+    Each thread takes every n-th index: a queue of millions of them would fill the memory.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     n_threads = (
         min(_MAX_THREADS, _THREADS_PER_CORE * (cores or 1))
         if store.path is not None
         else _REMOTE_THREADS
     )
+
+    def take_turns(first: int) -> None:
+        for index in indices[first::n_threads]:
+            work(index)
+
     with ThreadPoolExecutor(n_threads) as pool:
-        for _ in pool.map(work, indices):
+        for _ in pool.map(take_turns, range(n_threads)):
             pass
 
 

@@ -52,13 +52,16 @@ def checked_columns(
             f"split {split!r} has labels of shape {labels.shape} and text hashes of shape "
             f"{text_hash.shape}; one of each belongs to every example. Pass equal lengths."
         )
-    wrong = np.flatnonzero((labels < -1) | (labels >= n_classes))
-    if len(wrong):
+    if len(labels) and not -1 <= labels.min() <= labels.max() < n_classes:
+        wrong = np.flatnonzero((labels < -1) | (labels >= n_classes))
         raise DataError(
             f"split {split!r} has label {labels[wrong[0]]} in row {wrong[0]}; with {n_classes} "
             f"classes, 0 to {n_classes - 1} are allowed, and -1 for unlabelled. Correct the label."
         )
-    return {LABEL: labels.astype("<i4"), TEXT_HASH: text_hash.astype("<u8")}
+    return {
+        LABEL: labels.astype("<i4", copy=False),
+        TEXT_HASH: text_hash.astype("<u8", copy=False),
+    }
 
 
 def read_column(store: Store, split: str, name: str, info: SplitInfo) -> NDArray[Any]:

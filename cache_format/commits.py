@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from llmembed.cache_format.arrays import in_parallel
 from llmembed.cache_format.chunks import digest
 from llmembed.cache_format.documents import dump, parse
 from llmembed.cache_format.errors import CacheFormatError, CacheMismatchError
@@ -211,14 +212,16 @@ class Commits:
             CacheFormatError: if a record belongs to another split, source or plan.
         """
         folder = records_key(self.split, self.source)
-        found = []
+        keys = [f"{folder}/{name}" for name in self._store.names(folder)]
+        found: list[Record | None] = [None] * len(keys)
         self.half_written = []
-        for name in self._store.names(folder):
-            key = f"{folder}/{name}"
-            record = self._read_record(key)
-            if record is not None:
-                found.append((key, record))
-        return found
+
+        def read(index: int) -> None:
+            found[index] = self._read_record(keys[index])
+
+        in_parallel(self._store, read, range(len(keys)))
+        self.half_written.sort()
+        return [(key, record) for key, record in zip(keys, found, strict=True) if record]
 
     def _read_record(self, key: str) -> Record | None:
         where = f"{self._store.location}/{key}"

@@ -24,9 +24,10 @@ from typing import Any
 
 import click
 
-from llmembed.cache_format.errors import LLMEmbedError, LLMEmbedWarning
+from llmembed.cache_format.errors import LLMEmbedError, LLMEmbedWarning, RowError
 
 EXIT_KNOWN_ERROR = 1
+EXIT_ROWS_LEFT = 4
 EXIT_INTERRUPTED = 130
 
 
@@ -40,7 +41,7 @@ class Command(click.Command):
     resume_hint = "Nothing was left half-written; run the same command again."
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; exit 1 on a known error, 130 on Ctrl-C."""
+        """Run the command; exit 1 on a known error, 4 if only rows are left, 130 on Ctrl-C."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what libraries tell their developers
@@ -53,7 +54,7 @@ class Command(click.Command):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             click.echo(f"error: {error}", err=True)
-            sys.exit(EXIT_KNOWN_ERROR)
+            sys.exit(EXIT_ROWS_LEFT if isinstance(error, RowError) else EXIT_KNOWN_ERROR)
         except KeyboardInterrupt:
             click.echo(f"\ninterrupted. {self.resume_hint}", err=True)
             sys.exit(EXIT_INTERRUPTED)

@@ -8,6 +8,7 @@
     │   └── ModelNotFoundError (FileNotFoundError)
     ├── MissingPackageError (ImportError)        an extra that is not installed
     ├── ExtractionError (RuntimeError)           features that must not be stored
+    │   └── RowError                             of some rows; all others are stored
     ├── CacheError
     │   ├── CacheNotFoundError (FileNotFoundError)
     │   ├── CacheFormatError (ValueError)        not a cache, foreign or newer format
@@ -89,6 +90,10 @@ class MissingPackageError(LLMEmbedError, ImportError):
 
 class ExtractionError(LLMEmbedError, RuntimeError):
     """Features came out that must not be stored."""
+
+
+class RowError(ExtractionError):
+    """Some rows have no feature that could be stored; all others have theirs."""
 
 
 class CacheError(LLMEmbedError):

@@ -17,7 +17,7 @@ import numpy as np
 from llmembed.cache_format.arrays import StoredArray, in_parallel
 from llmembed.cache_format.commits import Commits
 from llmembed.cache_format.errors import CacheCorruptError, CacheIncompleteError
-from llmembed.cache_format.header import Header, require_header
+from llmembed.cache_format.header import require_header
 from llmembed.cache_format.layout import SourceLayout, layouts
 from llmembed.cache_format.lock import SHARED, WriterLock, holders
 from llmembed.cache_format.store import Store, open_store
@@ -25,6 +25,8 @@ from llmembed.cache_format.writer import CacheWriter
 
 Damaged: TypeAlias = dict[tuple[str, str], dict[str, set[int]]]
 """(split, source) -> array name -> blocks."""
+Layouts: TypeAlias = list[tuple[str, str, SourceLayout, Commits]]
+"""Split, source, its arrays and what is committed of them; the records are read once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +56,12 @@ def finalize(path: str | os.PathLike[str], *, only_new: bool = False) -> Finaliz
     """
     store = open_store(path)
     header = require_header(store)
+    found = list(layouts(store, header))
     if not only_new:
-        _refuse_incomplete(store, header)
+        _refuse_incomplete(store, found)
     n_chunks = 0
     damaged: Damaged = {}
-    for split, source, layout, commits in layouts(store, header):
+    for split, source, layout, commits in found:
         for name in layout.names:
             if only_new and (commits.is_indexed(name) or not commits.is_complete(name)):
                 continue
@@ -67,18 +70,18 @@ def finalize(path: str | os.PathLike[str], *, only_new: bool = False) -> Finaliz
             if bad:
                 damaged.setdefault((split, source), {})[name] = bad
     if damaged:
-        _withdraw(store, header, damaged)
+        _withdraw(store, found, damaged)
     for name in holders(store):  # all is committed: who still holds one is done, or a zombie
         store.delete(f"{SHARED}/{name}")
     with CacheWriter(path, dataset=header.dataset) as writer:
-        for split, source, _, _ in layouts(store, header):
+        for split, source, _, _ in found:
             writer.finish(split, source)
     return Finalized(path=os.fspath(path), n_chunks=n_chunks)
 
 
-def _refuse_incomplete(store: Store, header: Header) -> None:
+def _refuse_incomplete(store: Store, found: Layouts) -> None:
     missing = []
-    for split, source, layout, commits in layouts(store, header):
+    for split, source, layout, commits in found:
         for name in layout.names:
             n_missing = int((commits.expected - commits.array(name).rows).sum())
             if n_missing:
@@ -111,10 +114,10 @@ def _damaged_blocks(
     return bad
 
 
-def _withdraw(store: Store, header: Header, damaged: Damaged) -> None:
+def _withdraw(store: Store, found: Layouts, damaged: Damaged) -> None:
     lock = WriterLock(store)
     try:
-        for split, source, _, commits in layouts(store, header):
+        for split, source, _, commits in found:
             commits.drop(damaged.get((split, source), {}))
     finally:
         lock.release()

@@ -7,6 +7,7 @@ blocks before are not theirs; what such a block holds depends on its rows alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmembed.cache_format import Block, SplitPlan, open_cache
+from llmembed.cache_format.errors import LLMEmbedWarning, RowError
 from llmembed.extract.corpora import Examples
 from llmembed.extract.duplicates import DifferentTexts, first_occurrences
 from llmembed.extract.extractor import Extractor, Features
@@ -47,7 +49,7 @@ def extract_blocks(
     on_batch: Callable[[int, int], None] | None = None,
     look_back: bool,
 ) -> Counts:
-    """Compute and commit the blocks of a plan, in order.
+    """Compute and commit the blocks of a plan, in order; go on where a row has no feature.
 
     Args:
         task: where the texts are.
@@ -58,7 +60,7 @@ def extract_blocks(
         look_back: take the features of texts that stood in blocks before, which are all committed.
 
     Returns:
-        What was done.
+        What was done, and what keeps blocks from being done.
     """
     counts = Counts()
     examples = task.corpus.splits[plan.split]
@@ -68,11 +70,14 @@ def extract_blocks(
     with OneBehind() as writing:
         for block, tokenized in zip(plan.blocks, tokenized_blocks, strict=True):
             different = different_texts(block.compute_from, block.stop)
-            features = extractor.compute(
-                tokenized.take(different.own),
-                on_batch=on_batch,
-                describe_row=_RowNames(plan.split, block.compute_from + different.own),
-            )
+            row_names = _RowNames(plan.split, block.compute_from + different.own)
+            try:
+                features = extractor.compute(tokenized.take(different.own), on_batch, row_names)
+            except RowError as error:
+                counts += _left(error)
+                counts.refuse_hopeless()
+                different_texts = partial(_within, examples)  # who looked back would miss rows
+                continue
             n_tokens = tokenized.n_tokens
             writing.do(
                 partial(_write, task.cache, writer, plan, block, n_tokens, features, different)
@@ -82,6 +87,11 @@ def extract_blocks(
                 on_batch(len(n_tokens) - len(different.own), 0)
             counts += Counts.of(tokenized, n_computed=len(different.own))
     return counts
+
+
+def _left(error: RowError) -> Counts:
+    warnings.warn(f"{error} Going on with the other blocks of rows.", LLMEmbedWarning, stacklevel=3)
+    return Counts(left=(str(error),))
 
 
 def _looking_back(examples: Examples) -> Callable[[int, int], DifferentTexts]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from llmembed.cache_format.errors import ConfigError, DataError
 from llmembed.extract.labelling import UNLABELLED, encode_labels
 from llmembed.extract.origins import read_splits
 from llmembed.extract.pairs import column_names, join_columns
-from llmembed.extract.spool import forget_pages
+from llmembed.extract.spool import forget_pages, spooled_array
 from llmembed.extract.tables import READERS
 
 _TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "title")
@@ -43,13 +43,14 @@ class Examples:
     @functools.cached_property
     def text_hash(self) -> npt.NDArray[np.uint64]:
         """xxh3-64 of the UTF-8 text, before any template, uint64 `[N]`."""
-        return np.fromiter(self._hashes(), dtype=np.uint64, count=len(self))
-
-    def _hashes(self) -> Iterator[int]:
+        hashes, n_before = spooled_array(len(self), np.dtype(np.uint64)), 0
         for chunk in self.texts.chunks:
-            for text in chunk:
-                yield xxhash.xxh3_64_intdigest(text.as_buffer())
+            found = (xxhash.xxh3_64_intdigest(text.as_buffer()) for text in chunk)
+            part = hashes[n_before : n_before + len(chunk)]
+            part[:] = np.fromiter(found, dtype=np.uint64, count=len(chunk))
+            n_before += len(chunk)
             forget_pages()
+        return hashes
 
     def part(self, start: int, stop: int) -> Examples:
         """Take a range of rows, without copying texts."""
@@ -109,7 +110,7 @@ def load_corpus(
     class_names, labels = encode_labels(
         {split: table[label_column] for split, table in tables.items()}, names
     )
-    wanted = splits or [split for split in tables if (labels[split] != UNLABELLED).any()]
+    wanted = splits or [one for one in tables if labels[one].max(initial=UNLABELLED) >= 0]
     return Corpus(
         name=_short_name(dataset),
         labels=class_names,

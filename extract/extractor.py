@@ -19,9 +19,9 @@ import torch
 
 from llmembed.cache_format.errors import (
     DataError,
-    ExtractionError,
     LLMEmbedWarning,
     ModelError,
+    RowError,
 )
 from llmembed.extract.backbone import Backbone, has_token_types, load_backbone, resolve_device
 from llmembed.extract.batching import plan_batches, plan_packs
@@ -145,7 +145,7 @@ class Extractor:
 
         Raises:
             DataError: a text is not valid Unicode.
-            ExtractionError: a feature is not finite, or does not fit the dtype.
+            RowError: a feature is not finite, or does not fit the dtype.
         """
         return self.compute(self.tokenize(texts).ids)
 
@@ -201,8 +201,9 @@ class Extractor:
             (pooling, layer) -> float16 or float32 `[N, H]`.
 
         Raises:
-            ExtractionError: a feature is not finite, does not fit the dtype, or is not that of
-                the text alone; or a single text does not fit in memory.
+            RowError: a feature is not finite, or does not fit the dtype; or a single text does
+                not fit in memory.
+            ExtractionError: the first batch gave other features than its texts alone.
         """
         wanted = self._wanted()
         shape = (len(token_ids), self.backbone.hidden_size)
@@ -285,7 +286,7 @@ class Extractor:
                 f"{describe_row(int(first[0]))}: its {longest:,} tokens alone do not fit in the "
                 f"memory of {device}. Pass a smaller --max-length than {longest}, or --quantize."
             )
-            raise ExtractionError(message)
+            raise RowError(message)
         if device.type == "cuda":
             torch.cuda.empty_cache()
         budget = len(first) * longest // 2
@@ -344,7 +345,7 @@ def _stored(features: Pooled, dtype: torch.dtype, describe_row: Callable[[int], 
     on_host = {name: _to_host(stored) for name, stored in rounded.items()}
     for (name, stored), is_finite in zip(on_host.items(), finite.tolist(), strict=True):  # waits
         if not is_finite:
-            raise ExtractionError(_not_finite(name, features[name], stored, describe_row))
+            raise RowError(_not_finite(name, features[name], stored, describe_row))
     return {name: stored.numpy() for name, stored in on_host.items()}
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from llmembed.cache_format.errors import DataError
+from llmembed.extract.spool import forget_pages, spooled_array
 
 UNLABELLED = -1
 _MISSING = frozenset({"", "nan", "NaN"})
 _INTEGER = re.compile(r"-?\d+")
+_AT_ONCE = 2**20
 
 
 def encode_labels(
@@ -54,10 +57,12 @@ def encode_labels(
         )
         raise DataError(message)
     code_of[str(UNLABELLED)] = UNLABELLED
-    return tuple(names), {
-        split: np.array([code_of[value] for value in values], dtype=np.int32)[indices]
-        for split, (values, indices) in encoded.items()
-    }
+    for values, indices in encoded.values():
+        codes = np.array([code_of[value] for value in values], dtype=np.int32)
+        for start in range(0, len(indices), _AT_ONCE):  # in place: a large split has no copy
+            part = indices[start : start + _AT_ONCE]
+            part[:] = codes[part]
+    return tuple(names), {split: indices for split, (_, indices) in encoded.items()}
 
 
 def _dictionary(split: str, column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
@@ -68,17 +73,23 @@ def _dictionary(split: str, column: pa.ChunkedArray) -> tuple[list[str], npt.NDA
             "holds one label an example. Name a column of single labels with --label-column, or "
             "train on several with LLMEmbedClassifier (README, the same in Python)."
         )
-    combined = column.combine_chunks()
-    if not pa.types.is_dictionary(combined.type):
-        combined = combined.dictionary_encode()
-    if combined.null_count:
-        _refuse_missing(split, np.flatnonzero(combined.is_null().to_numpy(False)), "no value")
-    indices = combined.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-    values = combined.dictionary.to_pylist()
-    for index, value in enumerate(values):
-        if str(value) in _MISSING:
-            _refuse_missing(split, np.flatnonzero(indices == index), repr(value))
-    return [_class_name(split, value) for value in values], indices
+    if column.null_count:
+        _refuse_missing(split, np.flatnonzero(column.is_null().to_numpy()), "no value")
+    indices, n_before = spooled_array(len(column), np.dtype(np.int32)), 0
+    values: dict[str, Any] = {}
+    for chunk in column.chunks:  # all in one could be more text than an Arrow array holds
+        encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+        own = encoded.dictionary.to_pylist()
+        values |= {str(value): value for value in own}
+        places = {name: place for place, name in enumerate(values)}
+        place_of = np.array([places[str(value)] for value in own], dtype=np.int32)
+        indices[n_before : n_before + len(chunk)] = place_of[encoded.indices.to_numpy()]
+        n_before += len(chunk)
+        forget_pages()
+    for index, (name, value) in enumerate(values.items()):
+        if name in _MISSING and (rows := np.flatnonzero(indices == index)).size:
+            _refuse_missing(split, rows, repr(value))
+    return [_class_name(split, value) for value in values.values()], indices
 
 
 def _class_name(split: str, value: object) -> str:

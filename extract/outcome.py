@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from llmembed.cache_format.errors import ExtractionError, RowError
 from llmembed.extract.extractor import Tokenized
 from llmembed.extract.task import Task
+
+HOPELESS = 32
+"""Blocks that must not be stored, without one that may, after which an extraction stops."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,8 @@ class Counts:
     n_truncated: int = 0
     n_empty: int = 0
     n_duplicates: int = 0
+    left: tuple[str, ...] = ()
+    """What keeps blocks of rows from being done."""
 
     @classmethod
     def of(cls, tokenized: Tokenized, n_computed: int) -> Counts:
@@ -79,9 +85,33 @@ class Counts:
         mine, more = dataclasses.asdict(self), dataclasses.asdict(other)
         return Counts(**{name: mine[name] + more[name] for name in mine})
 
+    def refuse_hopeless(self) -> None:
+        """Stop early where no block can be done.
+
+        Raises:
+            ExtractionError: telling the first reason.
+        """
+        if len(self.left) >= HOPELESS and not self.n_rows_computed:
+            tried = f"None of {len(self.left)} blocks could be stored, so no other was tried"
+            raise ExtractionError(f"{self.left[0]} {tried}.")
+
+    def refuse_left(self) -> None:
+        """Name what keeps rows from being done, once all others are.
+
+        Raises:
+            RowError: if there is any.
+        """
+        if self.left:
+            more = f" but those of {len(self.left) - 1} more warnings" if self.left[1:] else ""
+            raise RowError(
+                f"{self.left[0]} All other blocks of rows{more} are done. Remove the cause and run "
+                "the same command again."
+            )
+
 
 def summary(task: Task, counts: Counts, seconds: float) -> Extraction:
     """Tell what a call did for a task."""
+    done = {name: n for name, n in dataclasses.asdict(counts).items() if name != "left"}
     return Extraction(
         path=task.cache,
         source=task.source.name,
@@ -91,7 +121,7 @@ def summary(task: Task, counts: Counts, seconds: float) -> Extraction:
         seconds=seconds,
         is_share=task.config.world is not None,
         notes=_notes(task, counts),
-        **dataclasses.asdict(counts),
+        **done,
     )
 
 

@@ -52,7 +52,8 @@ def extract(
         ConfigError, DataError, ModelError: the request cannot be served; nothing was written.
         CacheMismatchError: the cache is of other texts or another backbone; nothing was written.
         CacheSpaceError: there is no room; nothing was written.
-        ExtractionError: a feature must not be stored; committed blocks stay and can be resumed.
+        RowError: rows have no feature that could be stored; all other blocks are committed.
+        ExtractionError: the backbone is not what it should be; committed blocks stay.
     """
     task = prepare(config, corpus)
     plans, _ = plan_only(task)
@@ -65,12 +66,14 @@ def extract(
         start = time.perf_counter()
         with Progress(n_rows, shown=show_progress) as progress:
             counts = extract_on_ray(task, layers_to_run(plans), progress.advance)
+        counts.refuse_left()
         return summary(task, counts, seconds=time.perf_counter() - start)
     worth_compiling = n_rows >= _COMPILE_FROM_ROWS
     extractor = load_extractor(task, layers_to_run(plans), compiled=worth_compiling)
     start = time.perf_counter()
     with Progress(n_rows, shown=show_progress) as progress:
         counts = _extract_here(task, extractor, progress.advance)
+    counts.refuse_left()
     return summary(task, counts, seconds=time.perf_counter() - start)
 
 

@@ -2,10 +2,10 @@
 
 Ray Data hands units to a pool of actors, and again to others when an actor or its node is lost. So
 the engine does a unit at least once; the store counts each block once, since its commit record is
-created only if absent. No feature passes through Ray. What a worker cannot do comes back in its
-receipt, so that all other units are done before the driver names it. A unit whose worker was lost
-has no receipt and is handed out again, in a round after the others; one that ends every worker is
-named.
+created only if absent. No feature passes through Ray. A row without a feature comes back in the
+receipt, and is named while all others are done. A unit that failed, or has no receipt since its
+worker was lost, is handed out again, in a round after the others; one that no worker can do is
+named at last.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import functools
 import json
 import logging
 import os
+import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import Any
 
 from llmembed.cache_format import CacheWriter, SplitPlan
 from llmembed.cache_format.errors import (
+    CacheLockedError,
+    CacheSpaceError,
     ConfigError,
     ExtractionError,
     LLMEmbedError,
@@ -31,6 +34,7 @@ from llmembed.cache_format.errors import (
 )
 from llmembed.cache_format.finalize import finalize
 from llmembed.cache_format.units import Unit, UnitWriter
+from llmembed.extract.backbone import resolve_device
 from llmembed.extract.blocks import extract_blocks
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.outcome import Counts
@@ -48,8 +52,11 @@ _MOST_BLOCKS = 16
 beside the device."""
 _IDLE_ROUNDS = 2
 """Rounds in which no unit was done, after which those that are left are given up."""
+_LOST = "they ended their worker each time; Ray's logs say how."
 _SHARED = "ray"
 """Name of the driver's lock: a driver that is started again takes the place of the first."""
+_FATAL = (CacheLockedError, CacheSpaceError, ExtractionError)
+"""What every other unit would meet as well."""
 
 
 def extract_on_ray(
@@ -62,10 +69,12 @@ def extract_on_ray(
         layers: those that some block lacks.
         on_unit: called with the rows and real tokens of each unit that is done.
 
+    Returns:
+        What was done, and what keeps blocks from being done.
+
     Raises:
-        ExtractionError: units could not be done; all others are.
+        ExtractionError: what no worker can go on with.
         MissingPackageError: Ray is not installed.
-        LLMEmbedError: what kept a worker from beginning.
     """
     config = task.config
     with joined(config):
@@ -93,9 +102,18 @@ def cut(writer: CacheWriter, plan: SplitPlan, n_workers: int) -> Iterator[Unit]:
         plan: of a split.
         n_workers: how many there will be.
     """
-    n_blocks = min(_MOST_BLOCKS, max(1, len(plan.blocks) // (_UNITS_A_WORKER * n_workers)))
+    n_blocks = blocks_a_unit(len(plan.blocks), n_workers)
     for first in range(0, len(plan.blocks), n_blocks):
         yield writer.unit(plan, plan.blocks[first : first + n_blocks])
+
+
+def blocks_a_unit(n_blocks: int, n_workers: int) -> int:
+    """Choose how many of so many blocks a unit has.
+
+    >>> blocks_a_unit(100, 8), blocks_a_unit(1000, 8), blocks_a_unit(10**6, 8)
+    (1, 3, 16)
+    """
+    return min(_MOST_BLOCKS, max(1, n_blocks // (_UNITS_A_WORKER * n_workers)))
 
 
 def _collect(
@@ -103,33 +121,32 @@ def _collect(
     start_round: Callable[[int, Mapping[int, Unit]], Iterator[dict[str, Any]]],
     on_unit: Callable[[int, int], None],
 ) -> Counts:
-    """Have units done until each has its receipt, or none of those left gets one.
+    """Have units done until each is done, or none of those left can be.
 
     A lost worker takes the units with it that it had, so there are rounds: Ray's own retries count
     how often a machine that is gone does not answer, and cannot tell that from a deadly unit.
     """
-    counts, errors, warned = Counts(), list[str](), set[str]()
+    counts, warned, reasons = Counts(), set[str](), dict[int, str]()
     pending, n_idle, in_flight = dict(enumerate(units)), 0, _IN_FLIGHT
     while pending and n_idle < _IDLE_ROUNDS:
         n_before = len(pending)
         for receipt in start_round(in_flight, pending.copy()):
-            del pending[receipt["number"]]
-            done = Counts(**receipt["counts"])
-            counts += done
-            on_unit(done.n_rows_computed, done.n_tokens)
-            errors += receipt["errors"]
+            number = receipt["number"]
             _warn_once(receipt["warnings"], warned)
+            if receipt["reason"]:
+                reasons[number] = receipt["reason"]
+                continue
+            del pending[number]
+            done = Counts(**receipt["counts"] | {"left": tuple(receipt["counts"]["left"])})
+            counts += done
+            counts.refuse_hopeless()
+            on_unit(done.n_rows_computed, done.n_tokens)
         n_idle = n_idle + 1 if len(pending) == n_before else 0
         in_flight = 1
         pending = dict(reversed(pending.items()))  # who waited behind a deadly unit goes first
-    errors += [_ended_its_worker(unit) for unit in pending.values()]
-    if errors:
-        message = (
-            f"{len(errors)} of {len(units)} units were not done, all others are. {errors[0]} "
-            "Remove the cause and run the same command again."
-        )
-        raise ExtractionError(message)
-    return counts
+    left = [_rows(unit, reasons.get(number, _LOST)) for number, unit in pending.items()]
+    _warn_once(left, warned)
+    return counts + Counts(left=tuple(left))
 
 
 def _warn_once(messages: Sequence[str], warned: set[str]) -> None:
@@ -139,12 +156,9 @@ def _warn_once(messages: Sequence[str], warned: set[str]) -> None:
             warnings.warn(message, LLMEmbedWarning, stacklevel=2)
 
 
-def _ended_its_worker(unit: Unit) -> str:
+def _rows(unit: Unit, reason: str) -> str:
     blocks = unit.plan.blocks
-    return (
-        f"Rows {blocks[0].start}-{blocks[-1].stop} of split {unit.plan.split!r} ended their worker "
-        "each time; Ray's logs say how."
-    )
+    return f"rows {blocks[0].start}-{blocks[-1].stop} of split {unit.plan.split!r}: {reason}"
 
 
 def receipts(
@@ -175,7 +189,7 @@ def receipts(
         for row in done.iter_rows():
             receipt = json.loads(row["receipt"])
             if receipt["fatal"]:
-                where = f"A worker on {receipt['host']} could not begin"
+                where = f"a worker on {receipt['host']} cannot go on"
                 raise ExtractionError(f"{where}: {receipt['fatal']}")
             yield receipt
     except RayError as error:
@@ -203,21 +217,23 @@ class Worker:
         if self._broken:  # a device that failed once fails again: another process does this unit
             os._exit(1)
         (number,), (unit,) = batch["number"], batch["unit"]
-        receipt = {"number": int(number), "host": os.uname().nodename, "fatal": ""}
-        receipt |= {"counts": {}, "errors": [], "warnings": []}
-        try:
-            self._open()
-        except LLMEmbedError as error:
-            return _row(receipt | {"fatal": str(error)})
+        receipt = {"number": int(number), "host": platform.node(), "warnings": []}
+        receipt |= {"counts": {}, "fatal": "", "reason": ""}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", LLMEmbedWarning)
             try:
-                receipt["counts"] = dataclasses.asdict(self._do(Unit.loads(unit)))
+                self._open()
             except LLMEmbedError as error:
-                receipt["errors"] = [str(error)]
+                return _row(receipt | {"fatal": str(error)})
+            try:
+                receipt["counts"] = dataclasses.asdict(self._do(Unit.loads(unit)))
+            except _FATAL as error:
+                receipt["fatal"] = str(error)
+            except LLMEmbedError as error:
+                receipt["reason"] = str(error)
             except (RuntimeError, OSError, MemoryError, ValueError) as error:
                 self._broken = True
-                receipt["errors"] = [f"{type(error).__name__}: {error}"]
+                receipt["reason"] = f"{type(error).__name__}: {error}"
         known = (warning for warning in caught if issubclass(warning.category, LLMEmbedWarning))
         return _row(receipt | {"warnings": [str(warning.message) for warning in known]})
 
@@ -263,7 +279,8 @@ def _gpus_per_worker(task: Task) -> float:
     """Take what was asked for, else one GPU where there are any.
 
     Raises:
-        ConfigError: the workers have GPUs, and the arithmetic was chosen for a driver without.
+        ConfigError: the workers have GPUs, and the arithmetic would be chosen by a driver without,
+            or this machine lacks the GPUs that were asked for.
     """
     import ray
 
@@ -273,13 +290,28 @@ def _gpus_per_worker(task: Task) -> float:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         has_gpus = resources.get("GPU", 0) > 0
         n_gpus = float(has_gpus and not config.device.startswith("cpu"))
-    if n_gpus and config.compute_dtype == "auto" and task.recipe.compute_dtype == "float32":
+    if n_gpus and config.compute_dtype == "auto" and resolve_device("auto").type != "cuda":
         message = (
-            "--compute-dtype auto is float32 on the machine of this command, but the workers have "
-            "GPUs. Pass --compute-dtype bfloat16 or float32, or --gpus-per-worker 0."
+            "--compute-dtype auto would suit the machine of this command, which has no GPU, but "
+            "the workers have. Pass --compute-dtype bfloat16 or float32, or --gpus-per-worker 0."
         )
         raise ConfigError(message)
+    _look_for_gpus(n_gpus, config)
     return n_gpus
+
+
+def _look_for_gpus(n_gpus: float, config: ExtractConfig) -> None:
+    """Refuse GPUs that this machine lacks; a cluster may still get them, and is waited for."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    most = max(node["Resources"].get("GPU", 0) for node in nodes if node["Alive"])
+    if n_gpus <= most:
+        return
+    lack = f"--gpus-per-worker is {n_gpus:g}, but no machine of Ray has more than {most:g} GPUs"
+    if config.address is None:
+        raise ConfigError(f"{lack}. Pass fewer, or the --address of a cluster that has them.")
+    warnings.warn(f"{lack}: waiting for one.", LLMEmbedWarning, stacklevel=2)
 
 
 @contextlib.contextmanager

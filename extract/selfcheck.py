@@ -73,6 +73,8 @@ def check_first_batch(
         token_ids = torch.tensor([rows[index]], device=backbone.device)
         for key, expected in _alone(backbone, token_ids, keys).items():
             feature = torch.as_tensor(pooled[key][index], device=backbone.device)
+            if not (feature.isfinite().all() or expected.isfinite().all()):
+                continue  # the extractor refuses it by its row
             difference = float((feature - expected).norm() / expected.norm().clamp(min=1e-12))
             kind = arithmetic(backbone.compute_dtype, backbone.quantize)
             if not difference <= allowed(kind, key[0]):

@@ -1,4 +1,4 @@
-"""Tables that would fill the memory lie in a mapped file: they take disk, and memory while read.
+"""What would fill the memory lies in a mapped file: it takes disk, and memory while it is read.
 
 A Parquet file must be decoded, which a mapping cannot do. So its batches are written once as Arrow
 IPC, uncompressed, to a file without a name in TMPDIR, and mapped from there. Any row can be read at
@@ -8,11 +8,20 @@ once, and the system takes pages back when it needs them, or when it is told to.
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+
+from llmembed.cache_format.errors import DataError
+
+SPOOL_FROM_BYTES = 64 * 2**20
+"""What is larger lies in a mapped file."""
 
 _mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
@@ -41,8 +50,42 @@ def spool(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
     return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
 
 
+def spooled_array(n_rows: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Make an array `[n_rows]` to be filled, in a mapped file if it is large.
+
+    Raises:
+        DataError: there is no room for that file.
+
+    >>> spooled_array(3, np.dtype(np.int32)).shape
+    (3,)
+    """
+    size_bytes = n_rows * dtype.itemsize
+    if size_bytes <= SPOOL_FROM_BYTES:
+        return np.empty(n_rows, dtype)
+    with tempfile.TemporaryFile() as file:
+        _take_room(file.fileno(), size_bytes)
+        mapped = mmap.mmap(file.fileno(), size_bytes)
+    _mapped.add(mapped)
+    return np.frombuffer(mapped, dtype)
+
+
+def _take_room(file: int, size_bytes: int) -> None:
+    """Lengthen an empty file, and take its blocks at once: a mapping cannot say that it is full."""
+    try:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file, 0, size_bytes)
+        else:
+            os.truncate(file, size_bytes)
+    except OSError as error:
+        message = (
+            f"a column of the data set needs {size_bytes / 1e6:.0f} MB in {tempfile.gettempdir()}: "
+            f"{error.strerror}. Set TMPDIR to a folder with room."
+        )
+        raise DataError(message) from error
+
+
 def forget_pages() -> None:
-    """Give back the memory of all spooled tables; what is needed again is read again."""
+    """Give back the memory of all that is spooled; what is needed again is read again."""
     for mapped in _mapped:
         if hasattr(mapped, "madvise"):  # not on Windows
             mapped.madvise(mmap.MADV_DONTNEED)

@@ -21,10 +21,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from llmembed.cache_format.errors import DataError
-from llmembed.extract.spool import spool
-
-SPOOL_FROM_BYTES = 64 * 2**20
-"""A Parquet file with more than this, decoded, is mapped from a file instead of held."""
+from llmembed.extract.spool import SPOOL_FROM_BYTES, spool
 
 
 def read_table(path: Path) -> pa.Table:

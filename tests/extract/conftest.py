@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,14 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Hashes and converted models of a test stay out of the user's cache folder."""
     monkeypatch.setenv("LLMEMBED_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _workers_as_quick_as_others() -> Iterator[None]:
+    """Ray gives its workers the lowest priority, which on a busy machine costs minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmembed.cache_format.errors import ConfigError, DataError, DatasetNotFoundError
-from llmembed.extract import tables
+from llmembed.extract import spool, tables
 from llmembed.extract.corpora import load_corpus, stratified_rows
+from llmembed.extract.labelling import encode_labels
 
 TABLE = {"text": ["null", 'a "quoted",\ntext', "", "Ünï 🦙"], "label": ["no", "yes", "no", "yes"]}
 
@@ -237,6 +240,33 @@ def test_a_large_parquet_file_is_mapped(tmp_path: Path, monkeypatch: pytest.Monk
     pyarrow.parquet.write_table(pa.table(TABLE), path, row_group_size=3)
     held = load_corpus(str(path)).splits["train"]
     monkeypatch.setattr(tables, "SPOOL_FROM_BYTES", 0)
+    monkeypatch.setattr(spool, "SPOOL_FROM_BYTES", 0)
     mapped = load_corpus(str(path)).splits["train"]
-    np.testing.assert_array_equal(mapped.text_hash, held.text_hash)
+    for column, expected in ((mapped.text_hash, held.text_hash), (mapped.labels, held.labels)):
+        assert isinstance(column.base.obj if column.base is not None else None, mmap.mmap)
+        np.testing.assert_array_equal(column, expected)
     assert mapped.part(1, 4).batch(slice(0, 3)) == TABLE["text"][1:]
+
+
+@pytest.mark.parametrize("as_dictionary", [False, True])
+def test_labels_are_encoded_piece_by_piece(as_dictionary: bool) -> None:
+    """Pieces of a column that know other labels, in another order, share one list of classes."""
+    column = pa.chunked_array([["no", "yes", "no"], [], ["maybe", "no"]], type=pa.string())
+    if as_dictionary:
+        pieces = [piece.dictionary_encode() for piece in column.chunks]
+        column = pa.chunked_array(pieces)
+    names, labels = encode_labels({"train": column}, None)
+    assert names == ("maybe", "no", "yes")
+    assert labels["train"].tolist() == [1, 2, 1, 0, 1]
+
+
+def test_no_room_for_a_column_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full TMPDIR is found before a mapping is written, which could only crash."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(spool, "SPOOL_FROM_BYTES", 0)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(DataError, match=r"needs 8 MB in /.*: No space left on device\. Set TMPDIR"):
+        spool.spooled_array(10**6, np.dtype(np.uint64))

@@ -14,8 +14,9 @@ from llmembed.cache_format.errors import (
     CacheMismatchError,
     CacheSpaceError,
     ConfigError,
-    ExtractionError,
     LLMEmbedError,
+    LLMEmbedWarning,
+    RowError,
 )
 from llmembed.extract import ExtractConfig, Extractor, extract
 
@@ -261,7 +262,7 @@ def test_an_overflow_names_row_layer_and_remedy(config: Any, llama: Path, tmp_pa
         tensors, tmp_path / "huge" / "model.safetensors", metadata={"format": "pt"}
     )
     message = r"split 'train', row \d+, layer 1, pooling mean: .* Pass --dtype float32"
-    with pytest.raises(ExtractionError, match=message):
+    with pytest.warns(LLMEmbedWarning, match=message), pytest.raises(RowError, match=message):
         extract(config(model=str(tmp_path / "huge"), layers="1"))
     path = extract(config(model=str(tmp_path / "huge"), layers="1", dtype="float32")).path
     assert open_cache(path)["train"].features(1).dtype == np.float32

@@ -11,7 +11,7 @@ import pytest
 from sabotaged import POISON, before_first_record, in_workers
 from toy_cache import tree
 
-from llmembed.cache_format.errors import ExtractionError
+from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning, RowError
 from llmembed.extract import ExtractConfig, extract, ray_engine
 
 pytestmark = [
@@ -55,9 +55,33 @@ def test_a_killed_worker_is_replaced(
     assert tree(Path(result.path)) == whole
 
 
-def test_a_poison_row_is_named_and_the_rest_is_done(on_ray: ExtractConfig) -> None:
-    """A unit that must not be stored is named by its row; every other unit is committed."""
-    with in_workers(POISON), pytest.raises(ExtractionError, match=r"1 of 5 units .*row 128 is p"):
+def test_a_poison_row_is_named_and_the_rest_is_done(
+    on_ray: ExtractConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row without a feature is named; every other block is committed, of the same unit too."""
+    monkeypatch.setattr(ray_engine, "_UNITS_A_WORKER", 1)  # so that one unit has all blocks
+    named = r"row 128 is poison\. All other blocks of rows are done\."
+    with (
+        in_workers(POISON),
+        pytest.warns(LLMEmbedWarning, match=r"row 128 is poison\. Going on"),
+        pytest.raises(RowError, match=named),
+    ):
         extract(on_ray)
     again = extract(dataclasses.replace(on_ray, engine="local"))
     assert again.n_rows_computed == 64
+
+
+def test_a_failing_device_is_left_for_another_process(
+    on_ray: ExtractConfig, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """What fails once in a worker is done again, by a worker that did not see it fail."""
+    fail = "raise RuntimeError('CUDA error: an illegal memory access was encountered')"
+    with in_workers(before_first_record(tmp_path / "marker", fail)):
+        result = extract(on_ray)
+    assert tree(Path(result.path)) == whole
+
+
+def test_gpus_that_are_not_there_are_not_waited_for(on_ray: ExtractConfig) -> None:
+    """On this machine alone, more GPUs than it has are refused; none will come."""
+    with pytest.raises(ConfigError, match=r"--gpus-per-worker is 99, but .* more than \d+ GPUs"):
+        extract(dataclasses.replace(on_ray, gpus_per_worker=99.0))

@@ -19,7 +19,7 @@ from faulty_proxy import faulty_proxy
 from sabotaged import before_first_record, in_workers
 from toy_cache import tree
 
-from llmembed.cache_format.errors import ConfigError, ExtractionError
+from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning, RowError
 from llmembed.cache_format.store import open_store
 from llmembed.extract import ExtractConfig, extract, ray_engine
 
@@ -138,9 +138,13 @@ def test_rows_that_end_their_worker_are_named(
         "    os._exit(1) if record.start == 128 else commit(store, record, block_rows)\n"
         "blocks.commit = die\n"
     )
-    named = r"1 of 5 units .*Rows 128-192 of split 'train' ended their worker each time"
+    named = r"rows 128-192 of split 'train': they ended their worker each time"
     monkeypatch.setattr(ray_engine, "_IDLE_ROUNDS", 1)
-    with in_workers(code), pytest.raises(ExtractionError, match=named):
+    with (
+        in_workers(code),
+        pytest.warns(LLMEmbedWarning, match=named),
+        pytest.raises(RowError, match=named),
+    ):
         extract(on_ray)
     assert extract(dataclasses.replace(on_ray, engine="local", workers=1)).n_rows_computed == 64
 

@@ -11,12 +11,12 @@ import pytest
 from llmembed.extract import ray_engine
 
 POISON = """
-from llmembed.cache_format.errors import ExtractionError
+from llmembed.cache_format.errors import RowError
 from llmembed.extract.extractor import Extractor
 compute = Extractor.compute
 def poisoned(self, ids, on_batch, describe_row):
     if describe_row(0).endswith('row 128'):
-        raise ExtractionError(describe_row(0) + ' is poison.')
+        raise RowError(describe_row(0) + ' is poison.')
     return compute(self, ids, on_batch, describe_row)
 Extractor.compute = poisoned
 """

@@ -1,0 +1,93 @@
+"""Rows without a feature that could be stored: named, while all others are done."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from sabotaged import POISON
+from toy_cache import tree
+
+from llmembed.cache_format.errors import ExtractionError, LLMEmbedWarning, RowError
+from llmembed.cache_format.finalize import finalize
+from llmembed.extract import ExtractConfig, Extractor, extract, outcome
+from llmembed.extract.cli import main
+
+GOING_ON = r"row 128 is poison\. Going on with the other blocks of rows\."
+NAMED = r"row 128 is poison\. All other blocks of rows are done\."
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Row 128 has no feature until this is undone."""
+    monkeypatch.setattr(Extractor, "compute", Extractor.compute)
+    exec(POISON, {})  # noqa: S102
+    return monkeypatch
+
+
+def test_the_rest_is_done_and_the_next_run_does_the_row(
+    settings: dict[str, Any],
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    poison: pytest.MonkeyPatch,
+) -> None:
+    """One process goes on behind a poison row; once it is cured, only its block is computed."""
+    config = ExtractConfig(**settings, cache=str(tmp_path / "here.zarr"))
+    with pytest.warns(LLMEmbedWarning, match=GOING_ON), pytest.raises(RowError, match=NAMED):
+        extract(config)
+    poison.undo()
+    assert extract(config).n_rows_computed == 64
+    assert tree(tmp_path / "here.zarr") == whole
+
+
+def test_a_rank_does_the_rest_of_its_share(
+    settings: dict[str, Any],
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    poison: pytest.MonkeyPatch,
+) -> None:
+    """A rank leaves the block of a poison row to its next start, and no other."""
+    config = ExtractConfig(**settings, cache=str(tmp_path / "shared.zarr"), rank=0, world=1)
+    with pytest.warns(LLMEmbedWarning, match=GOING_ON), pytest.raises(RowError, match=NAMED):
+        extract(config)
+    poison.undo()
+    assert extract(config).n_rows_computed == 64
+    finalize(tmp_path / "shared.zarr")
+    assert tree(tmp_path / "shared.zarr") == whole
+
+
+def test_rows_left_are_exit_4(
+    settings: dict[str, Any], tmp_path: Path, poison: pytest.MonkeyPatch
+) -> None:
+    """A script can tell a run that is done but for some rows from one that failed."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    result = CliRunner().invoke(main, [*options, "--cache", str(tmp_path / "c.zarr"), "--quiet"])
+    assert (result.exit_code, result.stdout) == (4, "")
+    warning, error = result.stderr.splitlines()
+    assert re.fullmatch(f"warning: split 'train', {GOING_ON}", warning)
+    assert re.match(f"error: split 'train', {NAMED}", error)
+
+
+def test_all_rows_poison_are_not_all_tried(
+    settings: dict[str, Any], llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no block can be stored, the run stops after some; what is not finite says so."""
+    import safetensors.torch
+
+    monkeypatch.setattr(outcome, "HOPELESS", 2)
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(llama, spoiled)
+    tensors = safetensors.torch.load_file(llama / "model.safetensors")
+    tensors["layers.0.mlp.down_proj.weight"].fill_(float("inf"))
+    safetensors.torch.save_file(tensors, spoiled / "model.safetensors", metadata={"format": "pt"})
+    config = ExtractConfig(**settings | {"model": str(spoiled)}, cache=str(tmp_path / "c.zarr"))
+    named = r"row \d+, layer \d, pooling mean: the feature is not finite.* None of 2 blocks could"
+    with (
+        pytest.warns(LLMEmbedWarning, match="Going on"),
+        pytest.raises(ExtractionError, match=named),
+    ):
+        extract(config)
