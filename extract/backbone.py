@@ -195,10 +195,14 @@ def load_backbone(
     device: torch.device,
     compute_dtype: torch.dtype,
     quantize: str | None = None,
+    spread: bool = False,
     needs_pooler: bool = False,
     trust_remote_code: bool = False,
 ) -> Backbone:
     """Load the first `n_kept` blocks of a model, in evaluation mode, without gradients.
+
+    With `spread`, accelerate lays the blocks on all GPUs that this process sees, and moves what
+    passes from one to the next; `device` is the first of them.
 
     Raises:
         ModelError: weights are damaged, missing or of another shape, or the architecture has no
@@ -210,7 +214,7 @@ def load_backbone(
         config=_cut(shape.config, shape.n_layers, n_kept),
         dtype=compute_dtype,
         trust_remote_code=trust_remote_code,
-        **_placement(device, compute_dtype, quantize),
+        **_placement(device, compute_dtype, quantize, spread=spread),
     )
     _refuse_missing(files, report, needs_pooler=needs_pooler)
     if shape.config.get_text_config() is not shape.config:
@@ -235,7 +239,7 @@ def load_backbone(
         quantize=quantize,
         widens=widens,
         first_position=_first_position(shape.config),
-        shareable=on_cpu and not widens and _keeps_positions(model.config),
+        shareable=on_cpu and not (widens or spread) and _keeps_positions(model.config),
     )
 
 
@@ -281,10 +285,12 @@ def _fewest_blocks(config: Any) -> int:
 
 
 def _placement(
-    device: torch.device, compute_dtype: torch.dtype, quantize: str | None
+    device: torch.device, compute_dtype: torch.dtype, quantize: str | None, *, spread: bool
 ) -> dict[str, Any]:
     """Say to the loader where weights go, and how they are quantised on the way."""
     placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
+    if spread:
+        placement = {"device_map": "auto"}
     config: Any = transformers.BitsAndBytesConfig
     if quantize == "int8":
         placement["quantization_config"] = config(load_in_8bit=True)

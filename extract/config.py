@@ -79,8 +79,8 @@ class ExtractConfig:
     workers: int = 1
     """Workers of --engine ray, at most; each loads the backbone and takes one CPU."""
     gpus_per_worker: float | None = None
-    """GPUs of each worker of --engine ray, such as 1 or 0.5; without it 1 where the cluster has
-    any, else 0."""
+    """GPUs of each worker of --engine ray, such as 1 or 0.5; 2 or more share one model, which is
+    too large for one. Without it 1 where the cluster has any, else 0."""
     dry_run: bool = False
     """Print the plan and write nothing."""
     overwrite: bool = False

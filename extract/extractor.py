@@ -83,6 +83,7 @@ class Extractor:
         poolings: poolings to compute.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         token_budget: tokens a batch, pads included; None chooses for the device.
+        spread: lay the backbone on all GPUs that this process sees.
         expected_fingerprint: identity that the recipe must still have, as a cache recorded it.
         compiled: compile the blocks on a GPU, which takes a minute and saves a part of all others.
 
@@ -98,6 +99,7 @@ class Extractor:
         poolings: Sequence[str],
         device: str = "auto",
         token_budget: int | None = None,
+        spread: bool = False,
         expected_fingerprint: Mapping[str, Any] | None = None,
         compiled: bool = False,
     ) -> None:
@@ -109,11 +111,12 @@ class Extractor:
         on_device = resolve_device(device)
         if on_device.type == "cpu":
             keep_freed_memory()
-        self.backbone = self._load(on_device)
+        self.backbone = self._load(on_device, spread=spread)
         n_at_once = 2 if self.backbone.widens else 1
         self.token_budget = token_budget or n_at_once * _TOKEN_BUDGET[on_device.type]
         self.n_lanes = min(_LANES, torch.get_num_threads()) if self.backbone.shareable else 1
-        packable = on_device.type == "cuda" and not {"mean_padded", "pooler"} & {*self.poolings}
+        one_gpu = on_device.type == "cuda" and not spread
+        packable = one_gpu and not {"mean_padded", "pooler"} & {*self.poolings}
         self._packs = packable and try_packing(self.backbone, self.recipe.max_length)
         self._compiled = compiled and self._packs
         if self._compiled:
@@ -121,7 +124,7 @@ class Extractor:
         self._checked = False
         self._warned = False
 
-    def _load(self, device: torch.device) -> Backbone:
+    def _load(self, device: torch.device, *, spread: bool) -> Backbone:
         recipe = self.recipe
         return load_backbone(
             recipe.files,
@@ -130,6 +133,7 @@ class Extractor:
             device=device,
             compute_dtype=getattr(torch, recipe.compute_dtype),
             quantize=recipe.quantize,
+            spread=spread,
             needs_pooler="pooler" in self.poolings,
             trust_remote_code=recipe.trust_remote_code,
         )

@@ -55,8 +55,9 @@ def pooled_hidden_states(
     over_tokens = [name for name in poolings if name != "pooler"]
 
     def keep(layer: int, hidden: Tensor) -> None:
-        for name, feature in pool(hidden, n_tokens, over_tokens).items():
-            pooled[name, layer] = feature
+        # A model that is spread has its blocks on several devices.
+        for name, feature in pool(hidden, n_tokens.to(hidden.device), over_tokens).items():
+            pooled[name, layer] = feature.to(token_ids.device)
 
     mask = None
     if not backbone.causal or "mean_padded" in poolings:

@@ -200,6 +200,7 @@ def load_extractor(
         poolings=task.poolings,
         device=task.config.device,
         token_budget=task.config.token_budget,
+        spread=(task.config.gpus_per_worker or 0) > 1,
         expected_fingerprint=expected,
         compiled=compiled,
     )
