@@ -14,7 +14,7 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -30,6 +30,7 @@ from llmembed.cache_format.mapping import can_map, map_behind_each_other
 Buffer: TypeAlias = bytes | memoryview
 MAX_DOCUMENT_BYTES = 64 * 2**20
 TEMPORARY = ".llmembed/tmp"
+_TRIES = 10
 
 
 class _AbsentError(Exception):
@@ -161,21 +162,17 @@ class LocalStore:
     def put(self, key: str, parts: Iterable[Buffer]) -> None:
         """Write a file under a temporary name, then rename it."""
         path = self._path(key)
-        with self._translated(key), self._temporary(parts) as temporary:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.replace(path)
-            self._sync_folder(path.parent)
+        with self._translated(key):
+            self._write(path, parts, lambda temporary: temporary.replace(path))
 
     def create(self, key: str, value: bytes) -> bool:
         """Write a file under a temporary name, then link it to its own, which fails if taken."""
         path = self._path(key)
-        with self._translated(key), self._temporary([value]) as temporary:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with self._translated(key):
             try:
-                path.hardlink_to(temporary)
+                self._write(path, [value], path.hardlink_to)
             except FileExistsError:
                 return False
-            self._sync_folder(path.parent)
         return True
 
     def names(self, prefix: str) -> list[str]:
@@ -273,6 +270,24 @@ class LocalStore:
                 yield file
         except _AbsentError:
             raise CacheCorruptError(wrong_size(self.location, key, None, size_bytes)) from None
+
+    def _write(self, path: Path, parts: Iterable[Buffer], place: Callable[[Path], Any]) -> None:
+        """Write a temporary file and place it.
+
+        Who takes the lock clears what killed writers left, and with it what another one writes at
+        that moment to ask for the lock; so that one tries again.
+        """
+        parts = list(parts)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with self._temporary(parts) as temporary:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    place(temporary)
+                    self._sync_folder(path.parent)
+                    return
+            except FileNotFoundError:
+                if not tries_left:
+                    raise
 
     @contextmanager
     def _temporary(self, parts: Iterable[Buffer]) -> Iterator[Path]:

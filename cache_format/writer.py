@@ -303,15 +303,15 @@ class CacheWriter:
             raise CacheError("only an open writer that shares a plan lends its lock; pass shared=.")
         return self._lock.lease
 
-    def finish(self, split: str, source: str) -> None:
-        """Index what is complete and let plain Zarr readers see it; may be called again."""
+    def finish(self, split: str, source: str, commits: Commits | None = None) -> None:
+        """Index what is complete (`commits` spares a reading) and let plain Zarr readers see it."""
         plan = self._plans.get((split, source))
         if plan is not None and plan.n_rows == 0:
             ensure_arrays(self._store, plan)
         layout = read_layout(self._store, split, source)
         if layout is not None:
             info = self._header.splits[split]
-            commits = Commits(self._store, split, info, source, layout.block_rows)
+            commits = commits or Commits(self._store, split, info, source, layout.block_rows)
             complete = filter(commits.is_complete, layout.names)
             new = [name for name in complete if not commits.is_indexed(name)]
             for key in commits.superseded() if new else ():
@@ -325,7 +325,8 @@ class CacheWriter:
         if self._shared is not None:
             return SharedLock(self._store, self._shared)
         lock = WriterLock(self._store)
-        self._store.delete_below(TEMPORARY)
+        for name in self._store.names(TEMPORARY):  # others may add to them to ask for the lock
+            self._store.delete(f"{TEMPORARY}/{name}")
         return lock
 
     def _read_ours(self) -> Header | None:
