@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -39,7 +39,7 @@ class StoredArray:
         key: the array's key.
         n_rows: N, as the root document states it.
         block_rows: R; None takes the array's own chunks, for columns.
-        hashes: `digest` of each block's rows, to verify what is read; None to trust.
+        hashes: `digest` of each block's rows, by its number, to verify what is read; None to trust.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class StoredArray:
         n_rows: int,
         *,
         block_rows: int | None = None,
-        hashes: Sequence[str | None] | None = None,
+        hashes: Sequence[str | None] | Mapping[int, str | None] | None = None,
     ) -> None:
         self.store = store
         self.key = key

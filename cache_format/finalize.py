@@ -8,11 +8,11 @@ committed are withdrawn, and the writers are to be run again; that is the whole 
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
-from typing import TypeAlias
-
-import numpy as np
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Self, TypeAlias
 
 from llmembed.cache_format.arrays import StoredArray, in_parallel
 from llmembed.cache_format.commits import Commits
@@ -27,6 +27,56 @@ Damaged: TypeAlias = dict[tuple[str, str], dict[str, set[int]]]
 """(split, source) -> array name -> blocks."""
 Layouts: TypeAlias = list[tuple[str, str, SourceLayout, Commits]]
 """Split, source, its arrays and what is committed of them; the records are read once."""
+_PART_BLOCKS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Neighbouring blocks of one array, to be hashed by one process, here or elsewhere."""
+
+    split: str
+    """The split."""
+    source: str
+    """The source."""
+    name: str
+    """The array within the source."""
+    n_rows: int
+    """N."""
+    block_rows: int
+    """R."""
+    first: int
+    """First block."""
+    hashes: tuple[str | None, ...]
+    """xxh3-128 that was committed of each block."""
+
+    def dumps(self) -> str:
+        """Write the part as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Self:
+        """Read what `dumps` wrote."""
+        return cls(**json.loads(text))
+
+    def bad_blocks(self, store: Store) -> list[int]:
+        """List the blocks whose rows are not those that were committed."""
+        key = f"{self.split}/{self.source}/{self.name}"
+        hashes = dict(enumerate(self.hashes, self.first))
+        array = StoredArray(store, key, self.n_rows, block_rows=self.block_rows, hashes=hashes)
+        bad = []
+
+        def check(index: int) -> None:
+            try:
+                array.block(index)
+            except CacheCorruptError:
+                bad.append(index)
+
+        in_parallel(store, check, list(hashes))
+        return bad
+
+
+Check: TypeAlias = Callable[[Sequence[Part]], Iterable[tuple[Part, list[int]]]]
+"""Hashes parts, in any order: each with its blocks that are not what was committed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +89,9 @@ class Finalized:
     """Chunks that were hashed."""
 
 
-def finalize(path: str | os.PathLike[str], *, only_new: bool = False) -> Finalized:
+def finalize(
+    path: str | os.PathLike[str], *, only_new: bool = False, check: Check | None = None
+) -> Finalized:
     """Re-hash every committed chunk, then write indexes and consolidated metadata.
 
     It may be run again at any time; a closed cache keeps its bytes.
@@ -47,6 +99,7 @@ def finalize(path: str | os.PathLike[str], *, only_new: bool = False) -> Finaliz
     Args:
         path: the cache's folder or URL.
         only_new: leave alone arrays that have an index, or that lack rows.
+        check: who hashes; None does it in this process.
 
     Raises:
         CacheNotFoundError, CacheFormatError: if there is no cache.
@@ -59,24 +112,38 @@ def finalize(path: str | os.PathLike[str], *, only_new: bool = False) -> Finaliz
     found = list(layouts(store, header))
     if not only_new:
         _refuse_incomplete(store, found)
-    n_chunks = 0
+    parts = list(_parts(found, only_new=only_new))
     damaged: Damaged = {}
-    for split, source, layout, commits in found:
-        for name in layout.names:
-            if only_new and (commits.is_indexed(name) or not commits.is_complete(name)):
-                continue
-            n_chunks += len(commits.expected)
-            bad = _damaged_blocks(store, f"{split}/{source}/{name}", name, layout, commits)
-            if bad:
-                damaged.setdefault((split, source), {})[name] = bad
+    for part, bad in check(parts) if check else ((one, one.bad_blocks(store)) for one in parts):
+        if bad:
+            arrays = damaged.setdefault((part.split, part.source), {})
+            arrays.setdefault(part.name, set()).update(bad)
     if damaged:
         _withdraw(store, found, damaged)
     for name in holders(store):  # all is committed: who still holds one is done, or a zombie
         store.delete(f"{SHARED}/{name}")
     with CacheWriter(path, dataset=header.dataset) as writer:
-        for split, source, _, _ in found:
-            writer.finish(split, source)
-    return Finalized(path=os.fspath(path), n_chunks=n_chunks)
+        for split, source, _, commits in found:
+            writer.finish(split, source, commits)
+    return Finalized(path=os.fspath(path), n_chunks=sum(len(part.hashes) for part in parts))
+
+
+def _parts(found: Layouts, *, only_new: bool) -> Iterator[Part]:
+    for split, source, layout, commits in found:
+        for name in layout.names:
+            if only_new and (commits.is_indexed(name) or not commits.is_complete(name)):
+                continue
+            hashes = commits.array(name).hashes
+            for first in range(0, len(hashes), _PART_BLOCKS):
+                yield Part(
+                    split=split,
+                    source=source,
+                    name=name,
+                    n_rows=int(commits.expected.sum()),
+                    block_rows=layout.block_rows,
+                    first=first,
+                    hashes=hashes[first : first + _PART_BLOCKS],
+                )
 
 
 def _refuse_incomplete(store: Store, found: Layouts) -> None:
@@ -95,25 +162,6 @@ def _refuse_incomplete(store: Store, found: Layouts) -> None:
         )
 
 
-def _damaged_blocks(
-    store: Store, key: str, name: str, layout: SourceLayout, commits: Commits
-) -> set[int]:
-    """List the blocks of an array whose rows are not those that were committed."""
-    hashes = commits.array(name).hashes
-    n_rows = int(commits.expected.sum())
-    array = StoredArray(store, key, n_rows, block_rows=layout.block_rows, hashes=hashes)
-    bad: set[int] = set()
-
-    def check(index: int) -> None:
-        try:
-            array.block(index)
-        except CacheCorruptError:
-            bad.add(index)
-
-    in_parallel(store, check, np.arange(array.n_blocks).tolist())
-    return bad
-
-
 def _withdraw(store: Store, found: Layouts, damaged: Damaged) -> None:
     lock = WriterLock(store)
     try:
@@ -126,6 +174,6 @@ def _withdraw(store: Store, found: Layouts, damaged: Damaged) -> None:
     n_blocks = sum(len(bad) for arrays in damaged.values() for bad in arrays.values())
     raise CacheCorruptError(
         f"{store.location}/{split}/{source}/{name}: block {min(blocks)} does not hold what was "
-        f"committed ({n_blocks} blocks in all). They were withdrawn: run the ranks again, then "
-        "finalize."
+        f"committed ({n_blocks} blocks in all). They were withdrawn: run the command again, or "
+        "the ranks and then finalize."
     )

@@ -32,7 +32,8 @@ from llmembed.cache_format.errors import (
     LLMEmbedWarning,
     MissingPackageError,
 )
-from llmembed.cache_format.finalize import finalize
+from llmembed.cache_format.finalize import Part, finalize
+from llmembed.cache_format.store import open_store
 from llmembed.cache_format.units import Unit, UnitWriter
 from llmembed.extract.backbone import resolve_device
 from llmembed.extract.blocks import extract_blocks
@@ -50,6 +51,8 @@ other workers have nothing left, is then 3 % of its work."""
 _MOST_BLOCKS = 16
 """Blocks of a unit at most. Within a unit the next block is tokenised and the last one written
 beside the device."""
+_MANY_CHUNKS = 4096
+"""Chunks that workers hash, at the end. The command itself hashes fewer: of 8 MiB, 32 GB."""
 _IDLE_ROUNDS = 2
 """Rounds in which no unit was done, after which those that are left are given up."""
 _LOST = "they ended their worker each time; Ray's logs say how."
@@ -90,7 +93,7 @@ def extract_on_ray(
             job = _job(task, layers, writer.lease)
             start_round = functools.partial(receipts, config.workers, n_gpus, job)
             counts = _collect(units, start_round, on_unit)
-    finalize(task.cache, only_new=True)
+        finalize(task.cache, only_new=True, check=functools.partial(_check, task.cache))
     return counts
 
 
@@ -166,13 +169,8 @@ def receipts(
 ) -> Iterator[dict[str, Any]]:
     """Have units done, in any order; those whose worker was lost have no receipt."""
     import ray.data
-    from ray.exceptions import RayError
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.max_errored_blocks = len(units)
-    context.op_resource_reservation_enabled = False  # one operator: a tenth of the driver's CPU
+    _set_context(max_errored=len(units))
     items = [{"number": number, "unit": unit.dumps()} for number, unit in units.items()]
     done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Worker,
@@ -185,13 +183,54 @@ def receipts(
         num_gpus=n_gpus or None,
         max_task_retries=0,
     )
+    for row in _rows_of(done):
+        receipt = json.loads(row["receipt"])
+        if receipt["fatal"]:
+            where = f"a worker on {receipt['host']} cannot go on"
+            raise ExtractionError(f"{where}: {receipt['fatal']}")
+        yield receipt
+
+
+def _set_context(*, max_errored: int) -> None:
+    """Choose how the next data set is run, and how many of its tasks may be lost."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = max_errored
+    context.op_resource_reservation_enabled = False  # one operator: a tenth of the driver's CPU
+
+
+def _check(cache: str, parts: Sequence[Part]) -> Iterator[tuple[Part, list[int]]]:
+    """Hash parts where the CPUs of the cluster are, or here where there are few."""
+    import ray.data
+
+    if sum(len(part.hashes) for part in parts) < _MANY_CHUNKS:
+        store = open_store(cache)
+        yield from ((part, part.bad_blocks(store)) for part in parts)
+        return
+    _set_context(max_errored=0)
+    items = [{"part": part.dumps()} for part in parts]
+    hashing: Any = _hash
+    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        hashing, fn_args=(_absolute(cache),), batch_size=1, num_cpus=1
+    )
+    for row in _rows_of(done):
+        yield Part.loads(row["part"]), json.loads(row["bad"])
+
+
+def _hash(batch: dict[str, Any], cache: str) -> dict[str, list[str]]:
+    (text,) = batch["part"]
+    return {"part": [text], "bad": [json.dumps(Part.loads(text).bad_blocks(open_store(cache)))]}
+
+
+def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Run a Ray data set, and tell in one sentence if Ray cannot."""
+    from ray.exceptions import RayError
+
     try:
-        for row in done.iter_rows():
-            receipt = json.loads(row["receipt"])
-            if receipt["fatal"]:
-                where = f"a worker on {receipt['host']} cannot go on"
-                raise ExtractionError(f"{where}: {receipt['fatal']}")
-            yield receipt
+        yield from dataset.iter_rows()
     except RayError as error:
         message = (
             f"Ray gave up: {str(error).splitlines()[0]}. Committed blocks are safe: see Ray's logs "
@@ -267,12 +306,15 @@ def _job(task: Task, layers: Sequence[int], lease: str) -> str:
     settings = dataclasses.asdict(task.config)
     settings |= {"compute_dtype": task.recipe.compute_dtype, "cache": task.cache}
     for name in ("cache", "dataset", "model"):
-        if Path(settings[name]).exists():
-            settings[name] = str(Path(settings[name]).absolute())
+        settings[name] = _absolute(settings[name])
     fingerprint = task.source.fingerprint
     return json.dumps(
         {"config": settings, "layers": list(layers), "fingerprint": fingerprint, "lease": lease}
     )
+
+
+def _absolute(place: str) -> str:
+    return str(Path(place).absolute()) if Path(place).exists() else place
 
 
 def _gpus_per_worker(task: Task) -> float:

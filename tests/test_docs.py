@@ -1,4 +1,4 @@
-"""What the README says can be typed."""
+"""What the README and docs say can be typed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from llmembed.cache_format.cli import main as cache_main
 from llmembed.extract.cli import main as extract_main
 from llmembed.train.cli import fit_main, predict_main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SCALING = re.sub(r"( \\)?\n +--", " --", (ROOT / "docs" / "scaling.md").read_text())
 COMMANDS: dict[str, click.Command] = {
     "llmembed-cache": cache_main,
     "llmembed-extract": extract_main,
@@ -30,12 +32,27 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_every_command_line_of_the_readme_is_understood(line: str) -> None:
-    """Commands and options exist, and their values are of the right kind."""
-    name, *arguments = shlex.split(line, comments=True)
-    context = COMMANDS[name].make_context(name, arguments)
+JOBS = re.findall(r"llmembed-(?:extract|cache) [^'`\n]+", SCALING)
+
+
+@pytest.mark.parametrize("line", [*LINES, *JOBS])
+def test_every_command_line_is_understood(line: str) -> None:
+    """Commands and options exist, and their values are of the right kind, in job files too."""
+    filled = re.sub(r"\$[A-Z_]+", "1", line)
+    name, *arguments = shlex.split(filled, comments=True)
+    command = COMMANDS[name]
+    if isinstance(command, click.Group):
+        name = arguments.pop(0)
+        command = command.commands[name]
+    context = command.make_context(name, arguments)
     assert context.info_name == name
+
+
+def test_job_files_are_found() -> None:
+    """Ranks by hand, SLURM, torchrun, two of Kubernetes, Ray, and what closes the cache."""
+    assert sum("--rank" in line for line in JOBS) == 4
+    assert sum("--engine ray" in line for line in JOBS) == 2
+    assert sum("finalize" in line for line in JOBS) == 2
 
 
 def test_the_readme_shows_the_two_lines_of_the_method() -> None:

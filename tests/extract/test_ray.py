@@ -11,8 +11,9 @@ import pytest
 from sabotaged import POISON, before_first_record, in_workers
 from toy_cache import tree
 
-from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning, RowError
+from llmembed.cache_format.errors import CacheCorruptError, ConfigError, LLMEmbedWarning, RowError
 from llmembed.extract import ExtractConfig, extract, ray_engine
+from llmembed.extract.outcome import Counts
 
 pytestmark = [
     pytest.mark.ray,
@@ -42,6 +43,30 @@ def test_workers_make_the_cache_of_one_process(
     result = extract(dataclasses.replace(on_ray, workers=2))
     assert result.n_rows_computed == 300
     assert tree(Path(result.path)) == whole
+
+
+def test_workers_hash_a_large_cache_at_the_end(
+    on_ray: ExtractConfig, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a zombie left in a chunk is found by workers, and its block alone is done again."""
+    monkeypatch.setattr(ray_engine, "_MANY_CHUNKS", 1)
+    chunk = Path(on_ray.cache or "") / "train/toy-llama/mean/layer_003/c.1.0"
+    collect = ray_engine._collect
+
+    def then_spoil(*arguments: Any) -> Counts:
+        counts = collect(*arguments)
+        chunk.write_bytes(b"\x01" + chunk.read_bytes()[1:])
+        return counts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_engine, "_collect", then_spoil)
+        with pytest.raises(
+            CacheCorruptError, match=r"layer_003: block 1 does not hold .*withdrawn"
+        ):
+            extract(on_ray)
+    result = extract(on_ray)
+    assert result.n_rows_computed == 64
+    assert chunk.read_bytes() == whole["train/toy-llama/mean/layer_003/c.1.0"]
 
 
 def test_a_killed_worker_is_replaced(
