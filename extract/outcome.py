@@ -102,7 +102,7 @@ class Counts:
             RowError: if there is any.
         """
         if self.left:
-            more = f" but those of {len(self.left) - 1} more warnings" if self.left[1:] else ""
+            more = f" but those of {len(self.left) - 1} more failures" if self.left[1:] else ""
             raise RowError(
                 f"{self.left[0]} All other blocks of rows{more} are done. Remove the cause and run "
                 "the same command again."

@@ -38,7 +38,7 @@ from llmembed.cache_format.units import Unit, UnitWriter
 from llmembed.extract.backbone import resolve_device
 from llmembed.extract.blocks import extract_blocks
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.outcome import Counts
+from llmembed.extract.outcome import HOPELESS, Counts
 from llmembed.extract.pipeline import load_extractor, make_plans, open_writer, prepare, register
 from llmembed.extract.task import Task
 
@@ -55,6 +55,8 @@ _MANY_CHUNKS = 4096
 """Chunks that workers hash, at the end. The command itself hashes fewer: of 8 MiB, 32 GB."""
 _IDLE_ROUNDS = 2
 """Rounds in which no unit was done, after which those that are left are given up."""
+_MOST_NAMED = 20
+"""Units given up that are named; all of them are counted."""
 _LOST = "they ended their worker each time; Ray's logs say how."
 _SHARED = "ray"
 """Name of the driver's lock: a driver that is started again takes the place of the first."""
@@ -132,12 +134,15 @@ def _collect(
     counts, warned, reasons = Counts(), set[str](), dict[int, str]()
     pending, n_idle, in_flight = dict(enumerate(units)), 0, _IN_FLIGHT
     while pending and n_idle < _IDLE_ROUNDS:
-        n_before = len(pending)
+        n_before, n_failed = len(pending), 0
         for receipt in start_round(in_flight, pending.copy()):
             number = receipt["number"]
             _warn_once(receipt["warnings"], warned)
             if receipt["reason"]:
                 reasons[number] = receipt["reason"]
+                n_failed += 1
+                if n_failed == HOPELESS and len(pending) == n_before:
+                    break
                 continue
             del pending[number]
             done = Counts(**receipt["counts"] | {"left": tuple(receipt["counts"]["left"])})
@@ -148,7 +153,7 @@ def _collect(
         in_flight = 1
         pending = dict(reversed(pending.items()))  # who waited behind a deadly unit goes first
     left = [_rows(unit, reasons.get(number, _LOST)) for number, unit in pending.items()]
-    _warn_once(left, warned)
+    _warn_once(left[:_MOST_NAMED], warned)
     return counts + Counts(left=tuple(left))
 
 
