@@ -201,12 +201,10 @@ def load_backbone(
 ) -> Backbone:
     """Load the first `n_kept` blocks of a model, in evaluation mode, without gradients.
 
-    With `spread`, accelerate lays the blocks on all GPUs that this process sees, and moves what
-    passes from one to the next; `device` is the first of them.
+    With `spread`, accelerate lays them on all GPUs that are seen; `device` is the first.
 
     Raises:
-        ModelError: weights are damaged, missing or of another shape, or the architecture has no
-            list of blocks to take layers from.
+        ModelError: weights are damaged, missing or of another shape, or there is no list of blocks.
     """
     n_kept = max(n_kept, _fewest_blocks(shape.config))
     model, report = _read_weights(
@@ -223,11 +221,8 @@ def load_backbone(
     tap(blocks := _find_blocks(files, model, n_kept), shape.n_layers)
     on_cpu = device.type == "cpu" and quantize is None
     widens = on_cpu and compute_dtype == torch.bfloat16 and not _cpu_is_fast_at_bfloat16()
-    if widens:
-        multiply_in_float32(model, blocks)
-    elif on_cpu and compute_dtype == torch.bfloat16:
-        use_products(model)
-        pack_weights(blocks)
+    if on_cpu and compute_dtype == torch.bfloat16:
+        _suit_cpu(model, blocks, widens=widens)
     return Backbone(
         model=model,
         blocks=blocks,
@@ -241,6 +236,15 @@ def load_backbone(
         first_position=_first_position(shape.config),
         shareable=on_cpu and not (widens or spread) and _keeps_positions(model.config),
     )
+
+
+def _suit_cpu(model: Any, blocks: torch.nn.ModuleList, *, widens: bool) -> None:
+    """Compute in the way that is fast where weights are bfloat16."""
+    if widens:
+        multiply_in_float32(model, blocks)
+    else:
+        use_products(model)
+        pack_weights(blocks)
 
 
 def _read_weights(files: ModelFiles, **options: Any) -> tuple[Any, dict[str, Any]]:
