@@ -39,13 +39,16 @@ peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 began = time.perf_counter()
 config = ExtractConfig(**json.loads(sys.argv[1]), engine="ray", workers=8)
 task = prepare(config)
+load_s = time.perf_counter() - began
 register(task)
 with open_writer(task, shared="ray") as writer:
     units = [unit for plan in make_plans(task, writer) for unit in cut(writer, plan, 8)]
 seconds = time.perf_counter() - began
-print(json.dumps({"n_units": len(units), "seconds": seconds, "peak_bytes": peak()}))
+found = {"n_units": len(units), "load_s": load_s, "seconds": seconds, "peak_bytes": peak()}
+print(json.dumps(found))
 """
 BATCH = 2**17
+PARTS = ("ranks", "planned")
 
 
 def main() -> None:
@@ -56,14 +59,19 @@ def main() -> None:
     parser.add_argument("--dataset", default="r8")
     parser.add_argument("--n-texts", type=int, default=4096)
     parser.add_argument("--n-rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="keep the others")
     parser.add_argument("--output", type=Path, default=RESULTS / "bench_ranks.json")
     arguments = parser.parse_args()
+    result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        ranks = compare(arguments, Path(folder))
-        planned = [plan(arguments, Path(folder), n_rows) for n_rows in arguments.n_rows]
-    result = {"load_average": os.getloadavg()[0], "ranks": ranks, "planned": planned}
+        if "ranks" in arguments.parts:
+            result["ranks"] = compare(arguments, Path(folder))
+        if "planned" in arguments.parts:
+            sizes = arguments.n_rows
+            result["planned"] = [plan(arguments, Path(folder), n_rows) for n_rows in sizes]
+    ranks = result["ranks"]
     print(f"two ranks: {ranks['speedup']:.2f} x one, {ranks['speedup_with_start']:.2f} with start")
-    for one in planned:
+    for one in result["planned"]:
         print(
             f"{one['n_rows']:,} rows: {one['seconds']:.1f} s, {one['peak_bytes'] / 2**20:.0f} MiB"
         )
@@ -96,6 +104,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     if not np.array_equal(one, two):
         raise AssertionError("two ranks gave other features than one")
     return {
+        "load_average": os.getloadavg()[0],
         "seconds_1": found[1][0],
         "seconds_2": found[2][0],
         "speedup": found[1][0] / found[2][0],
@@ -132,6 +141,7 @@ def plan(arguments: argparse.Namespace, folder: Path, n_rows: int) -> dict[str, 
     }
     line = [sys.executable, "-c", PLAN, json.dumps(config)]
     found: dict[str, Any] = json.loads(subprocess.check_output(line))
+    found |= {"load_average": os.getloadavg()[0]}
     return {"n_rows": n_rows, "file_bytes": path.stat().st_size} | found
 
 

@@ -18,13 +18,16 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo, open_cache
+from llmembed.cache_format.finalize import finalize
 
 RESULTS = Path(__file__).parent / "results"
 LAYERS = (1, 2, 3, 4)
@@ -60,6 +63,7 @@ def main() -> None:
 
 def measure(path: Path, n_rows: int) -> dict[str, float]:
     """Write a cache of that many rows and measure it."""
+    labels, text_hash = np.zeros(n_rows, np.int32), np.arange(n_rows, dtype=np.uint64)
     features = np.arange(n_rows * HIDDEN_SIZE, dtype=np.float32).reshape(n_rows, HIDDEN_SIZE) % 99
     write_s = seconds(lambda: write(path, features), 1)
     files = [file for file in path.rglob("*") if file.is_file()]
@@ -76,10 +80,12 @@ def measure(path: Path, n_rows: int) -> dict[str, float]:
         "open_s": seconds(lambda: open_cache(path), 7),
         "open_and_read_10_rows_s": seconds(lambda: read(path, slice(0, 10)), 7),
         "resume_complete_s": seconds(lambda: write(path, features), 3),
+        "plan_bytes": peak_bytes(partial(plan_units, path / "new", labels, text_hash)),
     }
-    for index in indexes:
-        index.unlink()
+    remove(indexes)
     result["open_and_read_10_rows_without_index_s"] = seconds(lambda: read(path, slice(0, 10)), 3)
+    result["finalize_s"] = seconds(partial(close, path, indexes), 3)
+    result["finalize_bytes"] = peak_bytes(partial(close, path, indexes))
     if not np.array_equal(read(path, None), features.astype(np.float16)):
         raise AssertionError("the cache gave other features")
     return result
@@ -103,6 +109,40 @@ def write(path: Path, features: np.ndarray[Any, Any]) -> None:
 def read(path: Path, rows: slice | None) -> np.ndarray[Any, Any]:
     """Open a cache and read rows of one layer."""
     return open_cache(path)["train"].features(2, rows=rows)
+
+
+def remove(indexes: Sequence[Path]) -> None:
+    """Make a cache as it is before a writer closes it."""
+    for index in indexes:
+        index.unlink(missing_ok=True)
+
+
+def close(path: Path, indexes: Sequence[Path]) -> None:
+    """Close a cache that several writers filled."""
+    remove(indexes)
+    finalize(path)
+
+
+def plan_units(
+    path: Path, labels: np.ndarray[Any, Any], text_hash: np.ndarray[Any, Any]
+) -> list[str]:
+    """Plan a cache that has nothing yet, and make its blocks ready for workers."""
+    with CacheWriter(path, dataset=DATASET, dry_run=True) as writer:
+        writer.add_source(SOURCE)
+        writer.add_split("train", labels=labels, text_hash=text_hash)
+        plan = writer.plan("train", "s", arrays=[("mean", layer) for layer in LAYERS])
+        parts = (plan.blocks[first : first + 16] for first in range(0, len(plan.blocks), 16))
+        units = [writer.unit(plan, part) for part in parts]
+        return [unit.dumps() for unit in units]
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """Most memory that Python's objects take while it runs, beyond what they took before."""
+    tracemalloc.start()
+    run()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
 
 
 def seconds(run: Callable[[], Any], rounds: int) -> float:
