@@ -17,12 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmembed.cache_format.errors import (
-    DataError,
-    LLMEmbedWarning,
-    ModelError,
-    RowError,
-)
+from llmembed.cache_format.errors import DataError, LLMEmbedWarning, ModelError, RowError
 from llmembed.extract.backbone import Backbone, has_token_types, load_backbone, resolve_device
 from llmembed.extract.batching import plan_batches, plan_packs
 from llmembed.extract.forward import (
