@@ -30,7 +30,7 @@ _BRIER_GRID = np.exp(np.linspace(-1, 1, 41))  # of T, around that of the likelih
 
 
 def calibrate(logits: npt.NDArray[np.floating], labels: Labels) -> float:
-    """Find the temperature with the lowest Brier score on held-out rows.
+    """Find the temperature with the lowest Brier score on held-out rows and the one beside them.
 
     Args:
         logits: `[N, C]`.
@@ -61,9 +61,7 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: Labels) -> float:
     """
     scores = logits.astype(np.float64)
     scores = scores - scores.max(axis=1, keepdims=True)
-    shares = np.bincount(labels, minlength=scores.shape[1]) / len(labels)
-    n = len(labels)
-    true = (n * scores[np.arange(n), labels] + scores @ shares) / (n + 1)
+    true = _true(scores, labels)
     low, high, inverse = _LOWEST, _HIGHEST, 1.0
     for _ in range(_MAX_STEPS):
         slope, curvature = _derivatives(scores, true, inverse)
@@ -85,8 +83,15 @@ def _softmax(logits: npt.NDArray[np.floating]) -> Floats:
 
 def _brier(proba: Floats, labels: Labels) -> float:
     """Mean square distance from the true class, less its constant."""
-    true = proba[np.arange(len(labels)), labels]
-    return float((np.square(proba).sum(axis=1) - 2 * true).mean())
+    return float((np.square(proba).sum(axis=1) - 2 * _true(proba, labels)).mean())
+
+
+def _true(values: Floats, labels: Labels) -> Floats:
+    """Give each row's value of its class, of which one row's worth is that of a label by chance."""
+    n = len(labels)
+    shares = np.bincount(labels, minlength=values.shape[1]) / n
+    true: Floats = (n * values[np.arange(n), labels] + values @ shares) / (n + 1)
+    return true
 
 
 def _derivatives(scores: Floats, true: Floats, inverse: float) -> tuple[float, float]:
