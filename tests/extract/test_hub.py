@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -15,7 +17,11 @@ import pytest
 class Hub(http.server.BaseHTTPRequestHandler):
     """Answers as the Hub does for gated, private, unknown and absent revisions of models."""
 
+    seen: ClassVar[list[str]] = []
+    """Paths that were asked for."""
+
     def do_GET(self) -> None:
+        self.seen.append(self.path)
         code, reason = 404, "RepoNotFound"
         if "/gated/" in self.path:
             code, reason = 403, "GatedRepo"
@@ -28,7 +34,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
+    do_HEAD = do_POST = do_CONNECT = do_GET  # noqa: N815 - the names that http.server calls
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""
@@ -65,3 +71,41 @@ for model, revision in (("gated/a", None), ("private/a", None), ("no/a", None), 
     assert "the Hub shows no model 'no/a'" in unknown
     assert "model 'ok/a' has no revision 'v9'. Pass a commit, branch or tag" in revision
     assert "hf_secret" not in done.stdout + done.stderr
+
+
+OFFLINE = """
+import sys, warnings
+warnings.simplefilter("ignore")
+from llmembed.cache_format.errors import LLMEmbedError
+from llmembed.extract.corpora import load_corpus
+from llmembed.extract.registry import find_model
+for find, name in ((find_model, "llama2-7b"), (find_model, "no/model"), (load_corpus, "no/texts")):
+    try:
+        find(name)
+    except LLMEmbedError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_offline_nothing_is_asked(hub: str, tmp_path: Path, offline: str) -> None:
+    """With HF_HUB_OFFLINE=1 models and data sets that are not here are named, without a request.
+
+    Every request would come to the stand-in, which is the Hub and the proxy to all else: so without
+    the setting it sees some.
+    """
+    Hub.seen.clear()
+    environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
+    environment |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), hub)
+    environment |= {"NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": offline}
+    done = subprocess.run(
+        [sys.executable, "-Pc", OFFLINE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    errors = done.stdout.splitlines()
+    names = ("Llama-2-7b", "no/model", "no/texts")
+    assert all(name in error for name, error in zip(names, errors, strict=True)), errors
+    assert bool(Hub.seen) == (offline == "0"), Hub.seen

@@ -23,11 +23,17 @@ _SIZE: dict[str, Any] = {
 }
 
 
-def save_toy_model(folder: Path, kind: str = "llama") -> Path:
-    """Save a random model (`llama` or `bert`) of 3 layers with a word-level tokenizer."""
+def save_toy_model(folder: Path, kind: str = "llama", **sizes: int) -> Path:
+    """Save a random model (`llama` or `bert`) of 3 layers with a word-level tokenizer.
+
+    Args:
+        folder: where.
+        kind: its architecture.
+        sizes: of the configuration, in place of the usual ones.
+    """
     config_class = {"llama": transformers.LlamaConfig, "bert": transformers.BertConfig}[kind]
     # A wide initialisation makes layers and texts differ by far more than rounding.
-    config = config_class(**_SIZE, initializer_range=0.5, bos_token_id=2, eos_token_id=3)
+    config = config_class(**_SIZE | sizes, initializer_range=0.5, bos_token_id=2, eos_token_id=3)
     torch.manual_seed(0)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     toy_tokenizer(special_tokens=kind == "bert").save_pretrained(folder)
