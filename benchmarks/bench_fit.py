@@ -20,7 +20,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ import bench_fit_large as large
 import bench_fit_solved as solved
 import numpy as np
 import torch
+from bars import Bar, least
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo
 from llmembed.train.config import FitConfig
@@ -42,38 +42,20 @@ LAYERS, ONE_LAYER, N_LAYERS = "8,16,24,30", "16", 30
 N_CLASSES = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """What a figure must reach."""
-
-    limit: float
-    """The bound."""
-    is_least: bool = False
-    """Whether the figure must be at least that, not at most."""
-
-    def holds(self, figure: float) -> bool:
-        """Whether it is reached."""
-        return figure >= self.limit if self.is_least else figure <= self.limit
-
-
-def _least(limit: float) -> Bar:
-    return Bar(limit=limit, is_least=True)
-
-
 BARS = {
-    "cooc over the paper's preset, mean": _least(0.3),
-    "auto over the best layer, mean": _least(0.5),
-    "auto over the best layer, worst": _least(-0.1),
+    "cooc over the paper's preset, mean": least(0.3),
+    "auto over the best layer, mean": least(0.5),
+    "auto over the best layer, worst": least(-0.1),
     "ECE after calibration, worst": Bar(limit=0.03),
     "ECE after less before, worst": Bar(limit=0.0),
-    "ridge or LDA, times LogisticRegressionCV": _least(50),
-    "ridge or LDA over LogisticRegressionCV": _least(-0.1),
-    "ridge, times RidgeClassifierCV": _least(5),
-    "softmax, times LogisticRegression": _least(10),
+    "ridge or LDA, times LogisticRegressionCV": least(50),
+    "ridge or LDA over LogisticRegressionCV": least(-0.1),
+    "ridge, times RidgeClassifierCV": least(5),
+    "softmax, times LogisticRegression": least(10),
     "softmax, loss above LogisticRegression": Bar(limit=1e-4),
     "sweep of all layers over a concat fit": Bar(limit=2),
     "Lightning over a bare loop": Bar(limit=1.15),
-    "paper's cooc, times its authors' loop": _least(5),
+    "paper's cooc, times its authors' loop": least(5),
     "cooc, whole process, s": Bar(limit=15),
     "ridge, whole process, s": Bar(limit=5),
     "five seeds of cooc over one": Bar(limit=2),
@@ -118,10 +100,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [accuracy.table(result["accuracy"]["measured"]), ""] if "accuracy" in result else []
     for part in result.values():
         for name, figure in part["figures"].items():
-            bar = BARS[name]
-            bound = f"at {'least' if bar.is_least else 'most'} {bar.limit:g}"
-            verdict = "holds" if bar.holds(figure) else "NOT MET"
-            lines.append(f"{name:<48} {figure:10.4g}   {bound:<14} {verdict}")
+            lines.append(BARS[name].line(name, figure))
     return "\n".join(lines)
 
 

@@ -1,0 +1,62 @@
+"""What the process benchmark measures, at small sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import bench_process
+import pytest
+from toy_model import save_toy_model
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_takes_little_more_than_it_keeps(dtype: str) -> None:
+    """SmolLM2 cut at 8 of its 30 layers needs at most 1.2 times those weights at any time."""
+    found = bench_process.loading("smollm2-135m", 8, dtype)
+    width, inner, keys = 576, 1536, 192
+    block = 2 * width * width + 2 * width * keys + 3 * width * inner + 2 * width
+    parameters = 49_152 * width + 8 * block + width
+    assert found["weights_bytes"] >= parameters * {"float32": 4, "bfloat16": 2}[dtype]
+    assert found["weights_bytes"] <= 1.01 * parameters * 4
+    assert 0.1 < found["needed_over_weights"] <= 1.2
+
+
+def test_memory_that_is_taken_is_seen() -> None:
+    """64 MiB that are written and let go again count; what was there before does not."""
+    with bench_process.Peak() as peak:
+        block = bytearray(b"x" * (64 << 20))
+        del block
+    assert 60 << 20 < peak.anonymous < 200 << 20
+
+
+def test_every_figure_stands_beside_its_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command ends in JSON; here its processes are calls, which a toy makes short."""
+
+    def call(verb: str, *values: str) -> dict[str, float]:
+        return bench_process.CHILDREN[verb](*values)
+
+    folder, output = save_toy_model(tmp_path / "toy"), tmp_path / "result.json"
+    monkeypatch.setenv("LLMEMBED_HOME", str(tmp_path / "home"))
+    changes = {"_run": call, "LAYER": 2, "SMALL_MODEL": str(folder), "SMALL_LAYERS": "2"}
+    for name, value in {**changes, "_imports": lambda rounds: rounds}.items():
+        monkeypatch.setattr(bench_process, name, value)
+    sizes = ["--rounds", "1", "--few", "20", "--many", "40", "--layers", "2"]
+    bench_process.main(["--model", str(folder), *sizes, "--output", str(output)])
+    result = json.loads(output.read_text())
+    assert result["figures"].keys() == bench_process.BARS.keys()
+    assert result["start_s"][0] > 0
+    assert [one["n_texts"] for one in result["extracting"]] == [20, 40]
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == result
+    assert lines[0].startswith("start-up, s")
+
+
+def test_no_two_short_texts_are_the_same() -> None:
+    """Equal texts would be computed once, and memory over many texts would be no such thing."""
+    texts = {bench_process._text(row) for row in range(5000)}
+    assert len(texts) == 5000
+    assert {len(text.split()) for text in texts} <= {6, 7, 8, 9}
