@@ -205,8 +205,12 @@ def load_whole(ours: Extractor) -> Any:
     return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def load_sentence_transformer(ours: Extractor) -> Any:
+def load_sentence_transformer(ours: Extractor, **model_kwargs: Any) -> Any:
     """Load the whole model as sentence-transformers would, the mean over real tokens on top.
+
+    Args:
+        ours: gives model, device and the length of texts.
+        model_kwargs: what is passed to transformers, such as `dtype`.
 
     Only its chat template is left out: with it every text would become a message after a system
     prompt, other texts than ours.
@@ -216,11 +220,12 @@ def load_sentence_transformer(ours: Extractor) -> Any:
 
     transformer = Transformer(
         str(ours.recipe.files.folder),
+        model_kwargs=model_kwargs,
         modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
         module_output_name="token_embeddings",
     )
     mean = Pooling(transformer.get_embedding_dimension(), "mean")
-    model = SentenceTransformer(modules=[transformer, mean], device="cpu")
+    model = SentenceTransformer(modules=[transformer, mean], device=str(ours.backbone.device))
     model.max_seq_length = ours.recipe.max_length  # the same texts for all
     return model
 
@@ -264,24 +269,39 @@ def gemm_ceiling(ours: Extractor, rows: int, repeats: int = 5) -> float:
         key = (linear.in_features, linear.out_features)
         shapes[key] = (shapes.get(key, (0, linear))[0] + 1, linear)
     total = 0.0
+    # A GPU gets several at once: waiting for each would count against the ceiling.
+    n_at_once = 1 if backbone.device.type == "cpu" else 16
     with torch.inference_mode():
         for (width, _), (count, linear) in shapes.items():
-            inputs = torch.randn(rows, width, dtype=backbone.compute_dtype)
-            weight = torch.randn(
-                linear.out_features, linear.in_features, dtype=backbone.compute_dtype
-            )
+            kind: Any = {"dtype": backbone.compute_dtype, "device": backbone.device}
+            inputs = torch.randn(rows, width, **kind)
+            weight = torch.randn(linear.out_features, linear.in_features, **kind)
             multiply = partial(torch.nn.functional.linear, inputs, weight)
             multiply()
-            seconds = [timed(multiply)[0] for _ in range(repeats)]
-            total += count * statistics.median(seconds)
+            several = partial(_repeat, multiply, n_at_once)
+            seconds = [timed(several)[0] for _ in range(repeats)]
+            total += count * statistics.median(seconds) / n_at_once
     return rows / total
 
 
+def _repeat(work: Callable[[], Any], n: int) -> None:
+    for _ in range(n):
+        work()
+
+
 def timed(work: Any) -> tuple[float, Any]:
-    """Run once; wall seconds and the result."""
+    """Run once; wall seconds and the result, after a GPU in use has done all that it was given."""
+    wait_for_gpu()
     start = time.perf_counter()
     result = work()
+    wait_for_gpu()
     return time.perf_counter() - start, result
+
+
+def wait_for_gpu() -> None:
+    """Return once a GPU, if one is in use, has nothing left to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def relative_error(features: np.ndarray, expected: np.ndarray) -> float:
