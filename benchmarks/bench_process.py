@@ -14,7 +14,7 @@ file backs (`RssAnon` and `RssShmem` of /proc/self/status, read every two millis
 pages of mapped files (`RssFile`) that are still there after a text was computed: weights that rest
 in the file's own dtype are such pages. Those that are mapped only while they are converted count as
 resident too, but the kernel drops them at no cost when memory is short; the peak with them is told
-beside it. What the model keeps is the bytes of its parameters and buffers.
+beside it. What is kept is the parameters of the cut model in the dtype of its arithmetic.
 
 *Memory over many texts* is the peak of all that is resident (`VmHWM`), the usual one, since mapped
 pages must not grow with the texts either.
@@ -25,6 +25,7 @@ The last line of stdout is JSON, and is also written to benchmarks/results/.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -145,9 +146,11 @@ def _load_here(model: str, layer: str, dtype: str, device: str) -> dict[str, flo
         ours = Extractor(recipe, layers=[int(layer)], poolings=["mean"], device=device)
     ours.compute([ids])
     needed = peak.anonymous + max(0, _memory()["RssFile"] - before)
-    backbone = ours.backbone.model
-    kept = {t.data_ptr(): t.nbytes for t in (*backbone.parameters(), *backbone.buffers())}
-    weights = sum(kept.values())
+    with torch.device("meta"):
+        config = copy.deepcopy(recipe.shape.config)
+        config.num_hidden_layers = int(layer)
+        kept = transformers.AutoModel.from_config(config).parameters()
+    weights = sum(one.numel() for one in kept) * getattr(torch, dtype).itemsize
     return {
         "weights_bytes": weights,
         "anonymous_bytes": peak.anonymous,
