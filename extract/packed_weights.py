@@ -12,19 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmembed.extract.memory import return_freed_memory
+
 _TYPICAL_ROWS = 1024
 """Tokens of a batch that the order is chosen for; any number can be multiplied."""
 
 
 def pack_weights(blocks: torch.nn.ModuleList) -> None:
-    """Reorder the weights of all linear layers of these blocks, in place."""
-    for linear in blocks.modules():
-        if type(linear) is torch.nn.Linear and linear.weight.dtype == torch.bfloat16:
-            packed = _pack(linear.weight)
-            if packed is None:
-                return
-            linear.weight.data = torch.empty(0, dtype=torch.bfloat16)
-            linear.forward = _Product(packed, linear.bias)  # type: ignore[method-assign]
+    """Reorder the weights of all linear layers of these blocks, in place, block by block.
+
+    What a block's weights took is returned to the system before the next, so that the peak of
+    memory is that of the weights and one block more.
+    """
+    for block in blocks:
+        for linear in block.modules():
+            if type(linear) is torch.nn.Linear and linear.weight.dtype == torch.bfloat16:
+                packed = _pack(linear.weight)
+                if packed is None:
+                    return
+                linear.weight.data = torch.empty(0, dtype=torch.bfloat16)
+                linear.forward = _Product(packed, linear.bias)  # type: ignore[method-assign]
+        return_freed_memory()
 
 
 class _Product:
