@@ -149,7 +149,8 @@ def _load_here(model: str, layer: str, dtype: str, device: str) -> dict[str, flo
     with torch.device("meta"):
         config = copy.deepcopy(recipe.shape.config)
         config.num_hidden_layers = int(layer)
-        kept = transformers.AutoModel.from_config(config).parameters()
+        auto: Any = transformers.AutoModel
+        kept = auto.from_config(config).parameters()
     weights = sum(one.numel() for one in kept) * getattr(torch, dtype).itemsize
     return {
         "weights_bytes": weights,
