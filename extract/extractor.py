@@ -262,7 +262,9 @@ class Extractor:
         try:
             pooled = self._run(rows, width)
             if not self._checked:
-                with _uncompiled() if self._compiled else contextlib.nullcontext():
+                # Texts alone have lengths that nothing is compiled for.
+                eager: Any = torch.compiler.set_stance if self._compiled else contextlib.nullcontext
+                with eager("force_eager"):
                     check_first_batch(self.backbone, self.recipe.files.name, rows, pooled, wanted)
                 self._checked = True
         except RuntimeError as error:
@@ -288,10 +290,13 @@ class Extractor:
             raise RowError(message)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        budget = len(first) * longest // 2
+        n_positions = (
+            sum(lengths[index] for index in first) if self._packs else len(first) * longest
+        )
+        budget = n_positions // 2
         if not self._warned:
             warnings.warn(
-                f"{len(first) * longest:,} tokens a batch do not fit in the memory of {device}: "
+                f"{n_positions:,} tokens a batch do not fit in the memory of {device}: "
                 f"going on with {budget:,}, or fewer if need be. Pass --token-budget to begin so.",
                 LLMEmbedWarning,
                 stacklevel=2,
@@ -319,11 +324,6 @@ class Extractor:
             self.layers,
             self.poolings,
         )
-
-
-def _uncompiled() -> Any:
-    """Run compiled blocks as they were: texts alone have lengths that nothing is compiled for."""
-    return torch.compiler.set_stance("force_eager")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

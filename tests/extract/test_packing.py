@@ -146,3 +146,24 @@ def test_what_cannot_be_compiled_runs_as_it_is(
         found = ours.features(TEXTS)
     for name, feature in found.items():
         np.testing.assert_array_equal(feature, expected[name])
+
+
+def test_a_packed_batch_is_halved_by_its_tokens(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One long text among short ones, each as long to a padded batch: the budget still shrinks."""
+    ours = packed(llama, layers=[2], token_budget=200)
+    ours.features(TEXTS[:2])  # the check of the first batch
+    expected, run = ours.compute([[5] * 40] + [[6, 7]] * 80), ours._run
+
+    def run_in_little_memory(rows: Any, width: int) -> Any:
+        if sum(map(len, rows)) > 60:
+            raise torch.OutOfMemoryError
+        return run(rows, width)
+
+    monkeypatch.setattr(ours, "_run", run_in_little_memory)
+    with pytest.warns(match="200 tokens a batch do not fit"):
+        found = ours.compute([[5] * 40] + [[6, 7]] * 80)
+    assert ours.token_budget <= 60
+    for name, feature in found.items():
+        np.testing.assert_allclose(feature, expected[name], rtol=1e-4, atol=1e-5)
