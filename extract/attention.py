@@ -107,7 +107,7 @@ def attend(
         return found[None], None
     plain = query.shape[2] == key.shape[2] and query.device.type == "cpu" and not unusual
     if attention_mask is None and causal and plain and query.dtype == torch.bfloat16:
-        return causal_attention(query, key, value, scaling).transpose(1, 2), None
+        return causal_attention(query, key, value, scaling), None
     attended: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **others
     )
@@ -124,7 +124,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
         scaling: factor of the scores.
 
     Returns:
-        `[B, n_heads, T, D]`.
+        `[B, T, n_heads, D]`, contiguous.
 
     >>> ones = torch.ones(1, 1, 2, 1)
     >>> causal_attention(ones, ones, torch.tensor([[[[2.0], [4.0]]]]), 1.0).flatten().tolist()
@@ -136,15 +136,16 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     keys = key.reshape(-1, n_tokens, width).transpose(1, 2)  # [B * n_groups, D, T]
     values = value.reshape(-1, n_tokens, value.shape[-1])
     query = query.reshape(-1, a_group, n_tokens, width)  # [B * n_groups, a_group, T, D]
-    attended = query.new_empty(*query.shape[:3], value.shape[-1])
+    attended = query.new_empty(n_texts, n_tokens, n_groups, a_group, value.shape[-1])
+    by_head = attended.permute(0, 2, 3, 1, 4)
     for start in range(0, n_tokens, _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, n_tokens)
         queries = query[:, :, start:stop].reshape(len(keys), -1, width)
-        hidden = _hidden(start, stop, query).repeat(a_group, 1)  # [a_group * block, stop]
+        hidden = _hidden(start, stop, a_group, query.dtype)
         scores = torch.baddbmm(hidden, queries, keys[:, :, :stop], alpha=scaling)
         found = torch.bmm(torch.softmax(scores, dim=-1), values[:, :stop])
-        attended[:, :, start:stop] = found.view(len(keys), a_group, stop - start, -1)
-    return attended.view(n_texts, n_heads, n_tokens, -1)
+        by_head[:, :, :, start:stop] = found.view(n_texts, n_groups, a_group, stop - start, -1)
+    return attended.view(n_texts, n_tokens, n_heads, -1)
 
 
 def varlen(
@@ -196,6 +197,8 @@ def _accepted() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def _hidden(start: int, stop: int, like: Tensor) -> Tensor:
-    """Give `[stop - start, stop]`: -inf where a key comes after the query, else 0."""
-    return torch.full((stop - start, stop), -torch.inf, dtype=like.dtype).triu(start + 1)
+@functools.lru_cache(maxsize=16)  # the layers of a batch ask for the same again
+def _hidden(start: int, stop: int, a_group: int, dtype: torch.dtype) -> Tensor:
+    """Give `[a_group * (stop - start), stop]`: -inf where a key comes after the query, else 0."""
+    hidden = torch.full((stop - start, stop), -torch.inf, dtype=dtype).triu(start + 1)
+    return hidden.repeat(a_group, 1)
