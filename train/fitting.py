@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -143,10 +145,14 @@ def _train(chosen: Chosen, **options: Any) -> list[Trained]:
         return [train_stack(config, data, chosen.members, seed) for seed in seeds]
     if config.is_solved:
         return [train_solved(config, data, seed) for seed in seeds]
+    completes_a_base = config.preset == "none" and FUSIONS[config.fusion].completes_a_base
+    if completes_a_base:
+        # Lightning takes seconds to import, and a core that would be idle half of the time.
+        Thread(target=import_module, args=["llmembed.train.gradient"], daemon=True).start()
+        base = solve_base(config, data)
     from llmembed.train.gradient import train_by_gradient
 
-    if config.preset == "none" and FUSIONS[config.fusion].completes_a_base:
-        base = solve_base(config, data)
+    if completes_a_base:
         beside = base.beside(data, config.memory_gb)
         return [base.complete(one) for one in train_by_gradient(config, beside, seeds, **options)]
     return train_by_gradient(config, data, seeds, **options)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from llmembed.train.workspace import Clock
 
 _SHARE = 0.8  # of the free memory of a GPU that a split may take
 MIN_IMPROVEMENT = 1e-3  # nats; less is noise of a small share
-STEPS_OF_PACK = 8
+STEPS_OF_PACK = 16
 VALIDATION_ROWS = 1024  # of a batch, where the steps' are smaller
 
 
@@ -88,15 +88,23 @@ class ClassifierModule(pl.LightningModule):
         self.generator.set_state(checkpoint["generator"])
 
     def training_step(self, pack: Iterable[Batch], batch_idx: int) -> None:
-        """Take a step for each batch of a pack."""
+        """Take a step for each batch of a pack.
+
+        Lightning's wrappers of the backward pass and of the optimizer scale the loss in float16;
+        where nothing is scaled, a small step takes a tenth less without them.
+        """
         del batch_idx
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
+        backward: Callable[[Tensor], None] = self.manual_backward
+        step: Callable[[], Any] = optimizer.step
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            backward, step = Tensor.backward, optimizer.optimizer.step
         for batch in pack:
             loss = self.loss_of(batch)
             optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
+            backward(loss)
+            step()
             torch.clear_autocast_cache()  # it keeps rounded weights until training_step ends
 
     def loss_of(self, batch: Batch) -> Tensor:

@@ -36,7 +36,7 @@ def map_on_cores(
     >>> list(map_on_cores(abs, [-1, -2], torch.device("cpu")))
     [1, 2]
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or torch.get_num_threads() == 1:
         yield from map(call, items)
         return
     with one_thread_each() as n_threads:
