@@ -18,7 +18,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from llmembed.cache_format.errors import ConfigError
+from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning
 from llmembed.train.calibration import calibrate
 from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
@@ -127,6 +127,7 @@ class _Fit:
         config, data, module = self.config, self.data, self.module
         classifier = module.classifier.cpu().eval()
         classifier.standardise.load_state_dict(data.standardiser.state_dict())
+        self._warn_of_max_time()
         _check_converged(config, data, classifier, self.keep_best)
         if config.calibrate == "temperature" and len(data.shares.validation):
             _calibrate(classifier, data)
@@ -143,6 +144,18 @@ class _Fit:
                 **({"sigma": config.sigma} if config.preset == "paper" else {}),
             },
         )
+
+    def _warn_of_max_time(self) -> None:
+        trainer: Any = self.trainer  # whose class does not declare its callbacks
+        timers = [one for one in trainer.callbacks if isinstance(one, pl.callbacks.Timer)]
+        if any((timer.time_remaining() or math.inf) <= 0 for timer in timers):
+            warnings.warn(
+                f"--max-time {self.config.max_time} ended the fit of seed {self.seed} after "
+                f"{self.trainer.current_epoch} complete epochs of {self.config.training.epochs}; "
+                "the best weights up to then are kept. Pass a longer --max-time to train on.",
+                LLMEmbedWarning,
+                stacklevel=2,
+            )
 
 
 def _run_all(fits: Sequence[_Fit]) -> None:

@@ -309,6 +309,22 @@ def test_a_development_run_is_one_batch(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_fit_cut_short_says_so(make_cache: MakeCache, tmp_path: Path) -> None:
+    """`max_time` ends a fit between epochs or within one, and its best weights are kept."""
+    config = FitConfig(
+        cache=str(make_cache()),
+        fusion="attention",
+        epochs=10**6,
+        patience=10**6,
+        max_time="00:00:00:01",
+        output=str(tmp_path / "r"),
+    )
+    with pytest.warns(
+        LLMEmbedWarning, match="--max-time 00:00:00:01 ended the fit of seed 0 after"
+    ):
+        assert fit(config).metrics["accuracy"] > 0.5
+
+
 def test_the_head_gives_logits() -> None:
     """Logits of a trained-like head are no probabilities: they don't sum to 1."""
     architecture = Architecture(fusion="concat", head="mlp", widths=(4,), n_classes=3, dropout=0.0)
