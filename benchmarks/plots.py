@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases: dict[str, Any] = {}
     for path in sorted(folder.glob("paper*.json")):
         cases |= json.loads(path.read_text(encoding="utf-8"))["cases"]
+    if not cases:
+        record = folder / "paper.json"
+        sys.exit(f"{folder} has no paper*.json; run rerun.py paper --output {record} first")
     with mpl.rc_context(STYLE):
         for name, figure in (
             ("accuracy_seconds", accuracy_against_seconds(rows)),
@@ -69,9 +73,9 @@ def accuracy_against_seconds(rows: Rows) -> Figure:
     names = list(dict.fromkeys(row["data"] for row in rows))
     figure = Figure(figsize=(4.6 * len(names), 3.6), layout="constrained")
     for axes, name in zip(_panels(figure, len(names)), names, strict=True):
-        for row in rows:
-            if row["data"] == name:
-                _draw_method(axes, row)
+        own = [row for row in rows if row["data"] == name]
+        for row in own:
+            _draw_method(axes, row, below=any(_is_above(other, row) for other in own))
         axes.set(title=NAMES.get(name, name), xscale="log", xlabel="CPU seconds, texts to answers")
         axes.set_xticks(TICKS, map(str, TICKS))
         axes.minorticks_off()
@@ -80,7 +84,13 @@ def accuracy_against_seconds(rows: Rows) -> Figure:
     return figure
 
 
-def _draw_method(axes: Axes, row: Mapping[str, Any]) -> None:
+def _is_above(other: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether the other is the same method's better variant, whose name goes above."""
+    same = other["method"].split()[0] == row["method"].split()[0]
+    return same and (other["accuracy"], other["cpu_s"]) > (row["accuracy"], row["cpu_s"])
+
+
+def _draw_method(axes: Axes, row: Mapping[str, Any], *, below: bool) -> None:
     color, _ = FAMILIES[row["method"].split()[0]]
     accuracy, (low, high) = row["accuracy"], row["interval"]
     axes.errorbar(
@@ -92,11 +102,10 @@ def _draw_method(axes: Axes, row: Mapping[str, Any]) -> None:
         markersize=5,
         linewidth=1,
     )
-    is_cheaper = row["method"].endswith(("lda", "constrained"))  # of two that lie close together
     axes.annotate(
         row["method"],
         (row["cpu_s"], accuracy),
-        xytext=(5, -11 if is_cheaper else 4),
+        xytext=(5, -11 if below else 4),
         textcoords="offset points",
         color=color,
         fontsize=8,
