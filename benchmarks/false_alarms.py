@@ -2,8 +2,8 @@
 
 Noise: each trial runs the suite with seeds that the baseline has not seen, on unchanged code. An
 alarm is a false one. Fault: in the same trials, one fit at a time is run with its fusion weakened
-on purpose: only every eighth column of the features reaches it. The other fits are those of the
-noise trial, so the alarm must name the weakened fit.
+on purpose: only every eighth column of the features reaches it, or the stack beneath it. The other
+fits are those of the noise trial, so the alarm must name the weakened fit.
 
     python benchmarks/false_alarms.py [--trials 20] [--suite ci] [--faulty cooc,mean] [--keep 8]
                                       [--output FILE]
@@ -38,9 +38,9 @@ from measure import Outcome, run_case, warm_up
 from places import Places, environment_places, require_cache
 from rerun import COMMITTED, WORK
 from suites import Suite, load_suite
-from torch import Tensor
 
-from llmembed.train.fusion import FUSIONS
+from llmembed.train import FitConfig, fitting
+from llmembed.train.data import FitData
 
 ACCURACY_VERDICTS = {"worse", "below expected"}
 
@@ -146,21 +146,22 @@ def summary(trials: Sequence[Trial]) -> dict[str, Any]:
 
 @contextmanager
 def weakened(fusion: str, keep: int) -> Iterator[None]:
-    """Let only one column of `keep` reach a fusion."""
-    kind = FUSIONS[fusion]
-    forward = kind.forward
+    """Let only one column of `keep` reach a fusion, and the stack beneath it if it has one."""
+    module: Any = fitting
+    load = module.load_data
 
-    def lose_columns(self: Any, x: Tensor) -> Tensor:
-        kept = torch.zeros_like(x)
-        kept[:, ::keep] = x[:, ::keep]
-        fused: Tensor = forward(self, kept)
-        return fused
+    def lose_columns(config: FitConfig) -> FitData:
+        data: FitData = load(config)
+        if config.fusion == fusion:
+            lost = torch.arange(data.x.shape[1]) % keep != 0
+            data.x[:, lost] = data.x_eval[:, lost] = 0.0
+        return data
 
-    kind.forward = lose_columns  # type: ignore[method-assign]
+    module.load_data = lose_columns
     try:
         yield
     finally:
-        kind.forward = forward  # type: ignore[method-assign]
+        module.load_data = load
 
 
 def _outcomes(
