@@ -12,6 +12,7 @@ is not positive definite. The head that is kept is solved in float64.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,9 +131,10 @@ def held_out_scores(
     n_classes = moments.counts.shape[1]
     scores = [x.new_full((len(strengths), len(x), n_classes), math.nan) for _ in widths]
 
-    def score(fold: int) -> None:
+    def score(job: tuple[int, slice]) -> None:
+        fold, tried = job
         rows, system = folds[fold], kind(moments.without(fold))
-        solved = [system.leading(strength, widths) for strength in strengths]
+        solved = [system.leading(strength, widths) for strength in strengths[tried]]
         for of_width, maps in zip(scores, zip(*solved, strict=True), strict=True):
             together = LinearMap(
                 weight=torch.cat([one.weight for one in maps]),
@@ -141,10 +143,13 @@ def held_out_scores(
             for chunk in torch.split(rows, _CHUNK_ROWS):
                 held_out = x[:, : together.weight.shape[1]].index_select(0, chunk)
                 of_chunk = torch.unflatten(together.scores(held_out), 1, (-1, n_classes))
-                of_width[:, chunk] = of_chunk.transpose(0, 1)  # [n, S, C] -> [S, n, C]
+                of_width[tried, chunk] = of_chunk.transpose(0, 1)  # [n, S, C] -> [S, n, C]
 
     # Cholesky factors gain little from a second thread: 1.2 times, of 576 columns nothing at all.
-    for _ in map_on_cores(score, range(len(folds)), x.device):
+    # With five folds and two cores one would idle at the end, so each is done in two halves.
+    middle = (len(strengths) + 1) // 2 if torch.get_num_threads() > 1 else len(strengths)
+    halves = [tried for tried in (slice(middle), slice(middle, None)) if strengths[tried]]
+    for _ in map_on_cores(score, itertools.product(range(len(folds)), halves), x.device):
         pass
     return scores
 

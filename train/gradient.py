@@ -24,7 +24,6 @@ from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, architecture_of, class_weights
 from llmembed.train.module import (
-    STEPS_OF_PACK,
     ClassifierModule,
     EpochBar,
     EpochLog,
@@ -44,6 +43,7 @@ from llmembed.train.workspace import (
 
 _POLL_S = 0.05
 _SMALL_STEP = 1 << 28  # multiply-adds, about 3 ms on one core
+_PACK = 1 << 32
 
 
 def train_by_gradient(
@@ -109,6 +109,11 @@ class _Fit:
         n_weights = sum(weight.numel() for weight in self.module.parameters())
         return self.config.training.batch_size * n_weights
 
+    @property
+    def _steps_of_pack(self) -> int:
+        """Steps that Lightning takes for one: half a second on one core, more where steps are."""
+        return max(8, min(64, _PACK // self.n_products))
+
     def run(self) -> None:
         """Train."""
         started = time.perf_counter()
@@ -116,7 +121,7 @@ class _Fit:
             self.data,
             self.config.training.batch_size,
             self.seed,
-            steps_of_pack=1 if self.config.fast_dev_run else STEPS_OF_PACK,
+            steps_of_pack=1 if self.config.fast_dev_run else self._steps_of_pack,
         )
         _fit(self.trainer, self.module, datamodule, self.checkpoint)
         close_loggers(self.trainer.loggers)

@@ -32,7 +32,6 @@ from llmembed.train.workspace import Clock
 
 _SHARE = 0.8  # of the free memory of a GPU that a split may take
 MIN_IMPROVEMENT = 1e-3  # nats; less is noise of a small share
-STEPS_OF_PACK = 16
 VALIDATION_ROWS = 1024  # of a batch, where the steps' are smaller
 
 
