@@ -10,7 +10,6 @@ named at last.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -19,10 +18,10 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from llmembed.cache_format import CacheWriter, SplitPlan
+from llmembed.cache_format.cluster import absolute, joined
 from llmembed.cache_format.errors import (
     CacheLockedError,
     CacheSpaceError,
@@ -30,7 +29,6 @@ from llmembed.cache_format.errors import (
     ExtractionError,
     LLMEmbedError,
     LLMEmbedWarning,
-    MissingPackageError,
 )
 from llmembed.cache_format.finalize import Part, finalize
 from llmembed.cache_format.store import open_store
@@ -58,6 +56,8 @@ _IDLE_ROUNDS = 2
 _MOST_NAMED = 20
 """Units given up that are named; all of them are counted."""
 _LOST = "they ended their worker each time; Ray's logs say how."
+STORE_BYTES = 2**27
+"""Memory of a Ray that is started here, for what passes through it: receipts are small."""
 _SHARED = "ray"
 """Name of the driver's lock: a driver that is started again takes the place of the first."""
 _FATAL = (CacheLockedError, CacheSpaceError, ExtractionError)
@@ -82,7 +82,7 @@ def extract_on_ray(
         MissingPackageError: Ray is not installed.
     """
     config = task.config
-    with joined(config):
+    with joined(config.address, config.workers, STORE_BYTES):
         n_gpus = _gpus_per_worker(task)
         register(task)
         task = dataclasses.replace(task, config=dataclasses.replace(config, overwrite=False))
@@ -219,7 +219,7 @@ def _check(cache: str, parts: Sequence[Part]) -> Iterator[tuple[Part, list[int]]
     items = [{"part": part.dumps()} for part in parts]
     hashing: Any = _hash
     done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        hashing, fn_args=(_absolute(cache),), batch_size=1, num_cpus=1
+        hashing, fn_args=(absolute(cache),), batch_size=1, num_cpus=1
     )
     for row in _rows_of(done):
         yield Part.loads(row["part"]), json.loads(row["bad"])
@@ -311,15 +311,11 @@ def _job(task: Task, layers: Sequence[int], lease: str) -> str:
     settings = dataclasses.asdict(task.config)
     settings |= {"compute_dtype": task.recipe.compute_dtype, "cache": task.cache}
     for name in ("cache", "dataset", "model"):
-        settings[name] = _absolute(settings[name])
+        settings[name] = absolute(settings[name])
     fingerprint = task.source.fingerprint
     return json.dumps(
         {"config": settings, "layers": list(layers), "fingerprint": fingerprint, "lease": lease}
     )
-
-
-def _absolute(place: str) -> str:
-    return str(Path(place).absolute()) if Path(place).exists() else place
 
 
 def _gpus_per_worker(task: Task) -> float:
@@ -359,28 +355,3 @@ def _look_for_gpus(n_gpus: float, config: ExtractConfig) -> None:
     if config.address is None:
         raise ConfigError(f"{lack}. Pass fewer, or the --address of a cluster that has them.")
     warnings.warn(f"{lack}: waiting for one.", LLMEmbedWarning, stacklevel=2)
-
-
-@contextlib.contextmanager
-def joined(config: ExtractConfig) -> Iterator[None]:
-    """Join a cluster, or start one on this machine and end it afterwards."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingPackageError.of("ray", "ray", "--engine ray") from error
-    if ray.is_initialized():
-        yield
-        return
-    where: dict[str, Any] = {"address": config.address}
-    if config.address is None:
-        where = {
-            "num_cpus": config.workers + 1,  # one for Ray's own tasks
-            "include_dashboard": False,
-            "object_store_memory": 2**27,  # receipts are small
-        }
-    ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -11,6 +11,7 @@ import pytest
 from sabotaged import POISON, before_first_record, in_workers
 from toy_cache import tree
 
+from llmembed.cache_format.cluster import joined
 from llmembed.cache_format.errors import CacheCorruptError, ConfigError, LLMEmbedWarning, RowError
 from llmembed.extract import ExtractConfig, extract, ray_engine
 from llmembed.extract.outcome import Counts
@@ -25,8 +26,7 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
     """One Ray for all tests: it takes seconds to start."""
-    config = ExtractConfig(model="", layers="", engine="ray", workers=2)
-    with ray_engine.joined(config):
+    with joined(None, 2, ray_engine.STORE_BYTES):
         yield
 
 
