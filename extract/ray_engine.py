@@ -14,8 +14,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,21 +21,18 @@ from typing import Any
 from llmembed.cache_format import CacheWriter, SplitPlan
 from llmembed.cache_format.cluster import absolute, joined
 from llmembed.cache_format.errors import (
-    CacheLockedError,
-    CacheSpaceError,
     ConfigError,
     ExtractionError,
-    LLMEmbedError,
     LLMEmbedWarning,
 )
 from llmembed.cache_format.finalize import Part, finalize
 from llmembed.cache_format.store import open_store
-from llmembed.cache_format.units import Unit, UnitWriter
+from llmembed.cache_format.units import Unit
 from llmembed.extract.backbone import resolve_device
-from llmembed.extract.blocks import extract_blocks
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.outcome import HOPELESS, Counts
-from llmembed.extract.pipeline import load_extractor, make_plans, open_writer, prepare, register
+from llmembed.extract.pipeline import make_plans, open_writer, register
+from llmembed.extract.ray_worker import Worker, hash_part
 from llmembed.extract.task import Task
 
 _IN_FLIGHT = 2
@@ -60,8 +55,6 @@ STORE_BYTES = 2**27
 """Memory of a Ray that is started here, for what passes through it: receipts are small."""
 _SHARED = "ray"
 """Name of the driver's lock: a driver that is started again takes the place of the first."""
-_FATAL = (CacheLockedError, CacheSpaceError, ExtractionError)
-"""What every other unit would meet as well."""
 
 
 def extract_on_ray(
@@ -217,17 +210,12 @@ def _check(cache: str, parts: Sequence[Part]) -> Iterator[tuple[Part, list[int]]
         return
     _set_context(max_errored=0)
     items = [{"part": part.dumps()} for part in parts]
-    hashing: Any = _hash
+    hashing: Any = hash_part
     done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         hashing, fn_args=(absolute(cache),), batch_size=1, num_cpus=1
     )
     for row in _rows_of(done):
         yield Part.loads(row["part"]), json.loads(row["bad"])
-
-
-def _hash(batch: dict[str, Any], cache: str) -> dict[str, list[str]]:
-    (text,) = batch["part"]
-    return {"part": [text], "bad": [json.dumps(Part.loads(text).bad_blocks(open_store(cache)))]}
 
 
 def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
@@ -242,68 +230,6 @@ def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
             "for the cause, and run the same command again to go on."
         )
         raise ExtractionError(message) from error
-
-
-class Worker:
-    """One process of the pool: loads the backbone once, then does units.
-
-    Args:
-        job: what `_job` says.
-    """
-
-    def __init__(self, job: str) -> None:
-        self._job: dict[str, Any] = json.loads(job)
-        self._task: Task | None = None
-        self._broken = False
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Do a unit, and give its receipt."""
-        if self._broken:  # a device that failed once fails again: another process does this unit
-            os._exit(1)
-        (number,), (unit,) = batch["number"], batch["unit"]
-        receipt = {"number": int(number), "host": platform.node(), "warnings": []}
-        receipt |= {"counts": {}, "fatal": "", "reason": ""}
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", LLMEmbedWarning)
-            try:
-                self._open()
-            except LLMEmbedError as error:
-                return _row(receipt | {"fatal": str(error)})
-            try:
-                receipt["counts"] = dataclasses.asdict(self._do(Unit.loads(unit)))
-            except _FATAL as error:
-                receipt["fatal"] = str(error)
-            except LLMEmbedError as error:
-                receipt["reason"] = str(error)
-            except (RuntimeError, OSError, MemoryError, ValueError) as error:
-                self._broken = True
-                receipt["reason"] = f"{type(error).__name__}: {error}"
-        known = (warning for warning in caught if issubclass(warning.category, LLMEmbedWarning))
-        return _row(receipt | {"warnings": [str(warning.message) for warning in known]})
-
-    def _open(self) -> None:
-        if self._task is None:
-            settings = self._job["config"]
-            for name in ("split", "pooling"):
-                settings[name] = tuple(settings[name])
-            task = prepare(ExtractConfig(**settings))
-            self._extractor = load_extractor(
-                task, tuple(self._job["layers"]), expected=self._job["fingerprint"]
-            )
-            self._task = task
-
-    def _do(self, unit: Unit) -> Counts:
-        assert self._task is not None
-        writer = UnitWriter(self._task.cache, unit, self._job["lease"])
-        plan = writer.left()
-        examples = self._task.corpus.splits[plan.split]
-        for block in plan.blocks:
-            writer.check_texts(block, examples.part(block.start, block.stop).text_hash)
-        return extract_blocks(self._task, writer, plan, self._extractor, look_back=False)
-
-
-def _row(receipt: dict[str, Any]) -> dict[str, list[str]]:
-    return {"receipt": [json.dumps(receipt)]}
 
 
 def _job(task: Task, layers: Sequence[int], lease: str) -> str:
