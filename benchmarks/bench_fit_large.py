@@ -58,7 +58,7 @@ def _solve_s(device: torch.device, n_rows: int, hidden_size: int) -> dict[str, f
     )
 
     def sweep() -> list[float]:
-        return [grid.choose(grid.fuse("single", [layer])).accuracy for layer in range(N_LAYERS)]
+        return [grid.choose("single", [layer]).accuracy for layer in range(N_LAYERS)]
 
     def softmax() -> Any:
         one = grid.fuse("single", [0])

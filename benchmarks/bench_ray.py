@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from llmembed.cache_format import Block, SplitPlan
+from llmembed.cache_format.cluster import joined
 from llmembed.cache_format.units import Unit
-from llmembed.extract import ExtractConfig, ray_engine
+from llmembed.extract import ray_engine
 from llmembed.extract.outcome import Counts
 
 RESULTS = Path(__file__).parent / "results"
@@ -52,9 +53,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "bench_ray.json")
     arguments = parser.parse_args()
     ray_engine.Worker = Waiting  # type: ignore[misc]
-    config = ExtractConfig(model="", layers="", engine="ray", workers=arguments.workers)
     started = time.perf_counter()
-    with ray_engine.joined(config):
+    with joined(None, arguments.workers, ray_engine.STORE_BYTES):
         start_s = time.perf_counter() - started
         paced = measure(arguments.n_units, arguments.seconds, arguments.workers)
         many = measure(arguments.n_many, 0.0, arguments.workers)

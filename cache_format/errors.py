@@ -7,6 +7,7 @@
     ├── ModelError (ValueError)                  a backbone that cannot be used
     │   └── ModelNotFoundError (FileNotFoundError)
     ├── MissingPackageError (ImportError)        an extra that is not installed
+    ├── EngineError (RuntimeError)               Ray gave up
     ├── ExtractionError (RuntimeError)           features that must not be stored
     │   └── RowError                             of some rows; all others are stored
     ├── CacheError
@@ -86,6 +87,10 @@ class MissingPackageError(LLMEmbedError, ImportError):
             f"{purpose} needs {package}, which is not installed. "
             f"Run pip install 'llmembed-cache[{extra}]'."
         )
+
+
+class EngineError(LLMEmbedError, RuntimeError):
+    """What hands out the work gave up."""
 
 
 class ExtractionError(LLMEmbedError, RuntimeError):

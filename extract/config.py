@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import string
 
+from llmembed.cache_format.cluster import check_engine
 from llmembed.cache_format.errors import ConfigError
 
 POOLINGS = ("mean", "last", "first", "max", "weighted", "mean_padded", "pooler")
 COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
 STORED_DTYPES = ("float16", "float32")
 QUANTIZATIONS = ("nf4", "int8")
-ENGINES = ("local", "ray")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,6 @@ class ExtractConfig:
             _check("pooling", pooling, POOLINGS)
         _check("compute dtype", self.compute_dtype, COMPUTE_DTYPES)
         _check("dtype", self.dtype, STORED_DTYPES)
-        _check("engine", self.engine, ENGINES)
         if self.quantize is not None:
             _check("quantization", self.quantize, QUANTIZATIONS, option="quantize")
         for name, value in (
@@ -135,15 +134,7 @@ class ExtractConfig:
             raise ConfigError(message)
 
     def _check_engine(self) -> None:
-        given = [
-            f"--{field.name.replace('_', '-')}"
-            for field in dataclasses.fields(self)
-            if field.name in ("address", "workers", "gpus_per_worker")
-            and getattr(self, field.name) != field.default
-        ]
-        if given and self.engine != "ray":
-            message = f"{given[0]} is for --engine ray, and --engine is {self.engine}. Pass both."
-            raise ConfigError(message)
+        check_engine(self, ("address", "workers", "gpus_per_worker"))
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             message = f"--gpus-per-worker is {self.gpus_per_worker}; pass 0 or more."
             raise ConfigError(message)

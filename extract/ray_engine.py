@@ -10,36 +10,29 @@ named at last.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
-import os
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from llmembed.cache_format import CacheWriter, SplitPlan
+from llmembed.cache_format.cluster import absolute, joined
 from llmembed.cache_format.errors import (
-    CacheLockedError,
-    CacheSpaceError,
     ConfigError,
     ExtractionError,
-    LLMEmbedError,
     LLMEmbedWarning,
-    MissingPackageError,
 )
 from llmembed.cache_format.finalize import Part, finalize
 from llmembed.cache_format.store import open_store
-from llmembed.cache_format.units import Unit, UnitWriter
+from llmembed.cache_format.units import Unit
 from llmembed.extract.backbone import resolve_device
-from llmembed.extract.blocks import extract_blocks
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.outcome import HOPELESS, Counts
-from llmembed.extract.pipeline import load_extractor, make_plans, open_writer, prepare, register
+from llmembed.extract.pipeline import make_plans, open_writer, register
+from llmembed.extract.ray_worker import Worker, hash_part
 from llmembed.extract.task import Task
 
 _IN_FLIGHT = 2
@@ -58,10 +51,10 @@ _IDLE_ROUNDS = 2
 _MOST_NAMED = 20
 """Units given up that are named; all of them are counted."""
 _LOST = "they ended their worker each time; Ray's logs say how."
+STORE_BYTES = 2**27
+"""Memory of a Ray that is started here, for what passes through it: receipts are small."""
 _SHARED = "ray"
 """Name of the driver's lock: a driver that is started again takes the place of the first."""
-_FATAL = (CacheLockedError, CacheSpaceError, ExtractionError)
-"""What every other unit would meet as well."""
 
 
 def extract_on_ray(
@@ -82,7 +75,7 @@ def extract_on_ray(
         MissingPackageError: Ray is not installed.
     """
     config = task.config
-    with joined(config):
+    with joined(config.address, config.workers, STORE_BYTES):
         n_gpus = _gpus_per_worker(task)
         register(task)
         task = dataclasses.replace(task, config=dataclasses.replace(config, overwrite=False))
@@ -217,17 +210,12 @@ def _check(cache: str, parts: Sequence[Part]) -> Iterator[tuple[Part, list[int]]
         return
     _set_context(max_errored=0)
     items = [{"part": part.dumps()} for part in parts]
-    hashing: Any = _hash
+    hashing: Any = hash_part
     done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        hashing, fn_args=(_absolute(cache),), batch_size=1, num_cpus=1
+        hashing, fn_args=(absolute(cache),), batch_size=1, num_cpus=1
     )
     for row in _rows_of(done):
         yield Part.loads(row["part"]), json.loads(row["bad"])
-
-
-def _hash(batch: dict[str, Any], cache: str) -> dict[str, list[str]]:
-    (text,) = batch["part"]
-    return {"part": [text], "bad": [json.dumps(Part.loads(text).bad_blocks(open_store(cache)))]}
 
 
 def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
@@ -244,82 +232,16 @@ def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
         raise ExtractionError(message) from error
 
 
-class Worker:
-    """One process of the pool: loads the backbone once, then does units.
-
-    Args:
-        job: what `_job` says.
-    """
-
-    def __init__(self, job: str) -> None:
-        self._job: dict[str, Any] = json.loads(job)
-        self._task: Task | None = None
-        self._broken = False
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Do a unit, and give its receipt."""
-        if self._broken:  # a device that failed once fails again: another process does this unit
-            os._exit(1)
-        (number,), (unit,) = batch["number"], batch["unit"]
-        receipt = {"number": int(number), "host": platform.node(), "warnings": []}
-        receipt |= {"counts": {}, "fatal": "", "reason": ""}
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", LLMEmbedWarning)
-            try:
-                self._open()
-            except LLMEmbedError as error:
-                return _row(receipt | {"fatal": str(error)})
-            try:
-                receipt["counts"] = dataclasses.asdict(self._do(Unit.loads(unit)))
-            except _FATAL as error:
-                receipt["fatal"] = str(error)
-            except LLMEmbedError as error:
-                receipt["reason"] = str(error)
-            except (RuntimeError, OSError, MemoryError, ValueError) as error:
-                self._broken = True
-                receipt["reason"] = f"{type(error).__name__}: {error}"
-        known = (warning for warning in caught if issubclass(warning.category, LLMEmbedWarning))
-        return _row(receipt | {"warnings": [str(warning.message) for warning in known]})
-
-    def _open(self) -> None:
-        if self._task is None:
-            settings = self._job["config"]
-            for name in ("split", "pooling"):
-                settings[name] = tuple(settings[name])
-            task = prepare(ExtractConfig(**settings))
-            self._extractor = load_extractor(
-                task, tuple(self._job["layers"]), expected=self._job["fingerprint"]
-            )
-            self._task = task
-
-    def _do(self, unit: Unit) -> Counts:
-        assert self._task is not None
-        writer = UnitWriter(self._task.cache, unit, self._job["lease"])
-        plan = writer.left()
-        examples = self._task.corpus.splits[plan.split]
-        for block in plan.blocks:
-            writer.check_texts(block, examples.part(block.start, block.stop).text_hash)
-        return extract_blocks(self._task, writer, plan, self._extractor, look_back=False)
-
-
-def _row(receipt: dict[str, Any]) -> dict[str, list[str]]:
-    return {"receipt": [json.dumps(receipt)]}
-
-
 def _job(task: Task, layers: Sequence[int], lease: str) -> str:
     """Say what every worker must know, in absolute paths: it stands in another folder."""
     settings = dataclasses.asdict(task.config)
     settings |= {"compute_dtype": task.recipe.compute_dtype, "cache": task.cache}
     for name in ("cache", "dataset", "model"):
-        settings[name] = _absolute(settings[name])
+        settings[name] = absolute(settings[name])
     fingerprint = task.source.fingerprint
     return json.dumps(
         {"config": settings, "layers": list(layers), "fingerprint": fingerprint, "lease": lease}
     )
-
-
-def _absolute(place: str) -> str:
-    return str(Path(place).absolute()) if Path(place).exists() else place
 
 
 def _gpus_per_worker(task: Task) -> float:
@@ -359,28 +281,3 @@ def _look_for_gpus(n_gpus: float, config: ExtractConfig) -> None:
     if config.address is None:
         raise ConfigError(f"{lack}. Pass fewer, or the --address of a cluster that has them.")
     warnings.warn(f"{lack}: waiting for one.", LLMEmbedWarning, stacklevel=2)
-
-
-@contextlib.contextmanager
-def joined(config: ExtractConfig) -> Iterator[None]:
-    """Join a cluster, or start one on this machine and end it afterwards."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingPackageError.of("ray", "ray", "--engine ray") from error
-    if ray.is_initialized():
-        yield
-        return
-    where: dict[str, Any] = {"address": config.address}
-    if config.address is None:
-        where = {
-            "num_cpus": config.workers + 1,  # one for Ray's own tasks
-            "include_dashboard": False,
-            "object_store_memory": 2**27,  # receipts are small
-        }
-    ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()

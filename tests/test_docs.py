@@ -11,7 +11,7 @@ import pytest
 
 from llmembed.cache_format.cli import main as cache_main
 from llmembed.extract.cli import main as extract_main
-from llmembed.train.cli import fit_main, predict_main
+from llmembed.train.cli import fit_main, predict_main, sweep_main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,6 +21,7 @@ COMMANDS: dict[str, click.Command] = {
     "llmembed-extract": extract_main,
     "llmembed-fit": fit_main,
     "llmembed-predict": predict_main,
+    "llmembed-sweep": sweep_main,
 }
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 LINES = [
@@ -32,7 +33,7 @@ LINES = [
 ]
 
 
-JOBS = re.findall(r"llmembed-(?:extract|cache) [^'`\n]+", SCALING)
+JOBS = re.findall(r"llmembed-(?:extract|cache|sweep) [^'`\n]+", SCALING)
 
 
 @pytest.mark.parametrize("line", [*LINES, *JOBS])
@@ -49,9 +50,9 @@ def test_every_command_line_is_understood(line: str) -> None:
 
 
 def test_job_files_are_found() -> None:
-    """Ranks by hand, SLURM, torchrun, two of Kubernetes, Ray, and what closes the cache."""
+    """Ranks by hand, SLURM, torchrun, two of Kubernetes, two of Ray, and what closes the cache."""
     assert sum("--rank" in line for line in JOBS) == 4
-    assert sum("--engine ray" in line for line in JOBS) == 2
+    assert sum("--engine ray" in line for line in JOBS) == 3
     assert sum("finalize" in line for line in JOBS) == 2
 
 

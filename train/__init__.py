@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from llmembed.train.config import FitConfig, SweepConfig
+from llmembed.train.config import FitConfig
+from llmembed.train.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
     from llmembed.train.estimator import LLMEmbedClassifier

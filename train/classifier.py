@@ -50,6 +50,13 @@ class Standardiser(nn.Module):
         standardiser.scale.copy_(torch.where(scale > mean.abs() * 1e-6, scale, 1.0))
         return standardiser
 
+    def select(self, columns: Tensor) -> Self:
+        """Take the statistics of some columns, int64 `[c]`."""
+        chosen = type(self)(len(columns))
+        chosen.mean.copy_(self.mean[columns])
+        chosen.scale.copy_(self.scale[columns])
+        return chosen
+
     def forward(self, x: Tensor) -> Tensor:
         """Standardise `[B, F]`."""
         return (x - self.mean) / self.scale

@@ -14,7 +14,8 @@ import click
 
 from llmembed.cache_format.console import Command, common_options, config_options
 from llmembed.cache_format.errors import ConfigError
-from llmembed.train.config import FitConfig, SweepConfig
+from llmembed.train.config import FitConfig
+from llmembed.train.sweep_config import SweepConfig
 
 _MAX_CLASSES_SHOWN = 20
 

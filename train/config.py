@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmembed.cache_format.cluster import check_engine
 from llmembed.cache_format.errors import ConfigError
 
-LEARNED_FUSIONS = ("cooc", "cooc-cosine", "cooc-sqrt", "scalar-mix", "attention", "gated")
+COMPLETING_FUSIONS = ("cooc", "cooc-cosine", "cooc-sqrt")  # they complete a solved classifier
+LEARNED_FUSIONS = (*COMPLETING_FUSIONS, "scalar-mix", "attention", "gated")
 FIXED_FUSIONS = ("mean", "max", "concat", "single", "auto")  # without weights of their own
 FUSIONS = (*FIXED_FUSIONS, *LEARNED_FUSIONS)
 SOLVED_HEADS = ("ridge", "lda", "linear")  # on a fusion without weights
@@ -141,6 +143,13 @@ class FitConfig:
     memory_gb: float | None = None
     """Most memory for the features of a split, as float32; beyond it they lie in a file in TMPDIR
     or /var/tmp. Without it, half of the machine's."""
+    engine: str = "local"
+    """Who sums the Gram matrices of solved heads: local (this process), or ray (workers on this
+    machine or in a cluster, which read their share of the cache themselves)."""
+    address: str | None = None
+    """Ray cluster to join: auto, or host:port; without it Ray is started on this machine."""
+    workers: int = 1
+    """Workers of --engine ray, at most; each takes one CPU."""
     logger: str = "csv"
     """Where a fit by gradient logs its losses, epoch by epoch: csv or tensorboard, in the run's
     folder logs, or wandb."""
@@ -159,6 +168,7 @@ class FitConfig:
         self._check_head()
         self._check_void()
         self._check_preset()
+        self._check_engine()
         if not _DEVICE.fullmatch(self.devices):
             raise ConfigError(
                 f"devices {self.devices!r} is not one device; a fit uses one, since its steps are "
@@ -185,6 +195,18 @@ class FitConfig:
     def is_solved(self) -> bool:
         """Whether the head is solved, and folds take the place of a validation share."""
         return bool(self.solved_heads)
+
+    @property
+    def sums_moments(self) -> bool:
+        """Whether something is solved from moments: the head, the choice of auto, cooc's base.
+
+        >>> FitConfig(cache="r8.zarr", fusion="cooc").sums_moments
+        True
+        >>> FitConfig(cache="r8.zarr", fusion="gated").sums_moments
+        False
+        """
+        solves = self.is_solved or self.fusion == "auto" or self.fusion in COMPLETING_FUSIONS
+        return solves and self.preset == "none"
 
     @property
     def gradient_head(self) -> str:
@@ -318,6 +340,15 @@ class FitConfig:
                 "or leave it out."
             )
 
+    def _check_engine(self) -> None:
+        check_engine(self, ("address", "workers"))
+        if self.engine == "ray" and not self.sums_moments:
+            raise ConfigError(
+                f"--engine ray would do nothing: fusion {self.operator!r} with head {self.head!r} "
+                "is trained by gradient, in one process, and has no Gram matrix to sum. Leave it "
+                "out, or pass --fusion auto, cooc, or mean with another --head than mlp."
+            )
+
     def _check_numbers(self) -> None:
         for name, value, low, high in (
             ("val_fraction", self.val_fraction, 0, 0.9),
@@ -333,63 +364,13 @@ class FitConfig:
             ("checkpoint_s", self.checkpoint_s, 0, 1e6),
             ("seed", self.seed, 0, 2**32 - 1),
             ("n_seeds", self.n_seeds, 1, 1_000),
+            ("workers", self.workers, 1, 100_000),
         ):
             if value is not None and not low <= value <= high:
                 raise ConfigError(
                     f"{name} {value} is out of range: it must lie between {low} and {high}. "
                     f"Pass another {_option(name)}."
                 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Every option of a sweep; the docstring under a field is its `--help` text.
-
-    Raises:
-        ConfigError: a name is unknown or a number is out of its range.
-    """
-
-    cache: str
-    """Cache to read; of its splits, the training split alone."""
-    source: tuple[str, ...] = ()
-    """Sources to use; without it, all of the cache."""
-    layers: str | None = None
-    """Layers to use of those in the cache, as in llmembed-fit; without it, all."""
-    pooling: tuple[str, ...] = ()
-    """Poolings to use; without it, all of the cache."""
-    head: str = "lda"
-    """Head that judges: lda or ridge."""
-    folds: int = DEFAULT_FOLDS
-    """Stratified folds of the training rows."""
-    class_weight: str = "none"
-    """Weights of the classes: none, or balanced (inverse to their counts)."""
-    seed: int = 0
-    """Seed of the folds."""
-    output: str | None = None
-    """Folder for sweep.json and sweep.svg; without it, runs/<cache>-sweep-<seed>."""
-
-    def __post_init__(self) -> None:
-        """Check each name and number once."""
-        if self.head not in {"lda", "ridge"}:
-            raise ConfigError.unknown("head", self.head, ("lda", "ridge"), "Pass one to --head.")
-        if self.folds < MIN_FOLDS:
-            raise ConfigError(f"--folds {self.folds} leaves nothing to fit on. Pass 2 or more.")
-        self.as_fit()
-
-    def as_fit(self) -> FitConfig:
-        """Give the options of the fit that would choose its fusion by this sweep."""
-        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return FitConfig(**{**shared, "output": None}, fusion="auto")
-
-    @property
-    def output_path(self) -> Path:
-        """Folder that the table and the plot are written to.
-
-        >>> SweepConfig(cache="data/sst2.zarr").output_path.as_posix()
-        'runs/sst2-sweep-0'
-        """
-        name = f"{Path(self.cache.rstrip('/')).stem}-sweep-{self.seed}"
-        return Path("runs") / name if self.output is None else Path(self.output)
 
 
 def _option(name: str) -> str:

@@ -25,11 +25,12 @@ from llmembed.train.closed import LinearMap, without_absent
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, architecture_of, class_weights
 from llmembed.train.heads import LinearHead
+from llmembed.train.ray_moments import RayMoments
 from llmembed.train.shares import draw_folds
 from llmembed.train.solvers import Problem, choose_head
 from llmembed.train.spill import make_room
 from llmembed.train.stack import Member, average, spread, tempered
-from llmembed.train.sweep import Grid, stack_of, sweep
+from llmembed.train.sweep import Grid, Summed, stack_of, sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,15 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
     started = time.perf_counter()
     device = device_of(config)
     fusion = Classifier(architecture_of(config, data, "linear")).eval()
+    folds = folds_of(config, data, seed, device)
+    weights = class_weights(config, data).to(device)
+    summed = _summed(config, data, folds, weights)
     problem = Problem.of(
         x=fusion.fuse_all(data.x.to(device)),
         y=data.y.to(device),
-        folds=folds_of(config, data, seed, device),
-        class_weights=class_weights(config, data).to(device),
+        folds=folds,
+        class_weights=weights,
+        moments=summed and summed(config.fusion, range(len(data.features))),
     )
     choice = choose_head(problem, config.solved_heads)
     solved = _Solved(
@@ -125,8 +130,7 @@ def _solve_stack(grid: Grid, members: Sequence[Member]) -> _Solved:
     rows, held_out = torch.cat(grid.folds), torch.zeros_like(grid.x[:, :1])
     maps, factors = [], []
     for member in members:
-        x = grid.fuse(member.fusion, member.features)
-        choice = grid.choose(x, strengths=(member.strength,))
+        choice = grid.choose(member.fusion, member.features, strengths=(member.strength,))
         scores, temperature = tempered(choice.scores, grid.y, rows)
         held_out = held_out + member.weight * scores
         columns = [grid.columns([feature]) for feature in member.features]
@@ -177,14 +181,24 @@ def _trained(
 def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
     """Make the grid of a fit's training rows; the seed draws the folds."""
     device = device_of(config)
+    folds = folds_of(config, data, seed, device)
+    weights = class_weights(config, data).to(device)
     return Grid(
         x=data.x.to(device),
         y=data.y.to(device),
         widths=tuple(feature.hidden_size for feature in data.features),
-        folds=folds_of(config, data, seed, device),
-        class_weights=class_weights(config, data).to(device),
+        folds=folds,
+        class_weights=weights,
         head=config.head if config.head in {"ridge", "lda"} else "lda",
+        summed=_summed(config, data, folds, weights),
     )
+
+
+def _summed(
+    config: FitConfig, data: FitData, folds: Sequence[Tensor], weights: Tensor
+) -> Summed | None:
+    """Have the moments summed on Ray where that is the engine; it is joined by now."""
+    return RayMoments(config, data, folds, weights) if config.engine == "ray" else None
 
 
 def folds_of(config: FitConfig, data: FitData, seed: int, device: torch.device) -> list[Tensor]:

@@ -148,6 +148,16 @@ def architecture_of(config: FitConfig, data: FitData, head: str) -> Architecture
     )
 
 
+def columns_of(widths: Sequence[int], features: Sequence[int]) -> Tensor:
+    """List the columns of some of the features that stand side by side, int64 `[c]`.
+
+    >>> columns_of((2, 3, 1), (2, 0)).tolist()
+    [5, 0, 1]
+    """
+    ends = np.cumsum(widths).tolist()
+    return torch.cat([torch.arange(ends[k] - widths[k], ends[k]) for k in features])
+
+
 def class_weights(config: FitConfig, data: FitData) -> Tensor:
     """Weigh class c by n / (C n_c), C being the classes that occur; or every class by 1."""
     labels = data.y[torch.from_numpy(data.shares.train)]
@@ -161,7 +171,7 @@ def class_weights(config: FitConfig, data: FitData) -> Tensor:
 def read_features(
     split: Split,
     features: Sequence[Feature],
-    rows: Rows | None = None,
+    rows: Rows | slice | None = None,
     memory_gb: float | None = None,
 ) -> Tensor:
     """Read features side by side.
@@ -169,7 +179,7 @@ def read_features(
     Args:
         split: split to read.
         features: arrays to read, in the order of the columns.
-        rows: int64 `[n]`, rows to read; None is all.
+        rows: int64 `[n]`, or a slice from one row to another; None is all.
         memory_gb: most memory for them; beyond it they are read in blocks into a mapped file.
 
     Returns:
@@ -179,14 +189,20 @@ def read_features(
         CacheError: the array is incomplete, or its bytes are not those that were committed.
         DataError: a feature is NaN or infinite.
     """
-    n_rows = split.n_rows if rows is None else len(rows)
+    rows = slice(0, split.n_rows) if rows is None else rows
+    n_rows = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
     x, is_mapped = make_room(n_rows, sum(feature.hidden_size for feature in features), memory_gb)
     step = _BLOCK_ROWS if is_mapped else max(1, n_rows)
     for first in range(0, n_rows, step):
         block = slice(first, min(first + step, n_rows))
-        chosen = block if rows is None else rows[block]
-        _read_block(x.numpy()[block], split, features, chosen)
+        _read_block(x.numpy()[block], split, features, _part(rows, block))
     return x
+
+
+def _part(rows: Rows | slice, block: slice) -> Rows | slice:
+    if isinstance(rows, slice):
+        return slice(rows.start + block.start, rows.start + block.stop)
+    return rows[block]
 
 
 def _read_block(

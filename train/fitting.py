@@ -26,6 +26,7 @@ from llmembed.train.data import FitData, load_data
 from llmembed.train.export import check_can_export, onnx_of
 from llmembed.train.fusion import FUSIONS
 from llmembed.train.metrics import Floats, summarise
+from llmembed.train.ray_moments import joined_if_asked
 from llmembed.train.run import (
     ONNX_FILE,
     Predictions,
@@ -77,17 +78,20 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
         DataError: labels or features cannot be trained on.
         CacheError: the cache is missing, malformed or incomplete.
         RunFormatError: the output folder is not a run, so it is not replaced.
+        MissingPackageError: the engine is Ray, which is not installed.
+        EngineError: Ray gave up.
     """
     started = time.perf_counter()
     check_replaceable(config.run_path)
     if config.export is not None:
         check_can_export()
     check_logger(config.logger)
-    data = load_data(config)
-    read_s = time.perf_counter() - started
-    with open_workspace(config.run_path) as workspace:
-        outcome = train(config, data, workspace=workspace, show_progress=show_progress)
-        return _finish(config, outcome, workspace, started, read_s)
+    with joined_if_asked(config):
+        data = load_data(config)
+        read_s = time.perf_counter() - started
+        with open_workspace(config.run_path) as workspace:
+            outcome = train(config, data, workspace=workspace, show_progress=show_progress)
+            return _finish(config, outcome, workspace, started, read_s)
 
 
 def _finish(

@@ -37,9 +37,17 @@ class Problem:
     """Moments of the same rows."""
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, folds: list[Tensor], class_weights: Tensor) -> Problem:
-        """Accumulate the moments in one pass."""
-        moments = FoldMoments.of(x, y, folds, class_weights)
+    def of(
+        cls,
+        x: Tensor,
+        y: Tensor,
+        folds: list[Tensor],
+        class_weights: Tensor,
+        moments: FoldMoments | None = None,
+    ) -> Problem:
+        """Accumulate the moments in one pass, where they are not given."""
+        if moments is None:
+            moments = FoldMoments.of(x, y, folds, class_weights)
         return cls(x=x, y=y, folds=folds, class_weights=class_weights, moments=moments)
 
 

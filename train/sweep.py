@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from llmembed.train.closed import LDA, Ridge
+from llmembed.train.data import columns_of
+from llmembed.train.gram import FoldMoments
 from llmembed.train.metrics import wilson_interval
 from llmembed.train.parallel import map_on_cores
 from llmembed.train.select import Feature
@@ -40,6 +42,8 @@ _LARGEST_SUBSET = 4
 _NEIGHBOURS = 1  # strengths tried on either side of the one that suited the best single feature
 
 Report = Callable[["Candidate"], None]
+Summed = Callable[[str, Sequence[int]], FoldMoments]
+"""Gives the moments of a fusion of some features, by fold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,23 +88,29 @@ class Grid:
     """float32 `[C]`, weight of each row of a class."""
     head: str
     """ridge or lda."""
+    summed: Summed | None = None
+    """Sums the moments elsewhere; None is here."""
 
     def columns(self, features: Sequence[int]) -> Tensor:
         """List the columns of some features, int64 `[c]`."""
-        starts = [sum(self.widths[:index]) for index in features]
-        pairs = zip(starts, features, strict=True)
-        return torch.cat([torch.arange(start, start + self.widths[k]) for start, k in pairs]).to(
-            self.x.device
-        )
+        return columns_of(self.widths, features).to(self.x.device)
 
     def fuse(self, fusion: str, features: Sequence[int]) -> Tensor:
         """Give the fused features of a candidate, float32 `[N, K]`."""
         x = self.x.index_select(1, self.columns(features))
         return x.reshape(len(x), len(features), -1).mean(dim=1) if fusion == "mean" else x
 
-    def choose(self, x: Tensor, strengths: tuple[float, ...] | None = None) -> Choice:
-        """Judge fused features `[N, K]` by their held-out accuracy."""
-        problem = Problem.of(x, self.y, self.folds, self.class_weights)
+    def problem(self, fusion: str, features: Sequence[int]) -> Problem:
+        """Pose the problem of a candidate."""
+        moments = None if self.summed is None else self.summed(fusion, features)
+        x = self.fuse(fusion, features)
+        return Problem.of(x, self.y, self.folds, self.class_weights, moments)
+
+    def choose(
+        self, fusion: str, features: Sequence[int], strengths: tuple[float, ...] | None = None
+    ) -> Choice:
+        """Judge a candidate by its held-out accuracy."""
+        problem = self.problem(fusion, features)
         solver = ClosedSolver(_KINDS[self.head], problem, strengths)
         return choose_strength(problem, self.head, solver)
 
@@ -118,7 +128,7 @@ def sweep(grid: Grid, report: Report | None = None) -> list[Candidate]:
     found: list[Candidate] = []
 
     def judged(fusion: str, features: Sequence[int], choice: Choice | None = None) -> Candidate:
-        choice = grid.choose(grid.fuse(fusion, features)) if choice is None else choice
+        choice = grid.choose(fusion, features) if choice is None else choice
         return Candidate(
             fusion=fusion,
             features=tuple(features),
@@ -167,7 +177,7 @@ def _grow(grid: Grid, pool: Sequence[int], strength: float) -> Iterator[tuple[li
     """Judge the concatenations of the first two of the pool, the first three, and so on."""
     if len(pool) < 2:
         return
-    problem = Problem.of(grid.fuse("concat", pool), grid.y, grid.folds, grid.class_weights)
+    problem = grid.problem("concat", pool)
     kind = _KINDS[grid.head]
     solver = ClosedSolver(kind, problem, _near(kind.STRENGTHS, strength))
     ends = itertools.accumulate(grid.widths[k] for k in pool)

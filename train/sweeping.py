@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmembed.train.classifier import Standardiser
-from llmembed.train.config import STACKED_HEADS, FitConfig, SweepConfig
+from llmembed.train.config import STACKED_HEADS, FitConfig
 from llmembed.train.crossfit import grid_of
-from llmembed.train.data import FitData, load_data
+from llmembed.train.data import FitData, columns_of, load_data
 from llmembed.train.plot import depth_plot
+from llmembed.train.ray_moments import joined_if_asked
 from llmembed.train.stack import Member
 from llmembed.train.sweep import Grid, Report, best_of, stack_of, sweep
+from llmembed.train.sweep_config import SweepConfig
 
 TABLE_FILE, PLOT_FILE = "sweep.json", "sweep.svg"
 
@@ -36,12 +37,15 @@ def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, An
         ConfigError: an option does not fit the cache.
         DataError: labels or features cannot be trained on.
         CacheError: the cache is missing, malformed or incomplete.
+        MissingPackageError: the engine is Ray, which is not installed.
+        EngineError: Ray gave up.
     """
     started = time.perf_counter()
     fit_config = config.as_fit()
-    data = load_data(fit_config, read_evaluation=False)
-    read_s = time.perf_counter() - started
-    candidates = sweep(grid_of(fit_config, data, config.seed), report)
+    with joined_if_asked(fit_config):
+        data = load_data(fit_config, read_evaluation=False)
+        read_s = time.perf_counter() - started
+        candidates = sweep(grid_of(fit_config, data, config.seed), report)
     n_rows = len(data.shares.train)
     table = {
         "cache": {"fingerprint": data.fingerprint},
@@ -107,14 +111,11 @@ def choose_fusion(config: FitConfig, data: FitData) -> Chosen:
 
 
 def _narrow(data: FitData, grid: Grid, features: Sequence[int]) -> FitData:
-    columns = grid.columns(features).cpu()
-    standardiser = Standardiser(len(columns))
-    standardiser.mean.copy_(data.standardiser.mean[columns])
-    standardiser.scale.copy_(data.standardiser.scale[columns])
+    columns = columns_of(grid.widths, features)
     return dataclasses.replace(
         data,
         features=tuple(data.features[index] for index in features),
-        standardiser=standardiser,
+        standardiser=data.standardiser.select(columns),
         x=data.x.index_select(1, columns),
         x_eval=data.x_eval.index_select(1, columns),
     )

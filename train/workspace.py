@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 LOGS = "logs"
 _PROJECT = "llmembed"
-_NO_MATTER = ("output", "export", "n_seeds", "logger", "checkpoint_s", "eval_split", "memory_gb")
+_NO_MATTER = (
+    *("output", "export", "n_seeds", "logger", "checkpoint_s", "eval_split", "memory_gb"),
+    "address",
+)
 _PACKAGES = ("llmembed-cache", "torch", "lightning")
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sabotaged import POISON, before_first_record, in_workers
+from sabotaged import POISON, before_first_record, in_workers, two_units
 from toy_cache import tree
 
+from llmembed.cache_format.cluster import joined
 from llmembed.cache_format.errors import CacheCorruptError, ConfigError, LLMEmbedWarning, RowError
 from llmembed.extract import ExtractConfig, extract, ray_engine
 from llmembed.extract.outcome import Counts
@@ -25,8 +26,7 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
     """One Ray for all tests: it takes seconds to start."""
-    config = ExtractConfig(model="", layers="", engine="ray", workers=2)
-    with ray_engine.joined(config):
+    with joined(None, 2, ray_engine.STORE_BYTES):
         yield
 
 
@@ -64,7 +64,7 @@ def test_workers_hash_a_large_cache_at_the_end(
             CacheCorruptError, match=r"layer_003: block 1 does not hold .*withdrawn"
         ):
             extract(on_ray)
-    result = extract(on_ray)
+    result = extract(dataclasses.replace(on_ray, engine="local"))
     assert result.n_rows_computed == 64
     assert chunk.read_bytes() == whole["train/toy-llama/mean/layer_003/c.1.0"]
 
@@ -72,9 +72,10 @@ def test_workers_hash_a_large_cache_at_the_end(
 def test_a_killed_worker_is_replaced(
     on_ray: ExtractConfig, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """SIGKILL of a worker before a record: another does the unit, and all rows are right."""
+    """SIGKILL of a worker before a record: another does its units, and all rows are right."""
     marker = tmp_path / "killed"
-    with in_workers(before_first_record(marker, "os.kill(os.getpid(), signal.SIGKILL)")):
+    kill = before_first_record(marker, "os.kill(os.getpid(), signal.SIGKILL)")
+    with two_units(), in_workers(kill):
         result = extract(on_ray)
     assert marker.exists()
     assert tree(Path(result.path)) == whole
@@ -101,7 +102,7 @@ def test_a_failing_device_is_left_for_another_process(
 ) -> None:
     """What fails once in a worker is done again, by a worker that did not see it fail."""
     fail = "raise RuntimeError('CUDA error: an illegal memory access was encountered')"
-    with in_workers(before_first_record(tmp_path / "marker", fail)):
+    with two_units(), in_workers(before_first_record(tmp_path / "marker", fail)):
         result = extract(on_ray)
     assert tree(Path(result.path)) == whole
 

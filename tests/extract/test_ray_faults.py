@@ -16,12 +16,12 @@ import fsspec
 import pytest
 import ray
 from faulty_proxy import faulty_proxy
-from sabotaged import before_first_record, in_workers
+from sabotaged import before_first_record, fatal_to_worker, in_workers, two_units
 from toy_cache import tree
 
 from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning, RowError
 from llmembed.cache_format.store import open_store
-from llmembed.extract import ExtractConfig, extract, ray_engine
+from llmembed.extract import ExtractConfig, extract
 
 pytestmark = [
     pytest.mark.ray,
@@ -126,27 +126,17 @@ def test_a_store_that_fails_now_and_then_loses_nothing(
     assert {key: store.get(key) for key in store.walk()} == whole
 
 
-def test_rows_that_end_their_worker_are_named(
-    on_ray: ExtractConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_end_their_worker_are_named(on_ray: ExtractConfig) -> None:
     """A unit that ends every worker is given up and named; every other unit is done."""
-    code = (
-        "import os\n"
-        "from llmembed.cache_format import blocks\n"
-        "commit = blocks.commit\n"
-        "def die(store, record, block_rows):\n"
-        "    os._exit(1) if record.start == 128 else commit(store, record, block_rows)\n"
-        "blocks.commit = die\n"
-    )
-    named = r"rows 128-192 of split 'train': they ended their worker each time"
-    monkeypatch.setattr(ray_engine, "_IDLE_ROUNDS", 1)
+    named = r"rows 0-192 of split 'train': they ended their worker each time"
     with (
-        in_workers(code),
+        two_units(),
+        in_workers(fatal_to_worker(0)),
         pytest.warns(LLMEmbedWarning, match=named),
         pytest.raises(RowError, match=named),
     ):
-        extract(on_ray)
-    assert extract(dataclasses.replace(on_ray, engine="local", workers=1)).n_rows_computed == 64
+        extract(dataclasses.replace(on_ray, workers=1))
+    assert extract(dataclasses.replace(on_ray, engine="local", workers=1)).n_rows_computed == 192
 
 
 def test_the_arithmetic_of_gpus_is_not_chosen_without_one(on_ray: ExtractConfig) -> None:

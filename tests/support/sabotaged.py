@@ -22,6 +22,30 @@ Extractor.compute = poisoned
 """
 
 
+def fatal_to_worker(row: int) -> str:
+    """Make code that ends every worker that is given the unit which begins with a row."""
+    return f"""
+import json, os
+from llmembed.extract.ray_worker import Worker
+call = Worker.__call__
+def die(self, batch):
+    (unit,) = batch["unit"]
+    if json.loads(unit)["plan"]["blocks"][0]["start"] == {row}:
+        os._exit(1)
+    return call(self, batch)
+Worker.__call__ = die
+"""
+
+
+@contextmanager
+def two_units() -> Iterator[None]:
+    """Cut the five blocks of the tests into two units, which one worker has both at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_engine, "_UNITS_A_WORKER", 1)
+        patch.setattr(ray_engine, "_MOST_BLOCKS", 3)
+        yield
+
+
 @contextmanager
 def in_workers(code: str) -> Iterator[None]:
     """Run code in every worker before it begins."""

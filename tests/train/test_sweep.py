@@ -45,8 +45,8 @@ def test_a_subset_is_judged_as_if_alone() -> None:
     """A concatenation judged from the pool's Gram matrix equals one judged from its columns."""
     grid = make_grid()
     pair = next(one for one in sweep(grid) if len(one.features) == 2)
-    x = grid.x.index_select(1, grid.columns(pair.features))
-    assert grid.choose(x, strengths=(pair.strength,)).accuracy == pytest.approx(pair.accuracy)
+    alone = grid.choose("concat", pair.features, strengths=(pair.strength,))
+    assert alone.accuracy == pytest.approx(pair.accuracy)
 
 
 def test_each_candidate_is_reported_at_once() -> None:

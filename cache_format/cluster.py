@@ -1,0 +1,77 @@
+"""Joining Ray: what both stages share of `--engine ray`. Ray is imported where it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmembed.cache_format.errors import ConfigError, MissingPackageError
+
+ENGINES = ("local", "ray")
+
+
+def check_engine(config: Any, options: Sequence[str]) -> None:
+    """Refuse an engine that is not known, and options of Ray without it.
+
+    Args:
+        config: a dataclass with the field `engine`.
+        options: its fields that only Ray heeds.
+
+    Raises:
+        ConfigError: which of them is wrong.
+    """
+    if config.engine not in ENGINES:
+        raise ConfigError.unknown("engine", config.engine, ENGINES, "Pass one of them to --engine.")
+    given = [
+        f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(config)
+        if field.name in options and getattr(config, field.name) != field.default
+    ]
+    if given and config.engine != "ray":
+        raise ConfigError(
+            f"{given[0]} is for --engine ray, and --engine is {config.engine}. Pass both."
+        )
+
+
+@contextlib.contextmanager
+def joined(address: str | None, n_workers: int, store_bytes: int | None = None) -> Iterator[None]:
+    """Join a cluster, or start one on this machine and end it afterwards.
+
+    Args:
+        address: of the cluster; None starts one.
+        n_workers: workers that the one started has room for.
+        store_bytes: its memory for results; None is Ray's own choice.
+
+    Raises:
+        MissingPackageError: Ray is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackageError.of("ray", "ray", "--engine ray") from error
+    if ray.is_initialized():
+        yield
+        return
+    where: dict[str, Any] = {"address": address}
+    if address is None:
+        where = {
+            "num_cpus": n_workers + 1,  # one for Ray's own tasks
+            "include_dashboard": False,
+            "object_store_memory": store_bytes,
+        }
+    ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def absolute(place: str) -> str:
+    """Name a place so that a worker, which stands in another folder, finds it too."""
+    return str(Path(place).absolute()) if Path(place).exists() else place
