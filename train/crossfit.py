@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,8 @@ from llmembed.train.ray_moments import RayMoments
 from llmembed.train.shares import draw_folds
 from llmembed.train.solvers import Problem, choose_head
 from llmembed.train.spill import make_room
-from llmembed.train.stack import Member, average, spread, tempered
-from llmembed.train.sweep import Grid, Summed, stack_of, sweep
+from llmembed.train.stack import Member, average, spread
+from llmembed.train.sweep import Candidate, Grid, Summed, stack_of, sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,9 @@ def train_stack(config: FitConfig, data: FitData, members: Sequence[Member], see
     The sweep chose the members and their strengths, by the folds of the first seed.
     """
     started = time.perf_counter()
-    return _trained(config, data, seed, started, _solve_stack(grid_of(config, data, seed), members))
+    grid = grid_of(config, data, seed)
+    judged = ((member, grid.judge_again(member)) for member in members)
+    return _trained(config, data, seed, started, _solve_stack(grid, judged))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def solve_base(config: FitConfig, data: FitData) -> Base:
         validation=shares.validation[:0],
     )
     grid = grid_of(config, dataclasses.replace(data, shares=everything), config.seed)
-    solved = _solve_stack(grid, stack_of(grid, sweep(grid)))
+    solved = _solve_stack(grid, stack_of(grid, sweep(grid)).items())
     rows = torch.cat(grid.folds)
     held_out = solved.held_out.nan_to_num()  # of rows without a label
     temperature = calibrate(held_out[rows].cpu().numpy(), grid.y[rows].cpu().numpy())
@@ -126,17 +128,14 @@ def solve_base(config: FitConfig, data: FitData) -> Base:
     )
 
 
-def _solve_stack(grid: Grid, members: Sequence[Member]) -> _Solved:
+def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Solved:
     rows, held_out = torch.cat(grid.folds), torch.zeros_like(grid.x[:, :1])
     maps, factors = [], []
-    for member in members:
-        choice = grid.choose(member.fusion, member.features, strengths=(member.strength,))
-        scores, temperature = tempered(choice.scores, grid.y, rows)
-        held_out = held_out + member.weight * scores
+    for member, candidate in judged:
+        held_out = held_out + member.weight * candidate.scores
         columns = [grid.columns([feature]) for feature in member.features]
-        linear = choice.solver.solve(choice.strength)
-        maps.append(spread(linear, member.fusion, columns, grid.x.shape[1]))
-        factors.append(member.weight / temperature)
+        maps.append(spread(candidate.solve(), member.fusion, columns, grid.x.shape[1]))
+        factors.append(member.weight / candidate.temperature)
     mean = average(maps, factors)
     counts = torch.bincount(grid.y[rows], minlength=held_out.shape[1])
     return _Solved(
@@ -144,7 +143,7 @@ def _solve_stack(grid: Grid, members: Sequence[Member]) -> _Solved:
         head=grid.head,
         held_out=held_out,
         folds=grid.folds,
-        details={"n_members": len(members)},
+        details={"n_members": len(maps)},
     )
 
 

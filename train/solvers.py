@@ -92,9 +92,10 @@ class ClosedSolver:
         )
         return [Path(strengths=self.strengths, scores=of_width) for of_width in scores]
 
-    def solve(self, strength: float) -> LinearMap:
-        """Fit all rows with one strength, in float64."""
-        return self.kind(self.problem.moments.total()).solve(strength)
+    def solve(self, strength: float, width: int | None = None) -> LinearMap:
+        """Fit all rows with one strength, in float64, on all columns or so many first ones."""
+        system = self.kind(self.problem.moments.total())
+        return system.leading(strength, (width or len(system.matrix),))[0]
 
 
 class SoftmaxSolver:

@@ -13,6 +13,7 @@ evaluation split of a fit gives a figure without that bias.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmembed.train.closed import LDA, Ridge
+from llmembed.train.closed import LDA, LinearMap, Ridge
 from llmembed.train.data import columns_of
 from llmembed.train.gram import FoldMoments
 from llmembed.train.metrics import wilson_interval
@@ -60,6 +61,10 @@ class Candidate:
     """Held-out accuracy on the training rows, weighted as the fit is."""
     scores: Tensor = field(repr=False, compare=False)
     """float32 `[N, C]`, held-out logits at their own temperature."""
+    temperature: float
+    """What these were divided by."""
+    solve: Callable[[], LinearMap] = field(repr=False, compare=False)
+    """Fits all rows in folds, for scores that have not been divided."""
 
     def record(self, names: Sequence[Feature], n_rows: int) -> dict[str, Any]:
         """Give the row of the table, with the 95 % interval of the accuracy."""
@@ -114,6 +119,37 @@ class Grid:
         solver = ClosedSolver(_KINDS[self.head], problem, strengths)
         return choose_strength(problem, self.head, solver)
 
+    def solve(self, fusion: str, features: Sequence[int], strength: float) -> LinearMap:
+        """Fit all rows in folds."""
+        problem = self.problem(fusion, features)
+        return ClosedSolver(_KINDS[self.head], problem).solve(strength)
+
+    def candidate(
+        self,
+        fusion: str,
+        features: Sequence[int],
+        choice: Choice,
+        solve: Callable[[], LinearMap],
+    ) -> Candidate:
+        """Describe what was judged."""
+        scores, temperature = tempered(choice.scores, self.y, torch.cat(self.folds))
+        return Candidate(
+            fusion=fusion,
+            features=tuple(features),
+            strength=choice.strength,
+            accuracy=choice.accuracy,
+            scores=scores,
+            temperature=temperature,
+            solve=solve,
+        )
+
+    def judge_again(self, member: Member) -> Candidate:
+        """Judge a member of a stack with its strength, on these folds."""
+        fusion, features, strength = member.fusion, member.features, member.strength
+        choice = self.choose(fusion, features, strengths=(strength,))
+        solve = functools.partial(choice.solver.solve, strength)
+        return self.candidate(fusion, features, choice, solve)
+
 
 def sweep(grid: Grid, report: Report | None = None) -> list[Candidate]:
     """Judge every single feature, the mean of all, and growing concatenations of the best.
@@ -127,15 +163,11 @@ def sweep(grid: Grid, report: Report | None = None) -> list[Candidate]:
     """
     found: list[Candidate] = []
 
-    def judged(fusion: str, features: Sequence[int], choice: Choice | None = None) -> Candidate:
-        choice = grid.choose(fusion, features) if choice is None else choice
-        return Candidate(
-            fusion=fusion,
-            features=tuple(features),
-            strength=choice.strength,
-            accuracy=choice.accuracy,
-            scores=tempered(choice.scores, grid.y, torch.cat(grid.folds))[0],
-        )
+    def judged(fusion: str, features: Sequence[int]) -> Candidate:
+        choice = grid.choose(fusion, features)
+        # The moments are summed again where the stack takes it, so that none are kept.
+        solve = functools.partial(grid.solve, fusion, features, choice.strength)
+        return grid.candidate(fusion, features, choice, solve)
 
     def add(candidate: Candidate) -> None:
         found.append(candidate)
@@ -148,24 +180,24 @@ def sweep(grid: Grid, report: Report | None = None) -> list[Candidate]:
     pool = _pool(grid, found)
     if len(every) > 1 and len(set(grid.widths)) == 1:
         add(judged("mean", every))
-    for features, choice in _grow(grid, pool, best_of(found[: len(every)]).strength):
-        add(judged("concat", features, choice))
+    for features, choice, solve in _grow(grid, pool, best_of(found[: len(every)]).strength):
+        add(grid.candidate("concat", features, choice, solve))
     return found
 
 
-def stack_of(grid: Grid, candidates: Sequence[Candidate]) -> tuple[Member, ...]:
-    """Pick the stack with the lowest held-out loss."""
+def stack_of(grid: Grid, candidates: Sequence[Candidate]) -> dict[Member, Candidate]:
+    """Pick the stack with the lowest held-out loss: its members, and what each was judged as."""
     rows = torch.cat(grid.folds)
     shares = pick([one.scores[rows] for one in candidates], grid.y[rows], grid.class_weights)
-    return tuple(
+    return {
         Member(
             fusion=candidates[index].fusion,
             features=candidates[index].features,
             strength=candidates[index].strength,
             weight=share,
-        )
+        ): candidates[index]
         for index, share in shares.items()
-    )
+    }
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
@@ -173,16 +205,20 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
     return max(candidates, key=lambda one: (one.accuracy, -len(one.features)))
 
 
-def _grow(grid: Grid, pool: Sequence[int], strength: float) -> Iterator[tuple[list[int], Choice]]:
+def _grow(
+    grid: Grid, pool: Sequence[int], strength: float
+) -> Iterator[tuple[list[int], Choice, Callable[[], LinearMap]]]:
     """Judge the concatenations of the first two of the pool, the first three, and so on."""
     if len(pool) < 2:
         return
     problem = grid.problem("concat", pool)
     kind = _KINDS[grid.head]
     solver = ClosedSolver(kind, problem, _near(kind.STRENGTHS, strength))
-    ends = itertools.accumulate(grid.widths[k] for k in pool)
-    for n, path in enumerate(solver.held_out_of(list(ends)[1:]), start=2):
-        yield list(pool[:n]), choose_from(problem, grid.head, solver, path)
+    ends = list(itertools.accumulate(grid.widths[k] for k in pool))
+    for n, path in enumerate(solver.held_out_of(ends[1:]), start=2):
+        choice = choose_from(problem, grid.head, solver, path)
+        solve = functools.partial(solver.solve, choice.strength, ends[n - 1])
+        yield list(pool[:n]), choice, solve
 
 
 def _pool(grid: Grid, singles: Sequence[Candidate]) -> list[int]:

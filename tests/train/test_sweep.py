@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmembed.train.closed import LinearMap
 from llmembed.train.shares import draw_folds
 from llmembed.train.sweep import Candidate, Grid, best_of, sweep
 
@@ -66,7 +67,13 @@ def test_of_equals_the_smaller_is_best() -> None:
     """Of candidates with one accuracy the one with the fewest features is taken."""
     many, few = (
         Candidate(
-            fusion="concat", features=features, strength=1, accuracy=0.5, scores=torch.zeros(1, 2)
+            fusion="concat",
+            features=features,
+            strength=1,
+            accuracy=0.5,
+            scores=torch.zeros(1, 2),
+            temperature=1,
+            solve=lambda: LinearMap(weight=torch.zeros(2, 1), bias=torch.zeros(2)),
         )
         for features in ((0, 1, 2), (1, 2))
     )
