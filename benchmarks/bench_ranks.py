@@ -1,9 +1,10 @@
 """What ranks and planning cost: two ranks against one, and a driver that plans ten million rows.
 
 Ranks have one thread each and agree on nothing while they run, so the limit is the number of cores.
-A rank takes seconds to start, whatever its share, so both figures are given: of computing and writing
-alone, by the slowest rank, and of the whole commands; 16 layers of 4,096 texts are two minutes for one
-rank, three and a half for the comparison on two quiet cores. Load on them lowers the second world alone.
+A rank takes seconds to start, whatever its share, so two figures are given: of computing and
+writing alone, by the slowest rank, and of the whole commands. With 16 layers of 4,096 texts one
+rank works for about two minutes, so that its start is a small part; on cores that others use, two
+ranks lose more than one does, and the load is told.
 The planner must not grow with the texts: it holds a hash and a label a row, and what sorts them.
 
     python benchmarks/bench_ranks.py [--parts ranks] [--n-texts 4096] [--n-rows 1000000 10000000]

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS / "bench_ray.json")
     arguments = parser.parse_args()
-    ray_engine.Worker = Waiting  # type: ignore[misc,attr-defined]
+    ray_engine.Worker = Waiting  # type: ignore[attr-defined]
     started = time.perf_counter()
     with joined(None, arguments.workers, ray_engine.STORE_BYTES):
         start_s = time.perf_counter() - started
