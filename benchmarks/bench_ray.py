@@ -25,13 +25,14 @@ from llmembed.cache_format.cluster import joined
 from llmembed.cache_format.units import Unit
 from llmembed.extract import ray_engine
 from llmembed.extract.outcome import Counts
+from llmembed.extract.ray_worker import Worker
 
 RESULTS = Path(__file__).parent / "results"
 UNIT_S = 10.0
 """A unit on a GPU takes at least so long."""
 
 
-class Waiting(ray_engine.Worker):
+class Waiting(Worker):
     """A worker whose units take a given time and do nothing."""
 
     def _open(self) -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS / "bench_ray.json")
     arguments = parser.parse_args()
-    ray_engine.Worker = Waiting  # type: ignore[misc]
+    ray_engine.Worker = Waiting  # type: ignore[attr-defined]
     started = time.perf_counter()
     with joined(None, arguments.workers, ray_engine.STORE_BYTES):
         start_s = time.perf_counter() - started
