@@ -60,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--layers", default="16")
+    parser.add_argument("--compute-dtype", default="auto", help="of the ranks")
     parser.add_argument("--dataset", default="r8")
     parser.add_argument("--n-texts", type=int, default=4096)
     parser.add_argument("--n-rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
@@ -99,7 +100,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
             "split": "train",
             "limit": arguments.n_texts,
             "max_length": 32,  # the texts are longer, so that the ranks have equal shares
-            "compute_dtype": "float32",
+            "compute_dtype": arguments.compute_dtype,
             "cache": folder / f"{world}.zarr",
             "world": world,
         }
