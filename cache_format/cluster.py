@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from typing import Any
 from llmembed.cache_format.errors import ConfigError, MissingPackageError
 
 ENGINES = ("local", "ray")
+_ANSWER_S = 10
+_START = (
+    "Start it with `ray start --head` and pass the address that this prints, or leave out "
+    "--address to start Ray on this machine."
+)
 
 
 def check_engine(config: Any, options: Sequence[str]) -> None:
@@ -48,6 +54,7 @@ def joined(address: str | None, n_workers: int, store_bytes: int | None = None) 
         store_bytes: its memory for results; None is Ray's own choice.
 
     Raises:
+        ConfigError: no Ray answers at the address.
         MissingPackageError: Ray is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -59,17 +66,42 @@ def joined(address: str | None, n_workers: int, store_bytes: int | None = None) 
         yield
         return
     where: dict[str, Any] = {"address": address}
-    if address is None:
+    if address is not None:
+        _check_answers(address)
+    else:
         where = {
             "num_cpus": n_workers + 1,  # one for Ray's own tasks
             "include_dashboard": False,
             "object_store_memory": store_bytes,
         }
-    ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"Ray cannot be joined at --address {address}: {error} {_START}"
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Try the port first: Ray itself waits for minutes where nothing listens.
+
+    Raises:
+        ConfigError: nothing listens, or it is no address.
+    """
+    place = os.environ.get("RAY_ADDRESS") or address  # Ray, too, prefers the variable
+    if place == "auto":
+        return  # Ray looks for its own processes on this machine
+    host, _, port = place.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        raise ConfigError(f"--address {place} is neither auto nor host:port. {_START}")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray answers at --address {place}: {error}. {_START}") from error
 
 
 def absolute(place: str) -> str:
