@@ -50,6 +50,17 @@ def test_a_subset_is_judged_as_if_alone() -> None:
     assert alone.accuracy == pytest.approx(pair.accuracy)
 
 
+def test_a_candidate_solves_for_what_it_was_judged_as() -> None:
+    """Alone on its columns and with its strength, the same classifier comes out."""
+    grid = make_grid()
+    for candidate in sweep(grid):
+        fused = grid.fuse(candidate.fusion, candidate.features)
+        alone = grid.solve(candidate.fusion, candidate.features, candidate.strength)
+        found = candidate.solve().scores(fused)
+        # A concatenation's strength is relative to the pool's variance, here a tenth off its own.
+        torch.testing.assert_close(found, alone.scores(fused), rtol=0.05, atol=0.05)
+
+
 def test_each_candidate_is_reported_at_once() -> None:
     """The report gets every candidate, in the order of the result."""
     seen: list[Candidate] = []
