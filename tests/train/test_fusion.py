@@ -109,6 +109,29 @@ def test_cooc_equals_its_formula(kind: type[Cooc]) -> None:
             torch.testing.assert_close(fused[:, entry, group], gram[:, i, j], atol=2e-2, rtol=0)
 
 
+def test_gradients_of_cosines_are_those_of_the_plain_formula() -> None:
+    """Of four features in three groups, one of them zero, which is like none."""
+    generator = torch.Generator().manual_seed(0)
+    phi = torch.randn(5, 4, 3, 8, generator=generator)
+    phi[0, 1, 2] = 0
+    weights = torch.randn(5, 10, 3, generator=generator)
+    row, column = torch.triu_indices(4, 4)
+
+    def plain(values: torch.Tensor) -> torch.Tensor:
+        unit = torch.nn.functional.normalize(values, dim=3)
+        return (unit[:, row] * unit[:, column]).sum(dim=3)
+
+    outcomes = []
+    for cosines in (CoocCosine([1] * 4).entries, plain):
+        values = phi.clone().requires_grad_()
+        entries = cosines(values)
+        entries.backward(weights)
+        assert values.grad is not None
+        values.grad[0, 1, 2] = 0  # normalize's is infinite over a zero vector's length of 1e-12
+        outcomes += [(entries.detach(), values.grad)]
+    torch.testing.assert_close(*outcomes)
+
+
 def test_many_features_have_fewer_groups() -> None:
     """With 62 features there are two groups of 1,953 entries; with 100 there is one of 5,050."""
     assert (Cooc([1] * 62).n_groups, Cooc([1] * 62).fused_width) == (2, 3906)
