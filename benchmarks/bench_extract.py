@@ -6,7 +6,9 @@ at the batch size of the run (on all cores together or side by side, whichever i
 speed is given as a share of it. The baseline is what one
 writes first: fp32, whole texts in batches of 32 in data-set order, padded to the longest, all
 hidden states kept, the mean over real tokens taken afterwards. The other is what people take from
-a shelf: sentence-transformers' `encode` with its own defaults, all layers of the model.
+a shelf: sentence-transformers' `encode` with its own defaults, all layers of the model. It sorts
+its texts by length, so the more it is given, the less it pads: of the first 64 texts of R8 31 % of
+its positions are real tokens, of 256 67 %, of 2,000 94 %. So all are given the same texts.
 
     python benchmarks/bench_extract.py [--model smollm2-135m] [--layer 24] [--max-length 2048]
 
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--compute-dtype", default="auto")
     parser.add_argument("--max-length", type=int, default=2048, help="2048 cuts no text of R8")
     parser.add_argument("--n-texts", type=int, default=256)
-    parser.add_argument("--n-baseline", type=int, default=2 * BASELINE_BATCH)
+    parser.add_argument("--n-baseline", type=int, help="texts for the baselines; all by itself")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS / "bench_extract.json")
     arguments = parser.parse_args()
@@ -69,7 +71,7 @@ def main() -> None:
         n_texts=arguments.n_texts,
         compute_dtype=arguments.compute_dtype,
         max_length=arguments.max_length,
-        n_baseline=arguments.n_baseline,
+        n_baseline=arguments.n_baseline or arguments.n_texts,
         rounds=arguments.rounds,
     )
     print_table(result)

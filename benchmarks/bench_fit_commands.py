@@ -1,7 +1,7 @@
 """How long `llmembed-fit` takes as a user meets it, from the start of the process to its end.
 
-Five seeds stand against the mean of the five runs of one seed each: on R8 the fits of seeds 0 to 4
-stop after 11, 18, 21, 21 and 13 epochs, so that five fits are 7.6 times the steps of the first.
+Five seeds stand against the mean of five runs of one seed each: on R8 five seeds of cooc stop after
+11, 18, 21, 21 and 13 epochs, which is 7.6 times the steps of the first.
 """
 
 from __future__ import annotations

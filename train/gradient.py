@@ -20,7 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning
 from llmembed.cache_format.memory import keep_freed_memory
-from llmembed.train.calibration import calibrate
+from llmembed.train.calibration import calibrate, calibrate_trained
 from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, architecture_of, class_weights
@@ -136,7 +136,7 @@ class _Fit:
         self._warn_of_max_time()
         _check_converged(config, data, classifier, self.keep_best)
         if config.calibrate == "temperature" and len(data.shares.validation):
-            _calibrate(classifier, data)
+            _calibrate(config, data, classifier)
         return Trained(
             seed=self.seed,
             classifier=classifier,
@@ -201,10 +201,12 @@ def _run_in_threads(fits: Sequence[_Fit], n_threads: int) -> None:
             one.result()
 
 
-def _calibrate(classifier: Classifier, data: FitData) -> None:
+def _calibrate(config: FitConfig, data: FitData, classifier: Classifier) -> None:
     rows = torch.from_numpy(data.shares.validation)
     logits = classifier.logits_all(data.x, rows).numpy()
-    classifier.temperature.fill_(calibrate(logits, data.y[rows].numpy()))
+    # The paper's outputs are probabilities, and no temperature near 1 suits them.
+    find = calibrate if config.preset == "paper" else calibrate_trained
+    classifier.temperature.fill_(find(logits, data.y[rows].numpy()))
 
 
 def _choose_sigma(fits: Sequence[Trained]) -> Trained:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from llmembed.train.calibration import calibrate, fit_temperature
+from llmembed.train.calibration import calibrate, calibrate_trained, fit_temperature
 from llmembed.train.metrics import ece
 
 
@@ -53,3 +53,25 @@ def test_a_few_confident_errors_do_not_make_all_else_modest() -> None:
     likeliest = ece(softmax(logits / fit_temperature(logits, labels), axis=1), labels)
     assert found[0] < found[1] + 0.01
     assert likeliest > 2 * found[0]
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.8])
+def test_trained_scores_move_from_one_as_far_as_the_rows_know(scale: float) -> None:
+    """Twenty rows hardly, 300 part of the way, 30,000 to the temperature that made them."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(30_000, 5)) * 2
+    labels = np.array([generator.choice(5, p=p) for p in softmax(logits, axis=1)])
+    found = [calibrate_trained(scale * logits[:n], labels[:n]) for n in (20, 300, 30_000)]
+    moved = np.abs(np.log(found)) / abs(np.log(scale))
+    assert moved[0] < 0.35 < moved[1] < 0.95
+    assert found[2] == pytest.approx(scale, rel=0.03)
+
+
+def test_a_trained_classifier_is_as_likely_as_the_grid_allows() -> None:
+    """The temperature has the highest posterior of all that are tried."""
+    generator = np.random.default_rng(1)
+    logits = 3 * generator.normal(size=(400, 3))
+    labels = np.array([generator.choice(3, p=p) for p in softmax(logits / 2, axis=1)])
+    grid = np.exp(np.linspace(-1, 1, 81))
+    posterior = [400 * nll(logits, labels, t) + (np.log(t) / 0.1) ** 2 / 2 for t in grid]
+    assert calibrate_trained(logits, labels) == pytest.approx(grid[np.argmin(posterior)])
