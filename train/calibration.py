@@ -50,7 +50,7 @@ def calibrate(logits: npt.NDArray[np.floating], labels: Labels) -> float:
 
 
 def calibrate_trained(logits: npt.NDArray[np.floating], labels: Labels) -> float:
-    """Find the most probable temperature of a classifier trained by likelihood, within e of 1.
+    """Find the most probable temperature, of 1/e to e, of a classifier trained by likelihood.
 
     A priori log T is normal about 0, with a deviation of 0.1. Of twenty fits of cooc on 70 % of the
     training rows of MR, SST-2, R8 and R52 the ECE on the other 30 % was 0.013 so, 0.017 with
