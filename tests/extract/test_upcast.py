@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from zoo import ZOO, save_animal
 
 from llmembed.extract.upcast import multiply_in_float32
 
@@ -19,10 +20,9 @@ def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList:
     return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
 
 
-@pytest.fixture(params=["llama", "bert"])
-def folder(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.getfixturevalue(request.param)
-    return path
+@pytest.fixture(scope="module", params=ZOO)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_animal(request.param, tmp_path_factory.mktemp("zoo") / request.param)
 
 
 def test_it_computes_what_float32_does_with_weights_rounded_to_bfloat16(folder: Path) -> None:
@@ -39,9 +39,10 @@ def test_it_computes_what_float32_does_with_weights_rounded_to_bfloat16(folder: 
 
 
 def test_weights_rest_in_bfloat16(folder: Path) -> None:
-    """Before, after, and when memory runs out, the blocks hold their own bfloat16 weights."""
+    """Before, after, and when memory runs out, blocks and token embeddings are in bfloat16."""
     model = load(folder, torch.bfloat16)
-    before = {name: weight.clone() for name, weight in blocks_of(model).state_dict().items()}
+    large = torch.nn.ModuleList([blocks_of(model), model.get_input_embeddings()])
+    before = {name: weight.clone() for name, weight in large.state_dict().items()}
     multiply_in_float32(model, blocks_of(model))
 
     def fail(*_: object) -> None:
@@ -51,6 +52,6 @@ def test_weights_rest_in_bfloat16(folder: Path) -> None:
     with pytest.raises(torch.OutOfMemoryError), torch.inference_mode():
         model(torch.tensor([[5, 6]]))
     handle.remove()
-    for name, weight in blocks_of(model).state_dict().items():
+    for name, weight in large.state_dict().items():
         assert weight.dtype == torch.bfloat16
         assert torch.equal(weight, before[name])
