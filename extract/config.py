@@ -60,7 +60,7 @@ class ExtractConfig:
     dtype: str = "float16"
     """Stored features: float16 or float32."""
     quantize: str | None = None
-    """Weights of the backbone by bitsandbytes: nf4 or int8."""
+    """Weights of the backbone by bitsandbytes (the extra quantize): nf4 or int8."""
     token_budget: int | None = None
     """Tokens a batch, pads included; without it chosen for the device. Halved, with a warning,
     where memory runs out."""

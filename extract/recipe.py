@@ -11,11 +11,17 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, Self
 
 import xxhash
 
-from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning, ModelError
+from llmembed.cache_format.errors import (
+    ConfigError,
+    LLMEmbedWarning,
+    MissingPackageError,
+    ModelError,
+)
 from llmembed.extract.backbone import ModelShape, load_tokenizer, read_shape
 from llmembed.extract.gguf import as_safetensors
 from llmembed.extract.registry import ModelFiles, find_model
@@ -31,6 +37,7 @@ class Recipe:
 
     Raises:
         ConfigError: the template is for pairs and the texts are not, or the other way round.
+        MissingPackageError: weights are to be quantised, and bitsandbytes is not installed.
         ModelError: the tokenizer knows more tokens than the model.
     """
 
@@ -54,7 +61,9 @@ class Recipe:
     """Stored features: float16, float32."""
 
     def __post_init__(self) -> None:
-        """Refuse a template that does not fit the texts."""
+        """Refuse a template that does not fit the texts, and weights that cannot be quantised."""
+        if self.quantize is not None and find_spec("bitsandbytes") is None:
+            raise MissingPackageError.of("bitsandbytes", "quantize", f"--quantize {self.quantize}")
         if self.template is not None and self.text_pair != ("{text_a}" in self.template):
             texts, fields = ("pairs", "{text_a} and {text_b}"), ("single", "{text}")
             kind, wanted = texts if self.text_pair else fields
