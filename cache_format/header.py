@@ -127,10 +127,11 @@ def require_header(store: Store) -> Header:
         CacheNotFoundError: if nothing is there.
         CacheFormatError: if something else is there.
     """
+    is_taken = store.is_folder() is not None  # asked first, for a cache may begin meanwhile
     header = read_header(store)
     if header is not None:
         return header
-    if store.is_folder() is not None:
+    if is_taken:
         raise CacheFormatError(not_a_cache(store.location))
     raise CacheNotFoundError(
         f"there is no cache at {store.location}. Make one with llmembed-extract, or check the path."

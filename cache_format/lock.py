@@ -54,8 +54,10 @@ class WriterLock:
         try:
             if not store.create(LOCK, self._document):
                 self._take_over()
+            self._clear_claims()
             self._refuse_sharing()
-            self._clear()
+            self._clear_shared()
+            store.clear_leftovers()
         except BaseException:
             with suppress(CacheError):
                 self.release()
@@ -83,7 +85,7 @@ class WriterLock:
                 f"{self._store.location} is being written by {_holder(found)}. Wait until it is "
                 f"done; if it is gone, delete {self._store.location}/{LOCK} and run again."
             )
-        key = LOCK if found is None else _claim_key(found)
+        key = LOCK if found is None else claim_key(found)
         self._store.create(key, self._document)
         found = _last(self._store)
         if found != self._document:
@@ -105,16 +107,18 @@ class WriterLock:
                 "cache."
             )
 
-    def _clear(self) -> None:
-        """Delete what the dead left behind, now that the lock is ours and nobody shares."""
+    def _clear_claims(self) -> None:
+        """Delete the claims on locks that were here before; nobody asks for them any more."""
+        for name in self._store.names(HIDDEN):
+            if name.startswith("lock-"):
+                self._store.delete(f"{HIDDEN}/{name}")
+
+    def _clear_shared(self) -> None:
+        """Delete what dead processes left, now that nobody can begin to share."""
         for name in self._store.names(SHARED):
             document = self._store.get(f"{SHARED}/{name}")
             if document is not None and _is_stale(document):
                 self._store.delete(f"{SHARED}/{name}")
-        for name in self._store.names(HIDDEN):
-            if name.startswith("lock-"):
-                self._store.delete(f"{HIDDEN}/{name}")
-        self._store.clear_leftovers()
 
 
 class SharedLock(WriterLock):
@@ -220,14 +224,14 @@ def _last(store: Store) -> bytes | None:
     """Return the lock, or the last claim where dead processes had it; None if there is no lock."""
     found = store.get(LOCK)
     while found is not None and _is_stale(found):
-        claim = store.get(_claim_key(found))
+        claim = store.get(claim_key(found))
         if claim is None:
             break
         found = claim
     return found
 
 
-def _claim_key(document: bytes) -> str:
+def claim_key(document: bytes) -> str:
     return f"{LOCK}-{xxhash.xxh3_128_hexdigest(document)}"
 
 

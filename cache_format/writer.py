@@ -352,9 +352,10 @@ class CacheWriter:
 
     def _read_ours(self) -> Header | None:
         """Read the header; refuse anything else than a cache, or the start of one."""
+        # In this order: another writer may begin a cache meanwhile, and its header comes first.
+        is_taken = self._store.is_folder() is False or set(self._store.names("")) - {HIDDEN}
         header = read_header(self._store)
-        is_file = self._store.is_folder() is False
-        if header is None and (is_file or set(self._store.names("")) - {HIDDEN}):
+        if header is None and is_taken:
             raise CacheFormatError(not_a_cache(self._store.location))
         return header
 
