@@ -21,6 +21,7 @@ from llmembed.cache_format.documents import dump, parse
 from llmembed.cache_format.errors import CacheFormatError, CacheMismatchError
 from llmembed.cache_format.schema import (
     FORMAT_VERSION,
+    HIDDEN,
     JSON,
     MAX_BLOCK_ROWS,
     MAX_BLOCKS,
@@ -31,8 +32,8 @@ from llmembed.cache_format.schema import (
 )
 from llmembed.cache_format.store import Store
 
-COMMITS = ".llmembed/commits"
-INDEX = ".llmembed/index"
+COMMITS = f"{HIDDEN}/commits"
+INDEX = f"{HIDDEN}/index"
 _HEX_DIGITS = 32
 _log = logging.getLogger(__name__)
 

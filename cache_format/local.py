@@ -29,6 +29,7 @@ from llmembed.cache_format.errors import (
 from llmembed.cache_format.mapping import can_map, map_behind_each_other
 from llmembed.cache_format.process import is_gone, owner
 from llmembed.cache_format.regular import regular_descriptor
+from llmembed.cache_format.schema import HIDDEN
 from llmembed.cache_format.store import (
     MAX_DOCUMENT_BYTES,
     Buffer,
@@ -36,7 +37,7 @@ from llmembed.cache_format.store import (
     wrong_size,
 )
 
-TEMPORARY = ".llmembed/tmp"
+TEMPORARY = f"{HIDDEN}/tmp"  # noqa: S108 - within the cache
 _OLD_S = 7 * 24 * 3600.0
 """After a week a temporary file is a leftover, whoever made it."""
 _NO_LINKS = {

@@ -30,9 +30,9 @@ import xxhash
 from llmembed.cache_format.documents import dump, parse
 from llmembed.cache_format.errors import CacheError, CacheFormatError, CacheLockedError, shown
 from llmembed.cache_format.process import has_ended, started
+from llmembed.cache_format.schema import HIDDEN
 from llmembed.cache_format.store import Store
 
-HIDDEN = ".llmembed"
 LOCK = f"{HIDDEN}/lock"
 SHARED = f"{HIDDEN}/shared"
 PATIENCE_S = 60.0
@@ -232,6 +232,7 @@ def _last(store: Store) -> bytes | None:
 
 
 def claim_key(document: bytes) -> str:
+    """Key of the claim on the lock, or on the claim, that holds these bytes."""
     return f"{LOCK}-{xxhash.xxh3_128_hexdigest(document)}"
 
 

@@ -43,15 +43,15 @@ from llmembed.cache_format.consolidate import (
 from llmembed.cache_format.documents import DOCUMENT, put_document
 from llmembed.cache_format.errors import (
     CacheError,
-    CacheFormatError,
     CacheSpaceError,
     ConfigError,
 )
-from llmembed.cache_format.header import Header, not_a_cache, read_header
+from llmembed.cache_format.header import Header, read_header, read_own_header
 from llmembed.cache_format.layout import purge_source, purge_split, read_layout
-from llmembed.cache_format.lock import HIDDEN, SharedLock, WriterLock
+from llmembed.cache_format.lock import SharedLock, WriterLock, is_abandoned
 from llmembed.cache_format.plan import Block, SplitPlan, missing_blocks, no_commits
 from llmembed.cache_format.schema import (
+    HIDDEN,
     N_TOKENS,
     ArrayKey,
     DatasetInfo,
@@ -104,7 +104,7 @@ class CacheWriter:
         self._committed: dict[tuple[str, str], Mapping[str, BlockCommits]] = {}
 
     def __enter__(self) -> Self:
-        found = self._read_ours()
+        found = read_own_header(self._store)
         self._is_open = True
         try:
             if self._dry_run:
@@ -239,6 +239,18 @@ class CacheWriter:
             and all(is_laid_out(self._store, plan) for plan in self._plans.values())
         )
 
+    def is_finished(self, plan: SplitPlan) -> bool:
+        """Tell whether nothing is left to do for a plan: no block, no index, and no dead lock."""
+        info = self._header.splits.get(plan.split)
+        if info is None or plan.blocks or is_abandoned(self._store):
+            return False
+        commits = Commits(self._store, plan.split, info, plan.source, plan.block_rows)
+        listed = (self._header.consolidated or {"metadata": {}})["metadata"]
+        return all(
+            commits.is_indexed(name) and f"{plan.split}/{plan.source}/{name}" in listed
+            for name in plan.names
+        )
+
     @property
     def free_bytes(self) -> int | None:
         """Bytes free where the cache lies; None where a store cannot tell."""
@@ -349,15 +361,6 @@ class CacheWriter:
         elif found is not None:
             check_dataset(found.dataset, self._header.dataset, self._store.location)
             self._header = found
-
-    def _read_ours(self) -> Header | None:
-        """Read the header; refuse anything else than a cache, or the start of one."""
-        # In this order: another writer may begin a cache meanwhile, and its header comes first.
-        is_taken = self._store.is_folder() is False or set(self._store.names("")) - {HIDDEN}
-        header = read_header(self._store)
-        if header is None and is_taken:
-            raise CacheFormatError(not_a_cache(self._store.location))
-        return header
 
     def _replace(self) -> None:
         if not self._registers:
