@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_cache import end_process
 
 from llmembed.cache_format import CacheWriter
 from llmembed.cache_format.local import LocalStore
-from llmembed.cache_format.lock import LOCK, WriterLock
+from llmembed.cache_format.lock import WriterLock
 from llmembed.extract import ExtractConfig, extract
 
 CHANGES = ("put", "create", "delete")
@@ -65,13 +63,6 @@ def interrupt(patch: pytest.MonkeyPatch, change: int) -> list[int]:
     for name in CHANGES:
         patch.setattr(LocalStore, name, counted(getattr(LocalStore, name)))
     return seen
-
-
-def end_process(path: Path) -> None:
-    """Make a lock that was left one of a process that has ended."""
-    holder = {"pid": os.getpid(), "host": platform.node(), "started": "1", "token": "x"}
-    if (path / LOCK).exists():
-        (path / LOCK).write_text(json.dumps(holder))
 
 
 @pytest.mark.parametrize("killed", [False, True])
