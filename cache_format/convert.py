@@ -18,7 +18,7 @@ import numpy as np
 
 from llmembed.cache_format.arrays import StoredArray
 from llmembed.cache_format.chunks import encode
-from llmembed.cache_format.columns import LABEL, TEXT_HASH
+from llmembed.cache_format.columns import LABEL, SHARD_BLOCKS, TEXT_HASH
 from llmembed.cache_format.commits import COMMITS
 from llmembed.cache_format.consolidate import consolidated_metadata
 from llmembed.cache_format.documents import (
@@ -43,7 +43,6 @@ from llmembed.cache_format.store import MAX_DOCUMENT_BYTES, Store, open_store
 from llmembed.cache_format.verify import require_sound
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
-SHARD_BLOCKS = 64
 _DOCUMENTS = "llmembed_documents"
 _KEY = re.compile(
     r"(\.llmembed/(commits|index)/)?([A-Za-z0-9][A-Za-z0-9_.-]*/)*[A-Za-z0-9_.-]+\.json"
