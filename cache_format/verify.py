@@ -20,7 +20,7 @@ from llmembed.cache_format.columns import LABEL, TEXT_HASH, read_column, require
 from llmembed.cache_format.commits import BlockCommits, Commits
 from llmembed.cache_format.consolidate import consolidated_metadata
 from llmembed.cache_format.documents import DOCUMENT, array_document, dump, group_document
-from llmembed.cache_format.errors import CacheCorruptError, CacheError
+from llmembed.cache_format.errors import CacheCorruptError, CacheError, shown
 from llmembed.cache_format.header import Header, require_header
 from llmembed.cache_format.layout import SourceLayout, layouts
 from llmembed.cache_format.schema import JSON, N_TOKENS
@@ -215,6 +215,6 @@ def summary(result: Verification, location: str) -> Iterator[str]:
     if not result.damage:
         yield f"{location}: {counts}, every hash holds"
     for damage in result.damage:
-        yield f"DAMAGED {ascii(damage.key)[1:-1]}: {damage.problem}"
+        yield shown(f"DAMAGED {damage.key}: {damage.problem}")
     for key in itertools.islice(result.incomplete, 20):
         yield f"incomplete {key}"
