@@ -7,7 +7,6 @@ the same answers and the same errors.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +18,19 @@ from numpy.typing import NDArray
 
 from llmembed.cache_format.chunks import Rows, decode, digest
 from llmembed.cache_format.documents import ArrayInfo, read_array_info
-from llmembed.cache_format.errors import CacheCorruptError, CacheFormatError, ConfigError
+from llmembed.cache_format.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheFormatError,
+    ConfigError,
+)
+from llmembed.cache_format.mapping import can_map
 from llmembed.cache_format.store import Store
 
 RowSelection: TypeAlias = "slice | Sequence[int] | NDArray[Any]"
 _THREADS_PER_CORE = 2  # more than one: they wait for page faults (measured: 5.8 against 5.2 GB/s)
 _MAX_THREADS = 16
 _FEW = 8  # below an eighth of a block, reading rows costs less than mapping it
-# What zarr-python and its codecs were seen to raise on damaged metadata and chunks.
-_ZARR_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, OSError, MemoryError)
 _REMOTE_THREADS = 16
 
 
@@ -143,13 +146,12 @@ class StoredArray:
 
     def _mapped(self, start_index: int, stop_index: int) -> Rows | None:
         """View several blocks, padding included, as one array; None where that cannot be."""
-        keys = [self.info.chunk_key(index) for index in range(start_index, stop_index)]
-        row_bytes = math.prod(self.info.shape[1:]) * self.info.numpy_dtype.itemsize
-        data = self.info.plain and self.store.view_together(
-            [f"{self.key}/{key}" for key in keys],
-            self.info.chunk_bytes,
-            self.block_rows * row_bytes,
-        )
+        head_bytes = self.block_rows * self.info.row_bytes
+        if not (self.info.plain and can_map(stop_index - start_index, head_bytes)):
+            return None
+        indices = range(start_index, stop_index)
+        keys = [f"{self.key}/{self.info.chunk_key(index)}" for index in indices]
+        data = self.store.view_together(keys, self.info.chunk_bytes, head_bytes)
         if not data:
             return None
         rows = np.frombuffer(data, self.info.numpy_dtype).reshape(-1, *self.info.shape[1:])
@@ -211,12 +213,21 @@ class StoredArray:
 
     def _decoded(self, start: int, stop: int) -> Rows:
         try:
-            return np.asarray(self._zarr_array[start:stop])
-        except _ZARR_ERRORS as error:
+            rows = np.asarray(self._zarr_array[start:stop])
+        except CacheError:
+            raise
+        except Exception as error:
+            # Whatever zarr-python and its codecs come upon in damaged metadata and chunks.
             raise CacheCorruptError(
                 f"{self.store.location}/{self.key}, rows {start}-{stop}, cannot be decoded: "
                 f"{type(error).__name__}: {str(error)[:200]}. Export the cache again."
             ) from error
+        if rows.dtype.kind == "f" and np.isnan(rows).any():  # what a missing shard is filled with
+            raise CacheCorruptError(
+                f"{self.store.location}/{self.key}, rows {start}-{stop}, holds rows that were not "
+                "written: a shard is missing. Export the cache again."
+            )
+        return rows
 
     @cached_property
     def _zarr_array(self) -> Any:
