@@ -18,11 +18,12 @@ import xxhash
 
 from llmembed.cache_format.errors import ConfigError, DataError
 from llmembed.extract.columns import as_labels, as_texts
+from llmembed.extract.dialect import AS_THE_SUFFIX_SAYS, Dialect
 from llmembed.extract.labelling import UNLABELLED, encode_labels
 from llmembed.extract.origins import read_splits
 from llmembed.extract.pairs import column_names, join_columns
 from llmembed.extract.spool import forget_pages, spooled_array
-from llmembed.extract.tables import READERS
+from llmembed.extract.tables import split_suffix
 
 _TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "title")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
@@ -88,6 +89,7 @@ def load_corpus(
     label_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    dialect: Dialect = AS_THE_SUFFIX_SAYS,
 ) -> Corpus:
     """Find a data set and read its texts and labels.
 
@@ -99,13 +101,14 @@ def load_corpus(
         label_column: column of the labels; None detects it.
         limit: examples a split, stratified by label.
         seed: seed of that choice.
+        dialect: how delimited files are written, where their suffix does not say it.
 
     Raises:
         DatasetNotFoundError: no such data set, or it cannot be had here.
         DataError: its texts or labels cannot be used.
         ConfigError: a split or column that does not exist.
     """
-    tables, names, origin = read_splits(dataset, config)
+    tables, names, origin = read_splits(dataset, config, dialect)
     _refuse_unknown(splits, tables, dataset)
     text_column, label_column = _columns(tables, text_column, label_column)
     columns = {
@@ -128,6 +131,7 @@ def load_corpus(
             "label_column": label_column,
             "limit": limit,
             "seed": seed if limit else None,
+            **dialect.given,
         },
     )
 
@@ -223,7 +227,5 @@ def _refuse_unknown(splits: Sequence[str], tables: Iterable[str], dataset: str) 
 
 
 def _short_name(dataset: str) -> str:
-    stem = Path(dataset).name
-    for suffix in READERS:
-        stem = stem.removesuffix(suffix)
+    stem, _ = split_suffix(Path(dataset).name)
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "dataset"
