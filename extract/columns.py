@@ -6,8 +6,9 @@ UTF-8. Numbers, dates and lists are not text, and are never turned into it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,26 @@ from llmembed.cache_format.errors import DataError
 from llmembed.extract.spool import forget_pages, gather
 
 
+class MixedScalar(pa.ExtensionScalar):  # type: ignore[misc]  # pyarrow is untyped
+    """One value of a `MixedType`."""
+
+    def as_py(self, **_: Any) -> Any:
+        """Give the value, or its JSON where it holds text that no file could be given."""
+        if self.value is None:
+            return None
+        text = self.value.as_py()
+        value = json.loads(text)
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return text
+        return value
+
+
 class MixedType(pa.ExtensionType):  # type: ignore[misc]  # pyarrow is untyped
     """The type of a column of JSON that no Arrow type holds: each value as JSON, and why.
 
-    Such a column does no harm until it is asked for texts or labels.
+    Such a column does no harm until it is asked for texts or labels; `to_pylist` gives its values.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -30,6 +47,10 @@ class MixedType(pa.ExtensionType):  # type: ignore[misc]  # pyarrow is untyped
     def __arrow_ext_serialize__(self) -> bytes:
         """Keep the reason with the type, in a mapped file too."""
         return self.reason.encode()
+
+    def __arrow_ext_scalar_class__(self) -> type[MixedScalar]:
+        """Say what one value is."""
+        return MixedScalar
 
     @classmethod
     def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Self:

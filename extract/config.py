@@ -44,8 +44,8 @@ class ExtractConfig:
     delimiter: str | None = None
     """Character between the fields of csv and tsv files, or tab; without it the suffix says it."""
     csv_escape: str | None = None
-    """Character that makes the next one stand for itself in csv and tsv files, such as \\; without
-    it a quote inside quotes is doubled."""
+    """Character that makes the next one stand for itself in csv and tsv files, such as a backslash;
+    without it a quote inside quotes is doubled."""
     csv_quote: str | None = None
     """Character around fields of csv and tsv files, or none; without it the double quote."""
     cache: str | None = None

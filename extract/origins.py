@@ -54,7 +54,7 @@ ALIASES: Mapping[str, CorpusAlias] = {
     },
 }
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 
 def read_splits(

@@ -115,14 +115,20 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
 
 
 def _read_column(path: Path, column: str | None) -> list[str]:
-    from llmembed.extract.columns import as_texts
     from llmembed.extract.pairs import column_names, join_columns
     from llmembed.extract.tables import read_table
 
     table = read_table(path)
     names = table.column_names
     chosen = column_names(column or (names[0] if len(names) == 1 else TEXT_COLUMN), names)
-    columns = [as_texts(str(path), name, table[name]) for name in chosen]
+    for name in chosen:
+        for row, value in enumerate(table.column(name).to_pylist()):
+            if not isinstance(value, str):
+                raise DataError(
+                    f"{path}, row {row}: column {name!r} holds {value!r}, which is no text. Remove "
+                    "the row, or pass another --text-column."
+                )
+    columns = [table.column(name) for name in chosen]
     joined = columns[0] if len(columns) == 1 else join_columns(path.stem, *columns)
     values: list[str] = joined.to_pylist()
     return values

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.errors import ConfigError, DataError
+from llmembed.cache_format.errors import ConfigError, DataError, DatasetNotFoundError
 from llmembed.extract import ExtractConfig, extract
 from llmembed.extract.cli import main as extract_main
 from llmembed.extract.corpora import load_corpus
@@ -80,8 +80,8 @@ def test_a_delimited_file_is_read_to_the_letter(
         (
             "text;label\na;x\n",
             (
-                "has one column, 'text;label', whose name holds another delimiter. Pass --delimiter "
-                "';', or --delimiter ',' if it is one column."
+                "has one column, 'text;label', whose name holds another delimiter. Pass "
+                "--delimiter ';', or --delimiter ',' if it is one column."
             ),
         ),
         ("text\tlabel\na\tx\n", "whose name holds another delimiter. Pass --delimiter tab, or --"),
@@ -186,3 +186,11 @@ def test_options_of_files_are_refused_for_other_data_sets(dataset: str) -> None:
         ConfigError, match=f"--csv-escape is for csv, .*the data set '{dataset}' is"
     ):
         load_corpus(dataset, dialect=Dialect(escape="\\"))
+
+
+@pytest.mark.parametrize("dataset", ["a" * 5000 + ".csv", "a/" + "b" * 5000, "a\0.csv"])
+def test_what_can_be_no_path_is_one_short_sentence(dataset: str) -> None:
+    """A data set that no file system and no Hub can have is not there."""
+    with pytest.raises(DatasetNotFoundError, match=r"^data set '.*' does not exist") as caught:
+        load_corpus(dataset)
+    assert len(str(caught.value)) < 500
