@@ -109,7 +109,7 @@ def as_labels(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray
         and everything else as it is. A category stays one.
 
     Raises:
-        DataError: it holds values of several kinds, or bytes that are not UTF-8.
+        DataError: it holds values of several kinds, of an extension, or bytes that are not UTF-8.
 
     >>> whole = pa.array(["1.0", "0.0"]).cast(pa.decimal128(3, 1))
     >>> as_labels("toy.parquet", "label", pa.chunked_array([whole])).to_pylist()
@@ -118,6 +118,12 @@ def as_labels(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray
     plain = _plain(where, name, column)
     if pa.types.is_decimal(plain.type):
         return _from_decimals(plain)
+    if isinstance(plain.type, pa.BaseExtensionType):
+        message = (
+            f"column {name!r} of {where} holds {plain.type}; labels are strings, integers or "
+            "booleans. Name another column with --label-column."
+        )
+        raise DataError(message)
     return plain.dictionary_encode() if pa.types.is_dictionary(column.type) else plain
 
 
@@ -205,14 +211,12 @@ def _first_bad(chunk: pa.Array) -> int:
 
 
 def _from_decimals(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    values = column.unique().drop_null().to_pylist()
-    if any(value != value.to_integral_value() for value in values):
+    pieces = [chunk.to_pylist() for chunk in column.chunks]
+    given = {value for piece in pieces for value in piece if value is not None}
+    if any(value != value.to_integral_value() for value in given):
         return column.cast(pa.float64())
-    digits = [
-        [None if value is None else str(int(value)) for value in chunk.to_pylist()]
-        for chunk in column.chunks
-    ]
-    return pa.chunked_array(digits, pa.large_string())
+    digits = {value: str(int(value)) for value in given}
+    return pa.chunked_array([[*map(digits.get, piece)] for piece in pieces], pa.large_string())
 
 
 def _is_text(kind: pa.DataType) -> bool:

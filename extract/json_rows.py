@@ -35,17 +35,23 @@ _LONGEST_TOKEN = 16
 _EMPTY_CELLS = 10**7
 """Cells that may be empty however few are filled."""
 _EXACT_IN_FLOAT = 2**53
+_MOST_DIGITS = 1000
+"""Of a whole number that is read as one; Python refuses 4,300 or what it was told to."""
 
 _TEXT, _NULL, _BOOLEAN = "text", "nothing", "true or false"
 _INTEGER, _LONG, _DECIMAL, _NAN = "a number", "a long number", "a decimal number", "NaN"
 _ALONE: Mapping[str, str] = {
     "text with a lone surrogate": "Repair the encoding of that text.",
     "a number beyond 64 bits": "Write it as text, in quotes.",
-    "a list": "A text or label is one string or number; name another column.",
-    "an object": "A text or label is one string or number; name another column.",
+    "a list": "A text or label is one value. Name another column; or, where a text has several "
+    "labels, train with LLMEmbedClassifier (README, the same in Python).",
+    "an object": "A text or label is one value. Name another column.",
 }
 """Kinds that no column of texts or labels can have, and what to do."""
 _SURROGATE, _BEYOND, _LIST, _OBJECT = _ALONE
+_NESTED = {_LIST, _OBJECT}
+_DEEPEST = 100
+"""Levels of nesting in a value; Python's own bound of some 1,000 depends on the caller."""
 _TYPES: tuple[tuple[frozenset[str], pa.DataType], ...] = (
     (frozenset(), pa.null()),
     (frozenset({_TEXT}), pa.large_string()),
@@ -59,7 +65,7 @@ _HOW = 'Write one object a row, such as {"text": "...", "label": "..."}'
 
 
 class _Beyond(str):
-    """A number as written that neither int64 nor float64 can hold."""
+    """A number as written that Python does not read, or reads as infinite."""
 
     __slots__ = ()
 
@@ -101,7 +107,11 @@ def _survey(path: Path) -> pa.Schema:
             first = columns.get(name)
             if first is None:
                 first = columns[_checked_name(path, row, name)] = {}
-            first.setdefault(_kind(value), row)
+            kind = _kind(value)
+            first.setdefault(kind, row)
+            if kind in _NESTED and _is_deep(value, _DEEPEST):
+                message = f"{path}, row {row}: {name!r} is nested more than {_DEEPEST} deep."
+                raise DataError(f"{message} Repair the file.")
         n_rows, n_values = row + 1, n_values + len(members)
     if n_rows * len(columns) > _EMPTY_CELLS + 100 * n_values:
         message = (
@@ -135,12 +145,12 @@ def _type(path: Path, first: Mapping[str, int]) -> pa.DataType:
     )
 
 
-def _kind(value: object) -> str:
+def _kind(value: Any) -> str:
     kind = _KINDS[type(value)]
-    if kind is _TEXT and _is_surrogate(str(value)):
+    if kind is _TEXT and _is_surrogate(value):
         return _SURROGATE
-    if kind is _INTEGER and not -_EXACT_IN_FLOAT <= value <= _EXACT_IN_FLOAT:  # type: ignore[operator]
-        return _LONG
+    if kind is _INTEGER and not -_EXACT_IN_FLOAT <= value <= _EXACT_IN_FLOAT:
+        return _LONG if -(2**63) <= value < 2**63 else _BEYOND
     return _NAN if kind is _DECIMAL and value != value else kind
 
 
@@ -164,6 +174,14 @@ def _is_surrogate(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def _is_deep(value: object, levels: int) -> bool:
+    if isinstance(value, dict):
+        value = [*value.values()]
+    return isinstance(value, list) and (
+        levels == 0 or any(_is_deep(one, levels - 1) for one in value)
+    )
 
 
 def _batch(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
@@ -316,10 +334,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int | _Beyond:
-    if len(digits) < 19:
-        return int(digits)
-    is_long = len(digits) < 21 and -(2**63) <= int(digits) < 2**63
-    return int(digits) if is_long else _Beyond(digits)
+    return int(digits) if len(digits) <= _MOST_DIGITS else _Beyond(digits)
 
 
 def _decimal(digits: str) -> float | _Beyond:

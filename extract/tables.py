@@ -107,6 +107,8 @@ def _read(path: Path, dialect: Dialect) -> pa.Table:
 def _read_orange(path: Path, dialect: Dialect) -> pa.Table:
     """Read Orange's format: below the names stand a line of types and one of roles."""
     table = read_delimited(path, dialect, delimiter="\t", quote=NO_QUOTES, skip=2)
+    if not table.num_rows:
+        return table
     blank = [pyarrow.compute.equal(column, "") for column in table.columns]
     return table.filter(pyarrow.compute.invert(functools.reduce(pyarrow.compute.and_, blank)))
 

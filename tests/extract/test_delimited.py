@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmembed.cache_format import open_cache
@@ -103,6 +103,7 @@ def test_a_tsv_with_commas_names_the_comma(tmp_path: Path) -> None:
         read(tmp_path, "text,label\na,x\n", name="t.tsv")
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(st.lists(st.text(), min_size=2, max_size=2), min_size=1, max_size=6),
     delimiter=st.sampled_from(",;\t|:"),

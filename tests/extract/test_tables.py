@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
@@ -10,6 +11,7 @@ import json
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,7 +283,7 @@ def test_a_file_that_was_cut_is_refused(tmp_path: Path, suffix: str) -> None:
     assert refusal(path).startswith(str(path))
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".tab"])
 def test_an_empty_file_is_refused(tmp_path: Path, suffix: str) -> None:
     """A file without a byte, packed or not, has no rows."""
     base, _, packed = suffix.removeprefix(".").partition(".")
@@ -318,6 +320,25 @@ def test_bytes_that_are_not_utf8_are_told_with_their_line(tmp_path: Path, suffix
     assert refusal(path) == (
         f"{path}, line 100001: byte 0xe9 is not UTF-8. Save the file as UTF-8."
     )
+
+
+@given(suffix=st.sampled_from(SUFFIXES), data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_a_table_or_one_sentence(suffix: str, data: st.DataObject) -> None:
+    """Damage anywhere in a file never ends in a traceback, nor in a column that cannot be read."""
+    content = bytearray(content_of(suffix, STRANGE))
+    places = st.integers(0, len(content) - 1)
+    for place, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1)):
+        content[place] = byte
+    del content[data.draw(places) :: data.draw(st.integers(20, 10_000))]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.suppress(DataError),
+        warnings.catch_warnings(action="ignore", category=LLMEmbedWarning),
+    ):
+        table = read_table(write(Path(folder), f"t{suffix}", bytes(content)))
+        for name in table.column_names:
+            as_labels("t", name, table[name]).to_pylist()
 
 
 def test_damaged_files_name_their_kind(tmp_path: Path) -> None:
