@@ -7,7 +7,7 @@ import string
 
 from llmembed.cache_format.cluster import check_engine
 from llmembed.cache_format.errors import ConfigError
-from llmembed.extract.dialect import dialect_of
+from llmembed.extract.dialect import Dialect
 
 POOLINGS = ("mean", "last", "first", "max", "weighted", "mean_padded", "pooler")
 COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -119,7 +119,7 @@ class ExtractConfig:
             if value is not None and value < 1:
                 message = f"--{name} is {value}; it counts from 1. Pass a positive number."
                 raise ConfigError(message)
-        dialect_of(self)
+        Dialect.of(vars(self))
         if self.template is not None:
             _check_template(self.template)
         if self.rank is not None or self.world is not None:

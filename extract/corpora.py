@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from llmembed.cache_format.errors import ConfigError, DataError
+from llmembed.cache_format.errors import ConfigError, DataError, listed
 from llmembed.extract.columns import as_labels, as_texts
 from llmembed.extract.dialect import AS_THE_SUFFIX_SAYS, Dialect
 from llmembed.extract.labelling import UNLABELLED, encode_labels
@@ -111,11 +111,7 @@ def load_corpus(
     tables, names, origin = read_splits(dataset, config, dialect)
     _refuse_unknown(splits, tables, dataset)
     text_column, label_column = _columns(tables, text_column, label_column)
-    columns = {
-        split: as_labels(f"split {split!r}", label_column, table[label_column])
-        for split, table in tables.items()
-    }
-    class_names, labels = encode_labels(columns, names)
+    class_names, labels = encode_labels(_label_columns(tables, label_column), names)
     wanted = splits or [one for one in tables if labels[one].max(initial=UNLABELLED) >= 0]
     return Corpus(
         name=_short_name(dataset),
@@ -177,6 +173,12 @@ def _choose(
     return Examples(texts=texts.take(pa.array(rows)), labels=labels[rows])
 
 
+def _label_columns(tables: Mapping[str, pa.Table], name: str) -> dict[str, pa.ChunkedArray]:
+    return {
+        split: as_labels(f"split {split!r}", name, table[name]) for split, table in tables.items()
+    }
+
+
 def _texts(split: str, table: pa.Table, text_column: str) -> pa.ChunkedArray:
     names = column_names(text_column, table.column_names)
     columns = [as_texts(f"split {split!r}", name, table[name]) for name in names]
@@ -195,7 +197,7 @@ def _columns(
         for column in (*column_names(text_column, names), label_column):
             if column not in table.column_names:
                 message = (
-                    f"split {split!r} has no column {column!r}, only {table.column_names}. "
+                    f"split {split!r} has no column {column!r}, only {listed(table.column_names)}. "
                     "Give all splits the same columns, or choose splits with --split."
                 )
                 raise DataError(message)
@@ -216,7 +218,8 @@ def _column(kind: str, asked: str | None, columns: Iterable[str], usual: Sequenc
             return by_name[name]
     if kind == "text" and len(columns) == 1:
         return columns[0]
-    message = f"no column looks like the {kind} among {columns}. Name it with --{kind}-column NAME."
+    among = listed(columns)
+    message = f"no column looks like the {kind} among {among}. Name it with --{kind}-column NAME."
     raise DataError(message)
 
 

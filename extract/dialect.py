@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 from llmembed.cache_format.errors import ConfigError
 
 _NAMED = {"tab": "\t", "\\t": "\t", "space": " "}
 NO_QUOTES = "none"
+_OPTIONS = {"delimiter": "delimiter", "escape": "csv_escape", "quote": "csv_quote"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,15 +52,16 @@ class Dialect:
             message = f"{' and '.join(given)} are the same character. Pass different ones."
             raise ConfigError(message)
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Take the dialect out of what has it under the names of the options, among others."""
+        return cls(**{field: options.get(option) for field, option in _OPTIONS.items()})
+
     @property
     def given(self) -> dict[str, str]:
         """Option name, as in `ExtractConfig` -> value, of what was given."""
-        options = {
-            "delimiter": self.delimiter,
-            "csv_escape": self.escape,
-            "csv_quote": self.quote,
-        }
-        return {name: value for name, value in options.items() if value is not None}
+        options = {option: getattr(self, field) for field, option in _OPTIONS.items()}
+        return {option: value for option, value in options.items() if value is not None}
 
     def refuse_for(self, what: str) -> None:
         """Refuse options that have nothing to say about something that is not delimited.
@@ -73,8 +76,3 @@ class Dialect:
 
 
 AS_THE_SUFFIX_SAYS = Dialect()
-
-
-def dialect_of(options: Any) -> Dialect:
-    """Take the dialect out of a record that has its options as fields."""
-    return Dialect(delimiter=options.delimiter, escape=options.csv_escape, quote=options.csv_quote)

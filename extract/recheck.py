@@ -110,11 +110,7 @@ def recheck(
         splits=cache.splits,
         text_column=_name(origin, "text_column"),
         label_column=_name(origin, "label_column"),
-        dialect=Dialect(
-            delimiter=_name(origin, "delimiter"),
-            escape=_name(origin, "csv_escape"),
-            quote=_name(origin, "csv_quote"),
-        ),
+        dialect=Dialect.of(origin),
     )
     recipe = extractor.recipe
     kind = arithmetic(recipe.compute_dtype, recipe.quantize)
