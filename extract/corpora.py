@@ -17,6 +17,7 @@ import pyarrow as pa
 import xxhash
 
 from llmembed.cache_format.errors import ConfigError, DataError
+from llmembed.extract.columns import as_labels, as_texts
 from llmembed.extract.labelling import UNLABELLED, encode_labels
 from llmembed.extract.origins import read_splits
 from llmembed.extract.pairs import column_names, join_columns
@@ -107,9 +108,11 @@ def load_corpus(
     tables, names, origin = read_splits(dataset, config)
     _refuse_unknown(splits, tables, dataset)
     text_column, label_column = _columns(tables, text_column, label_column)
-    class_names, labels = encode_labels(
-        {split: table[label_column] for split, table in tables.items()}, names
-    )
+    columns = {
+        split: as_labels(f"split {split!r}", label_column, table[label_column])
+        for split, table in tables.items()
+    }
+    class_names, labels = encode_labels(columns, names)
     wanted = splits or [one for one in tables if labels[one].max(initial=UNLABELLED) >= 0]
     return Corpus(
         name=_short_name(dataset),
@@ -172,25 +175,8 @@ def _choose(
 
 def _texts(split: str, table: pa.Table, text_column: str) -> pa.ChunkedArray:
     names = column_names(text_column, table.column_names)
-    columns = [_complete(split, table[name]) for name in names]
+    columns = [as_texts(f"split {split!r}", name, table[name]) for name in names]
     return columns[0] if len(columns) == 1 else join_columns(split, *columns)
-
-
-def _complete(split: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        message = (
-            f"the text column of split {split!r} holds {column.type}, not text. "
-            "Check --text-column."
-        )
-        raise DataError(message)
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        message = (
-            f"split {split!r}, row {row}: the text is missing ({column.null_count} rows in all). "
-            "Remove such rows, or write an empty text, which is legal."
-        )
-        raise DataError(message)
-    return column
 
 
 def _columns(

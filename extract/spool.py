@@ -7,6 +7,7 @@ once, and the system takes pages back when it needs them, or when it is told to.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import tempfile
@@ -48,6 +49,22 @@ def spool(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     _mapped.add(mapped)
     return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
+
+
+def gather(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    """Collect batches in memory, or all of them in a mapped file where they would fill it.
+
+    >>> batch = pa.record_batch({"text": ["a", "b"]})
+    >>> gather(batch.schema, iter([batch, batch])).num_rows
+    4
+    """
+    held, size_bytes, rest = [], 0, iter(batches)
+    for batch in rest:
+        held.append(batch)
+        size_bytes += batch.get_total_buffer_size()
+        if size_bytes >= SPOOL_FROM_BYTES:
+            return spool(schema, itertools.chain(held, rest))
+    return pa.Table.from_batches(held, schema)
 
 
 def spooled_array(n_rows: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
