@@ -130,7 +130,7 @@ def require_header(store: Store) -> Header:
     header = read_header(store)
     if header is not None:
         return header
-    if store.names("") or (store.path is not None and store.path.exists()):
+    if store.is_folder() is not None:
         raise CacheFormatError(not_a_cache(store.location))
     raise CacheNotFoundError(
         f"there is no cache at {store.location}. Make one with llmembed-extract, or check the path."
