@@ -388,6 +388,17 @@ def _refuse_other(recipe: Recipe, expected: Mapping[str, Any]) -> None:
             raise ModelError(message)
 
 
+def describe_texts(recipe: Recipe, n_truncated: int, n_empty: int) -> list[str]:
+    """Say of some texts what a user should know: how many were cut, and how many are empty."""
+    notes = []
+    if n_truncated:
+        notes.append(f"{n_truncated:,} texts were cut at {recipe.max_length} tokens.")
+    if n_empty:
+        token = recipe.tokenizer.convert_ids_to_tokens(recipe.empty_token)
+        notes.append(f"{n_empty:,} empty texts got the feature of the lone token {token!r}.")
+    return notes
+
+
 def describe_bad_text(texts: Sequence[Any]) -> str:
     """Name the first text that is no Unicode string."""
     for row, text in enumerate(texts):

@@ -35,7 +35,7 @@ class Recipe:
     """
 
     model: str
-    """The model as the user named it."""
+    """The model as the user named it; a local one by its whole path."""
     revision: str | None = None
     """Commit, branch or tag of a Hub model."""
     trust_remote_code: bool = False

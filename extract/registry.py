@@ -98,6 +98,12 @@ def find_model(model: str, revision: str | None = None) -> ModelFiles:
     )
 
 
+def lasting_name(model: str) -> str:
+    """Name a local folder or file so that it is found from any working folder."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if model not in ALIASES and path.exists() else model
+
+
 def user_cache_folder() -> Path:
     """Locate the folder of converted models: $LLMEMBED_HOME, else ~/.cache/llmembed."""
     home = os.environ.get("LLMEMBED_HOME")

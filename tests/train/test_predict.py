@@ -24,7 +24,7 @@ from llmembed.cache_format.errors import (
 from llmembed.train import Run, load_run
 from llmembed.train.cli import predict_main
 from llmembed.train.data import read_features
-from llmembed.train.predict import read_texts
+from llmembed.train.predict import read_input
 
 
 def invoke(run: Run, *options: str) -> Any:
@@ -70,7 +70,7 @@ def test_files_in_and_out(texts_run: Run, tmp_path: Path, suffix: str) -> None:
     source.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in texts))
     result = invoke(texts_run, "--input", str(source), "--output", str(target), "--proba")
     assert result.stdout == f"3 predictions: {target}\n"
-    assert read_texts(target) == texts
+    assert read_input(target).texts == texts
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", target.name]
 
 
@@ -115,7 +115,7 @@ def test_one_source_of_texts(texts_run: Run) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("out.xlsx", "is neither .csv nor .jsonl"),
+        ("out.xlsx", "has none of the suffixes .csv, .jsonl, .parquet. Give it one."),
         ("no/such/out.csv", "the folder no/such does not exist. Make it."),
     ],
 )
@@ -129,7 +129,10 @@ def test_outputs_that_cannot_be_written(texts_run: Run, output: str, message: st
 def test_a_backbone_that_is_not_on_this_machine(texts_run: Run, tmp_path: Path) -> None:
     """A run whose backbone was moved or never fetched says which source wants which model."""
     gone = with_recipe(texts_run, "toy-llama", model=str(tmp_path / "moved"))
-    with pytest.raises(ModelNotFoundError, match=r"source 'toy-llama'.*moved.*does not exist"):
+    with pytest.raises(
+        ModelNotFoundError,
+        match=r"source 'toy-llama'.*moved' does not exist.*--model toy-llama=PLACE",
+    ):
         gone.predict(["w1"])
     on_hub = with_recipe(texts_run, "toy-llama", model="nobody/nothing")
     with pytest.raises(ModelNotFoundError, match=r"needs the backbone.*is not on this machine"):
@@ -160,23 +163,23 @@ def test_lines_of_a_text_file(tmp_path: Path) -> None:
     """A txt file gives a text a line, empty ones too; bad UTF-8 is named by its line."""
     path = tmp_path / "texts.txt"
     path.write_bytes(b"one\r\n\nthree\n")
-    assert read_texts(path) == ["one", "", "three"]
+    assert read_input(path).texts == ["one", "", "three"]
     path.write_bytes(b"one\n\xff\n")
     with pytest.raises(DataError, match="line 2: byte 0xff is not UTF-8"):
-        read_texts(path)
+        read_input(path)
 
 
 def test_columns_and_files_that_do_not_exist(tmp_path: Path) -> None:
     """A missing file, an unknown column and a value that is no text are named."""
     path = tmp_path / "texts.jsonl"
     path.write_text('{"body": "a", "n": 1}\n')
-    assert read_texts(path, "body") == ["a"]
+    assert read_input(path, "body").texts == ["a"]
     with pytest.raises(ConfigError, match="column 'bodi' does not exist; did you mean 'body'"):
-        read_texts(path, "bodi")
-    with pytest.raises(DataError, match="row 0: column 'n' holds 1, which is no text"):
-        read_texts(path, "n")
-    with pytest.raises(DatasetNotFoundError, match=r"none\.csv is not a file"):
-        read_texts(tmp_path / "none.csv")
+        read_input(path, "bodi")
+    with pytest.raises(DataError, match=r"column 'n' of .*holds int64, not text"):
+        read_input(path, "n")
+    with pytest.raises(DatasetNotFoundError, match=r"none\.csv: No such file or directory"):
+        read_input(tmp_path / "none.csv")
 
 
 def test_a_single_string_is_not_a_list_of_texts(texts_run: Run) -> None:
