@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from llmembed.cache_format.errors import ExtractionError, RowError
-from llmembed.extract.extractor import Tokenized, describe_texts
+from llmembed.extract.extractor import Tokenized
 from llmembed.extract.task import Task
 
 HOPELESS = 32
@@ -130,7 +130,7 @@ def _notes(task: Task, counts: Counts) -> tuple[str, ...]:
     if counts.n_rows_computed and "text_column" in columns:
         text, label = columns["text_column"], columns["label_column"]
         notes.append(f"Text from column {text!r}, label from {label!r}.")
-    notes += describe_texts(task.recipe, counts.n_truncated, counts.n_empty)
+    notes += task.recipe.notes_on(counts.n_truncated, counts.n_empty)
     if counts.n_duplicates:
         notes.append(f"{counts.n_duplicates:,} texts stood there before and share one feature.")
     if config.world is not None:

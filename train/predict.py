@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from llmembed.cache_format.errors import (
     ConfigError,
     DataError,
     DatasetNotFoundError,
-    LLMEmbedWarning,
     ModelNotFoundError,
+    RunFormatError,
 )
 from llmembed.cache_format.regular import open_regular, require_regular
 from llmembed.train.metrics import Floats
@@ -155,19 +154,18 @@ def _read_features(
     places: Mapping[str, str],
 ) -> npt.NDArray[np.float32]:
     """Make float32 `[N, F]`, the features of new texts side by side as the run expects them."""
-    from llmembed.extract.extractor import describe_texts
-
     by_feature: dict[Feature, npt.NDArray[np.floating[Any]]] = {}
-    sources = run.config["sources"]
-    for source in sources:
-        extractor = backbones.of(run, source, device, places.get(source))
-        tokenized = extractor.tokenize(texts)
-        for note in describe_texts(extractor.recipe, tokenized.n_truncated, tokenized.n_empty):
-            of_source = f"source {source}: " if len(sources) > 1 else ""
-            warnings.warn(f"{of_source}{note}", LLMEmbedWarning, stacklevel=4)
-        arrays = extractor.compute(tokenized.ids)
-        wanted = (feature for feature in run.features if feature.source == source)
-        by_feature |= {feature: arrays[feature.pooling, feature.layer] for feature in wanted}
+    for source in dict.fromkeys(feature.source for feature in run.features):
+        arrays = backbones.of(run, source, device, places.get(source)).features(texts)
+        for feature in run.features:
+            if feature.source == source:
+                array = arrays.get((feature.pooling, feature.layer))
+                if array is None or array.shape[1] != feature.hidden_size:
+                    raise RunFormatError(
+                        f"the run {run.path} asks for {feature} of width {feature.hidden_size}, "
+                        "which its backbone does not have. The run is damaged; fit again."
+                    )
+                by_feature[feature] = array
     parts = [by_feature[feature] for feature in run.features]
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
@@ -175,6 +173,7 @@ def _read_features(
 def _load(run: Run, source: str, device: str, place: str | None) -> Extractor:
     """Load the backbone of a source; at another place it may be called otherwise."""
     from llmembed.extract import Extractor
+    from llmembed.extract.config import POOLINGS
 
     stored = run.config["sources"][source]
     recipe, expected = dict(stored["recipe"]), dict(stored["fingerprint"])
@@ -182,6 +181,9 @@ def _load(run: Run, source: str, device: str, place: str | None) -> Extractor:
         recipe |= {"model": place, "revision": None}
         expected = {key: value for key, value in expected.items() if key not in _WHERE_FOUND}
     wanted = [feature for feature in run.features if feature.source == source]
+    for feature in wanted:
+        if feature.pooling not in POOLINGS:
+            raise RunFormatError.unknown("pooling", feature.pooling, POOLINGS, "Fit again.")
     try:
         return Extractor(
             recipe,
@@ -197,7 +199,7 @@ def _load(run: Run, source: str, device: str, place: str | None) -> Extractor:
 def _not_found(run: Run, source: str, model: object, error: ModelNotFoundError) -> str:
     fingerprint = run.config["sources"][source]["fingerprint"]
     option = f"{source}=PLACE" if len(run.config["sources"]) > 1 else "PLACE"
-    is_path = Path(str(model)).is_absolute()
+    is_path = str(model).startswith((".", "~")) or Path(str(model)).is_absolute()
     reason = f"its place {str(model)!r} does not exist." if is_path else str(error)
     return (
         f"the run {run.path} needs the backbone {fingerprint.get('backbone')!r} (source "

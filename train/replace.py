@@ -136,7 +136,10 @@ def _flush(folder: Path) -> None:
 
 def _real(place: Path) -> Path:
     """Follow a link, so that what it points to is replaced."""
-    return Path(os.path.realpath(place))
+    try:
+        return Path(os.path.realpath(place))
+    except ValueError:  # what can be no path is refused where it is looked for
+        return place
 
 
 def _hidden(place: Path, kind: str) -> Path:

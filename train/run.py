@@ -196,7 +196,13 @@ def check_replaceable(config: FitConfig) -> None:
     recover(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    record = read_json(path / CONFIG_FILE) if os.path.lexists(path / CONFIG_FILE) else {}
+    try:
+        record = read_json(path / CONFIG_FILE) if os.path.lexists(path / CONFIG_FILE) else {}
+    except RunFormatError as error:
+        raise RunFormatError(
+            f"{path / CONFIG_FILE} cannot be read, and so {path} is not replaced. Remove it, or "
+            "pass another --output."
+        ) from error
     if "llmembed_run" not in record:
         raise RunFormatError(
             f"{path} exists and is not a run, so it is not replaced. Pass another --output."
