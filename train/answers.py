@@ -82,18 +82,14 @@ class Answers:
 
     def _beside(self, ours: Mapping[str, Any]) -> dict[str, Any]:
         """Give the columns beside the texts under names that are not ours."""
-        columns = (
-            {}
-            if self.beside is None
-            else dict(zip(self.beside.column_names, self.beside.columns, strict=True))
-        )
-        taken, found = {*ours, *columns}, {}
-        for name, column in columns.items():
+        if self.beside is None:
+            return {}
+        names, found = self.beside.column_names, {}
+        for name, column in zip(names, self.beside.columns, strict=True):
             free = name
-            while free in ours or (free != name and free in taken):
+            while free in ours or free in found or (free != name and free in names):
                 free = f"{_RENAMED}{free}"
             if free != name:
-                taken.add(free)
                 warnings.warn(
                     f"the input has a column {name!r}, which is what the output calls something of "
                     f"its own: there the input's is {free!r}.",

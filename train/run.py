@@ -324,7 +324,8 @@ def _load_weights(folder: Path, expected: Mapping[str, torch.Tensor]) -> dict[st
             names = file.keys()  # it is no mapping
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             _refuse_other_shapes(path, {n: tuple(w.shape) for n, w in expected.items()}, shapes)
-            weights = {name: file.get_tensor(name) for name in expected}
+            # Copied, for what stays mapped would change or fail with the file.
+            weights = {name: file.get_tensor(name).clone() for name in expected}
     except FileNotFoundError as error:
         pickled = sorted(found.name for glob in _PICKLED for found in folder.glob(glob))
         reason = (
