@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from llmembed.cache_format.console import EXIT_KNOWN_ERROR, Command, common_options
+from llmembed.cache_format.errors import shown
 
 
 class _CopyCommand(Command):
@@ -152,4 +153,4 @@ def _print(lines: Iterable[str], document: dict[str, Any], *, as_json: bool, qui
         click.echo(json.dumps(document, indent=1, default=str))
     elif not quiet:
         for line in lines:
-            click.echo(line)
+            click.echo(shown(line))

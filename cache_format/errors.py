@@ -21,7 +21,8 @@ r"""Every error a user can meet, in one tree, so that one `except` clause can ca
     │   └── CacheSpaceError (OSError)            no room for the plan
     └── RunError
         ├── RunNotFoundError (FileNotFoundError)
-        └── RunFormatError (ValueError)
+        ├── RunFormatError (ValueError)
+        └── RunStorageError (OSError)            the disk failed or refused
 
 Each class is also the builtin in brackets. Every message says what was given, what is allowed,
 where, and what to do:
@@ -190,3 +191,7 @@ class RunNotFoundError(RunError, FileNotFoundError):
 
 class RunFormatError(RunError, ValueError):
     """A run's folder does not hold what it should."""
+
+
+class RunStorageError(RunError, OSError):
+    """The disk failed or refused, where a run or its predictions are to be written."""

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from llmembed.cache_format.console import Command, common_options, config_options
+from llmembed.cache_format.errors import shown
 from llmembed.extract.config import ExtractConfig
 
 
@@ -41,4 +42,4 @@ def main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(result)))
     elif not quiet:
-        click.echo(result.describe())
+        click.echo(shown(result.describe(), keep="\n"))

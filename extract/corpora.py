@@ -204,6 +204,20 @@ def _columns(
     return text_column, label_column
 
 
+def text_column_of(columns: Sequence[str]) -> str:
+    """Detect the column of texts of a file, whose labels may be missing.
+
+    Raises:
+        DataError: none looks like it.
+
+    >>> text_column_of(["id", "label", "Review"]), text_column_of(["anything"])
+    ('Review', 'anything')
+    """
+    labels = [name for name in columns if name.lower() in _LABEL_NAMES] if columns[1:] else []
+    others = [name for name in columns if name not in labels]
+    return _column("text", None, others, _TEXT_NAMES)
+
+
 def _column(kind: str, asked: str | None, columns: Iterable[str], usual: Sequence[str]) -> str:
     columns = list(columns)
     if asked is not None:

@@ -107,7 +107,7 @@ def plan_extraction(config: ExtractConfig) -> ExtractionPlan:
         },
         n_tokens=n_tokens,
         n_truncated=n_truncated,
-        padding_share=padding_share(lengths, extractor.plan(lengths)),
+        padding_share=padding_share(lengths, extractor.plan(lengths)) if sample else 0.0,
         layers=task.layers,
         n_layers_run=max(layers, default=0),
         n_layers=task.source.n_layers,

@@ -30,7 +30,7 @@ from llmembed.extract.forward import (
 )
 from llmembed.extract.lanes import Lanes
 from llmembed.extract.packing import compile_blocks, positions_of, try_packing
-from llmembed.extract.pairs import fill
+from llmembed.extract.pairs import describe_bad_text, fill
 from llmembed.extract.quiet import quiet
 from llmembed.extract.recipe import Recipe
 from llmembed.extract.selfcheck import check_first_batch
@@ -134,7 +134,7 @@ class Extractor:
         )
 
     def features(self, texts: Sequence[str]) -> Features:
-        """Compute the features of texts.
+        """Compute the features of texts; warn where some are cut or empty.
 
         Args:
             texts: N texts; an empty one is legal.
@@ -146,7 +146,10 @@ class Extractor:
             DataError: a text is not valid Unicode.
             RowError: a feature is not finite, or does not fit the dtype.
         """
-        return self.compute(self.tokenize(texts).ids)
+        tokenized = self.tokenize(texts)
+        for note in self.recipe.notes_on(tokenized.n_truncated, tokenized.n_empty):
+            warnings.warn(f"{self.recipe.found.name}: {note}", LLMEmbedWarning, stacklevel=2)
+        return self.compute(tokenized.ids)
 
     def tokenize(self, texts: Sequence[str]) -> Tokenized:
         """Apply the template and the tokenizer.
@@ -386,15 +389,3 @@ def _refuse_other(recipe: Recipe, expected: Mapping[str, Any]) -> None:
                 f"were made with {value!r}. Use the same model files, or extract and fit again."
             )
             raise ModelError(message)
-
-
-def describe_bad_text(texts: Sequence[Any]) -> str:
-    """Name the first text that is no Unicode string."""
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            return f"text {row} is a {type(text).__name__}, not a string. Pass strings only."
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return f"text {row} holds a lone surrogate, which is not Unicode. Repair its encoding."
-    return "the texts cannot be tokenised. Pass a list of strings."

@@ -130,12 +130,7 @@ def _notes(task: Task, counts: Counts) -> tuple[str, ...]:
     if counts.n_rows_computed and "text_column" in columns:
         text, label = columns["text_column"], columns["label_column"]
         notes.append(f"Text from column {text!r}, label from {label!r}.")
-    if counts.n_truncated:
-        notes.append(f"{counts.n_truncated:,} texts were cut at {task.recipe.max_length} tokens.")
-    if counts.n_empty:
-        token = task.recipe.tokenizer.convert_ids_to_tokens(task.recipe.empty_token)
-        lone = f"the feature of the lone token {token!r}"
-        notes.append(f"{counts.n_empty:,} empty texts got {lone}.")
+    notes += task.recipe.notes_on(counts.n_truncated, counts.n_empty)
     if counts.n_duplicates:
         notes.append(f"{counts.n_duplicates:,} texts stood there before and share one feature.")
     if config.world is not None:

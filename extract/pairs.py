@@ -8,6 +8,7 @@ its own way of joining two texts, and a template with {text_a} and {text_b} take
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -82,3 +83,15 @@ def fill(template: str | None, texts: Sequence[str], *, text_pair: bool) -> list
     if template:
         return [[template.format(text_a=first, text_b=second) for first, second in pairs]]
     return [[first for first, _ in pairs], [second for _, second in pairs]]
+
+
+def describe_bad_text(texts: Sequence[Any]) -> str:
+    """Name the first text that is no Unicode string."""
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            return f"text {row} is a {type(text).__name__}, not a string. Pass strings only."
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"text {row} holds a lone surrogate, which is not Unicode. Repair its encoding."
+    return "the texts cannot be tokenised. Pass a list of strings."

@@ -33,7 +33,7 @@ from llmembed.extract.outcome import Counts, Extraction, summary
 from llmembed.extract.progress import Progress
 from llmembed.extract.ranks import blocks_of_rank
 from llmembed.extract.recipe import Recipe
-from llmembed.extract.registry import find_model
+from llmembed.extract.registry import find_model, lasting_name
 from llmembed.extract.task import Task
 
 _COMPILE_FROM_ROWS = 100_000
@@ -153,7 +153,7 @@ def resolve_recipe(
         text_pair: whether the texts are pairs.
     """
     recipe = Recipe(
-        model=config.model,
+        model=lasting_name(config.model),
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         template=config.template,

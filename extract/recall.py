@@ -30,8 +30,9 @@ from llmembed.cache_format.errors import (
 )
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.corpora import Corpus, Examples
-from llmembed.extract.extractor import Extractor, Features, describe_bad_text
+from llmembed.extract.extractor import Extractor, Features
 from llmembed.extract.labelling import UNLABELLED
+from llmembed.extract.pairs import describe_bad_text
 from llmembed.extract.pipeline import extract, resolve_recipe
 
 Hashes = npt.NDArray[np.uint64]

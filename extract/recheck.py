@@ -119,9 +119,8 @@ def recheck(
     for name in cache.splits:
         rows, texts = _choose(cache[name], corpus, n_rows, seed)
         compared[name] = len(rows)
-        found += _differences(
-            cache[name], source, rows, extractor.features(texts), recipe.dtype, kind
-        )
+        features = extractor.compute(extractor.tokenize(texts).ids)
+        found += _differences(cache[name], source, rows, features, recipe.dtype, kind)
     return Recheck(
         source=source,
         n_rows=compared,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from llmembed.cache_format.errors import (
     ModelError,
 )
 from llmembed.extract.backbone import ModelShape, load_tokenizer, read_shape
+from llmembed.extract.config import ExtractConfig
 from llmembed.extract.gguf import as_safetensors
 from llmembed.extract.registry import ModelFiles, find_model
 from llmembed.extract.weights import hash_files
@@ -42,7 +44,7 @@ class Recipe:
     """
 
     model: str
-    """The model as the user named it."""
+    """The model as the user named it; a local one by its whole path."""
     revision: str | None = None
     """Commit, branch or tag of a Hub model."""
     trust_remote_code: bool = False
@@ -78,11 +80,13 @@ class Recipe:
         """Rebuild a recipe from what a cache or a run recorded of it.
 
         Raises:
-            ModelError: the record lacks a field or has one that is unknown.
+            ModelError: the record lacks a field, or has one that is unknown or not allowed.
         """
         try:
-            return cls(**record)
-        except TypeError as error:
+            recipe = cls(**record)
+            _check(recipe)
+            return recipe
+        except (TypeError, ConfigError) as error:
             message = (
                 f"the recorded recipe {dict(record)} cannot be read: {error}. It was written by "
                 "another version of llmembed; extract again."
@@ -154,6 +158,16 @@ class Recipe:
             **({"text_pair": True} if self.text_pair else {}),
         }
 
+    def notes_on(self, n_truncated: int, n_empty: int) -> list[str]:
+        """Say of some texts how many were cut, and how many are empty."""
+        notes = []
+        if n_truncated:
+            notes.append(f"{n_truncated:,} texts were cut at {self.max_length} tokens.")
+        if n_empty:
+            token = self.tokenizer.convert_ids_to_tokens(self.empty_token)
+            notes.append(f"{n_empty:,} empty texts got the feature of the lone token {token!r}.")
+        return notes
+
     def within_positions(self) -> Self:
         """Lower `max_length` to what the model has positions for, with a warning that says both."""
         limits = [self.shape.max_positions, self.tokenizer.model_max_length]
@@ -167,6 +181,28 @@ class Recipe:
             stacklevel=2,
         )
         return dataclasses.replace(self, max_length=limit)
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse values that no extraction records.
+
+    Raises:
+        TypeError, ConfigError: saying which.
+    """
+    for name, hint in typing.get_type_hints(Recipe).items():
+        if not isinstance(getattr(recipe, name), hint):
+            raise TypeError(f"its {name} is of another type")
+    if recipe.compute_dtype == "auto" or recipe.max_length > _UNBOUNDED:
+        raise TypeError("its compute_dtype or max_length is none that is recorded")
+    ExtractConfig(
+        model=recipe.model,
+        layers="all",
+        template=recipe.template,
+        max_length=recipe.max_length,
+        compute_dtype=recipe.compute_dtype,
+        quantize=recipe.quantize,
+        dtype=recipe.dtype,
+    )
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:

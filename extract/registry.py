@@ -90,14 +90,29 @@ def find_model(model: str, revision: str | None = None) -> ModelFiles:
     alias = ALIASES.get(model)
     if alias is not None:
         return _from_package(model, alias) or _from_hub(model, alias.hub_id, revision, alias)
-    path = Path(model).expanduser()
-    if path.exists():
+    path = _local(model)
+    if path is not None:
         return _from_path(path)
     if _HUB_ID.fullmatch(model):
         return _from_hub(model.rpartition("/")[2].lower(), model, revision, None)
     raise ModelNotFoundError.unknown(
         "model", model, ALIASES, "Pass one of them to --model, a Hub id, or a local folder."
     )
+
+
+def lasting_name(model: str) -> str:
+    """Name a local folder or file so that it is found from any working folder."""
+    path = None if model in ALIASES else _local(model)
+    return model if path is None else str(path.absolute())
+
+
+def _local(model: str) -> Path | None:
+    """Find what has that path on this machine, if anything has."""
+    try:
+        path = Path(model).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # what can be no path, or no user's
+        return None
 
 
 def user_cache_folder() -> Path:

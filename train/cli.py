@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmembed.cache_format.console import Command, common_options, config_options
-from llmembed.cache_format.errors import ConfigError
+from llmembed.cache_format.errors import shown
+from llmembed.train.answers import Answers, check_output, json_line, write
 from llmembed.train.config import FitConfig
 from llmembed.train.sweep_config import SweepConfig
 
+if TYPE_CHECKING:
+    from llmembed.train.predict import Input
+    from llmembed.train.run import Run
+
+STDIN = "-"
 _MAX_CLASSES_SHOWN = 20
 
 
@@ -32,10 +37,10 @@ def fit_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None
 
     run = fit(config, show_progress=not quiet)
     if as_json:
-        click.echo(json.dumps({"path": str(run.path), **run.metrics}, ensure_ascii=False))
+        click.echo(json_line({"path": str(run.path), **run.metrics}))
     elif not quiet:
         click.echo(metrics_table(run.metrics))
-        click.echo(f"run: {run.path}")
+        click.echo(shown(f"run: {run.path}"))
 
 
 @click.command(cls=Command)
@@ -53,7 +58,7 @@ def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> No
         click.echo(json.dumps(result))
     elif not quiet:
         click.echo(table_of(result))
-        click.echo(f"table and plot: {config.output_path}")
+        click.echo(shown(f"table and plot: {config.output_path}"))
 
 
 @click.command(cls=Command)
@@ -62,17 +67,29 @@ def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> No
 @click.option(
     "--input",
     "input_path",
-    type=click.Path(path_type=Path),
-    help="File of texts: txt (one a line), csv, tsv, json, jsonl, parquet, arrow.",
+    help="File of texts: txt (one a line), csv, tsv, json, jsonl, parquet, arrow; - is stdin, a "
+    "text a line.",
 )
 @click.option(
     "--text-column",
-    help="Column of --input, or two for pairs: a,b; without it, text or the only column.",
+    help="Column of --input, or two for pairs: a,b; without it, the one that the cache was made "
+    "from, else detected, and said.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="File to write, csv or jsonl, by its suffix."
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write, csv, jsonl or parquet, by its suffix; the other columns of --input go "
+    "along.",
 )
 @click.option("--proba", is_flag=True, help="Give the probability of every class.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="[SOURCE=]PLACE",
+    help="Where the backbone is now, if it is not where it was; its content must be the same. Of "
+    "several sources, name the one that moved; repeatable.",
+)
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run the model code that a Hub repository brings."
 )
@@ -82,10 +99,11 @@ def predict_main(
     *,
     run: Path,
     texts: tuple[str, ...],
-    input_path: Path | None,
+    input_path: str | None,
     text_column: str | None,
     output: Path | None,
     proba: bool,
+    models: tuple[str, ...],
     trust_remote_code: bool,
     device: str,
     as_json: bool,
@@ -96,23 +114,43 @@ def predict_main(
     del debug
     if bool(texts) == (input_path is not None):
         raise click.UsageError("Pass either --text or --input.")
-    _check_output(output)
+    if output is not None:
+        check_output(output)
     _let_waiting_threads_sleep()
-    from llmembed.train.predict import read_texts
+    from llmembed.train.predict import named_places
     from llmembed.train.run import load_run
 
     loaded = load_run(run)
-    given = list(texts) if input_path is None else read_texts(input_path, text_column)
-    probabilities = loaded.predict_proba(given, device, trust_remote_code=trust_remote_code)
-    rows = _rows(given, loaded.labels, probabilities, proba=proba)
+    given = _input(loaded, texts, input_path, text_column)
+    places = named_places(loaded, models)
+    probabilities = loaded.predict_proba(
+        given.texts, device, model=places, trust_remote_code=trust_remote_code
+    )
+    answers = Answers(
+        texts=given.texts,
+        labels=loaded.labels,
+        proba=probabilities,
+        with_all=proba,
+        beside=given.beside,
+    )
     if output is not None:
-        _write(output, rows)
+        write(output, answers)
     if as_json:
-        click.echo(json.dumps(rows, ensure_ascii=False))
+        click.echo(json_line([*answers.rows()]))
     elif output is None:
-        click.echo("\n".join(_line(row) for row in rows))
+        click.echo("\n".join(answers.lines()))
     elif not quiet:
-        click.echo(f"{len(rows)} predictions: {output}")
+        click.echo(shown(f"{len(given.texts)} predictions: {output}"))
+
+
+def _input(run: Run, texts: Sequence[str], path: str | None, column: str | None) -> Input:
+    from llmembed.train.predict import Input, read_input, read_lines
+
+    if path is None:
+        return Input(texts=list(texts))
+    if path == STDIN:
+        return read_lines(sys.stdin.buffer.read(), "stdin")
+    return read_input(Path(path), column, known=run.text_column)
 
 
 def _let_waiting_threads_sleep() -> None:
@@ -163,77 +201,13 @@ def _describe_head(metrics: Mapping[str, Any]) -> str:
 
 
 def _class_lines(per_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    width = max(len("class"), *(len(name) for name in per_class))
+    names = [shown(name) for name in per_class]
+    width = max(len("class"), *map(len, names))
     lines = ["", f"{'class':<{width}}  precision  recall     F1      n"]
-    for name, row in list(per_class.items())[:_MAX_CLASSES_SHOWN]:
+    for name, row in [*zip(names, per_class.values(), strict=True)][:_MAX_CLASSES_SHOWN]:
         lines.append(
             f"{name:<{width}}  {row['precision']:9.4f}  {row['recall']:6.4f} {row['f1']:6.4f} "
             f"{row['n']:6d}"
         )
     n_hidden = len(per_class) - _MAX_CLASSES_SHOWN
     return [*lines, f"and {n_hidden} more, in metrics.json"] if n_hidden > 0 else lines
-
-
-def _rows(
-    texts: Sequence[str], labels: Sequence[str], probabilities: Any, *, proba: bool
-) -> list[dict[str, Any]]:
-    rows = []
-    for text, values in zip(texts, probabilities, strict=True):
-        best = int(values.argmax())
-        row: dict[str, Any] = {
-            "text": text,
-            "label": labels[best],
-            "probability": round(float(values[best]), 6),
-        }
-        if proba:
-            row["probabilities"] = {
-                name: round(float(value), 6) for name, value in zip(labels, values, strict=True)
-            }
-        rows.append(row)
-    return rows
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    others = "".join(
-        f"\n  {name}\t{value:.4f}" for name, value in row.get("probabilities", {}).items()
-    )
-    return f"{row['label']}\t{row['probability']:.4f}\t{row['text']}{others}"
-
-
-def _check_output(output: Path | None) -> None:
-    if output is None:
-        return
-    if output.suffix.lower() not in {".csv", ".jsonl"}:
-        raise ConfigError(
-            f"--output {output} is neither .csv nor .jsonl. Give it one of these suffixes."
-        )
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: the folder {output.parent} does not exist. Make it.")
-
-
-def _write(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write beside the place, then rename, so that nothing half-written is left."""
-    content = _csv(rows) if output.suffix.lower() == ".csv" else _jsonl(rows)
-    partial = output.with_name(f".{output.name}-{os.getpid()}")
-    try:
-        partial.write_text(content, encoding="utf-8", newline="")
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    flat = [
-        {key: value for key, value in row.items() if key != "probabilities"}
-        | {f"p_{name}": value for name, value in row.get("probabilities", {}).items()}
-        for row in rows
-    ]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(flat[0]) if flat else ["text", "label"])
-    writer.writeheader()
-    writer.writerows(flat)
-    return buffer.getvalue()
-
-
-def _jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -159,7 +159,10 @@ class FitConfig:
     export: str | None = None
     """Also write the classifier in this format: onnx, as model.onnx in the run's folder."""
     output: str | None = None
-    """Folder of the run; without it, runs/<cache>-<fusion>-<seed>."""
+    """Folder of the run; without it, runs/<cache>-<fusion>-<seed>. A run of the same fusion that is
+    there is replaced; anything but a run is refused."""
+    overwrite: bool = False
+    """Replace a run of another fusion too."""
 
     def __post_init__(self) -> None:
         """Check each name and number once."""

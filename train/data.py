@@ -44,6 +44,8 @@ class FitData:
     """Backbones of the cache, by name; empty where the features come from none."""
     fingerprint: str | None
     """Of the cache that the features come from; None where they come from none."""
+    text_column: str | None = None
+    """Column of the texts, or two with a comma between, as the cache recorded it."""
     features: tuple[Feature, ...]
     """What stands side by side in `x`, in this order."""
     shares: Shares
@@ -78,6 +80,7 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
     standardiser = _standardiser(config, x, shares)
     standardiser.apply_(x)
     rows = torch.from_numpy(shares.eval)
+    column = cache.dataset.provenance.get("text_column")
     if not read_evaluation:
         x_eval = x[:0]
     elif shares.held_out:
@@ -89,6 +92,7 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
         labels=cache.labels,
         sources=cache.sources,
         fingerprint=cache.fingerprint,
+        text_column=column if isinstance(column, str) else None,
         features=features,
         shares=shares,
         standardiser=standardiser,

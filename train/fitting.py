@@ -74,15 +74,17 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
         The run that was written, ready to predict.
 
     Raises:
-        ConfigError: an option does not fit the cache.
+        ConfigError: an option does not fit the cache, or the output folder is a run of another
+            fusion and `overwrite` is not given.
         DataError: labels or features cannot be trained on.
         CacheError: the cache is missing, malformed or incomplete.
         RunFormatError: the output folder is not a run, so it is not replaced.
+        RunStorageError: the disk failed or refused; an earlier run is kept.
         MissingPackageError: the engine is Ray, which is not installed.
         EngineError: Ray gave up.
     """
     started = time.perf_counter()
-    check_replaceable(config.run_path)
+    check_replaceable(config)
     if config.export is not None:
         check_can_export()
     check_logger(config.logger)
@@ -117,6 +119,7 @@ def _finish(
         path=config.run_path, config=record, metrics=metrics, classifier=outcome.best.classifier
     )
     files = {} if config.export is None else {ONNX_FILE: onnx_of(run.classifier, record)}
+    check_replaceable(config)  # once more: the place may have changed meanwhile
     write_run(run, predictions, files, logs=workspace / LOGS)
     return run
 

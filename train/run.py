@@ -8,9 +8,11 @@
     logs/                losses by epoch, where the fit is by gradient
     model.onnx           the classifier as an ONNX graph, where `--export onnx` asks for it
 
-It is written beside its place and renamed, so that no half-written run can be met. A run of ours
-at the same place is replaced; anything else there is refused. Loading trusts nothing: no pickle is
-ever read, and weights are compared in name and shape before any memory is taken for them.
+It is written beside its place and put there whole (`llmembed.train.replace`), so that no
+half-written run can be met and no fault loses an earlier one. A run of the same fusion at the same
+place is replaced, one of another fusion with `--overwrite`; anything else there is refused. Loading
+trusts nothing: no pickle is ever read, the record is checked (`llmembed.train.record`), and weights
+are compared in name and shape before any memory is taken for them.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
+import stat
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,25 +32,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
-from llmembed.cache_format.errors import RunFormatError, RunNotFoundError
+from llmembed.cache_format.errors import (
+    ConfigError,
+    LLMEmbedWarning,
+    RunFormatError,
+    RunNotFoundError,
+)
+from llmembed.cache_format.regular import require_regular
 from llmembed.train.classifier import Architecture, Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.metrics import Floats
+from llmembed.train.predict import Backbones, Places, predict_proba
+from llmembed.train.record import CONFIG_FILE, FORMAT, check_config, malformed, read_json
+from llmembed.train.replace import check_place, make_beside, put_in_place, recover, standing
 from llmembed.train.report import report_page
 from llmembed.train.select import Feature
 
 if TYPE_CHECKING:
     from llmembed.train.data import FitData
 
-FORMAT = 1
-CONFIG_FILE, MODEL_FILE, METRICS_FILE = "config.json", "model.safetensors", "metrics.json"
+MODEL_FILE, METRICS_FILE = "model.safetensors", "metrics.json"
 PREDICTIONS_FILE, ONNX_FILE = "predictions.parquet", "model.onnx"
 REPORT_FILE = "report.html"
 _PICKLED = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.joblib")
 _PACKAGES = ("llmembed-cache", "torch", "lightning", "numpy", "safetensors")
+_TRIES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +76,11 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A trained classifier with its record."""
+    """A trained classifier with its record.
+
+    Its backbones are loaded at the first prediction and kept as long as it lives; where it is
+    pickled or copied they stay behind.
+    """
 
     path: Path
     """Folder of the run."""
@@ -74,6 +90,7 @@ class Run:
     """Content of metrics.json."""
     classifier: Classifier
     """The classifier, on the CPU."""
+    _backbones: Backbones = field(default_factory=Backbones, init=False, repr=False, compare=False)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -85,25 +102,50 @@ class Run:
         """Features the classifier takes, side by side."""
         return tuple(Feature(**feature) for feature in self.config["features"])
 
+    @property
+    def text_column(self) -> str | None:
+        """Column that the texts of its cache came from, if that is known."""
+        column: str | None = self.config.get("cache", {}).get("text_column")
+        return column
+
     def predict(
-        self, texts: Sequence[str], device: str = "auto", *, trust_remote_code: bool = False
+        self,
+        texts: Sequence[str],
+        device: str = "auto",
+        *,
+        model: Places = None,
+        trust_remote_code: bool = False,
     ) -> list[str]:
-        """Name the class of each text; raises what `predict_proba` raises."""
-        proba = self.predict_proba(texts, device, trust_remote_code=trust_remote_code)
+        """Name the class of each text; arguments and errors are those of `predict_proba`."""
+        proba = self.predict_proba(texts, device, model=model, trust_remote_code=trust_remote_code)
         return [self.labels[index] for index in proba.argmax(axis=1)]
 
     def predict_proba(
-        self, texts: Sequence[str], device: str = "auto", *, trust_remote_code: bool = False
+        self,
+        texts: Sequence[str],
+        device: str = "auto",
+        *,
+        model: Places = None,
+        trust_remote_code: bool = False,
     ) -> Floats:
         """Give float64 `[N, C]`, the probability of each class for each text.
 
+        Args:
+            texts: N texts.
+            device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+            model: where the backbone is now, where it is not where it was; of several sources,
+                a mapping from their names to places.
+            trust_remote_code: whether code that a backbone brings may run.
+
         Raises:
-            ConfigError: a backbone brings code of its own and `trust_remote_code` is not given.
+            ConfigError: a backbone brings code of its own and `trust_remote_code` is not given; or
+                `model` leaves open which of several sources it is for.
+            DataError: `texts` is a single string or holds something else than strings.
             ModelError: a backbone is missing, or is not the one the run was trained with.
         """
-        from llmembed.train.predict import predict_proba
-
-        return predict_proba(self, texts, device, trust_remote_code=trust_remote_code)
+        return predict_proba(
+            self, self._backbones, texts, device, model, trust_remote_code=trust_remote_code
+        )
 
     def to_onnx(self) -> bytes:
         """Give the classifier as an ONNX model, features in, probabilities out.
@@ -122,7 +164,7 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
     return {
         "llmembed_run": FORMAT,
         "fit": dataclasses.asdict(config),
-        "cache": {"fingerprint": data.fingerprint},
+        "cache": {"fingerprint": data.fingerprint, "text_column": data.text_column},
         "sources": {
             name: {
                 "recipe": dict(data.sources[name].recipe),
@@ -139,18 +181,47 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
     }
 
 
-def check_replaceable(path: Path) -> None:
-    """Refuse a place that holds something other than a run.
+def check_replaceable(config: FitConfig) -> None:
+    """Refuse a place that can't hold a run, or holds something that a fit may not replace.
+
+    What killed fits left beside it is finished first: an earlier run comes back to its place.
 
     Raises:
         RunFormatError: it is a file, or a folder with other things in it.
+        ConfigError: it is a run of another fusion, and `overwrite` is not given.
+        RunStorageError: no folder can be made there.
     """
+    path = config.run_path
+    check_place(path)
+    recover(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if not path.is_dir() or "llmembed_run" not in _read_json(path, CONFIG_FILE, missing_ok=True):
+    try:
+        record = read_json(path / CONFIG_FILE) if os.path.lexists(path / CONFIG_FILE) else {}
+    except RunFormatError as error:
+        raise RunFormatError(
+            f"{path / CONFIG_FILE} cannot be read, and so {path} is not replaced. Remove it, or "
+            "pass another --output."
+        ) from error
+    if "llmembed_run" not in record:
         raise RunFormatError(
             f"{path} exists and is not a run, so it is not replaced. Pass another --output."
         )
+    there, new = _kind(record), _kind({"llmembed_run": FORMAT, "fit": dataclasses.asdict(config)})
+    if there != new and not config.overwrite:
+        raise ConfigError(
+            f"{path} holds a run of {there}, and this is one of {new}, so it is not replaced. Pass "
+            "--overwrite to replace it, or another --output."
+        )
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    fit = record.get("fit")
+    options: Mapping[str, Any] = fit if isinstance(fit, dict) else {}
+    known = "" if record["llmembed_run"] == FORMAT else f" in format {record['llmembed_run']!r:.40}"
+    if options.get("preset", "none") != "none":
+        return f"preset {options['preset']!r:.40}{known}"
+    return f"fusion {options.get('fusion')!r:.40}{known}"
 
 
 def write_run(
@@ -164,14 +235,13 @@ def write_run(
         files: further files of its folder, by name.
         logs: folder of logs to move into it, if there is one.
     """
-    path = run.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    folder = make_beside(run.path)
     try:
         _write_json(folder / CONFIG_FILE, run.config)
         _write_json(folder / METRICS_FILE, run.metrics)
         weights = run.classifier.state_dict()
-        save_file({name: w.contiguous() for name, w in weights.items()}, folder / MODEL_FILE)
+        content = save({name: weight.contiguous() for name, weight in weights.items()})
+        (folder / MODEL_FILE).write_bytes(content)  # save_file would make it the owner's alone
         report = report_page(run.config, run.metrics)
         (folder / REPORT_FILE).write_text(report, encoding="utf-8")
         _write_predictions(folder / PREDICTIONS_FILE, predictions, run.labels)
@@ -179,105 +249,109 @@ def write_run(
             (folder / name).write_bytes(content)
         if logs.is_dir():
             logs.rename(folder / logs.name)
-        folder.chmod(0o777 & ~_umask())
-        _swap_in(folder, path)
+        put_in_place(folder, run.path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """Open a run.
+    """Open a run; one that a fit replaces meanwhile is the earlier or the later one, whole.
 
     Raises:
         RunNotFoundError: there is no such folder.
         RunFormatError: a file is missing or is not what it should be.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise RunNotFoundError(
-            f"{folder} is not a folder, so there is no run. Pass the folder that llmembed-fit "
-            "printed, such as runs/r8-cooc-0."
-        )
-    config = _read_json(folder, CONFIG_FILE)
-    if config.get("llmembed_run") != FORMAT:
-        raise RunFormatError(
-            f"{folder / CONFIG_FILE} has run format {config.get('llmembed_run')!r}; this version "
-            f"reads format {FORMAT}. Fit again, or install the version that wrote it."
-        )
-    metrics = _read_json(folder, METRICS_FILE)
-    classifier = _load_classifier(folder, _architecture(folder, config))
-    return Run(path=folder, config=config, metrics=metrics, classifier=classifier)
+    place = Path(path)
+    for _ in range(_TRIES):
+        folder = standing(place)
+        identity = _identity(folder)
+        if identity is None:
+            break
+        try:
+            run = _load(folder, place)
+        except RunFormatError:
+            if _identity(folder) == identity:
+                raise
+        else:
+            if _identity(folder) == identity:
+                return run
+    raise RunNotFoundError(
+        f"{place} is not a folder, so there is no run. Pass the folder that llmembed-fit "
+        "printed, such as runs/r8-cooc-0."
+    )
 
 
-def _architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """Tell a folder from another one that takes its place; None where there is none."""
     try:
-        stored = dict(config["architecture"])
-        stored["widths"] = tuple(int(width) for width in stored["widths"])
-        architecture = Architecture(**stored)
-        features = [Feature(**feature) for feature in config["features"]]
-        widths = tuple(feature.hidden_size for feature in features)
-        complete = all(feature.source in config["sources"] for feature in features)
-        consistent = widths == architecture.widths and complete
-        consistent = consistent and len(config["labels"]) == architecture.n_classes
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunFormatError(_malformed(folder / CONFIG_FILE, repr(error))) from error
-    if not consistent:
-        raise RunFormatError(
-            _malformed(folder / CONFIG_FILE, "features, labels and architecture disagree")
+        found = folder.stat()
+    except (OSError, ValueError):
+        return None
+    is_folder = stat.S_ISDIR(found.st_mode)
+    return (found.st_dev, found.st_ino, found.st_mtime_ns) if is_folder else None
+
+
+def _load(folder: Path, place: Path) -> Run:
+    config = read_json(folder / CONFIG_FILE)
+    architecture = check_config(config, folder / CONFIG_FILE)
+    metrics = read_json(folder / METRICS_FILE)
+    classifier = _load_classifier(folder, architecture)
+    if folder != place:
+        warnings.warn(
+            f"a fit was killed while it replaced {place}: this is the earlier run, which lies in "
+            f"{folder}. The next fit to that place puts it back.",
+            LLMEmbedWarning,
+            stacklevel=3,
         )
-    return architecture
+    return Run(path=place, config=config, metrics=metrics, classifier=classifier)
 
 
 def _load_classifier(folder: Path, architecture: Architecture) -> Classifier:
-    weights = _load_weights(folder)
     try:
         with torch.device("meta"):  # names and shapes only: nothing is allocated yet
             classifier = Classifier(architecture)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunFormatError(_malformed(folder / CONFIG_FILE, repr(error))) from error
-    expected = {name: tuple(weight.shape) for name, weight in classifier.state_dict().items()}
-    found = {name: tuple(weight.shape) for name, weight in weights.items()}
-    if expected != found:
-        differing = min(expected.items() ^ found.items())[0]
-        raise RunFormatError(
-            f"{folder / MODEL_FILE}: {differing} has shape {found.get(differing)}, and "
-            f"{CONFIG_FILE} asks for {expected.get(differing)}. The two files are not of one run; "
-            "fit again."
-        )
-    classifier.load_state_dict(weights, assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise RunFormatError(malformed(folder / CONFIG_FILE, repr(error))) from error
+    classifier.load_state_dict(_load_weights(folder, classifier.state_dict()), assign=True)
     return classifier.eval()
 
 
-def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
+def _load_weights(folder: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     path = folder / MODEL_FILE
-    if not path.is_file():
+    try:
+        require_regular(path, RunFormatError)
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()  # it is no mapping
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            _refuse_other_shapes(path, {n: tuple(w.shape) for n, w in expected.items()}, shapes)
+            # Copied, for what stays mapped would change or fail with the file.
+            weights = {name: file.get_tensor(name).clone() for name in expected}
+    except FileNotFoundError as error:
         pickled = sorted(found.name for glob in _PICKLED for found in folder.glob(glob))
         reason = (
             f"{pickled[0]} may be a pickle, which can run code and is never read"
             if pickled
             else "the file is missing"
         )
-        raise RunFormatError(f"{path} does not exist: {reason}. Fit again with llmembed-fit.")
-    try:
-        weights: dict[str, torch.Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunFormatError(_malformed(path, str(error))) from error
+        message = f"{path} does not exist: {reason}. Fit again with llmembed-fit."
+        raise RunFormatError(message) from error
+    except (SafetensorError, OSError) as error:
+        raise RunFormatError(malformed(path, str(error))) from error
+    for name, weight in weights.items():
+        if weight.dtype != expected[name].dtype:
+            raise RunFormatError(malformed(path, f"{name} is of type {weight.dtype}"))
     return weights
 
 
-def _read_json(folder: Path, name: str, *, missing_ok: bool = False) -> dict[str, Any]:
-    path = folder / name
-    if not path.is_file():
-        if missing_ok:
-            return {}
-        raise RunFormatError(f"{path} is missing, so {folder} is not a run. Fit again.")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RunFormatError(_malformed(path, str(error))) from error
-    if not isinstance(document, dict):
-        raise RunFormatError(_malformed(path, "it holds no object"))
-    return document
+def _refuse_other_shapes(
+    path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    if expected != found:
+        differing = min(expected.items() ^ found.items())[0]
+        raise RunFormatError(
+            f"{path}: {differing} has shape {found.get(differing)}, and {CONFIG_FILE} asks for "
+            f"{expected.get(differing)}. The two files are not of one run; fit again."
+        )
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -298,23 +372,3 @@ def _write_predictions(path: Path, predictions: Predictions, names: Sequence[str
         **{f"p_{name}": proba[:, index] for index, name in enumerate(names)},
     }
     pq.write_table(pa.table(columns), path)
-
-
-def _swap_in(folder: Path, path: Path) -> None:
-    if not path.exists():
-        folder.rename(path)
-        return
-    replaced = folder.with_name(f"{folder.name}-replaced")
-    path.rename(replaced)
-    folder.rename(path)
-    shutil.rmtree(replaced)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _malformed(path: Path, cause: str) -> str:
-    return f"{path} is damaged or was not written by llmembed-fit: {cause}. Fit again."

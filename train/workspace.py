@@ -24,7 +24,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmembed.cache_format.errors import LLMEmbedError, MissingPackageError, RunFormatError
+from llmembed.cache_format.errors import (
+    LLMEmbedError,
+    MissingPackageError,
+    RunFormatError,
+    RunStorageError,
+)
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -36,14 +41,18 @@ LOGS = "logs"
 _PROJECT = "llmembed"
 _NO_MATTER = (
     *("output", "export", "n_seeds", "logger", "checkpoint_s", "eval_split", "memory_gb"),
-    "address",
+    *("address", "overwrite"),
 )
 _PACKAGES = ("llmembed-cache", "torch", "lightning")
 
 
 @contextlib.contextmanager
 def open_workspace(run_path: Path) -> Iterator[Path]:
-    """Give the folder beside a run; an interruption leaves it, a known error does not."""
+    """Give the folder beside a run; it stays after an interruption or a fault of the disk alone.
+
+    Raises:
+        RunStorageError: the disk failed or refused.
+    """
     folder = run_path.with_name(f".{run_path.name}.partial")
     missing = [parent for parent in folder.parents if not parent.exists()]
     shutil.rmtree(folder / LOGS, ignore_errors=True)
@@ -55,6 +64,11 @@ def open_workspace(run_path: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
+    except OSError as error:
+        raise RunStorageError(
+            f"the disk failed or refused while {run_path} was made: {error}. Make room or check "
+            "the permissions, and run the same command again; an earlier run there is kept."
+        ) from error
     shutil.rmtree(folder, ignore_errors=True)
 
 

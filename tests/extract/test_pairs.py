@@ -16,7 +16,7 @@ from llmembed.cache_format import open_cache
 from llmembed.cache_format.errors import ConfigError, DataError
 from llmembed.extract import ExtractConfig, Extractor, extract
 from llmembed.extract.corpora import load_corpus
-from llmembed.train.predict import read_texts
+from llmembed.train.predict import read_input
 
 FIRST, SECOND = toy_texts(24, longest=7), toy_texts(48, longest=4)[24:]
 
@@ -77,7 +77,7 @@ def test_a_template_places_both_texts(llama: Path, pairs: Path) -> None:
 
 def test_new_pairs_are_read_as_the_old_ones(bert: Path, pairs: Path) -> None:
     """What prediction reads from two columns is what extraction read; one text alone is refused."""
-    texts = read_texts(pairs, "premise,hypothesis")
+    texts = read_input(pairs, "premise,hypothesis").texts
     corpus = load_corpus(str(pairs), text_column="premise,hypothesis")
     assert texts == corpus.splits["train"].batch(slice(None))
     path = extract(config(bert, pairs)).path

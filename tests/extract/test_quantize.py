@@ -15,7 +15,7 @@ from llmembed.extract.extractor import Extractor
 from llmembed.extract.recipe import Recipe
 from llmembed.extract.selfcheck import TOLERANCE
 
-TEXTS = toy_texts(20)
+TEXTS = toy_texts(20, longest=13)
 
 
 def extractor(folder: Path, quantize: str | None, token_budget: int = 64) -> Extractor:

@@ -251,7 +251,13 @@ def test_a_seed_that_fails_ends_the_others(
 def test_a_run_is_replaced_and_nothing_else(make_cache: MakeCache, run: Run) -> None:
     """Fitting to the same place replaces a run of ours and refuses any other folder."""
     cache = str(make_cache(name="other.zarr"))
-    again = fit(FitConfig(cache=cache, fusion="mean", output=str(run.path)))
+    config = FitConfig(cache=cache, fusion="mean", output=str(run.path))
+    with pytest.raises(
+        ConfigError, match=r"run of fusion 'cooc', and this is one of fusion 'mean'"
+    ):
+        fit(config)
+    assert load_run(run.path).config["fit"]["fusion"] == "cooc"
+    again = fit(dataclasses.replace(config, overwrite=True))
     assert load_run(again.path).config["fit"]["fusion"] == "mean"
     foreign = run.path.parent / "foreign"
     foreign.mkdir()

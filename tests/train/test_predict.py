@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from clustered import MakeCache
 from toy_model import toy_texts
 
 from llmembed.cache_format import open_cache
+from llmembed.cache_format.cli import main as cache_main
 from llmembed.cache_format.errors import (
     ConfigError,
     DataError,
@@ -21,10 +24,11 @@ from llmembed.cache_format.errors import (
     ModelError,
     ModelNotFoundError,
 )
+from llmembed.extract.cli import main as extract_main
 from llmembed.train import Run, load_run
-from llmembed.train.cli import predict_main
+from llmembed.train.cli import fit_main, predict_main, sweep_main
 from llmembed.train.data import read_features
-from llmembed.train.predict import read_texts
+from llmembed.train.predict import read_input
 
 
 def invoke(run: Run, *options: str) -> Any:
@@ -70,8 +74,84 @@ def test_files_in_and_out(texts_run: Run, tmp_path: Path, suffix: str) -> None:
     source.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in texts))
     result = invoke(texts_run, "--input", str(source), "--output", str(target), "--proba")
     assert result.stdout == f"3 predictions: {target}\n"
-    assert read_texts(target) == texts
+    assert read_input(target).texts == texts
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", target.name]
+
+
+def test_the_training_file_is_read_as_extraction_read_it(texts_run: Run, tmp_path: Path) -> None:
+    """The column that the cache recorded is taken, else the usual ones are looked for, and said."""
+    path, target = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    path.write_text("id,text,body,label\n7,w1,w2,x\n3,w3,w4,y\n")
+    result = invoke(texts_run, "--input", str(path), "--output", str(target))
+    assert "Text from column 'text'." in result.stderr
+    assert "the input has a column 'label'" in result.stderr
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [("7", "w1"), ("3", "w3")]
+    assert [(row["body"], row["input_label"]) for row in rows] == [("w2", "x"), ("w4", "y")]
+    assert read_input(path, known="body").texts == ["w2", "w4"]
+    assert read_input(path, known="text,body").texts == ["w1\x1fw2", "w3\x1fw4"]
+    path.write_text("Review,label\nw1,x\n")
+    assert read_input(path, known="text").texts == ["w1"]
+    path.write_text("a,b\nw1,x\n")
+    with pytest.raises(DataError, match=r"no column looks like the text among \['a', 'b'\]"):
+        read_input(path, known="text")
+
+
+def test_lines_of_stdin(texts_run: Run) -> None:
+    """`--input -` reads a text a line, as a txt file."""
+    arguments = ["--run", str(texts_run.path), "--input", "-"]
+    result = CliRunner().invoke(predict_main, arguments, input="w1 w2\r\n\nw3\n")
+    assert [line.split("\t")[2] for line in result.stdout.splitlines()] == ["w1 w2", "", "w3"]
+    result = CliRunner().invoke(predict_main, arguments, input=b"w1\n\xff\n")
+    assert "error: stdin, line 2: byte 0xff is not UTF-8" in result.stderr
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "device"])
+@pytest.mark.parametrize("suffix", [".txt", ".csv"])
+def test_an_input_that_is_no_regular_file(tmp_path: Path, kind: str, suffix: str) -> None:
+    """A FIFO, a folder or a device is named at once, and never waited for."""
+    path = tmp_path / f"in{suffix}"
+    {"FIFO": os.mkfifo, "folder": Path.mkdir}.get(kind, lambda at: at.symlink_to("/dev/zero"))(path)
+    with pytest.raises(DataError, match=f"{suffix} is a {kind}, not a regular file"):
+        read_input(path)
+
+
+def test_names_cannot_command_a_terminal(make_cache: MakeCache, tmp_path: Path) -> None:
+    """A class name with ESC is escaped by each command, and stays as it is in the run's files."""
+    name = "e\x1b[31marn"
+    cache = make_cache(labels=(name, "grain", "trade"))
+    common = ["--cache", str(cache), "--output"]
+    options = ["--fusion", "mean", "--head", "ridge"]
+    fitted = CliRunner().invoke(fit_main, [*common, str(tmp_path / "r"), *options])
+    swept = CliRunner().invoke(sweep_main, [*common, str(tmp_path / "s\x1b")])
+    as_json = CliRunner().invoke(fit_main, [*common, str(tmp_path / "r"), *options, "--json"])
+    assert "e\\x1b[31marn" in fitted.stdout
+    assert name in json.loads(as_json.stdout)["per_class"]
+    for result in (fitted, swept, as_json):
+        assert result.exit_code == 0
+        assert "\x1b" not in result.output
+    assert load_run(tmp_path / "r").labels[0] == name
+
+
+def test_an_extraction_cannot_command_a_terminal(texts_run: Run, tmp_path: Path) -> None:
+    """Labels, columns and paths with ESC are escaped by llmembed-extract and llmembed-cache."""
+    dataset, cache = tmp_path / "toy\x1b[2J.csv", tmp_path / "c\x1b[2J.zarr"
+    dataset.write_text("te\x1bxt,label\nw1,a\x1b\nw2,b\n")
+    model = texts_run.config["sources"]["toy-llama"]["recipe"]["model"]
+    options = ["--model", model, "--layers", "1", "--dataset", str(dataset), "--cache", str(cache)]
+    columns = ["--text-column", "te\x1bxt", "--quiet"]
+    for command, arguments in (
+        (extract_main, [*options, *columns]),
+        (extract_main, [*options, *columns[:2]]),
+        (extract_main, [*options, *columns[:2], "--dry-run"]),
+        (cache_main, ["info", str(cache)]),
+        (cache_main, ["verify", str(cache)]),
+        (cache_main, ["copy", str(cache), str(tmp_path / "d\x1b[2J.zarr")]),
+    ):
+        result = CliRunner().invoke(command, arguments)
+        assert result.exit_code == 0, result.output
+        assert "\x1b" not in result.output
 
 
 def test_a_csv_has_a_column_for_each_probability(texts_run: Run, tmp_path: Path) -> None:
@@ -115,7 +195,7 @@ def test_one_source_of_texts(texts_run: Run) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("out.xlsx", "is neither .csv nor .jsonl"),
+        ("out.xlsx", "has none of the suffixes .csv, .jsonl, .parquet. Give it one."),
         ("no/such/out.csv", "the folder no/such does not exist. Make it."),
     ],
 )
@@ -129,7 +209,10 @@ def test_outputs_that_cannot_be_written(texts_run: Run, output: str, message: st
 def test_a_backbone_that_is_not_on_this_machine(texts_run: Run, tmp_path: Path) -> None:
     """A run whose backbone was moved or never fetched says which source wants which model."""
     gone = with_recipe(texts_run, "toy-llama", model=str(tmp_path / "moved"))
-    with pytest.raises(ModelNotFoundError, match=r"source 'toy-llama'.*moved.*does not exist"):
+    with pytest.raises(
+        ModelNotFoundError,
+        match=r"source 'toy-llama'.*moved' does not exist.*--model toy-llama=PLACE",
+    ):
         gone.predict(["w1"])
     on_hub = with_recipe(texts_run, "toy-llama", model="nobody/nothing")
     with pytest.raises(ModelNotFoundError, match=r"needs the backbone.*is not on this machine"):
@@ -160,23 +243,23 @@ def test_lines_of_a_text_file(tmp_path: Path) -> None:
     """A txt file gives a text a line, empty ones too; bad UTF-8 is named by its line."""
     path = tmp_path / "texts.txt"
     path.write_bytes(b"one\r\n\nthree\n")
-    assert read_texts(path) == ["one", "", "three"]
+    assert read_input(path).texts == ["one", "", "three"]
     path.write_bytes(b"one\n\xff\n")
     with pytest.raises(DataError, match="line 2: byte 0xff is not UTF-8"):
-        read_texts(path)
+        read_input(path)
 
 
 def test_columns_and_files_that_do_not_exist(tmp_path: Path) -> None:
     """A missing file, an unknown column and a value that is no text are named."""
     path = tmp_path / "texts.jsonl"
     path.write_text('{"body": "a", "n": 1}\n')
-    assert read_texts(path, "body") == ["a"]
+    assert read_input(path, "body").texts == ["a"]
     with pytest.raises(ConfigError, match="column 'bodi' does not exist; did you mean 'body'"):
-        read_texts(path, "bodi")
-    with pytest.raises(DataError, match="row 0: column 'n' holds 1, which is no text"):
-        read_texts(path, "n")
-    with pytest.raises(DatasetNotFoundError, match=r"none\.csv is not a file"):
-        read_texts(tmp_path / "none.csv")
+        read_input(path, "bodi")
+    with pytest.raises(DataError, match=r"column 'n' of .*holds int64, not text"):
+        read_input(path, "n")
+    with pytest.raises(DatasetNotFoundError, match=r"none\.csv: No such file or directory"):
+        read_input(tmp_path / "none.csv")
 
 
 def test_a_single_string_is_not_a_list_of_texts(texts_run: Run) -> None:
