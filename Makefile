@@ -43,11 +43,13 @@ check: types
 test-ray: install
 	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "$(RAY)"
 
-# mypy cannot see through an editable install of a mapped namespace; these links show it the way.
+# mypy cannot see through an editable install of mapped packages; these links show it the way.
 types:
 	mkdir -p build/types/llmembed
 	for package in cache_format extract train; do \
 	  ln -sfn ../../../$$package build/types/llmembed/$$package; done
+	for file in __init__.py py.typed; do \
+	  ln -sf ../../../cache_format/llmembed/$$file build/types/llmembed/$$file; done
 
 # The suite that CI reruns, from features in the repository; then what the parts cost.
 bench: install

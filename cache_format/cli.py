@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
-from llmembed.cache_format.console import EXIT_KNOWN_ERROR, Command, common_options
+from llmembed.cache_format.console import (
+    EXIT_KNOWN_ERROR,
+    Command,
+    Group,
+    common_options,
+    echo_json,
+    version_option,
+)
 
 
 class _CopyCommand(Command):
     resume_hint = "Run the same command again to go on where it stopped."
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@version_option
 def main() -> None:
     """Look at a cache of features, check it, and move it about."""
 
@@ -149,7 +156,7 @@ def convert(
 
 def _print(lines: Iterable[str], document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     if as_json:
-        click.echo(json.dumps(document, indent=1, default=str))
+        echo_json(document, indent=1)
     elif not quiet:
         for line in lines:
             click.echo(line)

@@ -12,7 +12,13 @@ from typing import Any
 
 import click
 
-from llmembed.cache_format.console import Command, common_options, config_options
+from llmembed.cache_format.console import (
+    Command,
+    common_options,
+    config_options,
+    echo_json,
+    version_option,
+)
 from llmembed.cache_format.errors import ConfigError
 from llmembed.train.config import FitConfig
 from llmembed.train.sweep_config import SweepConfig
@@ -23,6 +29,7 @@ _MAX_CLASSES_SHOWN = 20
 @click.command(cls=Command)
 @config_options(FitConfig)
 @common_options
+@version_option
 def fit_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Fit a classifier on the features of a cache and write its run."""
     del debug
@@ -32,7 +39,7 @@ def fit_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None
 
     run = fit(config, show_progress=not quiet)
     if as_json:
-        click.echo(json.dumps({"path": str(run.path), **run.metrics}, ensure_ascii=False))
+        echo_json({"path": str(run.path), **run.metrics})
     elif not quiet:
         click.echo(metrics_table(run.metrics))
         click.echo(f"run: {run.path}")
@@ -41,6 +48,7 @@ def fit_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None
 @click.command(cls=Command)
 @config_options(SweepConfig)
 @common_options
+@version_option
 def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Judge every layer, their mean and the best subsets, by folds of the training split alone."""
     del debug
@@ -50,7 +58,7 @@ def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> No
 
     result = run_sweep(config)
     if as_json:
-        click.echo(json.dumps(result))
+        echo_json(result)
     elif not quiet:
         click.echo(table_of(result))
         click.echo(f"table and plot: {config.output_path}")
@@ -78,6 +86,7 @@ def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> No
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @common_options
+@version_option
 def predict_main(
     *,
     run: Path,
@@ -108,7 +117,7 @@ def predict_main(
     if output is not None:
         _write(output, rows)
     if as_json:
-        click.echo(json.dumps(rows, ensure_ascii=False))
+        echo_json(rows)
     elif output is None:
         click.echo("\n".join(_line(row) for row in rows))
     elif not quiet:

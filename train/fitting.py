@@ -68,7 +68,7 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
 
     Args:
         config: all options.
-        show_progress: show a bar on stderr where that is a terminal.
+        show_progress: show on stderr how far it is.
 
     Returns:
         The run that was written, ready to predict.
@@ -134,7 +134,7 @@ def train(
         config: all options.
         data: what to train on.
         workspace: folder of checkpoints and logs of a fit by gradient; None writes neither.
-        show_progress: show a bar on stderr where that is a terminal.
+        show_progress: show on stderr how far it is.
     """
     chosen = choose_fusion(config, data)
     trained = _train(chosen, workspace=workspace, show_progress=show_progress)
