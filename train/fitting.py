@@ -6,8 +6,6 @@ the classifier with the lowest validation loss, and `over_seeds` tells how far t
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from llmembed.cache_format.memory import peak_memory_bytes
 from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.crossfit import solve_base, train_solved, train_stack
@@ -178,7 +177,7 @@ def _metrics(outcome: Outcome, log_probas: Sequence[Floats]) -> dict[str, Any]:
         **_before_calibration(classifier, data),
         "n_parameters": sum(weight.numel() for weight in classifier.parameters()),
         "splits": data.shares.record(),
-        "peak_memory_bytes": _peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(),
         "per_seed": [
             {
                 "seed": one.seed,
@@ -211,8 +210,3 @@ def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, floa
 def _spread(values: list[float]) -> dict[str, float]:
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "std": deviation}
-
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

@@ -32,7 +32,18 @@ _HOME = {
     "open_cache": "cache_format",
 }
 _PACKAGES = ("cache_format", "extract", "train")
-__all__ = [*_HOME, *_PACKAGES, "__version__"]
+__all__ = [
+    "ExtractConfig",
+    "FitConfig",
+    "LLMEmbedClassifier",
+    "__version__",
+    "cache_format",
+    "extract",
+    "fit",
+    "load_run",
+    "open_cache",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
