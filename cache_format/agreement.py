@@ -1,12 +1,13 @@
-"""Refuse what contradicts the cache: another data set, source or dtype, or a name too alike."""
+"""Refuse what contradicts the cache or cannot be: a data set, source, array, dtype or name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from llmembed.cache_format.documents import FEATURE_DTYPES
 from llmembed.cache_format.errors import CacheMismatchError, ConfigError
-from llmembed.cache_format.schema import DatasetInfo, SourceInfo, check_name
+from llmembed.cache_format.schema import ArrayKey, DatasetInfo, SourceInfo, check_name
 
 
 def check_free_name(kind: str, name: str, taken: Mapping[str, object]) -> None:
@@ -71,3 +72,25 @@ def check_dtype(known: str, given: str, where: str) -> None:
             f"{where} is stored as {known}, but {given} was asked for. Pass --dtype {known}, or "
             "another --source name or --cache."
         )
+
+
+def check_arrays(
+    source: SourceInfo, arrays: Iterable[ArrayKey], dtype: str
+) -> tuple[ArrayKey, ...]:
+    """Refuse a pooling, layer or dtype that a source cannot have; give the arrays sorted.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if dtype not in FEATURE_DTYPES:
+        raise ConfigError.unknown("dtype", dtype, FEATURE_DTYPES, "Pass one to --dtype.")
+    keys = tuple(sorted(set(arrays)))
+    for pooling, layer in keys:
+        check_name("pooling", pooling)
+        if not 0 <= layer <= source.n_layers:
+            raise ConfigError(
+                f"layer {layer} does not exist in {source.name}, which has {source.n_layers} "
+                f"layers (1-{source.n_layers}; 0 is the embeddings). Pass --layers within that "
+                "range."
+            )
+    return keys

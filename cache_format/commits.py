@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from llmembed.cache_format.arrays import in_parallel
 from llmembed.cache_format.chunks import digest
 from llmembed.cache_format.documents import dump, parse
-from llmembed.cache_format.errors import CacheFormatError, CacheMismatchError
+from llmembed.cache_format.errors import CacheFormatError, CacheMismatchError, shown
 from llmembed.cache_format.schema import (
     FORMAT_VERSION,
+    HIDDEN,
     JSON,
     MAX_BLOCK_ROWS,
     MAX_BLOCKS,
@@ -31,8 +32,8 @@ from llmembed.cache_format.schema import (
 )
 from llmembed.cache_format.store import Store
 
-COMMITS = ".llmembed/commits"
-INDEX = ".llmembed/index"
+COMMITS = f"{HIDDEN}/commits"
+INDEX = f"{HIDDEN}/index"
 _HEX_DIGITS = 32
 _log = logging.getLogger(__name__)
 
@@ -224,9 +225,10 @@ class Commits:
         return [(key, record) for key, record in zip(keys, found, strict=True) if record]
 
     def _read_record(self, key: str) -> Record | None:
-        where = f"{self._store.location}/{key}"
+        where = shown(f"{self._store.location}/{key}")
+        data = self._store.get(key) or b""
         try:
-            fields = parse(self._store.get(key) or b"", where)
+            fields = parse(data, where)
         except CacheFormatError:
             self.half_written.append(key)
             _log.warning("%s is half-written; its block does not count and is redone.", where)

@@ -1,4 +1,4 @@
-"""Every error a user can meet, in one tree, so that one `except` clause can catch them all.
+r"""Every error a user can meet, in one tree, so that one `except` clause can catch them all.
 
     LLMEmbedError
     ├── ConfigError (ValueError)                 an option has a value that is not allowed
@@ -28,6 +28,12 @@ where, and what to do:
 
 >>> str(ConfigError.unknown("fusion", "cooq", ["mean", "cooc"], "Pass one to --fusion."))
 "fusion 'cooq' does not exist; did you mean 'cooc'? Known: mean, cooc. Pass one to --fusion."
+
+Messages quote what comes from outside: names, labels, what a library said. So that none of it can
+command a terminal, every message is shown with its control characters escaped.
+
+>>> print(DataError("label " + chr(27) + "[2J stands twice"))
+label \x1b[2J stands twice
 """
 
 from __future__ import annotations
@@ -37,7 +43,31 @@ from collections.abc import Iterable
 from typing import Self
 
 
-class LLMEmbedError(Exception):
+def shown(text: str, keep: str = "") -> str:
+    r"""Escape what a terminal would not print as it is: control and formatting characters.
+
+    >>> print(shown(chr(27) + "[31mred" + chr(0x202E)))
+    \x1b[31mred\u202e
+
+    Args:
+        text: what comes from outside.
+        keep: characters that stay, such as the ends of lines.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+class _Shown:
+    """A message whose control characters are escaped, ends of lines and tabs apart."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__(), keep="\n\t")
+
+
+class LLMEmbedError(_Shown, Exception):
     """Root of the tree: a known error, told in one sentence."""
 
     @classmethod
@@ -49,7 +79,7 @@ class LLMEmbedError(Exception):
         return cls(f"{kind} {value!r} does not exist{hint} Known: {', '.join(known)}. {remedy}")
 
 
-class LLMEmbedWarning(UserWarning):
+class LLMEmbedWarning(_Shown, UserWarning):
     """Something a user should know that does not stop the work."""
 
 

@@ -120,7 +120,7 @@ def finalize(
             arrays.setdefault(part.name, set()).update(bad)
     if damaged:
         _withdraw(store, found, damaged)
-    for name in holders(store):  # all is committed: who still holds one is done, or a zombie
+    for name in store.names(SHARED):  # all is committed: who still holds one is done, or a zombie
         store.delete(f"{SHARED}/{name}")
     with CacheWriter(path, dataset=header.dataset) as writer:
         for split, source, _, commits in found:

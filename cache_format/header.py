@@ -20,6 +20,7 @@ from llmembed.cache_format.documents import DOCUMENT, dump, group_document, pars
 from llmembed.cache_format.errors import CacheCorruptError, CacheFormatError, CacheNotFoundError
 from llmembed.cache_format.schema import (
     FORMAT_VERSION,
+    HIDDEN,
     JSON,
     MAX_HIDDEN_SIZE,
     MAX_LAYERS,
@@ -120,6 +121,20 @@ def read_header(store: Store) -> Header | None:
     return None if data is None else _parse_header(data, store.location)
 
 
+def read_own_header(store: Store) -> Header | None:
+    """Read the root document where a cache is to be written; None if there is none yet.
+
+    Raises:
+        CacheFormatError: if anything else than a cache, or the start of one, is there.
+    """
+    # Asked in this order: another writer may begin a cache meanwhile, and its header comes first.
+    is_taken = store.is_folder() is False or set(store.names("")) - {HIDDEN}
+    header = read_header(store)
+    if header is None and is_taken:
+        raise CacheFormatError(not_a_cache(store.location))
+    return header
+
+
 def require_header(store: Store) -> Header:
     """Read the root document of a cache that must exist.
 
@@ -127,10 +142,11 @@ def require_header(store: Store) -> Header:
         CacheNotFoundError: if nothing is there.
         CacheFormatError: if something else is there.
     """
+    is_taken = store.is_folder() is not None  # asked first, for a cache may begin meanwhile
     header = read_header(store)
     if header is not None:
         return header
-    if store.names("") or (store.path is not None and store.path.exists()):
+    if is_taken:
         raise CacheFormatError(not_a_cache(store.location))
     raise CacheNotFoundError(
         f"there is no cache at {store.location}. Make one with llmembed-extract, or check the path."
@@ -169,8 +185,16 @@ def _parse_header(data: bytes, location: str) -> Header:
         versions=fields.get("versions", dict),
         splits=_named(fields, "split", _parse_split),
         sources=_named(fields, "source", _parse_source),
-        consolidated=document.value.get("consolidated_metadata"),
+        consolidated=_parse_consolidated(document),
     )
+
+
+def _parse_consolidated(document: Fields) -> Mapping[str, JSON] | None:
+    if document.value.get("consolidated_metadata") is None:
+        return None
+    consolidated = document.fields("consolidated_metadata")
+    consolidated.fields("metadata")
+    return consolidated.value
 
 
 def _named(

@@ -8,6 +8,12 @@ time; of another host nothing is known, so its lock is refused with what to do.
 write blocks of registered arrays alone, so any number may; each holds a `SharedLock` under a name
 of its own. Each kind creates its file first and then looks for the other kind, so no two that
 exclude each other can both go on.
+
+Nobody deletes a file because of what it was a moment ago: by then it may be another's. Who finds
+the lock of a dead process claims it, under a name made of its very bytes, which one alone can
+create, then looks again whether the lock is still that one, and only then replaces it. A claimer
+that dies is claimed in the same way. Shared locks of dead processes are deleted under the lock
+alone, and who shares looks for its own once more after it has seen that there is no lock.
 """
 
 from __future__ import annotations
@@ -17,14 +23,18 @@ import os
 import platform
 import time
 import uuid
-from pathlib import Path
+from contextlib import suppress
 
-from llmembed.cache_format.documents import dump
-from llmembed.cache_format.errors import CacheLockedError
+import xxhash
+
+from llmembed.cache_format.documents import dump, parse
+from llmembed.cache_format.errors import CacheError, CacheFormatError, CacheLockedError, shown
+from llmembed.cache_format.process import has_ended, started
+from llmembed.cache_format.schema import HIDDEN
 from llmembed.cache_format.store import Store
 
-LOCK = ".llmembed/lock"
-SHARED = ".llmembed/shared"
+LOCK = f"{HIDDEN}/lock"
+SHARED = f"{HIDDEN}/shared"
 PATIENCE_S = 60.0
 """How long those who share a plan wait for the one of them that registers it."""
 
@@ -41,17 +51,17 @@ class WriterLock:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._document = _document()
-        if not store.create(LOCK, self._document):
-            self._take_over()
-        sharing = holders(store)
-        if sharing:
-            self.release()
-            name, holder = next(iter(sharing.items()))
-            raise CacheLockedError(
-                f"{store.location} is being written by {name}, {holder} ({len(sharing)} share it). "
-                "Wait until they are done; for those that are gone, delete "
-                f"{store.location}/{SHARED}/{name} and its kin, or finalize the complete cache."
-            )
+        try:
+            if not store.create(LOCK, self._document):
+                self._take_over()
+            self._clear_claims()
+            self._refuse_sharing()
+            self._clear_shared()
+            store.clear_leftovers()
+        except BaseException:
+            with suppress(CacheError):
+                self.release()
+            raise
 
     def check(self) -> None:
         """Refuse to go on if the lock was taken over while this process was stopped."""
@@ -67,7 +77,7 @@ class WriterLock:
             self._store.delete(self.key)
 
     def _take_over(self) -> None:
-        found = self._store.get(LOCK)
+        found = _last(self._store)
         if found == self._document:
             return  # created, but the acknowledgement was lost
         if found is not None and not _is_stale(found):
@@ -75,11 +85,40 @@ class WriterLock:
                 f"{self._store.location} is being written by {_holder(found)}. Wait until it is "
                 f"done; if it is gone, delete {self._store.location}/{LOCK} and run again."
             )
-        self._store.delete(LOCK)
-        if not self._store.create(LOCK, self._document) and self._store.get(LOCK) != self._document:
+        key = LOCK if found is None else claim_key(found)
+        self._store.create(key, self._document)
+        found = _last(self._store)
+        if found != self._document:
+            if key != LOCK and self._store.get(key) == self._document:
+                self._store.delete(key)
             raise CacheLockedError(
                 f"{self._store.location}: another writer started at the same moment. Wait for it."
             )
+        self._store.put(LOCK, [self._document])
+
+    def _refuse_sharing(self) -> None:
+        sharing = holders(self._store)
+        if sharing:
+            name, holder = next(iter(sharing.items()))
+            raise CacheLockedError(
+                f"{self._store.location} is being written by {name}, {holder} ({len(sharing)} "
+                "share it). Wait until they are done; for those that are gone, delete "
+                f"{self._store.location}/{SHARED}/{name} and its kin, or finalize the complete "
+                "cache."
+            )
+
+    def _clear_claims(self) -> None:
+        """Delete the claims on locks that were here before; nobody asks for them any more."""
+        for name in self._store.names(HIDDEN):
+            if name.startswith("lock-"):
+                self._store.delete(f"{HIDDEN}/{name}")
+
+    def _clear_shared(self) -> None:
+        """Delete what dead processes left, now that nobody can begin to share."""
+        for name in self._store.names(SHARED):
+            document = self._store.get(f"{SHARED}/{name}")
+            if document is not None and _is_stale(document):
+                self._store.delete(f"{SHARED}/{name}")
 
 
 class SharedLock(WriterLock):
@@ -101,16 +140,19 @@ class SharedLock(WriterLock):
         self._document = _document()
         self.key = f"{SHARED}/{name}"
         patient_until = time.monotonic() + PATIENCE_S
-        store.put(self.key, [self._document])
-        while (found := store.get(LOCK)) is not None and not _is_stale(found):
+        while True:
+            store.put(self.key, [self._document])
+            found = live_lock(store)
+            if found is None and store.get(self.key) is not None:
+                return
             self.release()
             if time.monotonic() > patient_until:
+                holder = "another writer" if found is None else _holder(found)
                 raise CacheLockedError(
-                    f"{store.location} is being written by {_holder(found)}, which shares it with "
-                    f"nobody. Wait until it is done; if it is gone, delete {store.location}/{LOCK}."
+                    f"{store.location} is being written by {holder}, which shares it with nobody. "
+                    f"Wait until it is done; if it is gone, delete {store.location}/{LOCK}."
                 )
             time.sleep(0.1)
-            store.put(self.key, [self._document])
 
     @property
     def lease(self) -> str:
@@ -133,14 +175,12 @@ class BorrowedLock(WriterLock):
 
 
 def holders(store: Store) -> dict[str, str]:
-    """Map the names of all shared locks to their holders; those of dead processes are cleared."""
+    """Map the names of all shared locks to their holders, without those of dead processes."""
     sharing = {}
     for name in store.names(SHARED):
         found = store.get(f"{SHARED}/{name}")
-        if found is not None and _is_stale(found):
-            store.delete(f"{SHARED}/{name}")
-        elif found is not None:
-            sharing[name] = _holder(found)
+        if found is not None and not _is_stale(found):
+            sharing[shown(name)] = _holder(found)
     return sharing
 
 
@@ -150,12 +190,22 @@ def refuse_if_held(store: Store) -> None:
     Raises:
         CacheLockedError: naming the holder.
     """
-    found = store.get(LOCK)
-    held_by = list(holders(store).values())
-    if found is not None and not _is_stale(found):
-        held_by = [_holder(found)]
+    found = live_lock(store)
+    held_by = [_holder(found)] if found is not None else list(holders(store).values())
     if held_by:
         raise CacheLockedError(f"{store.location} is being written by {held_by[0]}. Wait.")
+
+
+def live_lock(store: Store) -> bytes | None:
+    """Return the lock of a writer that shares with nobody, None if there is none or it is dead."""
+    found = _last(store)
+    return None if found is None or _is_stale(found) else found
+
+
+def is_abandoned(store: Store) -> bool:
+    """Tell whether a writer left its lock behind."""
+    found = _last(store)
+    return found is not None and _is_stale(found)
 
 
 def _document() -> bytes:
@@ -164,37 +214,46 @@ def _document() -> bytes:
         {
             "pid": pid,
             "host": platform.node(),
-            "started": _start_time(pid),
+            "started": started(pid),
             "token": uuid.uuid4().hex,
         }
     )
 
 
+def _last(store: Store) -> bytes | None:
+    """Return the lock, or the last claim where dead processes had it; None if there is no lock."""
+    found = store.get(LOCK)
+    while found is not None and _is_stale(found):
+        claim = store.get(claim_key(found))
+        if claim is None:
+            break
+        found = claim
+    return found
+
+
+def claim_key(document: bytes) -> str:
+    """Key of the claim on the lock, or on the claim, that holds these bytes."""
+    return f"{LOCK}-{xxhash.xxh3_128_hexdigest(document)}"
+
+
 def _is_stale(document: bytes) -> bool:
-    try:
-        holder = json.loads(document)
-        pid, host, started = int(holder["pid"]), holder["host"], holder["started"]
-    except (ValueError, KeyError, TypeError):
+    holder = _parse(document)
+    if holder is None:
         return True  # a lock is created whole: only damage makes it unreadable
-    return host == platform.node() and (_start_time(pid) is None or _start_time(pid) != started)
+    pid, host, start = holder
+    return host == platform.node() and has_ended(pid, start)
 
 
 def _holder(document: bytes) -> str:
-    holder = json.loads(document)
-    return f"process {int(holder['pid'])} on host {str(holder['host'])[:100]!r}"
+    pid, host, _ = _parse(document) or (0, "", "")
+    return f"process {pid} on host {host[:100]!r}"
 
 
-def _start_time(pid: int) -> str | None:
-    """Tell one process from a later one with the same id; None if there is no such process."""
-    if Path("/proc/self/stat").exists():
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-        except (FileNotFoundError, ProcessLookupError):
-            return None
+def _parse(document: bytes) -> tuple[int, str, str] | None:
+    """Read process id, host and start time; None if it is no lock."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        fields = parse(document, LOCK)
+        pid = fields.integer("pid", 1, 2**31 - 1)
+        return pid, fields.get("host", str), fields.get("started", str)
+    except CacheFormatError:
         return None
-    except PermissionError:
-        pass
-    return "unknown"

@@ -21,7 +21,7 @@ from llmembed.cache_format.layout import (
     purge_source,
     purge_split,
 )
-from llmembed.cache_format.lock import LOCK, WriterLock, refuse_if_held
+from llmembed.cache_format.lock import LOCK, SHARED, WriterLock, refuse_if_held
 from llmembed.cache_format.plan import Block, SplitPlan
 from llmembed.cache_format.reader import Cache, Split, open_cache
 from llmembed.cache_format.schema import ArrayKey, array_name
@@ -47,7 +47,7 @@ def copy(source: PathLike, target: PathLike) -> int:
     origin, copied = open_store(source), open_store(target)
     require_header(origin)
     refuse_if_held(origin)
-    keys = [key for key in origin.walk() if key != LOCK]
+    keys = [key for key in origin.walk() if not key.startswith((LOCK, SHARED))]
     there = set(copied.walk())
     if DOCUMENT in there or not there <= set(keys):
         raise CacheFormatError(

@@ -63,6 +63,10 @@ class FsspecStore:
         """None: it is no folder."""
         return None
 
+    def is_folder(self) -> bool | None:
+        """Tell whether anything lies there."""
+        return True if self.names("") else None
+
     def get(self, key: str) -> bytes | None:
         """Return a document, or None if there is none."""
         with self._translated(key):
@@ -155,6 +159,9 @@ class FsspecStore:
         """Delete everything below a prefix."""
         for key in list(self.walk(prefix)):
             self.delete(key)
+
+    def clear_leftovers(self) -> None:
+        """Do nothing: an object that was not put whole does not exist."""
 
     def free_bytes(self) -> int | None:
         """Object stores have no limit to ask for."""

@@ -18,6 +18,8 @@ JSON: TypeAlias = Any
 """What `json.loads` gives. It is checked where it enters, by `Fields`."""
 
 FORMAT_VERSION = 1
+HIDDEN = ".llmembed"
+"""Folder of what no Zarr reader sees: records, indexes, locks, unfinished files."""
 MAX_ROWS = 2**40
 MAX_HIDDEN_SIZE = 2**20
 MAX_LAYERS = 2**12

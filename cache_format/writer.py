@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from llmembed.cache_format import blocks
 from llmembed.cache_format.agreement import (
+    check_arrays,
     check_dataset,
     check_dtype,
     check_free_name,
@@ -34,24 +34,24 @@ from llmembed.cache_format.columns import (
     split_info,
     write_columns,
 )
-from llmembed.cache_format.commits import INDEX, BlockCommits, Commits, OldRows
+from llmembed.cache_format.commits import COMMITS, INDEX, BlockCommits, Commits, OldRows
 from llmembed.cache_format.consolidate import (
     consolidated_metadata,
     ensure_arrays,
     is_laid_out,
 )
-from llmembed.cache_format.documents import DOCUMENT, FEATURE_DTYPES, put_document
+from llmembed.cache_format.documents import DOCUMENT, put_document
 from llmembed.cache_format.errors import (
     CacheError,
-    CacheFormatError,
     CacheSpaceError,
     ConfigError,
 )
-from llmembed.cache_format.header import Header, not_a_cache, read_header
+from llmembed.cache_format.header import Header, read_header, read_own_header
 from llmembed.cache_format.layout import purge_source, purge_split, read_layout
-from llmembed.cache_format.lock import SharedLock, WriterLock
+from llmembed.cache_format.lock import SharedLock, WriterLock, is_abandoned
 from llmembed.cache_format.plan import Block, SplitPlan, missing_blocks, no_commits
 from llmembed.cache_format.schema import (
+    HIDDEN,
     N_TOKENS,
     ArrayKey,
     DatasetInfo,
@@ -60,7 +60,7 @@ from llmembed.cache_format.schema import (
     block_rows,
     check_name,
 )
-from llmembed.cache_format.store import TEMPORARY, open_store
+from llmembed.cache_format.store import open_store
 from llmembed.cache_format.units import Unit
 
 
@@ -96,6 +96,7 @@ class CacheWriter:
         self._shared = shared
         self._registers = not dry_run and shared is None
         self._overwrite = overwrite
+        self._is_open = False
         self._header = Header.new(dataset)
         self._lock: WriterLock | None = None
         self._text_hash: dict[str, NDArray[np.uint64]] = {}
@@ -103,15 +104,16 @@ class CacheWriter:
         self._committed: dict[tuple[str, str], Mapping[str, BlockCommits]] = {}
 
     def __enter__(self) -> Self:
-        found = self._read_ours()
-        if not self._dry_run:
-            self._lock = self._take_lock()
-            found = read_header(self._store)
-        if found is not None and self._overwrite:
-            self._replace()
-        elif found is not None:
-            check_dataset(found.dataset, self._header.dataset, self._store.location)
-            self._header = found
+        found = read_own_header(self._store)
+        self._is_open = True
+        try:
+            if self._dry_run:
+                self._take_up(found)
+            elif self._shared is not None or found is not None:
+                self._begin()
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(
@@ -120,11 +122,7 @@ class CacheWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-            if self._registers and self._store.get(DOCUMENT) is None:
-                self._leave_nothing()
+        self._close()
 
     def add_source(self, source: SourceInfo) -> None:
         """Register a backbone and its settings; registering it again changes nothing.
@@ -132,6 +130,8 @@ class CacheWriter:
         Raises:
             CacheMismatchError: if the cache knows another source by that name.
         """
+        check_name("source", source.name)
+        self._begin()
         check_free_name("source", source.name, self._header.sources)
         known = self._header.sources.get(source.name)
         if known is not None:
@@ -155,8 +155,10 @@ class CacheWriter:
             CacheMismatchError: if the cache has other rows; the first differing one is named.
             DataError: if a label is no class.
         """
-        check_free_name("split", name, self._header.splits)
+        check_name("split", name)
         columns = checked_columns(name, labels, text_hash, len(self._header.dataset.labels))
+        self._begin()
+        check_free_name("split", name, self._header.splits)
         info = split_info(*columns.values())
         known = self._header.splits.get(name)
         self._text_hash[name] = columns[TEXT_HASH]
@@ -194,7 +196,7 @@ class CacheWriter:
             CacheMismatchError: if the source is stored in another dtype.
         """
         self._check_added(split, source)
-        keys = self._checked_arrays(source, arrays, dtype)
+        keys = check_arrays(self._header.sources[source], arrays, dtype)
         info, hidden_size = self._header.splits[split], self._header.sources[source].hidden_size
         rows = block_rows(info.n_rows, hidden_size * np.dtype(dtype).itemsize)
         names = (*(array_name(key) for key in keys), N_TOKENS)
@@ -235,6 +237,18 @@ class CacheWriter:
             and header.splits == self._header.splits
             and header.sources.keys() == self._header.sources.keys()
             and all(is_laid_out(self._store, plan) for plan in self._plans.values())
+        )
+
+    def is_finished(self, plan: SplitPlan) -> bool:
+        """Tell whether nothing is left to do for a plan: no block, no index, and no dead lock."""
+        info = self._header.splits.get(plan.split)
+        if info is None or plan.blocks or is_abandoned(self._store):
+            return False
+        commits = Commits(self._store, plan.split, info, plan.source, plan.block_rows)
+        listed = (self._header.consolidated or {"metadata": {}})["metadata"]
+        return all(
+            commits.is_indexed(name) and f"{plan.split}/{plan.source}/{name}" in listed
+            for name in plan.names
         )
 
     @property
@@ -321,39 +335,42 @@ class CacheWriter:
         self._header.consolidated = consolidated_metadata(self._store, self._header)
         self._save_header()
 
-    def _take_lock(self) -> WriterLock:
-        if self._shared is not None:
-            return SharedLock(self._store, self._shared)
-        lock = WriterLock(self._store)
-        for name in self._store.names(TEMPORARY):  # others may add to them to ask for the lock
-            self._store.delete(f"{TEMPORARY}/{name}")
-        return lock
+    def _close(self) -> None:
+        self._is_open = False
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
-    def _read_ours(self) -> Header | None:
-        """Read the header; refuse anything else than a cache, or the start of one."""
-        header = read_header(self._store)
-        path = self._store.path
-        is_file = path is not None and path.exists() and not path.is_dir()
-        if header is None and (is_file or set(self._store.names("")) - {".llmembed"}):
-            raise CacheFormatError(not_a_cache(self._store.location))
-        return header
+    def _begin(self) -> None:
+        """Take the lock, unless it is held or nothing is to be written, and see what is there.
 
-    def _leave_nothing(self) -> None:
-        """Remove the folder of a cache that was refused before it began."""
-        self._store.delete_below(".llmembed")
-        if self._store.path is not None:
-            with suppress(OSError):  # the user's own folder may hold something by now
-                self._store.path.rmdir()
+        Of a cache that does not exist this waits for the first source or split: what is refused
+        before that leaves nothing behind, and so nothing has to be taken away from under others.
+        """
+        if self._dry_run or self._lock is not None:
+            return
+        if not self._is_open:
+            raise CacheError("a closed writer writes nothing; open a CacheWriter.")
+        share = self._shared
+        self._lock = WriterLock(self._store) if share is None else SharedLock(self._store, share)
+        self._take_up(read_header(self._store))
+
+    def _take_up(self, found: Header | None) -> None:
+        if found is not None and self._overwrite:
+            self._replace()
+        elif found is not None:
+            check_dataset(found.dataset, self._header.dataset, self._store.location)
+            self._header = found
 
     def _replace(self) -> None:
         if not self._registers:
             return
         self._save_header()  # from here on it is an empty cache, whatever lies below
         for name in self._store.names(""):
-            if name not in (DOCUMENT, ".llmembed"):
+            if name not in (DOCUMENT, HIDDEN):
                 self._store.delete_below(name)
-        for name in ("commits", "index"):
-            self._store.delete_below(f".llmembed/{name}")
+        for folder in (COMMITS, INDEX):
+            self._store.delete_below(folder)
 
     def _save_header(self) -> None:
         put_document(self._store, DOCUMENT, self._header.document())
@@ -380,19 +397,3 @@ class CacheWriter:
         ):
             if name not in known:
                 raise ConfigError.unknown(kind, name, known, f"Call add_{kind} first.")
-
-    def _checked_arrays(
-        self, source: str, arrays: Iterable[ArrayKey], dtype: str
-    ) -> tuple[ArrayKey, ...]:
-        if dtype not in FEATURE_DTYPES:
-            raise ConfigError.unknown("dtype", dtype, FEATURE_DTYPES, "Pass one to --dtype.")
-        n_layers = self._header.sources[source].n_layers
-        keys = tuple(sorted(set(arrays)))
-        for pooling, layer in keys:
-            check_name("pooling", pooling)
-            if not 0 <= layer <= n_layers:
-                raise ConfigError(
-                    f"layer {layer} does not exist in {source}, which has {n_layers} layers "
-                    f"(1-{n_layers}; 0 is the embeddings). Pass --layers within that range."
-                )
-        return keys

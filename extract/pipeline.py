@@ -20,6 +20,7 @@ from llmembed.cache_format.errors import (
     CacheNotFoundError,
     ConfigError,
 )
+from llmembed.cache_format.finalize import finalize
 from llmembed.cache_format.layers import parse_layers
 from llmembed.cache_format.lock import PATIENCE_S
 from llmembed.extract.backbone import resolve_compute_dtype, resolve_device
@@ -58,6 +59,8 @@ def extract(
     task = prepare(config, corpus)
     plans, _ = plan_only(task)
     if not any(plan.blocks for plan in plans):
+        if config.world is None:
+            _finish(task, plans)
         return summary(task, Counts(), seconds=0.0)
     n_rows = sum(plan.n_rows_missing for plan in plans)
     if config.engine == "ray":
@@ -92,6 +95,19 @@ def _extract_here(task: Task, extractor: Extractor, on_batch: Callable[[int, int
             if alone:
                 writer.finish(plan.split, plan.source)
     return counts
+
+
+def _finish(task: Task, plans: list[SplitPlan]) -> None:
+    """Do what an earlier run was kept from doing after its last block; mostly there is nothing."""
+    with CacheWriter(task.cache, dataset=task.dataset, dry_run=True) as writer:
+        if all(writer.is_finished(plan) for plan in plans):
+            return
+    if task.config.engine == "ray":
+        finalize(task.cache, only_new=True)
+        return
+    with open_writer(task) as writer:
+        for plan in make_plans(task, writer):
+            writer.finish(plan.split, plan.source)
 
 
 def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:

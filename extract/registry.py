@@ -8,6 +8,7 @@ folder, since reading it takes 20 s for the smallest model and the copy opens in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llmembed.cache_format.errors import ModelError, ModelNotFoundError
+from llmembed.cache_format.regular import require_regular
 from llmembed.extract.packaged import packaged_file
 
 USABLE = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -117,7 +119,9 @@ def _from_package(name: str, alias: ModelAlias) -> ModelFiles | None:
 
 
 def _from_path(path: Path) -> ModelFiles:
-    path = path.resolve()
+    # The Hub's own folder has links to files without a suffix.
+    path = path.parent.resolve() / path.name if path.suffix == ".gguf" else path.resolve()
+    _refuse_irregular(path)
     ggufs = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
     folder = path.parent if path.suffix == ".gguf" else path
     if list(folder.glob("*.safetensors")) and path.suffix != ".gguf":
@@ -133,6 +137,15 @@ def _from_path(path: Path) -> ModelFiles:
         "file; pickled weights (*.bin) are never read: convert them with save_pretrained."
     )
     raise ModelError(message)
+
+
+def _refuse_irregular(path: Path) -> None:
+    """Refuse a FIFO or a device among the files of a model: the libraries would wait for it."""
+    patterns = (*USABLE, "*.gguf")
+    files = [path] if path.suffix == ".gguf" else [f for p in patterns for f in path.glob(p)]
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # a dangling link; who needs it says so
+            require_regular(file, ModelError)
 
 
 def _from_hub(name: str, hub_id: str, revision: str | None, alias: ModelAlias | None) -> ModelFiles:

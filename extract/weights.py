@@ -15,6 +15,8 @@ from pathlib import Path
 
 import xxhash
 
+from llmembed.cache_format.errors import ModelError
+from llmembed.cache_format.regular import open_regular
 from llmembed.extract.registry import user_cache_folder
 
 _READ_BYTES = 1 << 22
@@ -54,7 +56,7 @@ def _remembered_hash(path: Path) -> str:
 
 def _hash(path: Path) -> str:
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with open_regular(path, ModelError) as file:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()

@@ -7,8 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import killed_writer
@@ -17,7 +15,7 @@ from toy_cache import Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import open_cache
 from llmembed.cache_format.errors import CacheFormatError, CacheNotFoundError
-from llmembed.cache_format.store import TEMPORARY, open_store
+from llmembed.cache_format.store import open_store
 from llmembed.cache_format.verify import verify
 
 N_KILLS = int(os.environ.get("LLMEMBED_KILLS", "12"))
@@ -88,26 +86,3 @@ def test_leftovers_of_a_killed_writer_are_cleared(tmp_path: Path) -> None:
     write_toy(path)
     assert not list((path / ".llmembed/tmp").iterdir())
     assert not (path / ".llmembed/lock").exists()
-
-
-def test_who_takes_the_lock_does_no_harm_to_who_asks_for_it(tmp_path: Path) -> None:
-    """Ranks that start at once clear what killed writers left, and lose nothing of each other."""
-    store = open_store(tmp_path / "c.zarr")
-    stop = threading.Event()
-
-    def clear() -> None:
-        while not stop.is_set():
-            for name in store.names(TEMPORARY):
-                store.delete(f"{TEMPORARY}/{name}")
-
-    with ThreadPoolExecutor(1) as thread:
-        clearing = thread.submit(clear)
-        try:
-            for number in range(100):
-                store.put("document", [str(number).encode()])
-                assert store.create(f"record-{number}", b"x")
-        finally:
-            stop.set()
-        clearing.result()
-    assert store.get("document") == b"99"
-    assert len(store.names("")) == 102

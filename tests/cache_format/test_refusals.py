@@ -26,7 +26,8 @@ from llmembed.cache_format.errors import (
     ConfigError,
     DataError,
 )
-from llmembed.cache_format.store import LocalStore, storage_error
+from llmembed.cache_format.local import LocalStore
+from llmembed.cache_format.store import storage_error
 
 
 def add(path: Path, toy: Toy | None = None, **changes: Any) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -39,6 +40,21 @@ def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ModelError, match="no safetensors and no GGUF file"):
         find_model(str(tmp_path))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_model_with_a_fifo_is_refused_at_once(llama: Path, tmp_path: Path, name: str) -> None:
+    """No file of a model can make a command wait, nor one that is a device be read without end."""
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelError, match=rf"{name} is a FIFO, not a regular file"):
+        find_model(str(folder))
+    (tmp_path / "zero.gguf").symlink_to("/dev/zero")
+    with pytest.raises(ModelError, match=r"zero\.gguf is a device, not a regular file"):
+        find_model(str(tmp_path / "zero.gguf"))
 
 
 def test_a_folder_with_two_gguf_files_is_ambiguous(tmp_path: Path) -> None:

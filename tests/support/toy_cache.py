@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import platform
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmembed.cache_format import Cache, CacheWriter, DatasetInfo, SourceInfo, SplitPlan
+from llmembed.cache_format.lock import LOCK
 
 HIDDEN_SIZE = 16
 DATASET = DatasetInfo(name="toy", labels=("no", "yes", "maybe"), provenance={"origin": "made up"})
@@ -89,3 +93,10 @@ def tree(path: Path) -> dict[str, bytes]:
     """Every file of a cache with its bytes."""
     files = (file for file in sorted(path.rglob("*")) if file.is_file())
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def end_process(path: Path) -> None:
+    """Let a lock that was left in a cache be one of a process that has ended."""
+    holder = {"pid": os.getpid(), "host": platform.node(), "started": "1", "token": "x"}
+    if (path / LOCK).exists():
+        (path / LOCK).write_text(json.dumps(holder))
