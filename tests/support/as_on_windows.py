@@ -1,7 +1,7 @@
-"""A process whose own modules see a system as Windows is: no fcntl, no mmap(prot), no C library.
+"""What Windows lacks of Linux, and how to hide it from this project's modules.
 
-Imported first, as `sitecustomize` or by name. What the standard library and other packages see
-stays as it is, for they have their own ways on Windows, which are theirs to test.
+What the standard library and other packages see stays as it is: they have ways of their own on
+Windows, which are theirs to test.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ _import = builtins.__import__
 
 MISSING_MODULES = {"fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
 _OF_OS = (
-    "chown fchmod fchown fork forkpty getegid geteuid getgid getloadavg getpgid getuid killpg lchown "
-    "mkfifo mknod nice openpty posix_fadvise posix_fallocate posix_spawn pread preadv pwrite pwritev "
-    "sched_getaffinity sched_setaffinity sendfile setsid statvfs sysconf sync uname wait waitid "
-    "O_CLOEXEC O_DIRECTORY O_DSYNC O_NOCTTY O_NOFOLLOW O_NONBLOCK O_SYNC O_TMPFILE"
+    "chown fchmod fchown fork forkpty getegid geteuid getgid getloadavg getpgid getuid killpg "
+    "lchown mkfifo mknod nice openpty posix_fadvise posix_fallocate posix_spawn pread preadv "
+    "pwrite pwritev sched_getaffinity sched_setaffinity sendfile setsid statvfs sync sysconf "
+    "uname wait waitid O_CLOEXEC O_DIRECTORY O_DSYNC O_NOCTTY O_NOFOLLOW O_NONBLOCK O_SYNC "
+    "O_TMPFILE"
 )
 _OF_MMAP = (
     "MADV_DONTNEED MADV_RANDOM MADV_SEQUENTIAL MADV_WILLNEED MAP_ANON MAP_ANONYMOUS MAP_NORESERVE "
@@ -35,7 +36,6 @@ MISSING_NAMES = {
     "mmap": set(_OF_MMAP.split()),
     "os": set(_OF_OS.split()),
     "signal": set(_OF_SIGNAL.split()),
-    "time": {"tzset"},
 }
 
 
@@ -59,7 +59,6 @@ _INSTEAD: Mapping[str, Mapping[str, Any]] = {
     "os": {"O_BINARY": _O_BINARY, "name": "nt", "open": _open},
     "signal": {},
     "sys": {"platform": "win32"},
-    "time": {},
 }
 
 
@@ -93,4 +92,6 @@ def _import_as_on_windows(
     return _NARROWED.get(found.__name__, found) if ours and level == 0 else found
 
 
-builtins.__import__ = _import_as_on_windows
+def hide() -> None:
+    """Hide it from every module of this project that is imported from now on."""
+    builtins.__import__ = _import_as_on_windows

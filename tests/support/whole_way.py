@@ -1,42 +1,49 @@
-"""Every module imported, then extract, fit and predict on a toy model; what came out as JSON.
+"""From texts to a prediction on a toy model, here or in a process that sees what Windows has.
 
-python whole_way.py FOLDER MODEL DATASET [as_on_windows]
+python whole_way.py FOLDER MODEL DATASET
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import pkgutil
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+import as_on_windows
 
 
-def main() -> None:
-    """Run in a folder that is empty but for the model and the texts."""
-    folder, model, dataset, *system = sys.argv[1:]
-    for module in system:
-        importlib.import_module(module)
+def whole_way(folder: Path, model: Path, dataset: Path) -> dict[str, Any]:
+    """Extract, fit and predict; give the features' bytes as text, and probabilities."""
     import llmembed
     from llmembed import ExtractConfig, FitConfig, fit, load_run, open_cache
 
-    for package in (llmembed.cache_format, llmembed.extract, llmembed.train):
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
-    cache = str(Path(folder) / "topics.zarr")
-    llmembed.extract.extract(
-        ExtractConfig(
-            model=model, layers="1,2", dataset=dataset, cache=cache, compute_dtype="float32"
-        )
+    cache = str(folder / "topics.zarr")
+    config = ExtractConfig(
+        model=str(model), layers="1,2", dataset=str(dataset), cache=cache, max_length=64
     )
-    chunk = {
-        f"{split}/{layer}": open_cache(cache)[split].features(layer=layer).tobytes().hex()
+    llmembed.extract.extract(config)
+    features = [
+        open_cache(cache)[split].features(layer=layer).tobytes().hex()
         for split in ("train", "test")
         for layer in (1, 2)
-    }
-    run = fit(FitConfig(cache=cache, fusion="concat", output=str(Path(folder) / "run")))
-    answer = load_run(run.path).predict_proba(["w2 w2 w2 w2 w2 w9"])
-    print(json.dumps({"features": chunk, "probabilities": answer.tolist()}))
+    ]
+    run = fit(FitConfig(cache=cache, fusion="concat", output=str(folder / "run")))
+    asked = ["w2 w2 w2 w2 w2 w9", "w1 w1 w1"]
+    return {"features": features, "answer": load_run(run.path).predict_proba(asked).tolist()}
+
+
+def main() -> None:
+    """Import every module as on Windows, then go the whole way."""
+    as_on_windows.hide()
+    for name in ("cache_format", "extract", "train"):
+        package = import_module(f"llmembed.{name}")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            import_module(module.name)
+    folder, model, dataset = map(Path, sys.argv[1:])
+    sys.stdout.write(json.dumps(whole_way(folder, model, dataset)))
 
 
 if __name__ == "__main__":
