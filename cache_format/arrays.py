@@ -7,7 +7,6 @@ the same answers and the same errors.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from llmembed.cache_format.errors import (
     CacheFormatError,
     ConfigError,
 )
+from llmembed.cache_format.mapping import can_map
 from llmembed.cache_format.store import Store
 
 RowSelection: TypeAlias = "slice | Sequence[int] | NDArray[Any]"
@@ -146,13 +146,12 @@ class StoredArray:
 
     def _mapped(self, start_index: int, stop_index: int) -> Rows | None:
         """View several blocks, padding included, as one array; None where that cannot be."""
-        keys = [self.info.chunk_key(index) for index in range(start_index, stop_index)]
-        row_bytes = math.prod(self.info.shape[1:]) * self.info.numpy_dtype.itemsize
-        data = self.info.plain and self.store.view_together(
-            [f"{self.key}/{key}" for key in keys],
-            self.info.chunk_bytes,
-            self.block_rows * row_bytes,
-        )
+        head_bytes = self.block_rows * self.info.row_bytes
+        if not (self.info.plain and can_map(stop_index - start_index, head_bytes)):
+            return None
+        indices = range(start_index, stop_index)
+        keys = [f"{self.key}/{self.info.chunk_key(index)}" for index in indices]
+        data = self.store.view_together(keys, self.info.chunk_bytes, head_bytes)
         if not data:
             return None
         rows = np.frombuffer(data, self.info.numpy_dtype).reshape(-1, *self.info.shape[1:])

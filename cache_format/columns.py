@@ -22,11 +22,15 @@ from llmembed.cache_format.documents import (
     put_document,
 )
 from llmembed.cache_format.errors import CacheCorruptError, CacheMismatchError, DataError
-from llmembed.cache_format.schema import SplitInfo, column_rows
+from llmembed.cache_format.schema import MAX_COLUMN_ROWS, SplitInfo, column_rows
 from llmembed.cache_format.store import Store
 
 LABEL = "label"
 TEXT_HASH = "text_hash"
+SHARD_BLOCKS = 64
+"""Chunks of a shard of an archive."""
+_FREE_ROWS = SHARD_BLOCKS * MAX_COLUMN_ROWS
+"""4,194,304: what may be claimed without a file, so that damage is named one by one."""
 _DTYPES = {LABEL: "int32", TEXT_HASH: "uint64"}
 
 
@@ -64,12 +68,32 @@ def checked_columns(
     }
 
 
+def require_rows(store: Store, split: str, n_rows: int) -> None:
+    """Refuse a claim of millions of rows for which there are no files, before work is done for it.
+
+    Raises:
+        CacheCorruptError: naming both numbers.
+    """
+    if n_rows <= _FREE_ROWS:
+        return
+    key = f"{split}/{TEXT_HASH}"
+    n_chunks, n_shards = len(store.sizes(key)), len(store.sizes(f"{key}/c"))
+    most = _FREE_ROWS + MAX_COLUMN_ROWS * (n_chunks + SHARD_BLOCKS * n_shards)
+    if n_rows > most:
+        raise CacheCorruptError(
+            f"{store.location}: split {split!r} claims {n_rows:,} rows, and the files of "
+            f"{TEXT_HASH} hold {most:,} at most. Restore the cache from a copy, or extract it "
+            "again."
+        )
+
+
 def read_column(store: Store, split: str, name: str, info: SplitInfo) -> NDArray[Any]:
     """Read label or text_hash, `[N]`, verified by its digest.
 
     Raises:
         CacheCorruptError: if the values are not those the root document states.
     """
+    require_rows(store, split, info.n_rows)
     key = f"{split}/{name}"
     array = StoredArray(store, key, info.n_rows)
     if array.info.dtype != _DTYPES[name] or len(array.info.shape) != 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import xxhash
@@ -118,7 +119,7 @@ class Commits:
         self._records: list[Record] | None = None
         self.half_written: list[str] = []
 
-    @property
+    @cached_property
     def expected(self) -> NDArray[np.int64]:
         """int64 `[n_blocks]`: how many rows each block has."""
         starts = np.arange(0, self._info.n_rows, self.block_rows, dtype=np.int64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from llmembed.cache_format.arrays import StoredArray
 from llmembed.cache_format.chunks import encode
-from llmembed.cache_format.columns import LABEL, TEXT_HASH
+from llmembed.cache_format.columns import LABEL, SHARD_BLOCKS, TEXT_HASH
 from llmembed.cache_format.commits import COMMITS
 from llmembed.cache_format.consolidate import consolidated_metadata
 from llmembed.cache_format.documents import (
@@ -39,11 +40,11 @@ from llmembed.cache_format.errors import (
 from llmembed.cache_format.header import Header, require_header
 from llmembed.cache_format.layout import layouts
 from llmembed.cache_format.lock import refuse_if_held
-from llmembed.cache_format.store import MAX_DOCUMENT_BYTES, Store, open_store
+from llmembed.cache_format.regular import require_regular
+from llmembed.cache_format.store import MAX_DOCUMENT_BYTES, Store, open_store, translated
 from llmembed.cache_format.verify import require_sound
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
-SHARD_BLOCKS = 64
 _DOCUMENTS = "llmembed_documents"
 _KEY = re.compile(
     r"(\.llmembed/(commits|index)/)?([A-Za-z0-9][A-Za-z0-9_.-]*/)*[A-Za-z0-9_.-]+\.json"
@@ -109,11 +110,20 @@ def _array_keys(store: Store, header: Header) -> Iterator[tuple[str, int, int | 
 
 
 def _to_hdf5(store: Store, target: Path) -> None:
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        with translated(str(target)):
+            _write_hdf5(store, partial)
+            partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_hdf5(store: Store, path: Path) -> None:
     import h5py
 
-    partial = target.with_name(f".{target.name}.part")
     documents = {k: (store.get(k) or b"").decode() for k in store.walk() if k.endswith(".json")}
-    with h5py.File(partial, "w") as file:
+    with h5py.File(path, "w") as file:
         for key, n_rows, block_rows in _array_keys(store, require_header(store)):
             array = StoredArray(store, key, n_rows, block_rows=block_rows)
             if not array.info.plain:
@@ -125,17 +135,19 @@ def _to_hdf5(store: Store, target: Path) -> None:
                 start = index * array.block_rows
                 dataset[start : start + array.block_rows] = array.block(index)
         file[_DOCUMENTS] = np.frombuffer(dump(documents), np.uint8)
-    partial.replace(target)
 
 
 def _from_hdf5(source: Path, store: Store) -> None:
     """Write the chunks and documents of an HDF5 file to an empty store; the root comes last."""
     import h5py
 
-    if not source.exists():
-        raise CacheNotFoundError(f"there is no file {source}. Check the path.")
     try:
+        require_regular(source, CacheFormatError)
         file = h5py.File(source, "r", locking=False)
+    except FileNotFoundError:
+        raise CacheNotFoundError(f"there is no file {source}. Check the path.") from None
+    except CacheFormatError:
+        raise
     except OSError as error:
         raise CacheFormatError(f"{source} is not a readable HDF5 file: {error}.") from error
     with file:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llmembed.cache_format.errors import shown
 from llmembed.cache_format.reader import Cache, Split
 from llmembed.cache_format.schema import JSON, array_name
 
@@ -28,13 +29,13 @@ def tree(description: dict[str, JSON]) -> Iterator[str]:
     """Print a description as lines of text."""
     dataset = description["dataset"]
     n_classes = len(dataset["labels"])
-    yield f"{_shown(description['path'])}  {_shown(dataset['name'])}, {n_classes} classes"
+    yield f"{_text(description['path'])}  {_text(dataset['name'])}, {n_classes} classes"
     yield f"  fingerprint {description['fingerprint'][:16]}"
-    yield f"  created {_shown(description['created'])}"
+    yield f"  created {_text(description['created'])}"
     for key, value in sorted(dataset["provenance"].items()):
-        yield f"  {_shown(key)}: {_shown(value)}"
+        yield f"  {_text(key)}: {_text(value)}"
     for name, source in description["sources"].items():
-        identity = ", ".join(f"{_shown(k)}={_shown(v)}" for k, v in source["fingerprint"].items())
+        identity = ", ".join(f"{_text(k)}={_text(v)}" for k, v in source["fingerprint"].items())
         yield f"  source {name}: hidden size {source['hidden_size']}, {identity}"
     for name, split in description["splits"].items():
         yield f"  {name}/  {split['n_rows']} rows"
@@ -66,10 +67,10 @@ def _describe_split(cache: Cache, split: Split) -> dict[str, JSON]:
     return {"n_rows": split.n_rows, "arrays": arrays}
 
 
-def _shown(value: JSON) -> str:
+def _text(value: JSON) -> str:
     r"""Escape what could command a terminal.
 
-    >>> _shown(chr(27) + "[2J")
-    '\\x1b[2J'
+    >>> print(_text(chr(27) + "[2J"), _text({"a": chr(27)}))
+    \x1b[2J {'a': '\x1b'}
     """
-    return ascii(value)[1:-1] if isinstance(value, str) else ascii(value)
+    return shown(value if isinstance(value, str) else repr(value))

@@ -20,6 +20,10 @@ from llmembed.cache_format.store import Store
 
 DOCUMENT = "zarr.json"
 CRC_BYTES = 4
+MAX_DEPTH = 64
+"""Levels of a document: ours have ten, and a recipe or provenance brings few."""
+MAX_PART_BYTES = 2**30
+"""Of what is decoded at once, in an export."""
 FILL_VALUES: Mapping[str, JSON] = {
     "float16": "NaN",
     "float32": "NaN",
@@ -90,17 +94,18 @@ def parse(data: bytes, where: str) -> Fields:
     """Read a JSON object that may be hostile.
 
     Raises:
-        CacheFormatError: if it is not JSON, nested too deeply, or no object.
+        CacheFormatError: if it is not JSON, holds a number that is not finite or is nested too
+            deeply, or is no object.
     """
     try:
-        return Fields(json.loads(data, parse_constant=_refuse_constant), where)
+        value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+        _refuse_depth(value)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CacheFormatError):
-            raise
         raise CacheFormatError(
             f"{where} is not a JSON document ({type(error).__name__}). The file is damaged or "
             "was not written by llmembed-extract."
         ) from error
+    return Fields(value, where)
 
 
 def group_document(attributes: Mapping[str, JSON]) -> dict[str, JSON]:
@@ -153,13 +158,16 @@ def parse_array(data: bytes, where: str) -> ArrayInfo:
     separator = encoding.fields("configuration").get("separator", str)
     if encoding.get("name", str) != "default" or separator not in ("/", "."):
         raise CacheFormatError(f"{where}: its chunk key encoding is not 'default' with '.' or '/'.")
-    return ArrayInfo(
+    info = ArrayInfo(
         shape=shape,
         chunk_rows=chunks[0],
         dtype=dtype,
         plain=_is_plain(fields.get("codecs", list), where),
         separator=separator,
     )
+    if not info.plain:
+        _check_export(fields, info)
+    return info
 
 
 def read_array_info(store: Store, key: str) -> ArrayInfo:
@@ -210,5 +218,56 @@ def _is_plain(codecs: Sequence[JSON], where: str) -> bool:
     return list(codecs) == _PLAIN_CODECS
 
 
+def _check_export(fields: Fields, info: ArrayInfo) -> None:
+    """Refuse shards whose parts do not fit, and parts too large to be decoded at once.
+
+    Raises:
+        CacheFormatError: naming the document.
+    """
+    parts = info.chunk_rows
+    for codec in fields.get("codecs", list):
+        if codec["name"] == "sharding_indexed":
+            inner = Fields(codec, f"{fields.where}: codecs").fields("configuration")
+            sizes = _sizes(inner, "chunk_shape")
+            if sizes[1:] != info.shape[1:] or not sizes[0] or parts % sizes[0]:
+                raise CacheFormatError(
+                    f"{inner.where}: parts of shape {sizes} do not fit into shards of {parts} rows "
+                    f"of an array of shape {info.shape}."
+                )
+            parts = sizes[0]
+    if parts * info.row_bytes > MAX_PART_BYTES:
+        raise CacheFormatError(
+            f"{fields.where}: {parts} rows of {info.row_bytes} bytes are compressed as one; at "
+            f"most {MAX_PART_BYTES} bytes may be."
+        )
+    if fields.value.get("fill_value") != FILL_VALUES[info.dtype]:
+        raise CacheFormatError(
+            f"{fields.where}: the fill value of {info.dtype} must be {FILL_VALUES[info.dtype]!r}, "
+            "so that rows that were never written are seen."
+        )
+
+
 def _refuse_constant(name: str) -> JSON:
     raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # such as 1e400, which cannot be written again
+        raise ValueError(text)
+    return number
+
+
+def _refuse_depth(value: JSON) -> None:
+    """Refuse what is nested so deeply that to write or print it again would fail."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise RecursionError

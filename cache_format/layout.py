@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmembed.cache_format.columns import require_rows
 from llmembed.cache_format.commits import COMMITS, INDEX, Commits
 from llmembed.cache_format.documents import DOCUMENT, FEATURE_DTYPES, group_document, parse
 from llmembed.cache_format.errors import CacheFormatError
@@ -66,8 +67,13 @@ def read_layout(store: Store, split: str, source: str) -> SourceLayout | None:
 
 
 def layouts(store: Store, header: Header) -> Iterator[tuple[str, str, SourceLayout, Commits]]:
-    """Yield split, source, layout and commits of everything a cache holds."""
+    """Yield split, source, layout and commits of everything a cache holds.
+
+    Raises:
+        CacheCorruptError: if a split claims rows for which there are no files.
+    """
     for split, info in sorted(header.splits.items()):
+        require_rows(store, split, info.n_rows)
         for source in sorted(header.sources):
             layout = read_layout(store, split, source)
             if layout is not None:

@@ -17,13 +17,12 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from llmembed.cache_format.errors import (
     CacheCorruptError,
-    CacheError,
     CacheFormatError,
 )
 from llmembed.cache_format.mapping import can_map, map_behind_each_other
@@ -33,7 +32,7 @@ from llmembed.cache_format.schema import HIDDEN
 from llmembed.cache_format.store import (
     MAX_DOCUMENT_BYTES,
     Buffer,
-    storage_error,
+    translated,
     wrong_size,
 )
 
@@ -325,14 +324,8 @@ class LocalStore:
             finally:
                 os.close(descriptor)
 
-    @contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
-        try:
-            yield
-        except CacheError:
-            raise
-        except OSError as error:
-            raise storage_error(f"{self.location}/{key}".rstrip("/"), error) from error
+    def _translated(self, key: str) -> AbstractContextManager[None]:
+        return translated(f"{self.location}/{key}".rstrip("/"))
 
 
 def _refuse_link(path: Path) -> None:

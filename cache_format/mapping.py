@@ -8,7 +8,6 @@ Python's `mmap` cannot choose an address, hence the C library's.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import mmap
 import os
@@ -17,6 +16,7 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from typing import Any
 
 MAX_FILES = 8192
 """Mappings one array may take; Linux allows a process 65,530."""
@@ -25,7 +25,6 @@ _THREADS = 4
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _MAP_POPULATE = 0x8000 if sys.platform == "linux" else 0
-_FAILED = ctypes.c_void_p(-1).value
 
 
 def can_map(n_files: int, size_bytes: int) -> bool:
@@ -35,7 +34,7 @@ def can_map(n_files: int, size_bytes: int) -> bool:
     False
     """
     whole_pages = size_bytes > 0 and size_bytes % mmap.ALLOCATIONGRANULARITY == 0
-    return sys.platform in ("linux", "darwin") and whole_pages and n_files <= MAX_FILES
+    return whole_pages and n_files <= MAX_FILES and _libc() is not None
 
 
 def map_behind_each_other(
@@ -53,16 +52,19 @@ def map_behind_each_other(
     Raises:
         OSError: if the system refuses.
     """
+    import ctypes
+
+    libc: Any = _libc()
     total = len(files) * size_bytes
     private = mmap.MAP_PRIVATE | mmap.MAP_ANON | _MAP_NORESERVE
-    base = _map(None, total, private, -1)
+    base = _map(libc, None, total, private, -1)
     mapped = (ctypes.c_char * total).from_address(base)
-    weakref.finalize(mapped, _libc().munmap, ctypes.c_void_p(base), ctypes.c_size_t(total))
+    weakref.finalize(mapped, libc.munmap, ctypes.c_void_p(base), ctypes.c_size_t(total))
 
     def place(index: int) -> None:
         shared = mmap.MAP_SHARED | _MAP_FIXED | _MAP_POPULATE
         with files[index] as file:
-            _map(base + index * size_bytes, size_bytes, shared, file)
+            _map(libc, base + index * size_bytes, size_bytes, shared, file)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for _ in pool.map(place, range(len(files))):
@@ -70,17 +72,28 @@ def map_behind_each_other(
     return memoryview(mapped).cast("B").toreadonly()
 
 
-def _map(address: int | None, size_bytes: int, flags: int, file: int) -> int:
-    found = _libc().mmap(address, size_bytes, mmap.PROT_READ, flags, file, 0)
-    if found == _FAILED:
+def _map(libc: Any, address: int | None, size_bytes: int, flags: int, file: int) -> int:
+    import ctypes
+
+    found = libc.mmap(address, size_bytes, mmap.PROT_READ, flags, file, 0)
+    if found == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return int(found)
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
+def _libc() -> Any:
+    """Open the C library; None where it is not known, or its names cannot be had."""
+    if sys.platform not in ("linux", "darwin") or not hasattr(mmap, "PROT_READ"):
+        return None
+    try:
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.munmap.restype = ctypes.c_int
+    except (ImportError, OSError, TypeError, AttributeError):
+        return None
     libc.mmap.argtypes = (
         *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
         ctypes.c_int64,

@@ -9,7 +9,6 @@ returned after each block of rows, which takes 7 ms.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 
@@ -47,6 +46,10 @@ def peak_memory_bytes() -> int | None:
 
 def _glibc(function: str, *arguments: int) -> None:
     if sys.platform == "linux":
-        call = getattr(ctypes.CDLL(None), function, None)
-        if call is not None:
-            call(*arguments)
+        try:
+            import ctypes
+
+            call = getattr(ctypes.CDLL(None), function)
+        except (ImportError, OSError, TypeError, AttributeError):
+            return
+        call(*arguments)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmembed.cache_format.arrays import RowSelection, StoredArray, allocate
-from llmembed.cache_format.columns import LABEL, TEXT_HASH, read_column
+from llmembed.cache_format.columns import LABEL, TEXT_HASH, read_column, require_rows
 from llmembed.cache_format.commits import Commits
 from llmembed.cache_format.errors import (
     CacheIncompleteError,
@@ -256,12 +256,15 @@ class Split:
         committed = commits.array(name).rows
         width = self._header.sources[source].hidden_size
         array = self._stored(source, name, layout, None)
+        if (array.info.dtype, *array.info.shape[1:]) != (layout.dtype, width):
+            array.require(layout.dtype, (width,))
         if rows is not None:
             numbers = np.arange(self.n_rows)[rows]
             block, offset = np.divmod(numbers, layout.block_rows)
             if (offset < committed[block]).all():
                 return array.read(numbers)
-        out = np.full((self.n_rows, width), np.nan, layout.dtype)
+        out = allocate((self.n_rows, width), array.info, self._store.location)
+        out.fill(np.nan)
         for index in np.flatnonzero(committed):
             start, n = int(index) * layout.block_rows, int(committed[index])
             out[start : start + n] = array.block(int(index))[:n]
@@ -279,6 +282,7 @@ class Split:
             layout = read_layout(self._store, self.name, source)
             if layout is None:
                 return None
+            require_rows(self._store, self.name, self._info.n_rows)
             commits = Commits(self._store, self.name, self._info, source, layout.block_rows)
             self._layouts[source] = (layout, commits)
         return self._layouts[source]

@@ -27,6 +27,7 @@ CHUNK_TARGET_BYTES = 8 * 2**20
 MAX_BLOCKS = 2**24
 MAX_BLOCK_ROWS = 1024
 MIN_BLOCK_ROWS = 64
+MAX_COLUMN_ROWS = 2**16
 N_TOKENS = "n_tokens"
 RESERVED_NAMES = frozenset({"label", "text_hash", N_TOKENS, "c", "zarr.json"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
@@ -201,7 +202,7 @@ def column_rows(n_rows: int) -> int:
     >>> column_rows(10), column_rows(5485), column_rows(10_000_000)
     (64, 8192, 65536)
     """
-    return max(64, min(2**16, 1 << max(0, n_rows - 1).bit_length()))
+    return max(MIN_BLOCK_ROWS, min(MAX_COLUMN_ROWS, 1 << max(0, n_rows - 1).bit_length()))
 
 
 def plan_bytes(n_rows: int, hidden_size: int, n_arrays: int, dtype: str = "float16") -> int:

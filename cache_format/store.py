@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from llmembed.cache_format.errors import CacheSpaceError, CacheStorageError
+from llmembed.cache_format.errors import CacheSpaceError, CacheStorageError, LLMEmbedError
 
 Buffer: TypeAlias = bytes | memoryview
 MAX_DOCUMENT_BYTES = 64 * 2**20
@@ -91,6 +92,17 @@ def open_store(location: str | os.PathLike[str], *, fsync: bool = False) -> Stor
     from llmembed.cache_format.local import LocalStore
 
     return LocalStore(Path(place), fsync=fsync)
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Say in an error of the tree what an operating system refuses."""
+    try:
+        yield
+    except LLMEmbedError:
+        raise
+    except OSError as error:
+        raise storage_error(where, error) from error
 
 
 def storage_error(where: str, error: OSError) -> CacheSpaceError | CacheStorageError:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from llmembed.cache_format.arrays import StoredArray
 from llmembed.cache_format.chunks import crc_holds, digest
-from llmembed.cache_format.columns import LABEL, TEXT_HASH, read_column
+from llmembed.cache_format.columns import LABEL, TEXT_HASH, read_column, require_rows
 from llmembed.cache_format.commits import BlockCommits, Commits
 from llmembed.cache_format.consolidate import consolidated_metadata
 from llmembed.cache_format.documents import DOCUMENT, array_document, dump, group_document
-from llmembed.cache_format.errors import CacheCorruptError, CacheError
+from llmembed.cache_format.errors import CacheCorruptError, CacheError, shown
 from llmembed.cache_format.header import Header, require_header
 from llmembed.cache_format.layout import SourceLayout, layouts
 from llmembed.cache_format.schema import JSON, N_TOKENS
@@ -88,7 +88,7 @@ def verify(store: Store) -> Verification:
     found = _Found()
     for split in sorted(header.splits):
         _verify_columns(store, split, header, found)
-    for split, source, layout, commits in layouts(store, header):
+    for split, source, layout, commits in layouts(store, _with_files(store, header, found)):
         with found.any_error(f"{split}/{source}"):
             _verify_source(store, f"{split}/{source}", layout, commits, found)
             commits.check_texts(read_column(store, split, TEXT_HASH, header.splits[split]))
@@ -100,6 +100,16 @@ def verify(store: Store) -> Verification:
         size_bytes=found.size_bytes,
         incomplete=tuple(found.incomplete),
     )
+
+
+def _with_files(store: Store, header: Header, found: _Found) -> Header:
+    """Leave out the splits whose claim of rows is not worth to be followed."""
+    splits = {}
+    for name, info in header.splits.items():
+        with found.any_error(name):
+            require_rows(store, name, info.n_rows)
+            splits[name] = info
+    return replace(header, splits=splits)
 
 
 def require_sound(store: Store) -> None:
@@ -205,6 +215,6 @@ def summary(result: Verification, location: str) -> Iterator[str]:
     if not result.damage:
         yield f"{location}: {counts}, every hash holds"
     for damage in result.damage:
-        yield f"DAMAGED {ascii(damage.key)[1:-1]}: {damage.problem}"
+        yield shown(f"DAMAGED {damage.key}: {damage.problem}")
     for key in itertools.islice(result.incomplete, 20):
         yield f"incomplete {key}"

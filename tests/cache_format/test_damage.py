@@ -14,6 +14,7 @@ import pytest
 from toy_cache import assert_toy, tree, write_toy
 
 from llmembed.cache_format import open_cache
+from llmembed.cache_format.convert import convert
 from llmembed.cache_format.errors import (
     CacheCorruptError,
     CacheFormatError,
@@ -193,11 +194,54 @@ def test_hostile_array_documents_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chunk_shape": [0, 16]}, r"parts of shape \(0, 16\) do not fit into shards of 4096 rows"),
+        ({"chunk_shape": [63, 16]}, r"parts of shape \(63, 16\) do not fit"),
+        ({"chunk_shape": [64, 8]}, r"parts of shape \(64, 8\) do not fit"),
+        ({"chunk_shape": [1e400]}, "not a JSON document"),
+        ({"chunk_shape": "x"}, "'chunk_shape' must be of type list"),
+        ({"codecs": [{"name": "pickle"}]}, "codec 'pickle' is not one"),
+    ],
+)
+def test_hostile_shards_are_refused(
+    toy_path: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """Parts of a shard that do not fit into it are refused before zarr-python sees them."""
+    archive = tmp_path / "archive.zarr"
+    convert(toy_path, archive, archive=True)
+    edit(
+        archive / "train/tiny/mean/layer_008/zarr.json",
+        lambda d: d["codecs"][0]["configuration"].update(change),
+    )
+    with pytest.raises(CacheFormatError, match=message):
+        open_cache(archive)["train"].features(8, pooling="mean")
+
+
+def test_parts_that_are_too_large_are_refused(toy_path: Path, tmp_path: Path) -> None:
+    """What is decoded at once is bounded, and what stands for a missing shard is no feature."""
+    archive = tmp_path / "archive.zarr"
+    convert(toy_path, archive, archive=True)
+    document = archive / "train/tiny/mean/layer_008/zarr.json"
+    sound = document.read_text()
+    edit(document, lambda d: d.update(fill_value=0.0))
+    with pytest.raises(CacheFormatError, match="fill value of float16 must be 'NaN'"):
+        open_cache(archive)["train"].features(8, pooling="mean")
+    document.write_text(sound)
+    edit(document, lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[2**30, 16]))
+    edit(document, lambda d: d.update(codecs=[{"name": "bytes"}, {"name": "zstd"}]))
+    with pytest.raises(CacheFormatError, match="1073741824 rows of 32 bytes are compressed as one"):
+        open_cache(archive)["train"].features(8, pooling="mean")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[" * 100_000, "not a JSON document"),
         ("{", "not a JSON document"),
         ('{"attributes": NaN}', "not a JSON document"),
+        ('{"attributes": 1e400}', "not a JSON document"),
+        ('{"attributes": ' + "[" * 70 + "]" * 70 + "}", "not a JSON document"),
         ("[]", "JSON object belongs"),
         ("{}", "is not a cache"),
         ('{"attributes": {"llmembed": {"format": 2}}}', "format 2; .* up to format 1"),

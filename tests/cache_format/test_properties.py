@@ -6,6 +6,8 @@ import contextlib
 import copy
 import json
 import logging
+import platform
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,9 +20,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from toy_cache import DATASET, HIDDEN_SIZE, SOURCE, Toy, write_toy
 
-from llmembed.cache_format import CacheWriter, open_cache
-from llmembed.cache_format.errors import CacheIncompleteError, ConfigError, LLMEmbedError
+from llmembed.cache_format import CacheWriter, describe, open_cache
+from llmembed.cache_format.convert import convert
+from llmembed.cache_format.errors import (
+    CacheCorruptError,
+    CacheIncompleteError,
+    CacheLockedError,
+    ConfigError,
+    LLMEmbedError,
+)
 from llmembed.cache_format.header import content_digest
+from llmembed.cache_format.lock import LOCK, SHARED, WriterLock
 from llmembed.cache_format.maintenance import remove
 from llmembed.cache_format.schema import ArrayKey
 from llmembed.cache_format.store import open_store
@@ -132,6 +142,8 @@ HOSTILE = st.one_of(
     st.just([]),
     st.just({}),
     st.just([[[[]]]]),
+    st.sampled_from(["@1e400@", "@-1e999@", *(f"@{n}@" for n in (30, 62, 70, 300, 900, 10**5))]),
+    st.just([0, 16]),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )
 
@@ -163,10 +175,20 @@ def with_value(document: Any, place: tuple[Any, ...], value: Any) -> Any:
     return changed
 
 
+def as_text(document: Any) -> str:
+    """JSON in which `"@1e400@"` stands for that number, `"@70@"` for 70 lists in each other."""
+
+    def literal(match: re.Match[str]) -> str:
+        return match[1] if "e" in match[1] else "[" * int(match[1]) + "]" * int(match[1])
+
+    return re.sub('"@([0-9e-]+)@"', literal, json.dumps(document))
+
+
 def use_everything(path: Path) -> None:
     """Read, verify and plan; every error must be one of the tree."""
     with contextlib.suppress(LLMEmbedError):
         cache = open_cache(path)
+        assert "\x1b" not in "".join(describe.tree(describe.describe(cache)))
         for name in cache.splits:
             for source, pooling, layer in cache[name].arrays:
                 with contextlib.suppress(LLMEmbedError):
@@ -181,14 +203,18 @@ def use_everything(path: Path) -> None:
     ):
         writer.add_source(SOURCE)
         writer.add_split("train", labels=Toy(100).labels, text_hash=Toy(100).text_hash)
-        writer.plan("train", "tiny", arrays=[("mean", 4), ("mean", 5)])
+        plan = writer.plan("train", "tiny", arrays=[("mean", 4), ("mean", 5)])
+        writer.is_finished(plan)
 
 
-@pytest.fixture(scope="module")
-def fuzzed_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["a cache", "an archive"])
+def fuzzed_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fuzz") / "toy.zarr"
     write_toy(path, 100, layers=[4], poolings=["mean"])
-    return path
+    if request.param == "a cache":
+        return path
+    convert(path, path.with_suffix(".archive"), archive=True)
+    return path.with_suffix(".archive")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -208,7 +234,7 @@ def test_hostile_documents_are_errors_of_the_tree(fuzzed_path: Path, data: st.Da
         if index_too and file not in indexes:
             for path in indexes:
                 path.unlink()
-        file.write_text(json.dumps(hostile))
+        file.write_text(as_text(hostile))
         use_everything(fuzzed_path)
     finally:
         for path, content in {file: sound, **indexes}.items():
@@ -229,3 +255,54 @@ def test_random_bytes_are_errors_of_the_tree(fuzzed_path: Path, data: st.DataObj
     finally:
         file.write_bytes(sound)
         logging.disable(logging.NOTSET)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    document=st.one_of(
+        st.binary(max_size=60),
+        st.fixed_dictionaries(
+            {"pid": HOSTILE, "host": HOSTILE | st.just(platform.node()), "started": HOSTILE}
+        ).map(lambda holder: as_text(holder).encode()),
+    ),
+    shared=st.booleans(),
+)
+def test_hostile_locks_are_errors_of_the_tree(document: bytes, shared: bool) -> None:
+    """Whatever stands in a lock, it is held by somebody who is named, or is taken over."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder)
+        store.create(f"{SHARED}/rank-0" if shared else LOCK, document)
+        message = ""
+        try:
+            WriterLock(store).release()
+        except CacheLockedError as error:
+            message = str(error)
+        assert "is being written by" in message or not list(store.walk())
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("column_rows", [1, 64])
+@pytest.mark.parametrize("n_rows", [10**9, 2**40])
+def test_claimed_rows_are_refused_at_once(toy_path: Path, n_rows: int, column_rows: int) -> None:
+    """A root that claims rows for which there are no files is refused before work is done."""
+    root = json.loads((toy_path / "zarr.json").read_text())
+    place = ("attributes", "llmembed", "splits", "train", "n_rows")
+    (toy_path / "zarr.json").write_text(json.dumps(with_value(root, place, n_rows)))
+    for name in ("label", "text_hash", "tiny/n_tokens", "tiny/mean/layer_004"):
+        file = toy_path / "train" / name / "zarr.json"
+        document = with_value(json.loads(file.read_text()), ("shape", 0), n_rows)
+        if "/" not in name:
+            chunk = ("chunk_grid", "configuration", "chunk_shape", 0)
+            document = with_value(document, chunk, column_rows)
+        file.write_text(json.dumps(document))
+    message = f"split 'train' claims {n_rows:,} rows, and the files of text_hash hold 4,325,376"
+    split = open_cache(toy_path)["train"]
+    for read in (
+        lambda: split.labels,
+        lambda: split.features(4, pooling="mean"),
+        lambda: split.features(4, pooling="mean", allow_partial=True),
+        lambda: split.arrays,
+    ):
+        with pytest.raises(CacheCorruptError, match=message):
+            read()
+    assert message in verify(open_store(toy_path)).damage[0].problem
