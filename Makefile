@@ -62,11 +62,13 @@ test-small-cpu: install
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest \
 	  --numprocesses logical --dist worksteal -m "not ray and not slow" tests/extract tests/test_end_to_end*.py
 
-# mypy cannot see through an editable install of a mapped namespace; these links show it the way.
+# mypy cannot see through an editable install of mapped packages; these links show it the way.
 types:
 	mkdir -p build/types/llmembed
 	for package in cache_format extract train; do \
 	  ln -sfn ../../../$$package build/types/llmembed/$$package; done
+	for file in __init__.py py.typed; do \
+	  ln -sf ../../../cache_format/llmembed/$$file build/types/llmembed/$$file; done
 
 # The suite that CI reruns, from features in the repository; then what the parts cost.
 bench: install

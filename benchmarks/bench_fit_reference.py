@@ -71,7 +71,7 @@ class Rows:
 def reference(cache: Cache, name: str, source: str, path: Path) -> dict[str, Any]:
     """Give what scikit-learn finds on one data set, from the file as far as it is there."""
     screen = SCREENS.get(name, Screen())
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     entry = known.setdefault(name, {})
     if entry.get("fingerprint") != cache.fingerprint:
         entry = known[name] = {"fingerprint": cache.fingerprint, "screen": {}, "finalists": {}}

@@ -273,7 +273,7 @@ def _anonymous(memory: dict[str, int]) -> int:
 
 def _memory() -> dict[str, int]:
     """Read bytes of this process from /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     fields = [line.split() for line in lines if line.endswith(" kB")]
     return {name.rstrip(":"): 1024 * int(size) for name, size, _ in fields}
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
 from llmembed.cache_format import Block, SplitPlan
 from llmembed.cache_format.cluster import joined
+from llmembed.cache_format.memory import peak_memory_bytes
 from llmembed.cache_format.units import Unit
 from llmembed.extract import ray_engine
 from llmembed.extract.outcome import Counts
@@ -74,7 +74,7 @@ def measure(n_units: int, seconds: float, n_workers: int) -> dict[str, float]:
     """Have units done, and time the driver from the first receipt to the last."""
     job = json.dumps({"seconds": seconds})
     units = {number: toy_unit(number) for number in range(n_units)}
-    began, memory = time.perf_counter(), peak_bytes()
+    began, memory = time.perf_counter(), peak_memory_bytes() or 0
     marks: list[tuple[float, float]] = []
     numbers = []
     for receipt in ray_engine.receipts(n_workers, 0.0, job, 2, units):
@@ -90,7 +90,7 @@ def measure(n_units: int, seconds: float, n_workers: int) -> dict[str, float]:
         "until_first_receipt_s": first - began,
         "wall_s": last - first,
         "driver_cpu_s": last_cpu - first_cpu,
-        "driver_bytes_a_unit": (peak_bytes() - memory) / n_units,
+        "driver_bytes_a_unit": ((peak_memory_bytes() or 0) - memory) / n_units,
     }
 
 
@@ -122,11 +122,6 @@ def toy_unit(number: int) -> Unit:
     plan: dict[str, Any] = {"split": "train", "source": "s", "n_rows": 10**9, "block_rows": 1024}
     plan |= {"hidden_size": 4096, "dtype": "float16", "arrays": keys, "blocks": blocks}
     return Unit(plan=SplitPlan(**plan), texts=("0" * 32,) * 16, old=({},) * 16)
-
-
-def peak_bytes() -> int:
-    """Largest memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ watts a busy core takes; the result names which. Neither sees what another proce
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from llmembed.cache_format.memory import peak_memory_bytes
 
 RAPL = Path("/sys/class/powercap")
 _T = TypeVar("_T")
@@ -30,7 +30,7 @@ class Cost:
     cpu_s: float
     """CPU seconds, threads included."""
     peak_memory_bytes: int
-    """Most memory the process ever held, Python and libraries included."""
+    """Most memory the process ever held, Python and libraries included; 0 where it is unknown."""
     joules: float
     """Energy."""
     energy_method: str
@@ -49,7 +49,6 @@ def _measure(call: Callable[[], _T], watts_per_core: float) -> tuple[_T, Cost]:
     result = call()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     after = rapl_joules()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if before is not None and after is not None and after >= before:
         joules, method = after - before, "RAPL, whole package"
     else:
@@ -57,7 +56,7 @@ def _measure(call: Callable[[], _T], watts_per_core: float) -> tuple[_T, Cost]:
     return result, Cost(
         wall_s=wall_s,
         cpu_s=cpu_s,
-        peak_memory_bytes=peak if sys.platform == "darwin" else peak * 1024,
+        peak_memory_bytes=peak_memory_bytes() or 0,
         joules=joules,
         energy_method=method,
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
-from llmembed.cache_format.console import EXIT_KNOWN_ERROR, Command, common_options
+from llmembed.cache_format.console import (
+    EXIT_KNOWN_ERROR,
+    Command,
+    Group,
+    common_options,
+    echo_json,
+    version_option,
+)
 from llmembed.cache_format.errors import shown
 
 
@@ -17,7 +23,8 @@ class _CopyCommand(Command):
     resume_hint = "Run the same command again to go on where it stopped."
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@version_option
 def main() -> None:
     """Look at a cache of features, check it, and move it about."""
 
@@ -150,7 +157,7 @@ def convert(
 
 def _print(lines: Iterable[str], document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     if as_json:
-        click.echo(json.dumps(document, indent=1, default=str))
+        echo_json(document, indent=1)
     elif not quiet:
         for line in lines:
             click.echo(shown(line))

@@ -13,8 +13,11 @@ import dataclasses
 import functools
 import gc
 import inspect
+import io
 import itertools
+import json
 import logging
+import os
 import sys
 import textwrap
 import traceback
@@ -31,9 +34,27 @@ from llmembed.cache_format.errors import LLMEmbedError, LLMEmbedWarning, RowErro
 EXIT_KNOWN_ERROR = 1
 EXIT_ROWS_LEFT = 4
 EXIT_INTERRUPTED = 130
+_EXIT_CODES = (
+    "Exit codes: 0 done, or nothing to do; 1 an error, told in one sentence; 2 bad usage; 4 done "
+    "but for rows that have no feature to store; 130 interrupted."
+)
 
 
-class Command(click.Command):
+class _Program(click.Command):
+    """What every command does as a program: it names its exit codes, and any console shows it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"epilog": _EXIT_CODES, **kwargs})
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; what the console's encoding lacks is shown escaped: cp1252 lacks most letters."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **kwargs)
+
+
+class Command(_Program):
     """A click command that ends a known error in one line on stderr, without a traceback.
 
     Attributes:
@@ -56,6 +77,7 @@ class Command(click.Command):
                 warnings.showwarning = _show_warning
                 if not ctx.params.get("quiet"):
                     _show_log()
+                _hide_bars_of_libraries(quiet=ctx.params.get("quiet", False))
                 return super().invoke(ctx)
         except LLMEmbedError as error:
             if ctx.params.get("debug"):
@@ -65,6 +87,32 @@ class Command(click.Command):
         except KeyboardInterrupt:
             click.echo(f"\ninterrupted. {self.resume_hint}", err=True)
             sys.exit(EXIT_INTERRUPTED)
+
+
+class Group(_Program, click.Group):
+    """A command of commands: without one it says so, in one sentence and with exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # click's own way prints the help, before 8.2 with exit code 0.
+        super().__init__(*args, no_args_is_help=False, **kwargs)
+
+
+def _hide_bars_of_libraries(*, quiet: bool) -> None:
+    """Let libraries that are not imported yet draw bars only on a terminal: a log is no place."""
+    if quiet or not sys.stderr.isatty():
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
+
+
+def echo_json(document: Any, *, indent: int | None = None) -> None:
+    """Print one JSON document on stdout, in letters that its encoding has.
+
+    What a terminal would obey is escaped, as JSON does.
+    """
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(document, ensure_ascii=not is_utf8, indent=indent, default=str)
+    obeyed = (c for c in text if not c.isprintable() and c != "\n")
+    click.echo(text.translate({ord(c): json.dumps(c)[1:-1] for c in obeyed}))
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -126,12 +174,18 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def version_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--version`."""
+    return click.version_option(package_name="llmembed-cache")(function)
+
+
 def _option(
     field: dataclasses.Field[Any], hint: Any, text: str
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     name = f"--{field.name.replace('_', '-')}"
-    required = field.default is dataclasses.MISSING
-    default: Any = None if required else field.default
+    if field.default is dataclasses.MISSING:  # to click from 8.3 on, None would be a value
+        return click.option(name, field.name, type=_scalar(hint), required=True, help=text)
+    default: Any = field.default
     if hint is bool:
         return click.option(name, field.name, is_flag=True, default=default, help=text)
     if typing.get_origin(hint) is tuple:
@@ -149,7 +203,6 @@ def _option(
         field.name,
         type=_scalar(hint),
         default=default,
-        required=required,
         show_default=default is not None,
         help=text,
     )

@@ -61,7 +61,7 @@ def has_ended(pid: int, start: str) -> bool:
 
 def _started_by_proc(pid: int) -> str | None:
     try:
-        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return UNKNOWN if _is_hidden(pid) else None
     return None if fields[0] in _DEAD else fields[19]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import click
 
-from llmembed.cache_format.console import Command, common_options, config_options
+from llmembed.cache_format.console import (
+    Command,
+    common_options,
+    config_options,
+    echo_json,
+    version_option,
+)
 from llmembed.cache_format.errors import shown
 from llmembed.extract.config import ExtractConfig
 
@@ -22,6 +27,7 @@ class ExtractCommand(Command):
 @click.command(cls=ExtractCommand)
 @config_options(ExtractConfig)
 @common_options
+@version_option
 def main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Stream texts through a frozen model into a cache of pooled hidden states.
 
@@ -40,6 +46,6 @@ def main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
 
         result = extract(config, show_progress=not quiet)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(result)))
+        echo_json(dataclasses.asdict(result))
     elif not quiet:
         click.echo(shown(result.describe(), keep="\n"))

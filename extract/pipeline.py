@@ -48,7 +48,7 @@ def extract(
     Args:
         config: what to extract.
         corpus: texts in memory, which take the place of `config.dataset`.
-        show_progress: draw a progress bar on stderr.
+        show_progress: show on stderr how far it is.
 
     Raises:
         ConfigError, DataError, ModelError: the request cannot be served; nothing was written.

@@ -1,39 +1,23 @@
-"""One progress bar on stderr: rows, rows/s, tokens/s and the time left."""
+"""Rows that are done, on stderr: of how many, rows/s, tokens/s and the time left."""
 
 from __future__ import annotations
 
-import time
-from typing import Any, Self
+from llmembed.cache_format.progress import Steps
 
 
-class Progress:
-    """Count rows and tokens, and draw them if wanted.
+class Progress(Steps):
+    """Count rows and tokens, and show them if wanted.
 
     Args:
         n_rows: rows to do.
-        shown: draw the bar.
+        shown: show them.
     """
 
     def __init__(self, n_rows: int, *, shown: bool) -> None:
-        self._n_rows = n_rows
-        self._shown = shown
+        super().__init__(n_rows, "rows", shown=shown)
         self._n_tokens = 0
-
-    def __enter__(self) -> Self:
-        from tqdm import tqdm
-
-        self._bar: Any = tqdm(
-            total=self._n_rows, unit=" rows", disable=not self._shown, mininterval=0.5
-        )
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
     def advance(self, n_rows: int, n_tokens: int) -> None:
         """Count a batch that is done."""
         self._n_tokens += n_tokens
-        rate = self._n_tokens / (time.perf_counter() - self._start)
-        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
-        self._bar.update(n_rows)
+        self.count(n_rows, f"{self._n_tokens / self.elapsed_s:,.0f} tokens/s")

@@ -44,7 +44,7 @@ def _remembered_hash(path: Path) -> str:
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     note = user_cache_folder() / "hashes" / f"{key}.json"
     try:
-        known = json.loads(note.read_text())
+        known = json.loads(note.read_text(encoding="utf-8"))
         if known["file"] == identity:
             return str(known["xxh3_128"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -65,6 +65,6 @@ def _hash(path: Path) -> str:
 def _write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     Path(name).replace(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_model import save_toy_model, toy_texts
+from toy_model import save_toy_model, write_two_topics
 
 BIN = Path(sys.executable).parent
 
@@ -32,18 +32,6 @@ def run(tmp_path: Path) -> Any:
         return done.stdout if code == 0 else done.stderr
 
     return command
-
-
-def write_two_topics(folder: Path) -> None:
-    """Two splits whose label is the first word: `w1` or `w2`."""
-    (folder / "topics").mkdir()
-    for split, n in (("train", 160), ("test", 60)):
-        rows = [
-            {"text": f"w{1 + row % 2} " * 6 + text, "label": ("cocoa", "trade")[row % 2]}
-            for row, text in enumerate(toy_texts(n, longest=4))
-        ]
-        lines = "\n".join(map(json.dumps, rows))
-        (folder / "topics" / f"{split}.jsonl").write_text(lines)
 
 
 def test_extract_fit_and_predict_follow_one_another(run: Any, tmp_path: Path) -> None:

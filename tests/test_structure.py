@@ -27,7 +27,7 @@ ANYWHERE = {"train/predict.py": {"train", "cache_format", "extract"}}
 
 def imported(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -60,7 +60,7 @@ def test_the_cache_needs_no_deep_learning_library(path: Path) -> None:
 )
 def test_files_and_functions_stay_small(path: Path) -> None:
     """No file has more than 400 lines, no function more than 50."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -77,6 +77,6 @@ def test_the_examples_in_docstrings_hold(name: str) -> None:
 @pytest.mark.parametrize("path", sources("tests"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_test_states_its_fact(path: Path) -> None:
     """A test has a docstring of one sentence or more."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             assert (ast.get_docstring(node) or "").endswith((".", "?")), node.name

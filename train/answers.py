@@ -138,16 +138,6 @@ def write(path: Path, answers: Answers) -> None:
         ) from error
 
 
-def json_line(document: object) -> str:
-    r"""Give JSON in one line that a terminal may show: what it would obey is escaped, as JSON does.
-
-    >>> print(json_line({"label": "h\u00f6r" + chr(27) + chr(0x9b)}))
-    {"label": "hör\u001b\u009b"}
-    """
-    text = json.dumps(document, ensure_ascii=False)
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-
-
 def _write_csv(path: Path, answers: Answers) -> None:
     table = answers.table()
     with path.open("w", encoding="utf-8", newline="") as file:

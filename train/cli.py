@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmembed.cache_format.console import Command, common_options, config_options
+from llmembed.cache_format.console import (
+    Command,
+    common_options,
+    config_options,
+    echo_json,
+    version_option,
+)
 from llmembed.cache_format.errors import shown
-from llmembed.train.answers import Answers, check_output, json_line, write
+from llmembed.train.answers import Answers, check_output, write
 from llmembed.train.config import FitConfig
 from llmembed.train.sweep_config import SweepConfig
 
@@ -28,6 +33,7 @@ _MAX_CLASSES_SHOWN = 20
 @click.command(cls=Command)
 @config_options(FitConfig)
 @common_options
+@version_option
 def fit_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Fit a classifier on the features of a cache and write its run."""
     del debug
@@ -37,7 +43,7 @@ def fit_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None
 
     run = fit(config, show_progress=not quiet)
     if as_json:
-        click.echo(json_line({"path": str(run.path), **run.metrics}))
+        echo_json({"path": str(run.path), **run.metrics})
     elif not quiet:
         click.echo(metrics_table(run.metrics))
         click.echo(shown(f"run: {run.path}"))
@@ -46,6 +52,7 @@ def fit_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None
 @click.command(cls=Command)
 @config_options(SweepConfig)
 @common_options
+@version_option
 def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Judge every layer, their mean and the best subsets, by folds of the training split alone."""
     del debug
@@ -55,7 +62,7 @@ def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> No
 
     result = run_sweep(config)
     if as_json:
-        click.echo(json.dumps(result))
+        echo_json(result)
     elif not quiet:
         click.echo(table_of(result))
         click.echo(shown(f"table and plot: {config.output_path}"))
@@ -95,6 +102,7 @@ def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> No
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @common_options
+@version_option
 def predict_main(
     *,
     run: Path,
@@ -136,7 +144,7 @@ def predict_main(
     if output is not None:
         write(output, answers)
     if as_json:
-        click.echo(json_line([*answers.rows()]))
+        echo_json([*answers.rows()])
     elif output is None:
         click.echo("\n".join(answers.lines()))
     elif not quiet:

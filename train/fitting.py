@@ -6,8 +6,6 @@ the classifier with the lowest validation loss, and `over_seeds` tells how far t
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from llmembed.cache_format.memory import peak_memory_bytes
 from llmembed.train.classifier import Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.crossfit import solve_base, train_solved, train_stack
@@ -68,7 +67,7 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
 
     Args:
         config: all options.
-        show_progress: show a bar on stderr where that is a terminal.
+        show_progress: show on stderr how far it is.
 
     Returns:
         The run that was written, ready to predict.
@@ -137,7 +136,7 @@ def train(
         config: all options.
         data: what to train on.
         workspace: folder of checkpoints and logs of a fit by gradient; None writes neither.
-        show_progress: show a bar on stderr where that is a terminal.
+        show_progress: show on stderr how far it is.
     """
     chosen = choose_fusion(config, data)
     trained = _train(chosen, workspace=workspace, show_progress=show_progress)
@@ -181,7 +180,7 @@ def _metrics(outcome: Outcome, log_probas: Sequence[Floats]) -> dict[str, Any]:
         **_before_calibration(classifier, data),
         "n_parameters": sum(weight.numel() for weight in classifier.parameters()),
         "splits": data.shares.record(),
-        "peak_memory_bytes": _peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(),
         "per_seed": [
             {
                 "seed": one.seed,
@@ -214,8 +213,3 @@ def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, floa
 def _spread(values: list[float]) -> dict[str, float]:
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "std": deviation}
-
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

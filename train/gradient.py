@@ -26,8 +26,8 @@ from llmembed.train.config import FitConfig
 from llmembed.train.data import FitData, architecture_of, class_weights
 from llmembed.train.module import (
     ClassifierModule,
-    EpochBar,
     EpochLog,
+    EpochProgress,
     FeatureDataModule,
     KeepBest,
     Optimisation,
@@ -62,7 +62,7 @@ def train_by_gradient(
         data: features and labels.
         seeds: of the first weights, the order of batches and dropout.
         workspace: folder of checkpoints and logs; None writes neither.
-        show_progress: show bars on stderr.
+        show_progress: show on stderr how far it is.
     """
     configs = [config]
     if config.preset == "paper" and config.sigma is None:
@@ -100,7 +100,7 @@ class _Fit:
             self.module = _new_module(config, data, seed)
         callbacks: list[pl.Callback] = [self.keep_best, EpochLog()]
         if show_progress:
-            callbacks.append(EpochBar(config.training.epochs, seed))
+            callbacks.append(EpochProgress(config.training.epochs, seed))
         self.trainer, self.checkpoint = _prepare(config, data, seed, callbacks, workspace)
         self.fit_s = 0.0
 

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
-from tqdm import tqdm
 
+from llmembed.cache_format.progress import Steps
 from llmembed.train.classifier import Classifier
 from llmembed.train.data import Batch, FeatureBatches, FitData
 from llmembed.train.heads import Dropout
@@ -263,28 +263,27 @@ class Packs:
             yield itertools.islice(batches, self.size)
 
 
-class EpochBar(pl.Callback):
-    """One bar over the epochs on stderr, with the validation loss; silent without a terminal."""
+class EpochProgress(pl.Callback):
+    """Shows on stderr how many epochs are done, with the validation loss."""
 
     def __init__(self, n_epochs: int, seed: int) -> None:
-        self.bar = tqdm(total=n_epochs, desc=f"seed {seed}", unit="epoch", disable=None)
+        self.steps = Steps(n_epochs, "epochs", name=f"seed {seed}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin where a checkpoint ends."""
         del pl_module
-        self.bar.update(trainer.current_epoch)
+        self.steps.start(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Advance by one epoch."""
+        """Count an epoch."""
         del trainer
         assert isinstance(pl_module, ClassifierModule)
-        self.bar.set_postfix_str(f"validation loss {pl_module.val_loss:.4f}", refresh=False)
-        self.bar.update()
+        self.steps.count(1, f"validation loss {pl_module.val_loss:.4f}")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
+        """Show the last state."""
         del trainer, pl_module
-        self.bar.close()
+        self.steps.close()
 
 
 class EpochLog(pl.Callback):

@@ -3,11 +3,12 @@
 A mapped tensor is a tensor: what trains on it is the same code, with the same result bit for bit,
 and the system moves rows between disk and memory. The price is the disk's speed once the rows in
 use exceed the memory. The file lies in $TMPDIR, else in /var/tmp, which unlike /tmp is a disk; it
-has no name any more as soon as it is mapped, so that nothing is left of it whatever happens.
+has no name, or is deleted by the system (Windows), so that nothing is left of it whatever happens.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import tempfile
@@ -27,7 +28,11 @@ _DISK = Path("/var/tmp")  # noqa: S108 - a file without a name, made with O_EXCL
 
 def default_limit() -> float:
     """Half of the machine's memory, in bytes."""
-    return _SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if hasattr(os, "sysconf"):
+        return _SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    import psutil  # Windows; accelerate brings it
+
+    return _SHARE * float(psutil.virtual_memory().total)
 
 
 def make_room(n_rows: int, width: int, memory_gb: float | None) -> tuple[Tensor, bool]:
@@ -64,7 +69,8 @@ def _map_file(folder: Path, size: int) -> Tensor:
             f"{free / GB:.1f} GB free for them. Set TMPDIR to a disk with room, raise --memory-gb, "
             "or choose fewer --layers."
         )
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="llmembed-") as file:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
         if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a SIGBUS later
             os.posix_fallocate(file.fileno(), 0, size)
-        return torch.from_file(file.name, shared=True, size=size // 4, dtype=torch.float32)
+        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.float32)

@@ -33,7 +33,7 @@ def test_every_field_of_the_config_is_an_option_with_its_default() -> None:
             assert option.required
         elif not option.multiple:
             assert option.default == field.default
-    assert set(options) == {"as_json", "quiet", "debug"}
+    assert set(options) == {"as_json", "quiet", "debug", "version"}
 
 
 def test_the_result_is_one_json_document_on_stdout(arguments: list[str]) -> None:

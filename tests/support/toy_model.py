@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,15 @@ def toy_texts(n: int, *, longest: int = 20) -> list[str]:
         f"w{row % 91} " + " ".join(f"w{i}" for i in torch.randint(91, (k,), generator=generator))
         for row, k in enumerate(lengths)
     ]
+
+
+def write_two_topics(folder: Path) -> None:
+    """Two splits whose label is the first word: `w1` or `w2`."""
+    (folder / "topics").mkdir()
+    for split, n in (("train", 160), ("test", 60)):
+        rows = [
+            {"text": f"w{1 + row % 2} " * 6 + text, "label": ("cocoa", "trade")[row % 2]}
+            for row, text in enumerate(toy_texts(n, longest=4))
+        ]
+        lines = "\n".join(map(json.dumps, rows))
+        (folder / "topics" / f"{split}.jsonl").write_text(lines, encoding="utf-8")

@@ -61,7 +61,7 @@ def test_every_field_of_the_config_is_an_option_with_its_default(
             assert option.required
         elif not option.multiple:
             assert option.default == field.default
-    assert set(options) == {"as_json", "quiet", "debug"}
+    assert set(options) == {"as_json", "quiet", "debug", "version"}
 
 
 def test_a_sweep_prints_a_table_and_writes_it_with_a_plot(

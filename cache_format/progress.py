@@ -1,0 +1,120 @@
+"""How far the work is, on stderr: a bar on a terminal, a plain line now and then in a log.
+
+A log keeps every character, so a bar, which draws over itself, becomes one endless line there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Self, TextIO
+
+INTERVAL_S = 30.0
+"""Least time between two lines of a log, but for the first and the last."""
+
+
+class Steps:
+    """Count what is done of a known number of steps, and show it.
+
+    Args:
+        total: number of steps.
+        unit: what a step is, in the plural.
+        name: what they belong to; empty for nothing.
+        shown: whether to show anything; the environment's TQDM_DISABLE, set to anything, forbids.
+        stream: where; None is stderr.
+        clock: tells the seconds.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        *,
+        name: str = "",
+        shown: bool = True,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._unit, self._name, self._clock = total, unit, name, clock
+        self._stream = sys.stderr if stream is None else stream
+        self._shown = shown and not os.environ.get("TQDM_DISABLE")
+        self._done, self._note = 0, ""
+        self._bar: Any = None
+
+    def start(self, done: int = 0) -> None:
+        """Begin the time, with so many steps done before it."""
+        self._done = self._before = done
+        self._started = self._shown_at = self._clock()
+        if self._shown and self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self._total,
+                initial=done,
+                desc=self._name or None,
+                unit=f" {self._unit}",
+                mininterval=0.5,
+                file=self._stream,
+            )
+        else:
+            self._show(self._state())
+
+    def count(self, n: int, note: str = "") -> None:
+        """Count steps that are done, and keep a word about them to be shown."""
+        self._done, self._note = self._done + n, note
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(n)
+        elif self._clock() - self._shown_at >= INTERVAL_S:
+            self._shown_at = self._clock()
+            self._show(f"{self._state()}, {_duration(self._left_s())} left{self._speed()}")
+
+    def close(self) -> None:
+        """Show the last state."""
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._show(f"{self._state()} in {_duration(self.elapsed_s)}{self._speed()}")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start, more than 0."""
+        return max(self._clock() - self._started, 1e-9)
+
+    def _rate(self) -> float:
+        return (self._done - self._before) / self.elapsed_s
+
+    def _left_s(self) -> float:
+        return (self._total - self._done) / max(self._rate(), 1e-9)
+
+    def _state(self) -> str:
+        name = f"{self._name}: " if self._name else ""
+        return f"{name}{self._done:,} of {self._total:,} {self._unit}"
+
+    def _speed(self) -> str:
+        note = f", {self._note}" if self._note else ""
+        return f", {self._rate():,.1f} {self._unit}/s{note}"
+
+    def _show(self, line: str) -> None:
+        if self._shown:
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    """Write seconds as hours, minutes and seconds.
+
+    >>> _duration(3725.4), _duration(59.6)
+    ('1:02:05', '0:01:00')
+    """
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
