@@ -151,7 +151,7 @@ class SoftmaxSolver:
         self._mean, self._counts = total.mean, total.counts
         covariance = total.gram / total.n - torch.outer(total.mean, total.mean)
         self._covariance = covariance.float()
-        self._unit = float(unit_of(covariance, total.gram.diagonal().mean() / total.n))
+        self._unit = float(unit_of(covariance, total.gram.diagonal().mean() / total.n, total.n))
 
     def held_out(self) -> Path:
         """Score each row by the fits that have not seen its fold.
