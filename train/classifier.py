@@ -44,7 +44,7 @@ class Standardiser(nn.Module):
             total += block.sum(dim=0)
             squares += block.square().sum(dim=0)
         mean = total / len(rows)
-        scale = (squares / len(rows) - mean.square()).clamp(min=0).sqrt()
+        scale = (squares / len(rows) - mean.square()).clamp(min=0).sqrt().float()  # 0 if it is less
         standardiser = cls(x.shape[1])
         standardiser.mean.copy_(mean)
         standardiser.scale.copy_(torch.where(scale > mean.abs() * 1e-6, scale, 1.0))
