@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmembed.cache_format.errors import ConfigError
@@ -31,6 +30,7 @@ from llmembed.train.solvers import Problem, choose_head
 from llmembed.train.spill import make_room
 from llmembed.train.stack import Member, average, spread
 from llmembed.train.sweep import Candidate, Grid, Summed, stack_of, sweep
+from llmembed.train.weighing import mean_loss, weights_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
     device = device_of(config)
     fusion = Classifier(architecture_of(config, data, "linear")).eval()
     folds = folds_of(config, data, seed, device)
-    weights = class_weights(config, data).to(device)
+    weights, own = class_weights(config, data).to(device), data.sample_weights
     summed = _summed(config, data, folds, weights)
     problem = Problem.of(
         x=fusion.fuse_all(data.x.to(device)),
@@ -63,6 +63,7 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
         folds=folds,
         class_weights=weights,
         moments=summed and summed(config.fusion, range(len(data.features))),
+        sample_weights=None if own is None else own.to(device),
     )
     choice = choose_head(problem, config.solved_heads)
     solved = _Solved(
@@ -122,7 +123,7 @@ def solve_base(config: FitConfig, data: FitData) -> Base:
     solved = _solve_stack(grid, stack_of(grid, sweep(grid)).items())
     rows = torch.cat(grid.folds)
     held_out = solved.held_out.nan_to_num()  # of rows without a label
-    temperature = calibrate(held_out[rows].cpu().numpy(), grid.y[rows].cpu().numpy())
+    temperature = _calibrated(held_out[rows].cpu(), data, rows.cpu())
     return Base(
         linear=average([solved.linear], [1 / temperature]), held_out=(held_out / temperature).cpu()
     )
@@ -157,14 +158,17 @@ def _trained(
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
     rows = torch.cat(solved.folds).cpu()
     held_out, labels = solved.held_out.cpu()[rows], data.y[rows]
+    own = None if data.sample_weights is None else data.sample_weights[rows].double()
     if config.calibrate == "temperature":
-        classifier.temperature.fill_(calibrate(held_out.numpy(), labels.numpy()))
-    weights = class_weights(config, data)[labels].double()
+        classifier.temperature.fill_(_calibrated(held_out, data, rows))
+    weights = weights_of(data.y, rows, class_weights(config, data), data.sample_weights).double()
     hits = (held_out.argmax(dim=1) == labels).double()
     return Trained(
         seed=seed,
         classifier=classifier,
-        val_loss=F.cross_entropy(held_out.double() / classifier.temperature, labels).item(),
+        val_loss=mean_loss(
+            held_out.double() / classifier.temperature, labels, sample_weights=own
+        ).item(),
         fit_s=time.perf_counter() - started,
         device=str(solved.held_out.device),
         details={
@@ -177,11 +181,17 @@ def _trained(
     )
 
 
+def _calibrated(held_out: Tensor, data: FitData, rows: Tensor) -> float:
+    """Find the temperature of held-out scores `[n, C]` of some rows."""
+    own = None if data.sample_weights is None else data.sample_weights[rows].numpy()
+    return calibrate(held_out.numpy(), data.y[rows].numpy(), own)
+
+
 def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
     """Make the grid of a fit's training rows; the seed draws the folds."""
     device = device_of(config)
     folds = folds_of(config, data, seed, device)
-    weights = class_weights(config, data).to(device)
+    weights, own = class_weights(config, data).to(device), data.sample_weights
     return Grid(
         x=data.x.to(device),
         y=data.y.to(device),
@@ -190,6 +200,7 @@ def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
         class_weights=weights,
         head=config.head if config.head in {"ridge", "lda"} else "lda",
         summed=_summed(config, data, folds, weights),
+        sample_weights=None if own is None else own.to(device),
     )
 
 
@@ -201,15 +212,15 @@ def _summed(
 
 
 def folds_of(config: FitConfig, data: FitData, seed: int, device: torch.device) -> list[Tensor]:
-    """Draw the stratified folds of the training rows."""
+    """Draw the stratified folds of the training rows; few rows are held out one by one."""
     rows = data.shares.train
-    if len(rows) < config.n_folds:
+    if len(rows) < config.folds:
         raise ConfigError(
             f"{len(rows)} training rows can't be divided into {config.n_folds} folds. Pass a "
             "smaller --folds, or extract more examples."
         )
     generator = np.random.default_rng(seed)
-    folds = draw_folds(data.y.numpy(), rows, config.n_folds, generator)
+    folds = draw_folds(data.y.numpy(), rows, min(config.n_folds, len(rows)), generator)
     return [torch.from_numpy(fold).to(device) for fold in folds]
 
 

@@ -196,7 +196,7 @@ def _metrics(outcome: Outcome, log_probas: Sequence[Floats]) -> dict[str, Any]:
     }
 
 
-def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, float]:
+def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, float | None]:
     """Give the temperature, and what the probabilities would be without it."""
     temperature = float(classifier.temperature)
     log_proba = _log_proba(classifier.logits_all(data.x_eval) * temperature)
@@ -208,7 +208,9 @@ def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, floa
     }
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def _spread(values: list[float | None]) -> dict[str, float | None]:
+    if None in values:  # nothing was evaluated
+        return {"mean": None, "std": None}
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "std": deviation}
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmembed.train.closed import LDA, LinearMap, Ridge, held_out_scores, without_absent
 from llmembed.train.gram import FoldMoments
 from llmembed.train.softmax import SoftmaxFits
+from llmembed.train.weighing import mean_loss, weights_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class Problem:
     """float32 `[C]`, weight of each row of a class."""
     moments: FoldMoments
     """Moments of the same rows."""
+    sample_weights: Tensor | None = None
+    """float32 `[N]`, a factor of the weight of each row; None is 1."""
 
     @classmethod
     def of(
@@ -44,11 +46,23 @@ class Problem:
         folds: list[Tensor],
         class_weights: Tensor,
         moments: FoldMoments | None = None,
+        sample_weights: Tensor | None = None,
     ) -> Problem:
         """Accumulate the moments in one pass, where they are not given."""
         if moments is None:
-            moments = FoldMoments.of(x, y, folds, class_weights)
-        return cls(x=x, y=y, folds=folds, class_weights=class_weights, moments=moments)
+            moments = FoldMoments.of(x, y, folds, class_weights, sample_weights)
+        return cls(
+            x=x,
+            y=y,
+            folds=folds,
+            class_weights=class_weights,
+            moments=moments,
+            sample_weights=sample_weights,
+        )
+
+    def weights_of(self, rows: Tensor) -> Tensor:
+        """Weigh some rows, float32 `[n]`."""
+        return weights_of(self.y, rows, self.class_weights, self.sample_weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +167,14 @@ class SoftmaxSolver:
 
     def _loss(self, scores: Tensor) -> float:
         rows = torch.cat(self.problem.folds)
-        weights = self.problem.class_weights
-        return F.cross_entropy(scores[rows], self.problem.y[rows], weight=weights).item()
+        problem, own = self.problem, self.problem.sample_weights
+        own = None if own is None else own[rows]
+        return mean_loss(scores[rows], problem.y[rows], problem.class_weights, own).item()
 
     def _fits(self, masks: Tensor) -> SoftmaxFits:
-        y = self.problem.y
-        weights = masks * self.problem.class_weights[y.clamp(min=0)][:, None]
+        y, rows = self.problem.y, torch.cat(self.problem.folds)
+        weights = torch.zeros_like(masks)
+        weights[rows] = masks[rows] * self.problem.weights_of(rows)[:, None]
         return SoftmaxFits(
             x=self.problem.x,
             y=y,
@@ -207,7 +223,7 @@ def choose_from(problem: Problem, head: str, solver: Solver, path: Path) -> Choi
     """Choose the strength with the highest held-out accuracy; of equals the strongest wins."""
     rows = torch.cat(problem.folds)
     hits = (path.scores[:, rows].argmax(dim=2) == problem.y[rows]).double()
-    weights = problem.class_weights[problem.y[rows]].double()
+    weights = problem.weights_of(rows).double()
     accuracies = (hits @ weights / weights.sum()).tolist()
     best = max(range(len(accuracies)), key=lambda k: (accuracies[k], path.strengths[k]))
     return Choice(

@@ -245,7 +245,7 @@ def test_a_cache_that_another_process_writes_to(
         (["a", "b", "\ud800"], ["a", "b", "a"], "text 2 holds a lone surrogate"),
         (["a", "b"], ["a"], "inconsistent numbers of samples"),
         (["a", "b"], [0.5, 0.7], "Unknown label type"),
-        (["w1", "w2"], ["a", "a"], "all 2 training rows have the class 'a'"),
+        (["w1", "w2"], ["a", "a"], "y has 1 class, 'a', in all 2 texts that count"),
     ],
 )
 def test_what_cannot_be_fitted(
