@@ -78,7 +78,7 @@ def calibrate_trained(
 
     def surprise(temperature: float) -> float:
         log_sums = np.log(np.exp(scores / temperature).sum(axis=1))
-        prior = (np.log(temperature) / _DEVIATION) ** 2 / 2
+        prior = float(np.log(temperature) / _DEVIATION) ** 2 / 2
         return len(labels) * _mean(log_sums - true / temperature, weights) + prior
 
     return float(min(_TRAINED_GRID, key=surprise))

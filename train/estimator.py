@@ -167,13 +167,18 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             ModelError: the backbone cannot be used.
         """
         config = self._fit_config()
-        texts, classes, weights = self._weighed(as_texts(X), _one_class_each(y), sample_weight)
-        self.classes_, codes = np.unique(classes, return_inverse=True)
-        if len(self.classes_) == 1:
-            raise DataError(
-                f"y has 1 class, {self.classes_.tolist()[0]!r}, in all {len(texts)} texts that "
-                "count; a classifier needs two. Pass texts of another one."
-            )
+        texts, classes = as_texts(X), _one_class_each(y)
+        check_consistent_length(texts, classes)
+        if not texts:
+            raise DataError("X must be a list of strings, and holds none. Pass some of each class.")
+        weights = as_weights(sample_weight, len(texts))
+        names, codes = np.unique(classes, return_inverse=True)
+        of_names = None
+        if isinstance(self.class_weight, Mapping):
+            of_names = as_class_weights(self.class_weight, names)
+        kept = np.flatnonzero(weights if of_names is None else weights * of_names[codes])
+        self.classes_, codes = np.unique(classes[kept], return_inverse=True)
+        _check_several(self.classes_, len(kept))
         self.text_features_ = self._text_features()
         source = self.text_features_.source
         features = [
@@ -182,12 +187,12 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         ]
         data = data_in_memory(
             config,
-            self._read(texts, features),
+            self._read([texts[row] for row in kept], features),
             codes.astype(np.int64),
             [str(name) for name in self.classes_],
             features,
-            sample_weights=weights,
-            class_weights=self._given_class_weights(self.classes_),
+            sample_weights=weights[kept],
+            class_weights=None if of_names is None else of_names[np.isin(names, self.classes_)],
         )
         outcome = train(config, data)
         self.features_, self.classifier_ = outcome.data.features, outcome.best.classifier
@@ -235,27 +240,6 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         parts = [arrays[feature.pooling, feature.layer] for feature in features]
         return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
 
-    def _weighed(
-        self, texts: list[str], classes: npt.NDArray[Any], sample_weight: Any
-    ) -> tuple[list[str], npt.NDArray[Any], Floats]:
-        """Leave out what has no weight, of its own or by its class."""
-        check_consistent_length(texts, classes)
-        if not texts:
-            raise DataError(
-                "X must be a list of strings, and holds none. Pass some texts of every class."
-            )
-        weights = as_weights(sample_weight, len(texts))
-        names, codes = np.unique(classes, return_inverse=True)
-        of_classes = self._given_class_weights(names)
-        counts = weights if of_classes is None else weights * of_classes[codes]
-        kept = np.flatnonzero(counts > 0)
-        return [texts[row] for row in kept], classes[kept], weights[kept]
-
-    def _given_class_weights(self, classes: npt.NDArray[Any]) -> Floats | None:
-        if not isinstance(self.class_weight, Mapping):
-            return None
-        return as_class_weights(self.class_weight, classes)
-
     def _text_features(self) -> TextFeatures:
         given = self.get_params(deep=False)
         own = (_FIT_OPTIONS - _SHARED) | {"class_weight", "random_state"}
@@ -289,3 +273,12 @@ def _one_class_each(y: Any) -> npt.NDArray[Any]:
             "to fit one for each label; the cache keeps the features."
         )
     return classes
+
+
+def _check_several(classes: npt.NDArray[Any], n_texts: int) -> None:
+    if len(classes) < 2:
+        found = f"1 class, {classes.tolist()[0]!r}," if len(classes) else "no class"
+        raise DataError(
+            f"y has {found} in the {n_texts} texts whose weight is above 0; a classifier needs "
+            "two. Pass texts of another class."
+        )

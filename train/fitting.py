@@ -209,10 +209,11 @@ def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, floa
 
 
 def _spread(values: list[float | None]) -> dict[str, float | None]:
-    if None in values:  # nothing was evaluated
+    figures = [value for value in values if value is not None]
+    if not figures:  # nothing was evaluated
         return {"mean": None, "std": None}
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(np.mean(values)), "std": deviation}
+    deviation = float(np.std(figures, ddof=1)) if len(figures) > 1 else 0.0
+    return {"mean": float(np.mean(figures)), "std": deviation}
 
 
 def _peak_memory_bytes() -> int:

@@ -130,7 +130,7 @@ def as_class_weights(class_weight: Mapping[Any, Any], classes: npt.NDArray[Any])
         ConfigError: a weight is no number of 0 or more, or a name is no class.
     """
     for name, weight in class_weight.items():
-        if not isinstance(weight, numbers.Real) or not 0 <= weight < math.inf:
+        if not isinstance(weight, numbers.Real) or not 0 <= float(weight) < math.inf:
             raise ConfigError(
                 f"class_weight[{name!r}] is {weight!r}; a weight is a number of 0 or more. "
                 "Pass one."
@@ -185,7 +185,7 @@ def as_seed(random_state: Any) -> int:
         return int(np.random.randint(_N_SEEDS, dtype=np.int64))  # noqa: NPY002 - as scikit-learn
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(_N_SEEDS, dtype=np.int64))
-    if isinstance(random_state, numbers.Integral) and 0 <= random_state < _N_SEEDS:
+    if isinstance(random_state, numbers.Integral) and 0 <= int(random_state) < _N_SEEDS:
         return int(random_state)
     raise ConfigError(
         f"random_state {random_state!r} is none of what draws: None, a number from 0 to "

@@ -121,10 +121,13 @@ class ClassifierModule(pl.LightningModule):
         return average
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add up the loss of a batch, on the device, whatever the weights of the classes."""
+        """Add up the loss that is trained on over a batch, on the device."""
         del batch_idx
-        losses = F.cross_entropy(self._logits(batch), batch[1], reduction="none").detach()
-        weights = torch.ones_like(losses) if batch[2] is None else batch[2]
+        x, y, own = batch
+        weights = torch.ones_like(y, dtype=torch.float32) if own is None else own
+        if self.class_weights is not None:
+            weights = weights * self.class_weights[y]
+        losses = F.cross_entropy(self.classifier.logits(x), y, reduction="none").detach()
         self._val_losses.append(losses * weights)
         self._val_weights.append(weights)
 

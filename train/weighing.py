@@ -1,8 +1,9 @@
 """Weights of rows: that of the class, which the fit is told, times the row's own.
 
-A fit and what it chooses by held-out rows count both. What says how probable a class is in the data
-(standardisation, temperature, the validation loss) counts the rows' own alone: weights of classes
-bend the classifier on purpose, and are not how often a class occurs.
+A fit counts both, and so does what it chooses by held-out rows: heads, strengths, members of a
+stack, the epoch to stop at. Standardisation and temperature, which say how the data are, count the
+rows' own alone: weights of classes bend a classifier on purpose, and don't say how often a class
+occurs.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def test_dtype_of_classes(y: Any, dtype: np.dtype[Any]) -> None:
         ([0.5, 0.7], "Unknown label type: continuous"),
         ([b"a", b"b"], "Unknown label type|bytes"),
         (3, "Expected array-like|Unknown label type|Singleton"),
-        (["a", "a"], "y has 1 class, 'a', in all 2 texts that count; a classifier needs two"),
+        (["a", "a"], "y has 1 class, 'a', in the 2 texts whose weight is above 0; a classifier"),
         (["a"], "inconsistent numbers of samples"),
     ],
 )
