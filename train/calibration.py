@@ -30,7 +30,8 @@ from llmembed.train.metrics import Floats, Labels
 
 Weights: TypeAlias = "npt.NDArray[np.floating] | None"
 
-_LOWEST, _HIGHEST = 1e-3, 1e3  # of 1 / T; scores that are always wrong have their optimum at 0
+_LOWEST, _HIGHEST = 1e-3, 1e3  # of 1 / T; scores that are always wrong have their optimum at 0,
+# and those that differ by more than 1 reach it sooner: the lower bound is over the largest of them
 _MAX_STEPS = 100
 _PRECISE = 1e-9  # of 1 / T, relative
 _FLAT = 1e-9  # variance of the logits: less is a tail, where rounding decides Newton's steps
@@ -106,7 +107,10 @@ def fit_temperature(
     scores = logits.astype(np.float64)
     scores = scores - scores.max(axis=1, keepdims=True)
     true = _true(scores, labels, weights)
-    low, high, inverse = _LOWEST, _HIGHEST, 1.0
+    spread = float(-scores.min(initial=0.0))
+    if spread == 0:
+        return 1.0  # all temperatures are the same
+    low, high, inverse = _LOWEST / max(1.0, spread), _HIGHEST, 1.0
     for _ in range(_MAX_STEPS):
         slope, curvature = _derivatives(scores, true, inverse, weights)
         low, high = (low, inverse) if slope > 0 else (inverse, high)

@@ -55,7 +55,7 @@ class Standardiser(nn.Module):
                 total += w @ block
                 squares += w @ block.square_()
         mean = total / n
-        scale = (squares / n - mean.square()).clamp(min=0).sqrt()
+        scale = (squares / n - mean.square()).clamp(min=0).sqrt().float()  # 0 if it is less
         standardiser = cls(x.shape[1])
         standardiser.mean.copy_(mean)
         standardiser.scale.copy_(torch.where(scale > mean.abs() * 1e-6, scale, 1.0))

@@ -8,6 +8,13 @@ the classes, shrunk to `(1 - strength) A + strength tr(A) / K I`, and as B the m
 Held-out rows choose the strength. A Cholesky factor a fold and strength is cheaper than one
 eigendecomposition a fold for grids of ten; it is computed in float32, and in float64 where that
 is not positive definite. The head that is kept is solved in float64.
+
+Where A vanishes (all texts of a class are the same, or all texts of all classes) the limit is meant:
+LDA becomes the nearest mean, and without any difference between the means what is left is the
+shares of the classes. So the mean variance that strengths multiply is at least a thousandth of the
+mean square of the features, which features of real texts exceed three hundred times; the right
+sides are differences from a mean, which are zero together with A; and a shift is at least what the
+moments, which are float32, leave unknown of A.
 """
 
 from __future__ import annotations
@@ -24,6 +31,8 @@ from llmembed.train.gram import FoldMoments, Moments
 from llmembed.train.parallel import map_on_cores
 
 _CHUNK_ROWS = 8192
+_LEAST_VARIANCE = 1e-3  # share of the mean square
+_ROUNDING = 2.0**-20  # of the trace: bound on the norm of the float32 error of a Gram matrix
 ABSENT_BIAS = -30.0  # a class without an example is never predicted, at a finite loss
 
 
@@ -52,7 +61,8 @@ class Ridge:
         centre = mean.to(dtype)
         self.matrix = torch.addr(moments.gram, centre, centre, alpha=-float(moments.n))
         self.right = 2 * (moments.class_sums - torch.outer(moments.counts, mean)).T.to(dtype)
-        self._unit = self.matrix.diagonal().mean()
+        self._unit = unit_of(self.matrix, moments.gram.diagonal().mean())
+        self._trace = moments.gram.trace()
 
     def solve(self, strength: float) -> LinearMap:
         """Solve for one strength."""
@@ -62,7 +72,8 @@ class Ridge:
         """Solve for the first columns alone, with the shift of all: `[C, w]` for each width w."""
         counts, mean = self.moments.counts, self.moments.mean
         solved = []
-        for solution in _solve(self.matrix, strength * self._unit, self.right, widths):
+        shift = strength * self._unit
+        for solution in _solve(self.matrix, shift, self._trace, self.right, widths):
             weight = solution.T.double()
             bias = 2 * counts / self.moments.n - 1 - weight @ mean[: weight.shape[1]]
             solved.append(without_absent(weight, bias, counts))
@@ -70,7 +81,11 @@ class Ridge:
 
 
 class LDA:
-    """Gaussian classes that share one covariance, shrunk towards a multiple of the identity."""
+    """Gaussian classes that share one covariance, shrunk towards a multiple of the identity.
+
+    The log-posteriors are given less their mean over the classes that occur, which is linear too:
+    so that `ABSENT_BIAS` lies below one of them everywhere.
+    """
 
     STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
 
@@ -85,7 +100,8 @@ class LDA:
             beta=share,
             alpha=-share,
         )
-        self._unit = self.matrix.diagonal().mean()
+        self._unit = unit_of(self.matrix, share * moments.gram.diagonal().mean())
+        self._trace = share * moments.gram.trace()
 
     def solve(self, strength: float) -> LinearMap:
         """Solve for one strength below 1."""
@@ -94,13 +110,16 @@ class LDA:
     def leading(self, strength: float, widths: Sequence[int]) -> list[LinearMap]:
         """Solve for the first columns alone, with the shift of all: `[C, w]` for each width w."""
         counts, kept = self.moments.counts, 1 - strength
+        present = counts > 0
         prior = (counts / self.moments.n).clamp(min=1e-12).log()
-        right = (self.means.T / kept).to(self.matrix.dtype)
+        centre = self.means[present].mean(dim=0)
+        right = ((self.means - centre).T / kept).to(self.matrix.dtype)
+        shift = strength / kept * self._unit
         solved = []
-        for solution in _solve(self.matrix, strength / kept * self._unit, right, widths):
+        for solution in _solve(self.matrix, shift, self._trace, right, widths):
             weight = solution.T.double()
-            bias = prior - (weight * self.means[:, : weight.shape[1]]).sum(dim=1) / 2
-            solved.append(without_absent(weight, bias, counts))
+            bias = prior - (weight * (self.means + centre)[:, : weight.shape[1]]).sum(dim=1) / 2
+            solved.append(without_absent(weight, bias - bias[present].mean(), counts))
         return solved
 
 
@@ -111,6 +130,7 @@ def held_out_scores(
     folds: Sequence[Tensor],
     strengths: Sequence[float],
     widths: Sequence[int],
+    alone: Tensor | None = None,
 ) -> list[Tensor]:
     """Score each row by the classifiers that were fitted without its fold.
 
@@ -124,6 +144,7 @@ def held_out_scores(
         folds: k tensors int64 `[n]`, the rows of each fold.
         strengths: S strengths.
         widths: numbers of first columns to fit.
+        alone: int64 `[n]`, rows to score by the classifier fitted to all rows instead.
 
     Returns:
         float32 `[S, N, C]` for each width; NaN in rows that are in no fold.
@@ -133,7 +154,9 @@ def held_out_scores(
 
     def score(job: tuple[int, slice]) -> None:
         fold, tried = job
-        rows, system = folds[fold], kind(moments.without(fold))
+        score_by(kind(moments.without(fold)), folds[fold], tried)
+
+    def score_by(system: Ridge | LDA, rows: Tensor, tried: slice) -> None:
         solved = [system.leading(strength, widths) for strength in strengths[tried]]
         for of_width, maps in zip(scores, zip(*solved, strict=True), strict=True):
             together = LinearMap(
@@ -151,18 +174,49 @@ def held_out_scores(
     halves = [tried for tried in (slice(middle), slice(middle, None)) if strengths[tried]]
     for _ in map_on_cores(score, itertools.product(range(len(folds)), halves), x.device):
         pass
+    if alone is not None and len(alone):
+        score_by(kind(moments.total()), alone, slice(None))
     return scores
 
 
-def _solve(matrix: Tensor, shift: Tensor, right: Tensor, widths: Sequence[int]) -> list[Tensor]:
-    """Solve `(A + s I) W = B` for the leading block of each width."""
-    for dtype in (matrix.dtype, torch.float64):
+def unit_of(matrix: Tensor, mean_square: Tensor) -> Tensor:
+    """Give the variance that a strength of 1 stands for: the mean one, or its least value.
+
+    Where all features are zero any does, since all right sides are zero too.
+
+    Args:
+        matrix: `[K, K]`, scatter or covariance.
+        mean_square: of the same features, summed as the matrix is.
+
+    >>> [round(unit_of(torch.zeros(2, 2), torch.tensor(s)).item(), 6) for s in (1.0, 0.0)]
+    [0.001, 1.0]
+    """
+    unit = torch.maximum(matrix.diagonal().mean(), _LEAST_VARIANCE * mean_square)
+    return torch.where(unit > 0, unit, 1.0)
+
+
+def factorise(matrix: Tensor, shift: Tensor, trace: Tensor) -> Tensor:
+    """Factorise `A + s I`: in its own precision, in float64, or with s raised by the rounding.
+
+    A is known to an error whose norm is at most 2^-20 of the trace of the Gram matrix it came from;
+    with a shift larger than that it is positive definite. Only a matrix without full rank needs it,
+    and only with the weakest shifts.
+    """
+    for dtype, more in ((matrix.dtype, 0), (torch.float64, 0), (torch.float64, _ROUNDING * trace)):
         shifted = matrix.to(dtype, copy=True)
-        shifted.diagonal().add_(shift.to(dtype))
+        shifted.diagonal().add_((shift + more).to(dtype))
         factor, failed = torch.linalg.cholesky_ex(shifted)
         if not failed:
             break
-    return [torch.cholesky_solve(right[:w].to(dtype), factor[:w, :w]) for w in widths]
+    return factor
+
+
+def _solve(
+    matrix: Tensor, shift: Tensor, trace: Tensor, right: Tensor, widths: Sequence[int]
+) -> list[Tensor]:
+    """Solve `(A + s I) W = B` for the leading block of each width."""
+    factor = factorise(matrix, shift, trace)
+    return [torch.cholesky_solve(right[:w].to(factor), factor[:w, :w]) for w in widths]
 
 
 def without_absent(weight: Tensor, bias: Tensor, counts: Tensor) -> LinearMap:

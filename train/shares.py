@@ -72,8 +72,9 @@ def choose_shares(cache: Cache, config: FitConfig) -> Shares:
         train, held_out = draw_stratified(labels, train, HELD_OUT_FRACTION, generator)
         if not len(held_out):
             _warn(
-                f"{HELD_OUT_FRACTION:.0%} of {len(train)} labelled rows is none, so all of them "
-                "train and none is left to evaluate on. Extract a test split to have figures."
+                f"{HELD_OUT_FRACTION:.0%} of {len(train)} labelled rows is no row that can be held "
+                "out, so all of them train and none is evaluated. Extract a test split to have "
+                "figures."
             )
     else:
         held_out = labelled_rows(cache[eval_split])

@@ -2,6 +2,11 @@
 
 A solver scores every training row by classifiers that have not seen its fold, for each of its
 strengths; and it solves for one strength on all rows.
+
+A row that is alone in its class cannot be held out: without it there is no such class. It is scored
+by the classifier fitted to all rows. So it has no part in the accuracy, and decides only between
+strengths that do equally well on the rows held out; losses and temperatures count it, since without
+it the class would have no row at all.
 """
 
 from __future__ import annotations
@@ -15,7 +20,14 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from llmembed.train.closed import LDA, LinearMap, Ridge, held_out_scores, without_absent
+from llmembed.train.closed import (
+    LDA,
+    LinearMap,
+    Ridge,
+    held_out_scores,
+    unit_of,
+    without_absent,
+)
 from llmembed.train.gram import FoldMoments
 from llmembed.train.softmax import SoftmaxFits
 from llmembed.train.weighing import mean_loss, weights_of
@@ -35,6 +47,10 @@ class Problem:
     """float32 `[C]`, weight of each row of a class."""
     moments: FoldMoments
     """Moments of the same rows."""
+    held_out: Tensor
+    """int64 `[n]`, rows in folds that another row of their class can stand in for."""
+    alone: Tensor
+    """int64 `[n]`, the other rows in folds: each the only one of its class."""
     sample_weights: Tensor | None = None
     """float32 `[N]`, a factor of the weight of each row; None is 1."""
 
@@ -51,18 +67,32 @@ class Problem:
         """Accumulate the moments in one pass, where they are not given."""
         if moments is None:
             moments = FoldMoments.of(x, y, folds, class_weights, sample_weights)
+        held_out, alone = part_alone(y, folds)
         return cls(
             x=x,
             y=y,
             folds=folds,
             class_weights=class_weights,
             moments=moments,
+            held_out=held_out,
+            alone=alone,
             sample_weights=sample_weights,
         )
 
     def weights_of(self, rows: Tensor) -> Tensor:
         """Weigh some rows, float32 `[n]`."""
         return weights_of(self.y, rows, self.class_weights, self.sample_weights)
+
+
+def part_alone(y: Tensor, folds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Part the rows in folds into those that can be held out, and those alone in their class.
+
+    >>> part_alone(torch.tensor([0, 0, 1]), [torch.tensor([0, 2]), torch.tensor([1])])
+    (tensor([0, 1]), tensor([2]))
+    """
+    rows = torch.cat(list(folds))
+    is_alone = torch.bincount(y[rows])[y[rows]] == 1
+    return rows[~is_alone], rows[is_alone]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +102,7 @@ class Path:
     strengths: tuple[float, ...]
     """S strengths."""
     scores: Tensor
-    """float32 `[S, N, C]`; NaN in rows that are in no fold."""
+    """float32 `[S, N, C]`, not held out of rows alone in their class; NaN of those in no fold."""
 
 
 class Solver(Protocol):
@@ -102,7 +132,13 @@ class ClosedSolver:
         """Score each row from the first columns alone, for each number of them."""
         problem = self.problem
         scores = held_out_scores(
-            self.kind, problem.moments, problem.x, problem.folds, self.strengths, widths
+            self.kind,
+            problem.moments,
+            problem.x,
+            problem.folds,
+            self.strengths,
+            widths,
+            problem.alone,
         )
         return [Path(strengths=self.strengths, scores=of_width) for of_width in scores]
 
@@ -123,7 +159,7 @@ class SoftmaxSolver:
         self._mean, self._counts = total.mean, total.counts
         covariance = total.gram / total.n - torch.outer(total.mean, total.mean)
         self._covariance = covariance.float()
-        self._unit = float(covariance.diagonal().mean())
+        self._unit = float(unit_of(covariance, total.gram.diagonal().mean() / total.n))
 
     def held_out(self) -> Path:
         """Score each row by the fits that have not seen its fold.
@@ -151,8 +187,10 @@ class SoftmaxSolver:
         return without_absent(weight, theta[-1] - weight @ self._mean, self._counts)
 
     def _fold_fits(self) -> SoftmaxFits:
+        """Make a fit without each fold, and one of all rows where some are alone in their class."""
         folds = self.problem.folds
-        masks = self.problem.x.new_zeros(len(self.problem.x), len(folds))
+        n_fits = len(folds) + bool(len(self.problem.alone))
+        masks = self.problem.x.new_zeros(len(self.problem.x), n_fits)
         masks[torch.cat(folds)] = 1
         for fold, rows in enumerate(folds):
             masks[rows, fold] = 0
@@ -163,6 +201,7 @@ class SoftmaxSolver:
         scores = torch.full_like(of_fits[:, 0], math.nan)
         for fold, rows in enumerate(self.problem.folds):
             scores[rows] = of_fits[rows, fold]
+        scores[self.problem.alone] = of_fits[self.problem.alone, -1]
         return scores
 
     def _loss(self, scores: Tensor) -> float:
@@ -201,17 +240,21 @@ class Choice:
     strength: float
     """Strength with the highest held-out accuracy; of equals the strongest."""
     accuracy: float
-    """Held-out accuracy, weighted as the fit is."""
+    """Held-out accuracy, weighted as the fit is; 0 where no row can be held out."""
+    of_alone: float
+    """Accuracy on the rows alone in their class, which were fitted to; 0 where there are none."""
     scores: Tensor
     """float32 `[N, C]`, held-out scores."""
     solver: Solver
     """What solves for that strength."""
+    linear: LinearMap | None
+    """The fit of all rows, where it was needed to choose."""
 
 
 def choose_head(problem: Problem, heads: Sequence[str]) -> Choice:
     """Try all strengths of some heads; of equals the head that is named first wins."""
     choices = (choose_strength(problem, head, SOLVERS[head](problem)) for head in heads)
-    return max(choices, key=lambda choice: choice.accuracy)
+    return max(choices, key=lambda choice: (choice.accuracy, choice.of_alone))
 
 
 def choose_strength(problem: Problem, head: str, solver: Solver) -> Choice:
@@ -219,17 +262,60 @@ def choose_strength(problem: Problem, head: str, solver: Solver) -> Choice:
     return choose_from(problem, head, solver, solver.held_out())
 
 
-def choose_from(problem: Problem, head: str, solver: Solver, path: Path) -> Choice:
-    """Choose the strength with the highest held-out accuracy; of equals the strongest wins."""
-    rows = torch.cat(problem.folds)
-    hits = (path.scores[:, rows].argmax(dim=2) == problem.y[rows]).double()
-    weights = problem.weights_of(rows).double()
-    accuracies = (hits @ weights / weights.sum()).tolist()
-    best = max(range(len(accuracies)), key=lambda k: (accuracies[k], path.strengths[k]))
+def choose_from(
+    problem: Problem,
+    head: str,
+    solver: Solver,
+    path: Path,
+    solve: Callable[[float], LinearMap] | None = None,
+) -> Choice:
+    """Choose the strength with the highest held-out accuracy; of equals the strongest wins.
+
+    Where rows are alone in their class, of equals those win that get most of them right. And the
+    strongest must do better on the rows that it is fitted to than on rows held out, or all of them
+    right, as hundreds of rows have it anyway: the held-out accuracy of a few can be the same for
+    all strengths, and the strongest may know no more than which class is the largest. Where it does
+    not, of equals those win that do best on the rows that they are fitted to.
+
+    Args:
+        problem: rows, folds and classes.
+        head: name of the head.
+        solver: what found the path.
+        path: held-out scores of the strengths that were tried.
+        solve: fits all rows; without it, what the solver does.
+    """
+    accuracies = _accuracies(problem, path.scores, problem.held_out)
+    of_alone = _accuracies(problem, path.scores, problem.alone)
+    figures = list(zip(accuracies, of_alone, strict=True))
+    tied = [k for k, figure in enumerate(figures) if figure == max(figures)]
+    tied.sort(key=lambda k: -path.strengths[k])
+    best, linear = tied[0], None
+    if len(tied) > 1:
+        rows, best_fitted = torch.cat(problem.folds), -1.0
+        for k in tied:
+            found = (solve or solver.solve)(path.strengths[k])
+            scores = found.scores(problem.x[:, : found.weight.shape[1]])
+            (fitted,) = _accuracies(problem, scores[None], rows)
+            if fitted > best_fitted:
+                best, best_fitted, linear = k, fitted, found
+            if best_fitted == 1 or (k == tied[0] and fitted > accuracies[k] > 0):
+                break
     return Choice(
         head=head,
         strength=path.strengths[best],
         accuracy=accuracies[best],
+        of_alone=of_alone[best],
         scores=path.scores[best],
         solver=solver,
+        linear=linear,
     )
+
+
+def _accuracies(problem: Problem, scores: Tensor, rows: Tensor) -> list[float]:
+    """Give the weighted accuracy of each of `[S, N, C]` on some rows; 0 of no rows."""
+    if not len(rows):
+        return [0.0] * len(scores)
+    hits = (scores[:, rows].argmax(dim=2) == problem.y[rows]).double()
+    weights = problem.weights_of(rows).double()
+    accuracies: list[float] = (hits @ weights / weights.sum()).tolist()
+    return accuracies
