@@ -99,11 +99,17 @@ class Base:
     held_out: Tensor
     """float32 `[N, C]`, logits of the training split by classifiers that had not seen the row."""
 
-    def beside(self, data: FitData, memory_gb: float | None) -> FitData:
-        """Put the held-out logits beside the features that are trained on."""
+    def beside(self, data: FitData, config: FitConfig) -> FitData:
+        """Put the held-out logits beside the features that are trained on.
+
+        Of rows too few for a validation share they are those of the base itself: a head that sets
+        right what bases of fewer rows got wrong, and that nothing stops, would spoil this one.
+        """
+        is_unwatched = config.val_fraction is None and not len(data.shares.validation)
+        logits = self.linear.scores(data.x) if is_unwatched else self.held_out
         n_rows, width = data.x.shape
-        x, _ = make_room(n_rows, width + self.held_out.shape[1], memory_gb)
-        x[:, :width], x[:, width:] = data.x, self.held_out
+        x, _ = make_room(n_rows, width + logits.shape[1], config.memory_gb)
+        x[:, :width], x[:, width:] = data.x, logits
         return dataclasses.replace(data, x=x)
 
     def complete(self, trained: Trained) -> Trained:

@@ -157,7 +157,7 @@ def _train(chosen: Chosen, **options: Any) -> list[Trained]:
     from llmembed.train.gradient import train_by_gradient
 
     if completes_a_base:
-        beside = base.beside(data, config.memory_gb)
+        beside = base.beside(data, config)
         return [base.complete(one) for one in train_by_gradient(config, beside, seeds, **options)]
     return train_by_gradient(config, data, seeds, **options)
 
