@@ -35,16 +35,27 @@ class Standardiser(nn.Module):
         self.register_buffer("scale", torch.ones(width))
 
     @classmethod
-    def of(cls, x: Tensor, rows: Tensor) -> Self:
-        """Take the statistics of some rows of float32 `[N, F]`, summed in float64."""
+    def of(cls, x: Tensor, rows: Tensor, weights: Tensor | None = None) -> Self:
+        """Take the statistics of some rows of float32 `[N, F]`, summed in float64.
+
+        With weights w `[N]` the mean is `sum w x / sum w`, the variance `sum w x^2 / sum w` less
+        its square.
+        """
         total = torch.zeros(x.shape[1], dtype=torch.float64)
-        squares = torch.zeros_like(total)
+        squares, n = torch.zeros_like(total), 0.0
         for chunk in torch.split(rows, _rows_in_caches(x)):
             block = x.index_select(0, chunk).double()
-            total += block.sum(dim=0)
-            squares += block.square().sum(dim=0)
-        mean = total / len(rows)
-        scale = (squares / len(rows) - mean.square()).clamp(min=0).sqrt().float()  # 0 if it is less
+            if weights is None:
+                n += len(chunk)
+                total += block.sum(dim=0)
+                squares += block.square().sum(dim=0)
+            else:
+                w = weights[chunk].double()
+                n += float(w.sum())
+                total += w @ block
+                squares += w @ block.square_()
+        mean = total / n
+        scale = (squares / n - mean.square()).clamp(min=0).sqrt().float()  # 0 if it is less
         standardiser = cls(x.shape[1])
         standardiser.mean.copy_(mean)
         standardiser.scale.copy_(torch.where(scale > mean.abs() * 1e-6, scale, 1.0))

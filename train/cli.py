@@ -172,9 +172,12 @@ def _let_waiting_threads_sleep() -> None:
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
     """Lay out the figures of a run for reading."""
+    head = f"head             {_describe_head(metrics)}"
+    if not metrics["n_eval"]:
+        return f"{head}\nevaluated on     nothing, since all rows train"
     low, high = metrics["accuracy_ci95"]
     lines = [
-        f"head             {_describe_head(metrics)}",
+        head,
         f"evaluated on     {metrics['eval_split']}, {metrics['n_eval']} examples",
         f"accuracy         {metrics['accuracy']:.4f}  (95 % interval {low:.4f}-{high:.4f})",
         f"macro F1         {metrics['macro_f1']:.4f}",

@@ -99,13 +99,15 @@ class FitConfig:
     """Sigma of the power normalisation in --preset paper; without it 1, 0.1, 0.01 and 0.001 are
     tried, and the lowest validation loss decides."""
     eval_split: str | None = None
-    """Split for the final figures: test, else validation, else 10 % of train held out."""
+    """Split for the final figures: test, else validation, else 10 % of train held out, which of 5
+    rows is none."""
     val_fraction: float | None = None
     """Share of the training rows that early stopping of a fit by gradient watches, stratified; 0.1
-    without it, and 0 trains all epochs. Solved heads (ridge, lda; linear where the fusion does not
-    learn) use folds."""
+    without it, which of 5 rows is none, and 0 trains all epochs. Solved heads (ridge, lda; linear
+    where the fusion does not learn) use folds."""
     folds: int = 0
-    """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5."""
+    """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5, or
+    one a row where there are fewer rows."""
     epochs: int | None = None
     """Most epochs of a fit by gradient; 60 without it."""
     batch_size: int | None = None
@@ -233,6 +235,16 @@ class FitConfig:
         1024
         """
         return dataclasses.replace(TRAINING[self.preset], **self._given_training())
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether a fit by gradient can't do without a validation share: one is asked for.
+
+        >>> FitConfig(cache="r8.zarr").needs_validation
+        False
+        """
+        chooses_sigma = self.preset == "paper" and self.sigma is None
+        return chooses_sigma or bool(self.val_fraction)
 
     @property
     def device_index(self) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmembed.cache_format.errors import ConfigError
@@ -31,6 +30,7 @@ from llmembed.train.solvers import Problem, choose_head
 from llmembed.train.spill import make_room
 from llmembed.train.stack import Member, average, spread
 from llmembed.train.sweep import Candidate, Grid, Summed, stack_of, sweep
+from llmembed.train.weighing import mean_loss, weights_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
     device = device_of(config)
     fusion = Classifier(architecture_of(config, data, "linear")).eval()
     folds = folds_of(config, data, seed, device)
-    weights = class_weights(config, data).to(device)
+    weights, own = class_weights(config, data).to(device), data.sample_weights
     summed = _summed(config, data, folds, weights)
     problem = Problem.of(
         x=fusion.fuse_all(data.x.to(device)),
@@ -65,6 +65,7 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
         folds=folds,
         class_weights=weights,
         moments=summed and summed(config.fusion, range(len(data.features))),
+        sample_weights=None if own is None else own.to(device),
     )
     choice = choose_head(problem, config.solved_heads)
     solved = _Solved(
@@ -98,11 +99,17 @@ class Base:
     held_out: Tensor
     """float32 `[N, C]`, logits of the training split by classifiers that had not seen the row."""
 
-    def beside(self, data: FitData, memory_gb: float | None) -> FitData:
-        """Put the held-out logits beside the features that are trained on."""
+    def beside(self, data: FitData, config: FitConfig) -> FitData:
+        """Put the held-out logits beside the features that are trained on.
+
+        Of rows too few for a validation share they are those of the base itself: a head that sets
+        right what bases of fewer rows got wrong, and that nothing stops, would spoil this one.
+        """
+        is_unwatched = config.val_fraction is None and not len(data.shares.validation)
+        logits = self.linear.scores(data.x) if is_unwatched else self.held_out
         n_rows, width = data.x.shape
-        x, _ = make_room(n_rows, width + self.held_out.shape[1], memory_gb)
-        x[:, :width], x[:, width:] = data.x, self.held_out
+        x, _ = make_room(n_rows, width + logits.shape[1], config.memory_gb)
+        x[:, :width], x[:, width:] = data.x, logits
         return dataclasses.replace(data, x=x)
 
     def complete(self, trained: Trained) -> Trained:
@@ -125,7 +132,7 @@ def solve_base(config: FitConfig, data: FitData) -> Base:
     solved = _solve_stack(grid, stack_of(grid, sweep(grid)).items())
     rows = torch.cat(grid.folds)
     held_out = solved.scores.nan_to_num()  # of rows without a label
-    temperature = calibrate(held_out[rows].cpu().numpy(), grid.y[rows].cpu().numpy())
+    temperature = _calibrated(held_out[rows].cpu(), data, rows.cpu())
     return Base(
         linear=average([solved.linear], [1 / temperature]), held_out=(held_out / temperature).cpu()
     )
@@ -161,11 +168,12 @@ def _trained(
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
     rows, scores = torch.cat(solved.folds).cpu(), solved.scores.cpu()
     if config.calibrate == "temperature":
-        classifier.temperature.fill_(calibrate(scores[rows].numpy(), data.y[rows].numpy()))
-    held_out = solved.held_out.cpu()
-    scores, labels = scores[held_out], data.y[held_out]
-    loss = F.cross_entropy(scores.double() / classifier.temperature, labels).item()
-    weights = class_weights(config, data)[labels].double()
+        classifier.temperature.fill_(_calibrated(scores[rows], data, rows))
+    held_out, own = solved.held_out.cpu(), data.sample_weights
+    weights = weights_of(data.y, held_out, class_weights(config, data), own).double()
+    own = None if own is None else own[held_out].double()
+    scores, labels = scores[held_out].double(), data.y[held_out]
+    loss = mean_loss(scores / classifier.temperature, labels, sample_weights=own).item()
     hits = (scores.argmax(dim=1) == labels).double()
     return Trained(
         seed=seed,
@@ -183,11 +191,17 @@ def _trained(
     )
 
 
+def _calibrated(held_out: Tensor, data: FitData, rows: Tensor) -> float:
+    """Find the temperature of held-out scores `[n, C]` of some rows."""
+    own = None if data.sample_weights is None else data.sample_weights[rows].numpy()
+    return calibrate(held_out.numpy(), data.y[rows].numpy(), own)
+
+
 def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
     """Make the grid of a fit's training rows; the seed draws the folds."""
     device = device_of(config)
     folds = folds_of(config, data, seed, device)
-    weights = class_weights(config, data).to(device)
+    weights, own = class_weights(config, data).to(device), data.sample_weights
     return Grid(
         x=data.x.to(device),
         y=data.y.to(device),
@@ -196,6 +210,7 @@ def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
         class_weights=weights,
         head=config.head if config.head in {"ridge", "lda"} else "lda",
         summed=_summed(config, data, folds, weights),
+        sample_weights=None if own is None else own.to(device),
     )
 
 

@@ -24,6 +24,7 @@ from llmembed.cache_format import SourceInfo, Split, open_cache
 from llmembed.cache_format.errors import DataError
 from llmembed.train.classifier import Architecture, Standardiser
 from llmembed.train.config import FitConfig
+from llmembed.train.metrics import Floats
 from llmembed.train.paper import paper_features
 from llmembed.train.select import Feature, select_features
 from llmembed.train.shares import TRAIN_SPLIT, Rows, Shares, choose_shares, draw_validation
@@ -31,7 +32,7 @@ from llmembed.train.spill import make_room
 
 _BLOCK_ROWS = 1 << 14  # whole blocks of any cache, which have at most 1,024 rows
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,10 @@ class FitData:
     """float32 `[n, F]`, standardised features of the evaluation rows."""
     y_eval: Tensor
     """int64 `[n]`, labels of the evaluation rows."""
+    sample_weights: Tensor | None = None
+    """float32 `[N]`, weight of each row of `x`, whatever its class; None weighs all alike."""
+    given_class_weights: Tensor | None = None
+    """float32 `[C]`, weight of each class; None is what the config says."""
 
 
 def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
@@ -72,12 +77,6 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
     """
     cache = open_cache(config.cache)
     shares = choose_shares(cache, config)
-    if read_evaluation and not len(shares.eval):
-        raise DataError(
-            f"none of the {len(shares.train)} training rows can be held out to evaluate: a tenth of "
-            "them is no whole row, or each is the only one of its class. Extract more examples, or "
-            "a test split."
-        )
     split, eval_split = cache[shares.train_split], cache[shares.eval_split]
     features = select_features(cache, split, config)
     if config.preset == "paper":
@@ -115,6 +114,9 @@ def data_in_memory(
     y: Rows,
     labels: Sequence[str],
     features: Sequence[Feature],
+    *,
+    sample_weights: Floats | None = None,
+    class_weights: Floats | None = None,
 ) -> FitData:
     """Make the data of a fit that trains on all rows and evaluates none; `x` is standardised.
 
@@ -124,10 +126,13 @@ def data_in_memory(
         y: int64 `[N]`, classes.
         labels: names of the C classes.
         features: what stands side by side in `x`.
+        sample_weights: float64 `[N]`, weights above 0 of the rows; None weighs all alike.
+        class_weights: float64 `[C]`, weights above 0 of the classes; None is what the config says.
     """
     rows, generator = np.arange(len(y)), np.random.default_rng(config.seed)
     train, validation = draw_validation(y, rows, labels, config, generator)
-    standardiser = Standardiser.of(x, torch.from_numpy(train))
+    weights = None if sample_weights is None else proportions(sample_weights)
+    standardiser = Standardiser.of(x, torch.from_numpy(train), weights)
     return FitData(
         labels=tuple(labels),
         sources={},
@@ -145,6 +150,8 @@ def data_in_memory(
         y=torch.from_numpy(y),
         x_eval=x[:0],
         y_eval=torch.from_numpy(y[:0]),
+        sample_weights=weights,
+        given_class_weights=None if class_weights is None else torch.from_numpy(class_weights),
     )
 
 
@@ -170,13 +177,35 @@ def columns_of(widths: Sequence[int], features: Sequence[int]) -> Tensor:
 
 
 def class_weights(config: FitConfig, data: FitData) -> Tensor:
-    """Weigh class c by n / (C n_c), C being the classes that occur; or every class by 1."""
-    labels = data.y[torch.from_numpy(data.shares.train)]
-    counts = torch.bincount(labels, minlength=len(data.labels)).float()
+    """Weigh each class, float32 `[C]`, such that the weights of the training rows have mean 1.
+
+    Balanced, class c has `n / (C n_c)`, C being the classes that occur, n_c the sum of the sample
+    weights of its rows, n that of all.
+    """
+    rows = torch.from_numpy(data.shares.train)
+    weights = None if data.sample_weights is None else data.sample_weights[rows].double()
+    counts = torch.bincount(data.y[rows], weights, minlength=len(data.labels)).double()
+    if data.given_class_weights is not None:
+        given = data.given_class_weights.double()
+        return (given * (counts.sum() / (given @ counts))).float()
     if config.class_weight == "none":
-        return torch.ones_like(counts)
+        return torch.ones_like(counts, dtype=torch.float32)
     present = counts > 0
-    return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0)
+    balanced = counts.sum() / (present.sum() * torch.where(present, counts, 1.0))
+    return torch.where(present, balanced, 0.0).float()
+
+
+def proportions(weights: Floats) -> Tensor | None:
+    """Scale weights to a mean of 1, float32 `[N]`, for only their proportions matter.
+
+    None stands for weights that are all alike, so that they change nothing.
+
+    >>> proportions(np.array([1.0, 3.0])), proportions(np.array([2.0, 2.0]))
+    (tensor([0.5000, 1.5000]), None)
+    """
+    if not len(weights) or (weights == weights[0]).all():
+        return None
+    return torch.from_numpy(weights / weights.mean()).float()
 
 
 def read_features(
@@ -239,7 +268,7 @@ def _widen(stored: np.ndarray, x: npt.NDArray[np.float32]) -> None:
 
 
 class FeatureBatches:
-    """Ready batches of `x[rows]` and `y[rows]`, iterable again and again.
+    """Ready batches of `x[rows]`, `y[rows]` and `weights[rows]`, iterable again and again.
 
     With a generator each pass has a new order; without one the order is that of the rows.
     """
@@ -252,8 +281,9 @@ class FeatureBatches:
         batch_size: int,
         generator: torch.Generator | None = None,
         device: torch.device | None = None,
+        weights: Tensor | None = None,
     ) -> None:
-        self.x, self.y, self.rows = x, y, rows
+        self.x, self.y, self.rows, self.weights = x, y, rows, weights
         self.batch_size, self.generator = batch_size, generator
         self.device = x.device if device is None else device
 
@@ -262,14 +292,15 @@ class FeatureBatches:
         return math.ceil(len(self.rows) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield float32 `[B, F]` and int64 `[B]`, on the device."""
+        """Yield float32 `[B, F]`, int64 `[B]` and, where rows are weighed, float32 `[B]`."""
         rows = self.rows
         if self.generator is not None:
             order = torch.randperm(len(rows), generator=self.generator)
             rows = rows[order.to(rows.device)]
         for chosen in torch.split(rows, self.batch_size):
             x, y = self.x.index_select(0, chosen), self.y.index_select(0, chosen)
-            yield x.to(self.device), y.to(self.device)
+            weights = None if self.weights is None else self.weights[chosen].to(self.device)
+            yield x.to(self.device), y.to(self.device), weights
 
 
 def _standardiser(config: FitConfig, x: Tensor, shares: Shares) -> Standardiser:

@@ -13,18 +13,26 @@ are several classifiers: scikit-learn's `MultiOutputClassifier` around this one 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmembed.cache_format.errors import DataError, MissingPackageError
+from llmembed.cache_format.errors import ConfigError, DataError, MissingPackageError
 from llmembed.train.config import FitConfig
 from llmembed.train.data import data_in_memory
 from llmembed.train.fitting import train
+from llmembed.train.inputs import (
+    as_class_weights,
+    as_classes,
+    as_list_option,
+    as_seed,
+    as_texts,
+    as_weights,
+)
 from llmembed.train.metrics import Floats
 from llmembed.train.predict import text_features
 from llmembed.train.select import Feature
@@ -36,6 +44,9 @@ try:
 except ModuleNotFoundError as error:
     raise MissingPackageError.of("scikit-learn", "sklearn", "LLMEmbedClassifier") from error
 
+if TYPE_CHECKING:
+    from llmembed.extract import TextFeatures
+
 _FIT_OPTIONS = frozenset(field.name for field in dataclasses.fields(FitConfig)) - {"cache"}
 _SHARED = frozenset({"layers", "pooling"})  # a fit uses all that is extracted
 
@@ -45,8 +56,8 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
     Args:
         model: backbone: an alias, a Hub id, or a local folder or GGUF file.
-        layers: layers to use: 8,16,24; a range; last:5; all.
-        pooling: poolings over tokens, separated by commas.
+        layers: layers to use: 16, [8, 16, 24], or a string: 8,16,24; a range; last:5; all.
+        pooling: poolings over tokens, a list or separated by commas.
         max_length: tokens kept of each text.
         template: format string around each text, with the field {text}.
         compute_dtype: arithmetic of the backbone.
@@ -64,9 +75,15 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         weight_decay: weight decay of AdamW.
         dropout: share of the fused vector that is dropped while training.
         patience: epochs without a lower validation loss before the fit stops.
-        class_weight: None or "balanced".
+        class_weight: None, "balanced" (`n / (C n_c)` for class c, n_c being the sum of the sample
+            weights of its texts and n that of all), or a dict of weights, a class that is not in
+            it having 1.
         accelerator: Lightning's accelerator for the fit.
-        random_state: seed of the shares, the first weights, the order of batches and dropout.
+        random_state: of the shares, the first weights, the order of batches and dropout: a seed,
+            or None, a RandomState or a Generator of numpy, which draw another at every fit.
+
+    As in scikit-learn's own vectorisers of texts, there is no `n_features_in_`: texts have no
+    columns.
 
     Attributes:
         classes_: the C classes, sorted.
@@ -79,9 +96,9 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     def __init__(
         self,
         model: str = "smollm2-135m",
-        layers: str = "8,16,24",
+        layers: str | int | Sequence[int] = "8,16,24",
         *,
-        pooling: str = "mean",
+        pooling: str | Sequence[str] = "mean",
         max_length: int = 512,
         template: str | None = None,
         compute_dtype: str = "auto",
@@ -99,9 +116,9 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         weight_decay: float | None = FitConfig.weight_decay,
         dropout: float | None = FitConfig.dropout,
         patience: int | None = FitConfig.patience,
-        class_weight: str | None = None,
+        class_weight: str | Mapping[Any, float] | None = None,
         accelerator: str = FitConfig.accelerator,
-        random_state: int = FitConfig.seed,
+        random_state: Any = FitConfig.seed,
     ) -> None:
         self.model = model
         self.layers = layers
@@ -127,31 +144,42 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self.accelerator = accelerator
         self.random_state = random_state
 
-    def fit(self, X: Iterable[str], y: Iterable[Any]) -> Self:  # noqa: N803 - scikit-learn's name
+    def fit(
+        self,
+        X: Iterable[str],  # noqa: N803 - scikit-learn's name
+        y: Iterable[Any],
+        sample_weight: Iterable[float] | None = None,
+    ) -> Self:
         """Extract the features of texts and train on them.
 
+        Only the proportions of weights matter. A text of weight 0 is left out altogether, as if
+        it were not there, and a class that has no other text with it.
+
         Args:
-            X: N texts.
-            y: N classes, numbers or strings.
+            X: N texts: a list, an iterator, an array, a series, or a table of one column.
+            y: N classes: strings, whole numbers or booleans.
+            sample_weight: N weights of 0 or more; None weighs all texts alike.
 
         Raises:
             ConfigError: a parameter is not allowed.
-            DataError: a text is no string, has several labels, or there is only one class.
+            DataError: a text is no string, a class is missing, there is only one class, or a
+                weight is not allowed.
             ModelError: the backbone cannot be used.
         """
         config = self._fit_config()
-        texts = _as_texts(X)
-        check_classification_targets(y)
-        if type_of_target(y).startswith("multilabel"):
-            raise DataError(
-                f"y has the shape {np.asarray(y).shape}, several labels to a text; a fit takes one "
-                "class a text. Wrap it, MultiOutputClassifier(LLMEmbedClassifier(cache=...)) of "
-                "scikit-learn, to fit one for each label; the cache keeps the features."
-            )
-        classes = column_or_1d(y, warn=True)
+        texts, classes = as_texts(X), _one_class_each(y)
         check_consistent_length(texts, classes)
-        self.classes_, codes = np.unique(classes, return_inverse=True)
-        self.text_features_ = text_features(self._extract_options())
+        if not texts:
+            raise DataError("X must be a list of strings, and holds none. Pass some of each class.")
+        weights = as_weights(sample_weight, len(texts))
+        names, codes = np.unique(classes, return_inverse=True)
+        of_names = None
+        if isinstance(self.class_weight, Mapping):
+            of_names = as_class_weights(self.class_weight, names)
+        kept = np.flatnonzero(weights if of_names is None else weights * of_names[codes])
+        self.classes_, codes = np.unique(classes[kept], return_inverse=True)
+        _check_several(self.classes_, len(kept))
+        self.text_features_ = self._text_features()
         source = self.text_features_.source
         features = [
             Feature(source, pooling, layer, self.text_features_.hidden_size)
@@ -159,27 +187,34 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         ]
         data = data_in_memory(
             config,
-            self._read(texts, features),
+            self._read([texts[row] for row in kept], features),
             codes.astype(np.int64),
             [str(name) for name in self.classes_],
             features,
+            sample_weights=weights[kept],
+            class_weights=None if of_names is None else of_names[np.isin(names, self.classes_)],
         )
         outcome = train(config, data)
         self.features_, self.classifier_ = outcome.data.features, outcome.best.classifier
         return self
 
+    def decision_function(self, X: Iterable[str]) -> Floats:  # noqa: N803
+        """Give the scores whose softmax are the probabilities, float64 `[N, C]`.
+
+        Of two classes it is one score a text, `[N]`: the log-odds of the second class.
+        """
+        scores = self._scores(X)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
     def predict_proba(self, X: Iterable[str]) -> Floats:  # noqa: N803
         """Give float64 `[N, C]`, the probability of each class for each text."""
-        check_is_fitted(self)
-        x = self._read(_as_texts(X), self.features_)
-        with torch.inference_mode():
-            proba: Floats = self.classifier_(x).double().softmax(dim=1).numpy()
+        proba: Floats = torch.from_numpy(self._scores(X)).softmax(dim=1).numpy()
         return proba
 
     def predict(self, X: Iterable[str]) -> npt.NDArray[Any]:  # noqa: N803
         """Give the class of each text."""
-        proba = self.predict_proba(X)
-        predicted: npt.NDArray[Any] = self.classes_[proba.argmax(axis=1)]
+        best = self._scores(X).argmax(axis=1)
+        predicted: npt.NDArray[Any] = self.classes_[best]
         return predicted
 
     def __sklearn_tags__(self) -> Any:
@@ -191,29 +226,59 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         tags.no_validation = True
         return tags
 
+    def _scores(self, X: Iterable[str]) -> Floats:  # noqa: N803
+        check_is_fitted(self)
+        texts = as_texts(X)
+        if not texts:
+            return np.empty((0, len(self.classes_)))
+        with torch.inference_mode():
+            scores: Floats = self.classifier_(self._read(texts, self.features_)).double().numpy()
+        return scores
+
     def _read(self, texts: list[str], features: Iterable[Feature]) -> Tensor:
         arrays = self.text_features_.features(texts)
         parts = [arrays[feature.pooling, feature.layer] for feature in features]
         return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
 
-    def _extract_options(self) -> dict[str, Any]:
+    def _text_features(self) -> TextFeatures:
         given = self.get_params(deep=False)
         own = (_FIT_OPTIONS - _SHARED) | {"class_weight", "random_state"}
         options = {name: value for name, value in given.items() if name not in own}
-        return options | {"pooling": tuple(part.strip() for part in self.pooling.split(","))}
+        poolings = as_list_option(self.pooling).split(",")
+        options["pooling"] = tuple(part.strip() for part in poolings)
+        return text_features(options | {"layers": as_list_option(self.layers)})
 
     def _fit_config(self) -> FitConfig:
         given = self.get_params(deep=False)
         options = {name: given[name] for name in _FIT_OPTIONS - _SHARED if name in given}
-        options["class_weight"] = self.class_weight or "none"
-        return FitConfig(cache="texts", seed=self.random_state, **options)
+        balance = self.class_weight or "none"
+        if not isinstance(balance, str | Mapping):
+            raise ConfigError(
+                f"class_weight {balance!r} is neither None, 'balanced', nor a dict with a weight "
+                "for each class. Pass one of these."
+            )
+        options["class_weight"] = balance if isinstance(balance, str) else "none"
+        return FitConfig(cache="texts", seed=as_seed(self.random_state), **options)
 
 
-def _as_texts(X: Iterable[str]) -> list[str]:  # noqa: N803
-    texts = [] if isinstance(X, str) else list(X)
-    if not texts or not all(isinstance(text, str) for text in texts):
+def _one_class_each(y: Any) -> npt.NDArray[Any]:
+    if getattr(y, "shape", ())[1:] == (1,):
+        y = column_or_1d(y, warn=True)
+    classes = as_classes(y)
+    check_classification_targets(classes)
+    if type_of_target(classes).startswith("multi") and classes.ndim > 1:
         raise DataError(
-            "X must be a list of strings, and not empty. Pass [text] for a single one, and one "
-            "column where the texts are part of a table."
+            f"y has the shape {classes.shape}, several labels to a text; a fit takes one class a "
+            "text. Wrap it, MultiOutputClassifier(LLMEmbedClassifier(cache=...)) of scikit-learn, "
+            "to fit one for each label; the cache keeps the features."
         )
-    return texts
+    return classes
+
+
+def _check_several(classes: npt.NDArray[Any], n_texts: int) -> None:
+    if len(classes) < 2:
+        found = f"1 class, {classes.tolist()[0]!r}," if len(classes) else "no class"
+        raise DataError(
+            f"y has {found} in the {n_texts} texts whose weight is above 0; a classifier needs "
+            "two. Pass texts of another class."
+        )

@@ -159,7 +159,7 @@ def _train(chosen: Chosen, **options: Any) -> list[Trained]:
     from llmembed.train.gradient import train_by_gradient
 
     if completes_a_base:
-        beside = base.beside(data, config.memory_gb)
+        beside = base.beside(data, config)
         return [base.complete(one) for one in train_by_gradient(config, beside, seeds, **options)]
     return train_by_gradient(config, data, seeds, **options)
 
@@ -198,7 +198,7 @@ def _metrics(outcome: Outcome, log_probas: Sequence[Floats]) -> dict[str, Any]:
     }
 
 
-def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, float]:
+def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, float | None]:
     """Give the temperature, and what the probabilities would be without it."""
     temperature = float(classifier.temperature)
     log_proba = _log_proba(classifier.logits_all(data.x_eval) * temperature)
@@ -210,6 +210,9 @@ def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, floa
     }
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(np.mean(values)), "std": deviation}
+def _spread(values: list[float | None]) -> dict[str, float | None]:
+    figures = [value for value in values if value is not None]
+    if not figures:  # nothing was evaluated
+        return {"mean": None, "std": None}
+    deviation = float(np.std(figures, ddof=1)) if len(figures) > 1 else 0.0
+    return {"mean": float(np.mean(figures)), "std": deviation}

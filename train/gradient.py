@@ -206,7 +206,8 @@ def _calibrate(config: FitConfig, data: FitData, classifier: Classifier) -> None
     logits = classifier.logits_all(data.x, rows).numpy()
     # The paper's outputs are probabilities, and no temperature near 1 suits them.
     find = calibrate if config.preset == "paper" else calibrate_trained
-    classifier.temperature.fill_(find(logits, data.y[rows].numpy()))
+    own = None if data.sample_weights is None else data.sample_weights[rows].numpy()
+    classifier.temperature.fill_(find(logits, data.y[rows].numpy(), own))
 
 
 def _choose_sigma(fits: Sequence[Trained]) -> Trained:

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmembed.train.weighing import weights_of
+
 _CHUNK_ROWS = 4096
 _BLOCK_COLUMNS = 384  # of a product: wide enough for its full speed
 
@@ -58,7 +60,14 @@ class FoldMoments:
     """float64 `[k, C]`."""
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, folds: Sequence[Tensor], class_weights: Tensor) -> Self:
+    def of(
+        cls,
+        x: Tensor,
+        y: Tensor,
+        folds: Sequence[Tensor],
+        class_weights: Tensor,
+        sample_weights: Tensor | None = None,
+    ) -> Self:
         """Accumulate in one pass.
 
         Args:
@@ -66,8 +75,9 @@ class FoldMoments:
             y: int64 `[N]`, classes.
             folds: k tensors int64 `[n]`, the rows of each fold.
             class_weights: float32 `[C]`, weight w of each row of a class.
+            sample_weights: float32 `[N]`, a factor of the w of each row; None is 1.
         """
-        moments = [_moments(x, y, rows, class_weights) for rows in folds]
+        moments = [_moments(x, y, rows, class_weights, sample_weights) for rows in folds]
         return cls(
             gram=torch.stack([one.gram for one in moments]),
             class_sums=torch.stack([one.class_sums for one in moments]),
@@ -119,16 +129,21 @@ class FoldMoments:
         )
 
 
-def _moments(x: Tensor, y: Tensor, rows: Tensor, class_weights: Tensor) -> Moments:
+def _moments(
+    x: Tensor, y: Tensor, rows: Tensor, class_weights: Tensor, sample_weights: Tensor | None
+) -> Moments:
     n_classes, width = len(class_weights), x.shape[1]
     gram = x.new_zeros(width, width)
     class_sums = torch.zeros(n_classes, width, dtype=torch.float64, device=x.device)
+    counts = torch.zeros(n_classes, dtype=torch.float64, device=x.device)
     for index, chunk in enumerate(torch.split(rows, _CHUNK_ROWS)):
-        block, weights = x.index_select(0, chunk), class_weights[y[chunk]][:, None]
-        class_sums += (weights * F.one_hot(y[chunk], n_classes)).T @ block
+        block = x.index_select(0, chunk)
+        weights = weights_of(y, chunk, class_weights, sample_weights)[:, None]
+        of_class = weights * F.one_hot(y[chunk], n_classes)
+        class_sums += of_class.T @ block
+        counts += of_class.sum(dim=0, dtype=torch.float64)
         product = _times_transpose(block.mul_(weights.sqrt()))
         gram = gram.double().add_(product) if index else product
-    counts = torch.bincount(y[rows], minlength=n_classes) * class_weights.double()
     return Moments(gram=gram.float(), class_sums=class_sums, counts=counts)
 
 

@@ -17,13 +17,14 @@ import numpy.typing as npt
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 ECE_BINS = 15
+FIGURES = ("accuracy", "accuracy_ci95", "macro_f1", "micro_f1", "nll", "ece")
 
 Labels = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
 def summarise(log_proba: Floats, labels: Labels, class_names: Sequence[str]) -> dict[str, Any]:
-    """Compute every figure of a run from its predictions.
+    """Compute every figure of a run from its predictions; None where there are no rows.
 
     Args:
         log_proba: float64 `[N, C]`, log-probability of each class.
@@ -34,6 +35,12 @@ def summarise(log_proba: Floats, labels: Labels, class_names: Sequence[str]) -> 
     counts = confusion(labels, predicted, len(class_names))
     classes = per_class(counts)
     occurring = [row for row in classes if row["n"] or row["n_predicted"]]
+    of_classes = {
+        "per_class": dict(zip(class_names, classes, strict=True)),
+        "confusion": counts.tolist(),
+    }
+    if not len(labels):
+        return {"n_eval": 0, **dict.fromkeys(FIGURES), **of_classes}
     n_correct = int(np.trace(counts))
     accuracy = n_correct / len(labels)
     return {
@@ -44,8 +51,7 @@ def summarise(log_proba: Floats, labels: Labels, class_names: Sequence[str]) -> 
         "micro_f1": accuracy,  # with one label an example, micro-averaged F1 is the accuracy
         "nll": float(0.0 - log_proba[np.arange(len(labels)), labels].mean()),  # never -0.0
         "ece": ece(np.exp(log_proba), labels),
-        "per_class": dict(zip(class_names, classes, strict=True)),
-        "confusion": counts.tolist(),
+        **of_classes,
     }
 
 

@@ -28,6 +28,7 @@ from llmembed.train.classifier import Classifier
 from llmembed.train.data import Batch, FeatureBatches, FitData
 from llmembed.train.heads import Dropout
 from llmembed.train.shares import Rows
+from llmembed.train.weighing import SMALLEST, mean_loss
 from llmembed.train.workspace import Clock
 
 _SHARE = 0.8  # of the free memory of a GPU that a split may take
@@ -65,6 +66,7 @@ class ClassifierModule(pl.LightningModule):
         self.val_loss = math.nan
         self._train_losses: list[Tensor] = []
         self._val_losses: list[Tensor] = []
+        self._val_weights: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
         """Seed the generator, on the device that is trained on."""
@@ -108,7 +110,7 @@ class ClassifierModule(pl.LightningModule):
 
     def loss_of(self, batch: Batch) -> Tensor:
         """Give the loss of a batch."""
-        loss = F.cross_entropy(self._logits(batch), batch[1], weight=self.class_weights)
+        loss = mean_loss(self._logits(batch), batch[1], self.class_weights, batch[2])
         self._train_losses.append(loss.detach())
         return loss
 
@@ -119,15 +121,22 @@ class ClassifierModule(pl.LightningModule):
         return average
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add up the unweighted loss of a batch, on the device."""
+        """Add up the loss that is trained on over a batch, on the device."""
         del batch_idx
-        losses = F.cross_entropy(self._logits(batch), batch[1], reduction="none")
-        self._val_losses.append(losses.detach())
+        x, y, own = batch
+        weights = torch.ones_like(y, dtype=torch.float32) if own is None else own
+        if self.class_weights is not None:
+            weights = weights * self.class_weights[y]
+        losses = F.cross_entropy(self.classifier.logits(x), y, reduction="none").detach()
+        self._val_losses.append(losses * weights)
+        self._val_weights.append(weights)
 
     def on_validation_epoch_end(self) -> None:
         """Average over examples, not over batches, which may differ in size."""
-        self.val_loss = torch.cat(self._val_losses).mean().item()
+        weight = torch.cat(self._val_weights).sum().clamp(min=SMALLEST)
+        self.val_loss = (torch.cat(self._val_losses).sum() / weight).item()
         self._val_losses.clear()
+        self._val_weights.clear()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Give AdamW."""
@@ -239,7 +248,9 @@ class FeatureDataModule(pl.LightningDataModule):
             self._held = (x.to(device), y.to(device)) if fits else (x, y)
         x, y = self._held
         chosen = torch.from_numpy(rows).to(x.device)
-        return FeatureBatches(x, y, chosen, batch_size, generator, device)
+        own = self.data.sample_weights
+        weights = None if own is None else own.to(x.device)
+        return FeatureBatches(x, y, chosen, batch_size, generator, device, weights)
 
 
 class Packs:

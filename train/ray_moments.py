@@ -64,6 +64,8 @@ class Share:
     """k."""
     class_weights: Tensor
     """float32 `[C]`."""
+    sample_weights: Tensor | None
+    """float32 `[n]`, a factor of the weight of each row; None is 1."""
     memory_gb: float
     """Most memory for the features of the share."""
 
@@ -104,6 +106,7 @@ class RayMoments:
         config, data, n_rows = self._config, self._data, len(self._fold_of)
         widths = [feature.hidden_size for feature in data.features]
         columns = columns_of(widths, features)
+        own = data.sample_weights
         n_blocks = -(-n_rows // _SHARE_ROWS)
         n_shares = min(config.workers, n_blocks)
         ends = [n_blocks * k // n_shares * _SHARE_ROWS for k in range(n_shares + 1)]
@@ -120,6 +123,7 @@ class RayMoments:
                 fold_of=self._fold_of[start:stop],
                 n_folds=self._n_folds,
                 class_weights=self._class_weights,
+                sample_weights=None if own is None else own[start:stop].clone(),
                 memory_gb=limit / config.workers,
             )
 
@@ -146,7 +150,7 @@ def sums_of(share: Share) -> Sums:
         torch.from_numpy(np.flatnonzero(share.fold_of == fold)) for fold in range(share.n_folds)
     ]
     with torch.inference_mode():
-        moments = FoldMoments.of(fusion(x), y, folds, share.class_weights)
+        moments = FoldMoments.of(fusion(x), y, folds, share.class_weights, share.sample_weights)
     return {name: tensor.numpy() for name, tensor in vars(moments).items()}
 
 

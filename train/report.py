@@ -58,6 +58,8 @@ def report_page(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 
 
 def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if not metrics["n_eval"]:
+        return [("evaluated on", "nothing, since all rows train")]
     low, high = metrics["accuracy_ci95"]
     return [
         ("evaluated on", f"{metrics['eval_split']}, {metrics['n_eval']} examples"),
@@ -72,7 +74,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _seeds(metrics: Mapping[str, Any]) -> list[str]:
     rows = metrics["per_seed"]
-    if len(rows) == 1:
+    if len(rows) == 1 or not metrics["n_eval"]:
         return []
     names = ("seed", "val_loss", "accuracy", "macro_f1", "nll")
     spread = metrics["over_seeds"]["accuracy"]

@@ -70,6 +70,12 @@ def choose_shares(cache: Cache, config: FitConfig) -> Shares:
     eval_split = _eval_split(cache, config.eval_split)
     if eval_split == TRAIN_SPLIT:
         train, held_out = draw_stratified(labels, train, HELD_OUT_FRACTION, generator)
+        if not len(held_out):
+            _warn(
+                f"{HELD_OUT_FRACTION:.0%} of {len(train)} labelled rows is no row that can be held "
+                "out, so all of them train and none is evaluated. Extract a test split to have "
+                "figures."
+            )
     else:
         held_out = labelled_rows(cache[eval_split])
     train, validation = draw_validation(labels, train, cache.labels, config, generator)
@@ -93,6 +99,8 @@ def draw_validation(
 ) -> tuple[Rows, Rows]:
     """Divide rows into those trained on and those that early stopping watches, if any does.
 
+    Few rows have no share to spare: unless one is asked for, all of them train, with one warning.
+
     Args:
         labels: int64 `[N]`, classes.
         rows: int64 `[n]`, rows to divide.
@@ -101,17 +109,24 @@ def draw_validation(
         generator: what draws.
 
     Raises:
-        ConfigError: the validation share would be empty.
+        ConfigError: the validation share that is asked for would be empty.
         DataError: there is only one class.
     """
     _check_classes(labels[rows], names)
     fraction = 0.0 if config.is_solved else config.training.val_fraction
     train, validation = draw_stratified(labels, rows, fraction, generator)
     if fraction and not len(validation):
-        raise ConfigError(
-            f"a validation share of {fraction} of {len(train)} examples is empty. "
-            "Pass a larger --val-fraction, or 0 to train all epochs without one."
+        empty = f"a validation share of {fraction} of {len(train)} examples is empty"
+        if config.needs_validation:
+            raise ConfigError(
+                f"{empty}. Pass a larger --val-fraction, or 0 to train all epochs without one."
+            )
+        _warn(
+            f"{empty}, so all of them train, for {config.training.epochs} epochs, and the "
+            "probabilities are not calibrated. Pass a larger --val-fraction, or more examples."
         )
+    elif fraction:
+        _warn_of_single(labels[rows], names)
     return train, validation
 
 
@@ -206,6 +221,10 @@ def _check_classes(labels: Rows, names: Sequence[str]) -> None:
             f"all {len(labels)} training rows have the class {present[0]!r}; a classifier needs "
             "at least two. Extract more examples, or check --label-column."
         )
+
+
+def _warn_of_single(labels: Rows, names: Sequence[str]) -> None:
+    counts = np.bincount(labels, minlength=len(names))
     single = [name for name, n in zip(names, counts, strict=True) if n == 1]
     if single:
         listed = ", ".join(single[:5]) + (", ..." if len(single) > len(single[:5]) else "")

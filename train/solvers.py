@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmembed.train.closed import (
@@ -31,6 +30,7 @@ from llmembed.train.closed import (
 )
 from llmembed.train.gram import FoldMoments
 from llmembed.train.softmax import SoftmaxFits
+from llmembed.train.weighing import mean_loss, weights_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,8 @@ class Problem:
     """int64 `[n]`, rows in folds that another row of their class can stand in for."""
     alone: Tensor
     """int64 `[n]`, the other rows in folds: each the only one of its class."""
+    sample_weights: Tensor | None = None
+    """float32 `[N]`, a factor of the weight of each row; None is 1."""
 
     @classmethod
     def of(
@@ -60,10 +62,11 @@ class Problem:
         folds: list[Tensor],
         class_weights: Tensor,
         moments: FoldMoments | None = None,
+        sample_weights: Tensor | None = None,
     ) -> Problem:
         """Accumulate the moments in one pass, where they are not given."""
         if moments is None:
-            moments = FoldMoments.of(x, y, folds, class_weights)
+            moments = FoldMoments.of(x, y, folds, class_weights, sample_weights)
         held_out, alone = part_alone(y, folds)
         return cls(
             x=x,
@@ -73,7 +76,12 @@ class Problem:
             moments=moments,
             held_out=held_out,
             alone=alone,
+            sample_weights=sample_weights,
         )
+
+    def weights_of(self, rows: Tensor) -> Tensor:
+        """Weigh some rows, float32 `[n]`."""
+        return weights_of(self.y, rows, self.class_weights, self.sample_weights)
 
 
 def part_alone(y: Tensor, folds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -197,12 +205,15 @@ class SoftmaxSolver:
         return scores
 
     def _loss(self, scores: Tensor) -> float:
-        rows, weights = torch.cat(self.problem.folds), self.problem.class_weights
-        return F.cross_entropy(scores[rows], self.problem.y[rows], weight=weights).item()
+        rows = torch.cat(self.problem.folds)
+        problem, own = self.problem, self.problem.sample_weights
+        own = None if own is None else own[rows]
+        return mean_loss(scores[rows], problem.y[rows], problem.class_weights, own).item()
 
     def _fits(self, masks: Tensor) -> SoftmaxFits:
-        y = self.problem.y
-        weights = masks * self.problem.class_weights[y.clamp(min=0)][:, None]
+        y, rows = self.problem.y, torch.cat(self.problem.folds)
+        weights = torch.zeros_like(masks)
+        weights[rows] = masks[rows] * self.problem.weights_of(rows)[:, None]
         return SoftmaxFits(
             x=self.problem.x,
             y=y,
@@ -305,6 +316,6 @@ def _accuracies(problem: Problem, scores: Tensor, rows: Tensor) -> list[float]:
     if not len(rows):
         return [0.0] * len(scores)
     hits = (scores[:, rows].argmax(dim=2) == problem.y[rows]).double()
-    weights = problem.class_weights[problem.y[rows]].double()
+    weights = problem.weights_of(rows).double()
     accuracies: list[float] = (hits @ weights / weights.sum()).tolist()
     return accuracies

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmembed.train.calibration import fit_temperature
 from llmembed.train.closed import LinearMap
+from llmembed.train.weighing import mean_loss
 
 _MAX_PICKS = 12
 
@@ -38,7 +38,10 @@ class Member:
 
 
 def pick(
-    scores: Sequence[Tensor], y: Tensor, class_weights: Tensor | None = None
+    scores: Sequence[Tensor],
+    y: Tensor,
+    class_weights: Tensor | None = None,
+    sample_weights: Tensor | None = None,
 ) -> dict[int, float]:
     """Pick the members of a stack.
 
@@ -46,6 +49,7 @@ def pick(
         scores: float32 `[n, C]` each, held-out logits of a candidate, at its own temperature.
         y: int64 `[n]`, classes.
         class_weights: float32 `[C]`, weight of each row of a class.
+        sample_weights: float32 `[n]`, a factor of the weight of each row; None is 1.
 
     Returns:
         The share of each candidate that is picked, in the order of its first pick.
@@ -56,7 +60,7 @@ def pick(
     """
 
     def loss_of(logits: Tensor) -> float:
-        return F.cross_entropy(logits, y, weight=class_weights).item()
+        return mean_loss(logits, y, class_weights, sample_weights).item()
 
     total, temperature = torch.zeros_like(scores[0]), 1.0
     picked: list[int] = []
@@ -66,17 +70,25 @@ def pick(
         losses = [loss_of(one / (n * temperature)) for one in sums]
         picked.append(min(range(len(scores)), key=losses.__getitem__))
         total = total + scores[picked[-1]]
-        temperature = fit_temperature((total / n).cpu().numpy(), y.cpu().numpy())
+        temperature = _temperature_of(total / n, y, sample_weights)
         reached.append(loss_of(total / (n * temperature)))
     n_best = min(range(len(reached)), key=reached.__getitem__) + 1
     picked = picked[:n_best]
     return {index: picked.count(index) / len(picked) for index in dict.fromkeys(picked)}
 
 
-def tempered(scores: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, float]:
+def tempered(
+    scores: Tensor, y: Tensor, rows: Tensor, sample_weights: Tensor | None = None
+) -> tuple[Tensor, float]:
     """Divide held-out scores `[N, C]` by the temperature that suits them, and give it."""
-    temperature = fit_temperature(scores[rows].cpu().numpy(), y[rows].cpu().numpy())
+    own = None if sample_weights is None else sample_weights[rows]
+    temperature = _temperature_of(scores[rows], y[rows], own)
     return scores / temperature, temperature
+
+
+def _temperature_of(scores: Tensor, y: Tensor, sample_weights: Tensor | None) -> float:
+    own = None if sample_weights is None else sample_weights.cpu().numpy()
+    return fit_temperature(scores.cpu().numpy(), y.cpu().numpy(), own)
 
 
 def spread(linear: LinearMap, fusion: str, columns: Sequence[Tensor], width: int) -> LinearMap:

@@ -99,6 +99,8 @@ class Grid:
     """ridge or lda."""
     summed: Summed | None = None
     """Sums the moments elsewhere; None is here."""
+    sample_weights: Tensor | None = None
+    """float32 `[N]`, a factor of the weight of each row; None is 1."""
 
     @functools.cached_property
     def held_out(self) -> Tensor:
@@ -118,7 +120,13 @@ class Grid:
         """Pose the problem of a candidate."""
         moments = None if self.summed is None else self.summed(fusion, features)
         x = self.fuse(fusion, features)
-        return Problem.of(x, self.y, self.folds, self.class_weights, moments)
+        return Problem.of(x, self.y, self.folds, self.class_weights, moments, self.sample_weights)
+
+    def pick(self, scores: Sequence[Tensor]) -> dict[int, float]:
+        """Pick the members of a stack by their held-out scores, float32 `[N, C]` each."""
+        rows = torch.cat(self.folds)
+        own = None if self.sample_weights is None else self.sample_weights[rows]
+        return pick([one[rows] for one in scores], self.y[rows], self.class_weights, own)
 
     def choose(
         self, fusion: str, features: Sequence[int], strengths: tuple[float, ...] | None = None
@@ -141,7 +149,8 @@ class Grid:
         solve: Callable[[], LinearMap],
     ) -> Candidate:
         """Describe what was judged."""
-        scores, temperature = tempered(choice.scores, self.y, torch.cat(self.folds))
+        rows = torch.cat(self.folds)
+        scores, temperature = tempered(choice.scores, self.y, rows, self.sample_weights)
         return Candidate(
             fusion=fusion,
             features=tuple(features),
@@ -196,8 +205,7 @@ def sweep(grid: Grid, report: Report | None = None) -> list[Candidate]:
 
 def stack_of(grid: Grid, candidates: Sequence[Candidate]) -> dict[Member, Candidate]:
     """Pick the stack with the lowest held-out loss: its members, and what each was judged as."""
-    rows = torch.cat(grid.folds)
-    shares = pick([one.scores[rows] for one in candidates], grid.y[rows], grid.class_weights)
+    shares = grid.pick([one.scores for one in candidates])
     return {
         Member(
             fusion=candidates[index].fusion,
@@ -232,8 +240,7 @@ def _grow(
 
 def _pool(grid: Grid, singles: Sequence[Candidate]) -> list[int]:
     """List the features that a stack picks first, then the best others, as far as they fit."""
-    rows = torch.cat(grid.folds)
-    picked = pick([one.scores[rows] for one in singles], grid.y[rows], grid.class_weights)
+    picked = grid.pick([one.scores for one in singles])
     others = sorted(range(len(singles)), key=lambda index: -singles[index].accuracy)
     pool: list[int] = []
     for index in dict.fromkeys([*picked, *others]):

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn import config_context
 from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.multioutput import MultiOutputClassifier
@@ -197,6 +200,41 @@ def test_grid_search_in_a_pipeline(classifier: LLMEmbedClassifier) -> None:
     assert set(search.best_params_) == set(grid)
 
 
+def test_a_step_before_it_may_give_a_frame(classifier: LLMEmbedClassifier) -> None:
+    """In a pipeline whose output is set to pandas, a frame of one column arrives, and is taken."""
+    step = FunctionTransformer(validate=False, feature_names_out="one-to-one")
+    pipeline = make_pipeline(step, classifier).set_output(transform="pandas")
+    frame = pd.DataFrame({"text": TEXTS})
+    assert pipeline.fit(frame, CLASSES).score(frame, CLASSES) > 0.9
+
+
+def test_weights_are_routed(classifier: LLMEmbedClassifier) -> None:
+    """Sample weights reach the classifier in a search over folds, if it asks for them."""
+    weights = np.where(CLASSES == "cocoa", 1.0, 2.0)
+    with config_context(enable_metadata_routing=True):
+        asking = clone(classifier).set_fit_request(sample_weight=True)
+        search = GridSearchCV(asking.set_score_request(sample_weight=True), {"layers": [1]}, cv=2)
+        routed = search.fit(TEXTS, CLASSES, sample_weight=weights).best_estimator_
+    alone = clone(classifier).set_params(layers=1).fit(TEXTS, CLASSES, sample_weight=weights)
+    np.testing.assert_array_equal(routed.predict_proba(TEXTS), alone.predict_proba(TEXTS))
+
+
+def test_scikit_learn_calibrates_it(classifier: LLMEmbedClassifier) -> None:
+    """CalibratedClassifierCV takes its decisions, with weights or without."""
+    calibrated = CalibratedClassifierCV(classifier, cv=2).fit(TEXTS, CLASSES, np.ones(60))
+    proba = calibrated.predict_proba(TEXTS)
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    assert (calibrated.predict(TEXTS) == CLASSES).mean() > 0.9
+
+
+def test_a_second_fit_forgets_the_first(classifier: LLMEmbedClassifier) -> None:
+    """Fitted again, on other classes and layers, it is what a new one would be."""
+    classifier.fit(TEXTS, CLASSES).set_params(layers=3)
+    y = np.arange(60) % 3
+    again = classifier.fit(TEXTS, y).predict_proba(TEXTS)
+    np.testing.assert_array_equal(again, clone(classifier).fit(TEXTS, y).predict_proba(TEXTS))
+
+
 def test_a_cache_computes_no_text_twice(
     classifier: LLMEmbedClassifier, tmp_path: Path, n_computed: list[int]
 ) -> None:
@@ -245,7 +283,7 @@ def test_a_cache_that_another_process_writes_to(
         (["a", "b", "\ud800"], ["a", "b", "a"], "text 2 holds a lone surrogate"),
         (["a", "b"], ["a"], "inconsistent numbers of samples"),
         (["a", "b"], [0.5, 0.7], "Unknown label type"),
-        (["w1", "w2"], ["a", "a"], "all 2 training rows have the class 'a'"),
+        (["w1", "w2"], ["a", "a"], "y has 1 class, 'a', in the 2 texts"),
     ],
 )
 def test_what_cannot_be_fitted(

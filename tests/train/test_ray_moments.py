@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clustered import MakeCache, clustered
+from torch import Tensor
 
 from llmembed.cache_format.cluster import joined
 from llmembed.cache_format.errors import ConfigError, DataError, EngineError, MissingPackageError
 from llmembed.train import FitConfig, SweepConfig, fit, ray_moments, run_sweep
+from llmembed.train.crossfit import grid_of
 from llmembed.train.data import load_data
 
 N = 2500  # three shares at most
@@ -93,11 +96,9 @@ def test_what_a_worker_cannot_read_is_told_in_its_own_words(
         ray_moments._on_workers([dataclasses.replace(share, fusion="sum")])
 
 
-def shares(cache: str) -> list[ray_moments.Share]:
+def shares(cache: str, sample_weights: Tensor | None = None) -> list[ray_moments.Share]:
     config = FitConfig(cache=cache, fusion="auto", engine="ray", workers=2)
-    data = load_data(config)
-    from llmembed.train.crossfit import grid_of
-
+    data = dataclasses.replace(load_data(config), sample_weights=sample_weights)
     summed = grid_of(config, data, 0).summed
     assert isinstance(summed, ray_moments.RayMoments)
     return list(summed._shares("single", [0]))
@@ -109,6 +110,17 @@ def test_shares_are_whole_chunks(cache: str) -> None:
     assert [share.start for share in found] == [0, 1024]
     assert sum(len(share.fold_of) for share in found) == N
     assert sum(int((share.fold_of < 0).sum()) for share in found) == N // 50
+
+
+def test_shares_have_the_weights_of_their_rows(cache: str) -> None:
+    """The sums of all shares are those of one process, where rows are weighed."""
+    weights = torch.arange(N) % 5 + 1.0
+    parts = [ray_moments.sums_of(share) for share in shares(cache, weights)]
+    config = FitConfig(cache=cache, fusion="auto")
+    data = dataclasses.replace(load_data(config), sample_weights=weights)
+    moments = grid_of(config, data, 0).problem("single", [0]).moments
+    for name, tensor in vars(moments).items():
+        np.testing.assert_allclose(sum(part[name] for part in parts), tensor, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize(

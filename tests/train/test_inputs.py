@@ -1,0 +1,286 @@
+"""What the classifier takes of texts, classes, seeds and layers, and what it refuses."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils import check_random_state
+from toy_model import save_toy_model, toy_texts
+
+from llmembed.cache_format.errors import ConfigError, DataError
+from llmembed.train import LLMEmbedClassifier
+from llmembed.train.inputs import as_classes, as_seed, as_texts
+
+TEXTS = [f"w{1 + row % 2} " * 6 + text for row, text in enumerate(toy_texts(20, longest=4))]
+CLASSES = ["cocoa", "trade"] * 10
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> LLMEmbedClassifier:
+    folder = tmp_path_factory.mktemp("inputs")
+    return LLMEmbedClassifier(
+        str(save_toy_model(folder / "toy")),
+        "1,2",
+        fusion="mean",
+        head="lda",
+        max_length=64,
+        cache=str(folder / "texts.zarr"),
+        device="cpu",
+        accelerator="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(classifier: LLMEmbedClassifier) -> LLMEmbedClassifier:
+    return clone(classifier).fit(TEXTS, CLASSES)
+
+
+def kinds_of_texts() -> Iterator[Any]:
+    column = np.array(TEXTS, dtype=object)
+    yield pytest.param(tuple(TEXTS), id="tuple")
+    yield pytest.param(np.array(TEXTS), id="numpy strings")
+    yield pytest.param(column, id="numpy objects")
+    yield pytest.param(column[:, None], id="one column of objects")
+    yield pytest.param(pd.Series(TEXTS, index=range(7, 27)), id="series")
+    yield pytest.param(pd.Series(TEXTS, dtype="category"), id="category")
+    yield pytest.param(pd.DataFrame({"text": TEXTS}), id="frame of one column")
+    yield pytest.param(pd.DataFrame({"text": TEXTS}, dtype="string"), id="frame of pandas strings")
+    yield pytest.param(pa.chunked_array([TEXTS[:5], TEXTS[5:]]), id="arrow array")
+    yield pytest.param(pa.table({"text": TEXTS}), id="arrow table of one column")
+
+
+@pytest.mark.parametrize("texts", list(kinds_of_texts()))
+def test_texts_of_any_kind(fitted: LLMEmbedClassifier, texts: Any) -> None:
+    """A sequence, an array, a series and a table of one column give a prediction a row."""
+    assert fitted.predict(texts).tolist() == fitted.predict(TEXTS).tolist()
+
+
+def test_texts_that_come_one_by_one(classifier: LLMEmbedClassifier) -> None:
+    """A generator of texts, and one of classes, are used up once."""
+    fitted = clone(classifier).fit((text for text in TEXTS), (name for name in CLASSES))
+    assert fitted.predict(text for text in TEXTS).tolist() == fitted.predict(TEXTS).tolist()
+
+
+@pytest.mark.parametrize("dtype", [str, object, int, bool])
+def test_no_texts(classifier: LLMEmbedClassifier, dtype: type) -> None:
+    """No texts have no predictions, of the dtype of the classes."""
+    y = np.array(CLASSES, dtype=dtype) if dtype in {str, object} else np.array([0, 1] * 10, dtype)
+    fitted = clone(classifier).fit(TEXTS, y)
+    predicted = fitted.predict([])
+    assert (predicted.shape, predicted.dtype) == ((0,), fitted.classes_.dtype)
+    assert fitted.predict_proba([]).shape == (0, 2)
+    assert fitted.decision_function([]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("w1", r"X must be a list of strings, and is a str\. Pass \[text\] for a single one"),
+        (b"w1", "and is a bytes"),
+        (3, "and is a int"),
+        (None, "and is a NoneType"),
+        ({"text": TEXTS}, "and is a dict"),
+        (set(TEXTS), "and is a set"),
+        (np.array("w1"), r"X has the shape \(\), and must be one column of texts"),
+        (pd.DataFrame({"id": [1], "text": ["w1"]}), r"X has the shape \(1, 2\) \(id, text\), and "),
+        (np.array([["w1", "w2"]]), r"X has the shape \(1, 2\), and must be one column of texts"),
+        (sparse.csr_array(np.ones((2, 1))), r"X has the shape \(2, 1\), and must be one column"),
+        (["w1", None], "row 1 holds None, which is no text. Leave the row out, or make it a str"),
+        (["w1", float("nan")], "row 1 holds nan"),
+        (pd.Series(["w1", None]), "row 1 holds nan"),
+        (pd.Series(["w1", None], dtype="string"), "row 1 holds <NA>"),
+        (pd.DataFrame({"text": [1.5, 2.5]}), "row 0 holds 1.5"),
+        (["w1", b"w2"], "row 1 holds b'w2'"),
+        ([["w1"], ["w2"]], r"row 0 holds \['w1'\]"),
+        (["w1", "\ud800"], "text 1 holds a lone surrogate"),
+    ],
+)
+def test_texts_that_are_refused(fitted: LLMEmbedClassifier, texts: Any, message: str) -> None:
+    """What is no list of texts is refused at a prediction, with its row, and at a fit too."""
+    with pytest.raises(DataError, match=message):
+        fitted.predict(texts)
+    with pytest.raises(DataError, match=message):
+        clone(fitted).fit(texts, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ([-1, 1], [-1, 1]),
+        ([-1, 0], [-1, 0]),
+        ([0.0, 2.0], [0.0, 2.0]),
+        ([True, False], [False, True]),
+        (["b", "a"], ["a", "b"]),
+        ([" x", "x"], [" x", "x"]),
+        (["1", "01"], ["01", "1"]),
+    ],
+)
+@pytest.mark.parametrize("kind", [list, np.array, pd.Series, pd.Categorical, tuple])
+def test_classes_of_any_kind(
+    classifier: LLMEmbedClassifier, classes: list[Any], expected: list[Any], kind: Any
+) -> None:
+    """Strings, whole numbers, -1 among them, and booleans come back, whatever held them."""
+    fitted = clone(classifier).fit(TEXTS, kind(classes * 10))
+    assert fitted.classes_.tolist() == expected
+    assert fitted.predict(TEXTS).tolist() == classes * 10
+
+
+@pytest.mark.parametrize(
+    ("y", "dtype"),
+    [
+        (pd.Series([1, 2], dtype="Int64"), np.dtype(np.int64)),
+        (pd.Series([True, False], dtype="boolean"), np.dtype(bool)),
+        (np.array([1, 2], dtype=object), np.dtype(np.int64)),
+        (np.array([1, 2], dtype=np.int8), np.dtype(np.int8)),
+        (pd.Series(["a", "b"], dtype="category"), np.dtype(object)),
+        (["a", "b"], np.dtype("<U1")),
+    ],
+)
+def test_dtype_of_classes(y: Any, dtype: np.dtype[Any]) -> None:
+    """Numbers that are held as objects become numbers; other dtypes stay."""
+    assert as_classes(y).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (["a", None], "y has no class in row 1, but None. Leave out the rows without a class"),
+        ([1.0, float("nan")], "y has no class in row 1, but nan"),
+        ([1.0, float("inf")], "y has no class in row 1, but inf"),
+        (pd.Series(["a", None], dtype="category"), "y has no class in row 1, but nan"),
+        (pd.Series([1, None], dtype="Int64"), "y has no class in row 1, but <NA>"),
+        (pd.Series([pd.NaT, pd.Timestamp(0)]), "y has no class in row 0, but NaT"),
+        (["1", 1], "y mixes strings and other values: '1' in row 0, 1 in row 1. Make all of them"),
+        (np.array([1, "1"], dtype=object), "y mixes strings and other values: '1' in row 1, 1 in"),
+        (None, "requires y to be passed, but the target y is None"),
+        ([0.5, 0.7], "Unknown label type: continuous"),
+        ([b"a", b"b"], "Unknown label type|bytes"),
+        (3, "Expected array-like|Unknown label type|Singleton"),
+        (["a", "a"], "y has 1 class, 'a', in the 2 texts whose weight is above 0; a classifier"),
+        (["a"], "inconsistent numbers of samples"),
+    ],
+)
+def test_classes_that_are_refused(classifier: LLMEmbedClassifier, y: Any, message: str) -> None:
+    """Classes that are missing, mixed or no classes are refused, with the row where one is."""
+    with pytest.raises((ValueError, TypeError), match=message):
+        clone(classifier).fit(["w1", "w2"], y)
+
+
+def test_a_column_of_classes(classifier: LLMEmbedClassifier) -> None:
+    """Classes in a column `[N, 1]` are taken with scikit-learn's own warning."""
+    with pytest.warns(DataConversionWarning, match="column-vector"):
+        fitted = clone(classifier).fit(TEXTS, pd.DataFrame({"label": CLASSES}))
+    assert fitted.classes_.tolist() == ["cocoa", "trade"]
+
+
+def test_no_text_to_fit(classifier: LLMEmbedClassifier) -> None:
+    """A fit without texts is refused."""
+    with pytest.raises(DataError, match="X must be a list of strings, and holds none"):
+        clone(classifier).fit([], [])
+
+
+@pytest.mark.parametrize("layers", [[1, 2], (1, 2), np.array([1, 2]), range(1, 3), "1,2"])
+def test_layers_as_a_list(fitted: LLMEmbedClassifier, layers: Any) -> None:
+    """Layers may be a list of numbers, or the string that the command takes."""
+    again = clone(fitted).set_params(layers=layers, pooling=["mean"]).fit(TEXTS, CLASSES)
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
+
+
+def test_one_layer(classifier: LLMEmbedClassifier) -> None:
+    """A single layer may be a number."""
+    one = clone(classifier).set_params(layers=2, fusion="single").fit(TEXTS, CLASSES)
+    assert [feature.layer for feature in one.features_] == [2]
+    with pytest.raises(ConfigError, match="'True'"):
+        one.set_params(layers=True).fit(TEXTS, CLASSES)
+
+
+def test_random_state_as_scikit_learn_means_it(classifier: LLMEmbedClassifier) -> None:
+    """The same int gives the same fit, and so does a generator in the same state."""
+    by_gradient = clone(classifier).set_params(fusion="scalar-mix", head="auto", epochs=2)
+
+    def probabilities(random_state: Any) -> np.ndarray:
+        chosen = by_gradient.set_params(random_state=random_state)
+        return chosen.fit(TEXTS, CLASSES).predict_proba(TEXTS)  # type: ignore[no-any-return]
+
+    for same in (
+        lambda: 3,
+        lambda: np.int64(3),
+        lambda: np.random.RandomState(3),
+        lambda: np.random.default_rng(3),
+    ):
+        np.testing.assert_array_equal(probabilities(same()), probabilities(same()))
+    state = np.random.RandomState(3)
+    first, second = probabilities(state), probabilities(state)
+    assert (first != second).any()
+
+
+def test_random_state_none_draws_from_numpy() -> None:
+    """None draws another seed each time, from numpy's own generator, as scikit-learn does."""
+    numpys = check_random_state(None)
+    before = numpys.get_state()
+    try:
+        seeds = []
+        for _ in range(2):
+            numpys.seed(5)
+            seeds.append([as_seed(None), as_seed(np.random), as_seed(None)])
+    finally:
+        numpys.set_state(before)
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds[0])) == 3
+
+
+@pytest.mark.parametrize("random_state", [-1, 2**32, 1.5, "0", np.random.MT19937(0)])
+def test_random_states_that_are_refused(classifier: LLMEmbedClassifier, random_state: Any) -> None:
+    """What draws nothing is refused with what does."""
+    with pytest.raises(ConfigError, match=r"random_state .* is none of what draws: None, a number"):
+        clone(classifier).set_params(random_state=random_state).fit(TEXTS, CLASSES)
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], ["a", "b", "c"]])
+def test_the_decision_agrees_with_the_probabilities(
+    classifier: LLMEmbedClassifier, classes: list[str]
+) -> None:
+    """It is the log-odds of two classes, and else scores whose softmax the probabilities are."""
+    fitted = clone(classifier).fit(TEXTS, (classes * 10)[:20])
+    decision, proba = fitted.decision_function(TEXTS), fitted.predict_proba(TEXTS)
+    if len(classes) == 2:
+        np.testing.assert_allclose(decision, np.log(proba[:, 1] / proba[:, 0]), rtol=1e-6)
+        assert (fitted.predict(TEXTS) == np.where(decision > 0, "b", "a")).all()
+    else:
+        weights = np.exp(decision - decision.max(axis=1, keepdims=True))
+        np.testing.assert_allclose(proba, weights / weights.sum(axis=1, keepdims=True))
+
+
+def test_texts_have_no_columns(fitted: LLMEmbedClassifier) -> None:
+    """As with scikit-learn's vectorisers of texts there is no number and no name of features."""
+    assert not hasattr(fitted, "n_features_in_")
+    assert not hasattr(fitted, "feature_names_in_")
+
+
+def test_fitting_leaves_the_input_alone(classifier: LLMEmbedClassifier) -> None:
+    """Neither the frames nor the parameters that were given are changed."""
+    frame, y = pd.DataFrame({"text": TEXTS}), pd.Series(CLASSES, dtype="category")
+    copies, parameters = (frame.copy(), y.copy()), clone(classifier).get_params()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one = clone(classifier).fit(frame, y)
+    pd.testing.assert_frame_equal(frame, copies[0])
+    pd.testing.assert_series_equal(y, copies[1])
+    assert one.get_params() == parameters
+    assert as_texts(frame) == TEXTS
+
+
+def test_a_path_is_no_list_of_texts(fitted: LLMEmbedClassifier, tmp_path: Path) -> None:
+    """A path is refused too, rather than taken for texts."""
+    with pytest.raises(DataError, match="X must be a list of strings, and is a PosixPath"):
+        fitted.predict(tmp_path)

@@ -1,0 +1,59 @@
+"""Weights of rows: that of the class, which the fit is told, times the row's own.
+
+A fit counts both, and so does what it chooses by held-out rows: heads, strengths, members of a
+stack, the epoch to stop at. Standardisation and temperature, which say how the data are, count the
+rows' own alone: weights of classes bend a classifier on purpose, and don't say how often a class
+occurs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST = torch.finfo(torch.float32).tiny  # of a batch whose weights all vanish beside others
+
+
+def weights_of(
+    y: Tensor, rows: Tensor, class_weights: Tensor, sample_weights: Tensor | None = None
+) -> Tensor:
+    """Weigh some rows, float32 `[n]`.
+
+    Args:
+        y: int64 `[N]`, classes.
+        rows: int64 `[n]`, rows to weigh.
+        class_weights: float32 `[C]`.
+        sample_weights: float32 `[N]`; None weighs all alike.
+
+    >>> y, rows = torch.tensor([0, 1, 1]), torch.tensor([0, 2])
+    >>> weights_of(y, rows, torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0, 3.0])).tolist()
+    [1.0, 6.0]
+    """
+    weights = class_weights[y[rows]]
+    return weights if sample_weights is None else weights * sample_weights[rows]
+
+
+def mean_loss(
+    logits: Tensor,
+    y: Tensor,
+    class_weights: Tensor | None = None,
+    sample_weights: Tensor | None = None,
+) -> Tensor:
+    """Average the cross-entropy of `[n, C]`: `sum_i w_i l_i / sum_i w_i`.
+
+    Args:
+        logits: `[n, C]`.
+        y: int64 `[n]`, classes.
+        class_weights: `[C]`.
+        sample_weights: `[n]`; None weighs all alike.
+
+    >>> logits, y = torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([0, 1])
+    >>> round(mean_loss(logits, y, sample_weights=torch.tensor([1.0, 0.0])).item(), 4)
+    0.6931
+    """
+    if sample_weights is None:
+        return F.cross_entropy(logits, y, weight=class_weights)
+    losses = F.cross_entropy(logits, y, weight=class_weights, reduction="none")
+    weights = sample_weights if class_weights is None else class_weights[y] * sample_weights
+    return (losses * sample_weights).sum() / weights.sum().clamp(min=SMALLEST)
