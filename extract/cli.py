@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmembed.cache_format.console import Command, common_options, config_options
 from llmembed.extract.config import ExtractConfig
+
+if TYPE_CHECKING:
+    from llmembed.extract.corpora import Corpus
 
 
 class ExtractCommand(Command):
@@ -29,16 +32,31 @@ def main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """
     del debug  # Command reads it
     config = ExtractConfig(**options)
+    corpus = _read_inputs(config)
     result: Any
     if config.dry_run:
         from llmembed.extract.dry_run import plan_extraction
 
-        result = plan_extraction(config)
+        result = plan_extraction(config, corpus=corpus)
     else:
         from llmembed.extract.pipeline import extract
 
-        result = extract(config, show_progress=not quiet)
+        result = extract(config, corpus=corpus, show_progress=not quiet)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(result)))
     elif not quiet:
         click.echo(result.describe())
+
+
+def _read_inputs(config: ExtractConfig) -> Corpus:
+    """Find texts, labels and the model before torch is imported, which takes seconds.
+
+    So what is wrong with them is told at once.
+    """
+    from llmembed.extract.corpora import corpus_of
+    from llmembed.extract.registry import find_model, refuse_unknown
+
+    refuse_unknown(config.model)
+    corpus = corpus_of(config)
+    find_model(config.model, config.revision)
+    return corpus

@@ -19,6 +19,7 @@ from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning, ModelErro
 from llmembed.extract.backbone import ModelShape, load_tokenizer, read_shape
 from llmembed.extract.gguf import as_safetensors
 from llmembed.extract.registry import ModelFiles, find_model
+from llmembed.extract.templates import template_fields
 from llmembed.extract.weights import hash_files
 
 _UNBOUNDED = 1 << 20
@@ -30,7 +31,8 @@ class Recipe:
     """A backbone with its tokenizer, and the treatment of texts.
 
     Raises:
-        ConfigError: the template is for pairs and the texts are not, or the other way round.
+        ConfigError: the template is none, or is for pairs and the texts are not, or the other way
+            round.
         ModelError: the tokenizer knows more tokens than the model.
     """
 
@@ -55,7 +57,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse a template that does not fit the texts."""
-        if self.template is not None and self.text_pair != ("{text_a}" in self.template):
+        if self.template is None:
+            return
+        if self.text_pair != ("text_a" in template_fields(self.template)):
             texts, fields = ("pairs", "{text_a} and {text_b}"), ("single", "{text}")
             kind, wanted = texts if self.text_pair else fields
             message = (
