@@ -49,6 +49,16 @@ def parse_layers(specification: str, n_layers: int, model: str) -> tuple[int, ..
     return tuple(sorted(layers))
 
 
+def check_layers(specification: str) -> None:
+    """Refuse what no model could make sense of.
+
+    Raises:
+        ConfigError: a part cannot be read, or there is none.
+    """
+    for part in layer_parts(specification):
+        named_layers(part, 1, range(2))
+
+
 def layer_parts(specification: str) -> list[str]:
     """Split a specification at its commas.
 

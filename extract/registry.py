@@ -115,6 +115,17 @@ def _local(model: str) -> Path | None:
         return None
 
 
+def refuse_unknown(model: str) -> None:
+    """Refuse what no look at the Hub could find, without such a look.
+
+    Raises:
+        ModelNotFoundError, ModelError: as `find_model` does.
+    """
+    is_on_hub = _HUB_ID.fullmatch(model) and not Path(model).expanduser().exists()
+    if model not in ALIASES and not is_on_hub:
+        find_model(model)
+
+
 def user_cache_folder() -> Path:
     """Locate the folder of converted models: $LLMEMBED_HOME, else ~/.cache/llmembed."""
     home = os.environ.get("LLMEMBED_HOME")

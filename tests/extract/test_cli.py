@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,64 @@ def test_help_imports_no_heavy_package() -> None:
         "; assert not {'torch', 'transformers', 'lightning', 'zarr'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+LIGHT = """
+import sys
+from llmembed.extract.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(sorted({"torch", "transformers", "datasets"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text-column", "txt"], "column 'txt' does not exist; did you mean 'text'?"),
+        (["--label-column", "lable"], "column 'lable' does not exist; did you mean 'label'?"),
+        (["--split", "test"], "split 'test' does not exist"),
+        (["--dataset", "missing.csv"], "split 'train', row 1: the label is '' (1 rows in all)"),
+        (["--dataset", "no.csv"], "data set 'no.csv' does not exist"),
+        (["--layers", "2,x"], "--layers has 'x', which is no layer"),
+        (["--model", "minilmm"], "model 'minilmm' does not exist; did you mean 'minilm'?"),
+        (["--model", "."], "holds no safetensors and no GGUF file"),
+        (["--template", "{text:>9}"], "template '{text:>9}' has the fields {text:>9}; it must"),
+        (["--seed", "-1"], "--seed is -1; it counts from 0. Pass 0 or more."),
+    ],
+)
+def test_what_torch_is_not_needed_for_is_refused_before_it_is_imported(
+    tmp_path: Path, options: list[str], message: str, dry_run: list[str]
+) -> None:
+    """Wrong columns, labels, layers and names are told in one line, before the heavy imports."""
+    (tmp_path / "toy.csv").write_text("text,label\na,0\nb,1\n")
+    (tmp_path / "missing.csv").write_text("text,label\na,0\nb,\nc,1\n")
+    given = ["--model", "minilm", "--layers", "1", "--dataset", "toy.csv", *options, *dry_run]
+    done = subprocess.run(
+        [sys.executable, "-Pc", LIGHT, *given],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "[]\n")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_model_that_is_not_here_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    """The Hub is asked for a model once the texts are read, and before torch is."""
+    (tmp_path / "toy.csv").write_text("text,label\na,0\nb,1\n")
+    given = ["--model", "llama2-7b", "--layers", "1", "--dataset", "toy.csv"]
+    done = subprocess.run(
+        [sys.executable, "-Pc", LIGHT, *given],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "[]\n")
+    assert "model 'meta-llama/Llama-2-7b-hf' is not on this machine" in done.stderr

@@ -1,77 +1,96 @@
-"""The page on data is true: its table of decisions is executed row by row."""
+"""docs/data.md says how data is understood; its tables are the test."""
 
 from __future__ import annotations
 
-import gzip
+import csv
 import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
-import click
 import pyarrow as pa
-import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from llmembed.cache_format.errors import LLMEmbedError
-from llmembed.extract.cli import main as extract_main
-from llmembed.extract.columns import as_labels, as_texts
-from llmembed.extract.dialect import Dialect
-from llmembed.extract.tables import READERS, read_table
-from llmembed.extract.unpack import PACKED
+from llmembed.cache_format.errors import DataError
+from llmembed.extract.cli import main
+from llmembed.extract.config import ExtractConfig
+from llmembed.extract.corpora import corpus_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-FILES = PAGE.split("## Files", 1)[1].split("\n## ", 1)[0]
-ROWS = [
-    [cell.strip().strip("`") for cell in re.split(r"(?<= )[|](?= )", line.strip("|"))]
-    for line in FILES.split("| file | content |", 1)[1].splitlines()[2:]
-    if line.startswith("|")
-]
 
 
-def write(path: Path, content: str) -> None:
-    if content.startswith("pa."):
-        column = eval(content, {"pa": pa})  # noqa: S307 - it is our own page
-        table = pa.table({"text": column, "label": column})
-        if path.suffix == ".parquet":
-            pyarrow.parquet.write_table(table, path)
-        else:
-            pyarrow.feather.write_feather(table, str(path))
+def rows_of_table(first_column: str) -> list[list[str]]:
+    """Read a Markdown table by the start of its head."""
+    lines = PAGE[PAGE.index(f"| {first_column}") :].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+LABELS = rows_of_table("labels of train")
+FILES = rows_of_table("files")
+
+
+def write(path: Path, labels: list[Any], class_label: tuple[str, list[str]] | None) -> None:
+    texts = [f"text {row}" for row in range(len(labels))]
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
         return
-    text = content.replace("⏎", "\n").replace("⇥", "\t").encode()
-    pack = {".gz": gzip.compress, ".zst": lambda data: pa.compress(data, "zstd", asbytes=True)}
-    path.write_bytes(pack.get(path.suffix, lambda data: data)(text))
+    table = pa.table({"text": texts, "lang": [0] * len(labels), "label": labels})
+    if class_label is not None:
+        column, names = class_label
+        features = {column: {"_type": "ClassLabel", "names": names}}
+        about = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": about})
+    pyarrow.parquet.write_table(table, path)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_each_row_of_the_table_of_files_holds(tmp_path: Path, row: list[str]) -> None:
-    """The example gives these texts and labels, or an error with these words."""
-    suffix, content, option, texts, labels = row
-    path = tmp_path / f"t{suffix}"
-    write(path, content)
-    given = dict([option.removeprefix("--").removeprefix("csv-").split(" ")]) if option else {}
+def config_of(options: str, **settings: Any) -> ExtractConfig:
+    """Read options as the command does."""
+    arguments = ["--model", "minilm", "--layers", "1", *shlex.split(options.strip("`"))]
+    given = main.make_context("llmembed-extract", arguments).params
+    names = {"as_json", "quiet", "debug"}
+    fields = {name: value for name, value in given.items() if name not in names}
+    return ExtractConfig(**fields | settings)
 
-    def texts_of() -> object:
-        return as_texts(path.name, "text", read_table(path, Dialect(**given))["text"]).to_pylist()
 
-    def labels_of() -> object:
-        table = read_table(path, Dialect(**given))
-        return as_labels(path.name, "label", table["label"]).to_pylist()
+@pytest.mark.filterwarnings("ignore::llmembed.cache_format.errors.LLMEmbedWarning")
+@pytest.mark.parametrize("row", LABELS, ids=[" ".join(row[:5]) for row in LABELS])
+def test_labels_are_understood_as_the_page_says(tmp_path: Path, row: list[str]) -> None:
+    """Each row of the table of labels: its classes and indices, or its error."""
+    train, test, kind, beside, options, classes, expected = row
+    where = re.fullmatch(r"(?:`labels.json`|(ClassLabel)) `(.+)`( of another column)?", beside)
+    class_label = None
+    if where is not None and where[1]:
+        class_label = ("lang" if where[3] else "label", json.loads(where[2]))
+    elif where is not None:
+        (tmp_path / "labels.json").write_text(where[2])
+    for split, labels in (("train", train), ("test", test)):
+        if labels:
+            write(tmp_path / f"{split}.{kind}", json.loads(labels.strip("`")), class_label)
+    config = config_of(options, dataset=str(tmp_path))
+    if not classes:
+        with pytest.raises(DataError, match=re.escape(expected)):
+            corpus_of(config)
+        return
+    corpus = corpus_of(config)
+    assert ", ".join(corpus.labels) == classes.strip("`")
+    found = [" ".join(map(str, one.labels.tolist())) for one in corpus.splits.values()]
+    assert found == re.findall(r"`(.+?)`", expected)
 
-    if texts != "refused":
-        assert texts_of() == json.loads(texts)
-    if labels.startswith("["):
-        assert labels_of() == json.loads(labels)
+
+@pytest.mark.parametrize(("files", "expected"), FILES)
+def test_splits_are_understood_as_the_page_says(tmp_path: Path, files: str, expected: str) -> None:
+    """Each row of the table of files: the splits that they make, or the error."""
+    for name in re.findall(r"`(.+?)`", files):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("text,label\na,0\nb,1\n" if name.endswith(".csv") else "{}\n")
+    config = config_of("", dataset=str(tmp_path))
+    splits = re.findall(r"`(.+?)`", expected)
+    if splits:
+        assert list(corpus_of(config).splits) == splits
     else:
-        with pytest.raises(LLMEmbedError, match=re.escape(labels)):
-            (texts_of if texts == "refused" else labels_of)()
-
-
-def test_the_page_knows_every_suffix_and_option() -> None:
-    """What is read stands on the page, and what is on the page exists."""
-    assert len(ROWS) > 35
-    for suffix in [*READERS, *PACKED]:
-        assert suffix in FILES
-    options = {option for parameter in extract_main.params for option in parameter.opts}
-    assert set(re.findall(r"--(?:delimiter|csv-\w+)", FILES)) <= options
-    assert isinstance(extract_main, click.Command)
+        with pytest.raises(DataError, match=re.escape(expected)):
+            corpus_of(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -109,3 +110,36 @@ def test_offline_nothing_is_asked(hub: str, tmp_path: Path, offline: str) -> Non
     names = ("Llama-2-7b", "no/model", "no/texts")
     assert all(name in error for name, error in zip(names, errors, strict=True)), errors
     assert bool(Hub.seen) == (offline == "0"), Hub.seen
+
+
+UNREACHABLE = """
+import sys
+from llmembed.cache_format.errors import DatasetNotFoundError
+from llmembed.extract.corpora import load_corpus
+try:
+    load_corpus("no/texts")
+except DatasetNotFoundError as error:
+    print(error)
+import datasets
+print(datasets.config.HF_HUB_OFFLINE, "torch" in sys.modules)
+"""
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path) -> None:
+    """Where nothing listens the reason is told after one try, and no other try is logged."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-Pc", UNREACHABLE],
+            env=os.environ
+            | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    error, state = done.stdout.splitlines()
+    assert "data set 'no/texts' could not be loaded from the Hub: " in error
+    assert "refused, and no copy of it is on this machine. Check the name, the network" in error
+    assert state == "False False"
+    assert "Retrying" not in done.stderr
