@@ -91,8 +91,9 @@ class Recipe:
             _check(recipe)
             return recipe
         except (TypeError, ConfigError) as error:
+            reason = str(error).rstrip(".")
             message = (
-                f"the recorded recipe {dict(record)} cannot be read: {error}. It was written by "
+                f"the recorded recipe {dict(record)} cannot be read: {reason}. It was written by "
                 "another version of llmembed; extract again."
             )
             raise ModelError(message) from error

@@ -24,7 +24,7 @@ def multiply_in_float32(model: Any, blocks: torch.nn.ModuleList) -> None:
         model: the backbone; norms and the like, outside its blocks, become float32.
         blocks: its blocks, run one at a time.
     """
-    resting = set(blocks.parameters())
+    resting: set[Tensor] = {*blocks.parameters()}
     tokens = model.get_input_embeddings()
     if isinstance(tokens, torch.nn.Embedding):
         resting.add(tokens.weight)
@@ -47,7 +47,7 @@ def _widen_rows_while_running(tokens: torch.nn.Embedding) -> None:
 
     def widen(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         token_ids, *others = arguments
-        rows, places = token_ids.unique(return_inverse=True)
+        rows, places = torch.unique(token_ids, return_inverse=True)
         tokens.weight.data = table[rows].float()
         return (places, *others)
 

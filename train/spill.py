@@ -30,7 +30,7 @@ def default_limit() -> float:
     """Half of the machine's memory, in bytes."""
     if hasattr(os, "sysconf"):
         return _SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    import psutil  # Windows; accelerate brings it
+    import psutil  # Windows
 
     return _SHARE * float(psutil.virtual_memory().total)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmembed.cache_format.errors import ConfigError
+from llmembed.cache_format.errors import ConfigError, ModelError
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.pairs import SEPARATOR, fill
 from llmembed.extract.recipe import Recipe
@@ -39,7 +39,7 @@ def test_a_field_that_is_not_bare_is_refused(template: str) -> None:
     message = re.escape(f"template {template!r} has the fields ")
     with pytest.raises(ConfigError, match=message + ".*it must have {text}, once and alone"):
         ExtractConfig(model="m", layers="1", template=template)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ModelError, match=message):
         Recipe.from_record({**RECORD, "template": template})
 
 
@@ -52,7 +52,7 @@ def test_a_brace_alone_is_refused(template: str) -> None:
 
 def test_a_recorded_template_that_is_no_text_is_refused() -> None:
     """A foreign cache may record anything."""
-    with pytest.raises(ConfigError, match="template 7 is not a format string"):
+    with pytest.raises(ModelError, match="template 7 is not a format string"):
         Recipe.from_record({**RECORD, "template": 7})
 
 
