@@ -40,8 +40,11 @@ label \x1b[2J stands twice
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Self
+
+_MOST_NAMES = 20
+"""In a message."""
 
 
 def shown(text: str, keep: str = "") -> str:
@@ -61,6 +64,16 @@ def shown(text: str, keep: str = "") -> str:
     )
 
 
+def listed(names: Sequence[str]) -> str:
+    """Name the first of many.
+
+    >>> listed([str(number) for number in range(100_000)])
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19 and 99980 more'
+    """
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
 class _Shown:
     """A message whose control characters are escaped, ends of lines and tabs apart."""
 
@@ -77,7 +90,7 @@ class LLMEmbedError(_Shown, Exception):
         known = list(allowed)
         close = difflib.get_close_matches(value, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
-        return cls(f"{kind} {value!r} does not exist{hint} Known: {', '.join(known)}. {remedy}")
+        return cls(f"{kind} {value!r} does not exist{hint} Known: {listed(known)}. {remedy}")
 
 
 class LLMEmbedWarning(_Shown, UserWarning):

@@ -6,8 +6,9 @@ UTF-8. Numbers, dates and lists are not text, and are never turned into it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,26 @@ from llmembed.cache_format.errors import DataError
 from llmembed.extract.spool import forget_pages, gather
 
 
+class MixedScalar(pa.ExtensionScalar):  # type: ignore[misc]  # pyarrow is untyped
+    """One value of a `MixedType`."""
+
+    def as_py(self, **_: Any) -> Any:
+        """Give the value, or its JSON where it holds text that no file could be given."""
+        if self.value is None:
+            return None
+        text = self.value.as_py()
+        value = json.loads(text)
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return text
+        return value
+
+
 class MixedType(pa.ExtensionType):  # type: ignore[misc]  # pyarrow is untyped
     """The type of a column of JSON that no Arrow type holds: each value as JSON, and why.
 
-    Such a column does no harm until it is asked for texts or labels.
+    Such a column does no harm until it is asked for texts or labels; `to_pylist` gives its values.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -30,6 +47,10 @@ class MixedType(pa.ExtensionType):  # type: ignore[misc]  # pyarrow is untyped
     def __arrow_ext_serialize__(self) -> bytes:
         """Keep the reason with the type, in a mapped file too."""
         return self.reason.encode()
+
+    def __arrow_ext_scalar_class__(self) -> type[MixedScalar]:
+        """Say what one value is."""
+        return MixedScalar
 
     @classmethod
     def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Self:
@@ -88,7 +109,7 @@ def as_labels(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray
         and everything else as it is. A category stays one.
 
     Raises:
-        DataError: it holds values of several kinds, or bytes that are not UTF-8.
+        DataError: it holds values of several kinds, of an extension, or bytes that are not UTF-8.
 
     >>> whole = pa.array(["1.0", "0.0"]).cast(pa.decimal128(3, 1))
     >>> as_labels("toy.parquet", "label", pa.chunked_array([whole])).to_pylist()
@@ -97,6 +118,12 @@ def as_labels(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray
     plain = _plain(where, name, column)
     if pa.types.is_decimal(plain.type):
         return _from_decimals(plain)
+    if isinstance(plain.type, pa.BaseExtensionType):
+        message = (
+            f"column {name!r} of {where} holds {plain.type}; labels are strings, integers or "
+            "booleans. Name another column with --label-column."
+        )
+        raise DataError(message)
     return plain.dictionary_encode() if pa.types.is_dictionary(column.type) else plain
 
 
@@ -184,14 +211,12 @@ def _first_bad(chunk: pa.Array) -> int:
 
 
 def _from_decimals(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    values = column.unique().drop_null().to_pylist()
-    if any(value != value.to_integral_value() for value in values):
+    pieces = [chunk.to_pylist() for chunk in column.chunks]
+    given = {value for piece in pieces for value in piece if value is not None}
+    if any(value != value.to_integral_value() for value in given):
         return column.cast(pa.float64())
-    digits = [
-        [None if value is None else str(int(value)) for value in chunk.to_pylist()]
-        for chunk in column.chunks
-    ]
-    return pa.chunked_array(digits, pa.large_string())
+    digits = {value: str(int(value)) for value in given}
+    return pa.chunked_array([[*map(digits.get, piece)] for piece in pieces], pa.large_string())
 
 
 def _is_text(kind: pa.DataType) -> bool:

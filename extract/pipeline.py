@@ -26,6 +26,7 @@ from llmembed.extract.backbone import resolve_compute_dtype, resolve_device
 from llmembed.extract.blocks import extract_blocks
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.corpora import Corpus, load_corpus
+from llmembed.extract.dialect import Dialect
 from llmembed.extract.extractor import Extractor
 from llmembed.extract.outcome import Counts, Extraction, summary
 from llmembed.extract.progress import Progress
@@ -104,6 +105,7 @@ def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
         label_column=config.label_column,
         limit=config.limit,
         seed=config.seed,
+        dialect=Dialect.of(vars(config)),
     )
     cache = config.cache or f"{corpus.name}.zarr"
     recipe, layers = resolve_recipe(config, cache, text_pair=corpus.text_pair)

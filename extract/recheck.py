@@ -97,6 +97,7 @@ def recheck(
         ConfigError, DatasetNotFoundError, ModelError: the request cannot be served.
     """
     from llmembed.extract.corpora import load_corpus
+    from llmembed.extract.dialect import Dialect
     from llmembed.extract.selfcheck import arithmetic
 
     if n_rows < 1:
@@ -109,6 +110,7 @@ def recheck(
         splits=cache.splits,
         text_column=_name(origin, "text_column"),
         label_column=_name(origin, "label_column"),
+        dialect=Dialect.of(origin),
     )
     recipe = extractor.recipe
     kind = arithmetic(recipe.compute_dtype, recipe.quantize)

@@ -1,12 +1,13 @@
 """What would fill the memory lies in a mapped file: it takes disk, and memory while it is read.
 
-A Parquet file must be decoded, which a mapping cannot do. So its batches are written once as Arrow
+Most files must be decoded, which a mapping cannot do. So their batches are written once as Arrow
 IPC, uncompressed, to a file without a name in TMPDIR, and mapped from there. Any row can be read at
 once, and the system takes pages back when it needs them, or when it is told to.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import mmap
 import os
@@ -23,6 +24,8 @@ from llmembed.cache_format.errors import DataError
 
 SPOOL_FROM_BYTES = 64 * 2**20
 """What is larger lies in a mapped file."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
@@ -42,13 +45,23 @@ def spool(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
     ['a', 'b', 'a', 'b']
     """
     with tempfile.TemporaryFile() as file:
-        with pa.ipc.new_file(pa.PythonFile(file, "w"), schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-        file.flush()
+        try:
+            # A stream, since a file of Arrow has no room for the dictionaries of each batch.
+            with pa.ipc.new_stream(pa.PythonFile(file, "w"), schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            file.flush()
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            message = (
+                f"the table needs more than {file.tell() / 1e6:.0f} MB in {tempfile.gettempdir()}: "
+                f"{error.strerror}. Set TMPDIR to a folder with room."
+            )
+            raise DataError(message) from error
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     _mapped.add(mapped)
-    return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
+    return pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
 
 
 def gather(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:

@@ -1,98 +1,116 @@
-"""Files of texts as Arrow tables: csv, tsv, Orange tab, json, jsonl, parquet, arrow.
+"""Files of texts as Arrow tables: csv, tsv, Orange tab, json, jsonl, parquet, arrow, feather.
 
-Every column of a delimited file is read as text, so nothing is guessed: a text "null" stays a text,
-a label "01" stays "01". What cannot be read is refused with the file and, where it is known, the
-line.
+The one door for every file. What cannot be read is refused with the file and, where it is known,
+the line or row. What a column must hold to be texts or labels, `columns` decides.
 """
 
 from __future__ import annotations
 
-import csv
+import collections
 import functools
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
-import pyarrow.feather
-import pyarrow.json
 import pyarrow.parquet
 
 from llmembed.cache_format.errors import DataError
+from llmembed.cache_format.regular import open_regular, require_regular
+from llmembed.extract.delimited import read_delimited
+from llmembed.extract.dialect import AS_THE_SUFFIX_SAYS, NO_QUOTES, Dialect
+from llmembed.extract.json_rows import read_json
 from llmembed.extract.spool import SPOOL_FROM_BYTES, spool
+from llmembed.extract.unpack import PACKED, open_unpacked
+
+_SHOWN_CHARACTERS = 200
+"""Of a path in a message."""
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Path, dialect: Dialect = AS_THE_SUFFIX_SAYS) -> pa.Table:
     """Read one file.
 
     Args:
-        path: a file whose suffix is among those of `READERS`.
+        path: a regular file whose suffix is among those of `READERS`, perhaps packed.
+        dialect: what was said about a delimited file.
 
     Returns:
         An Arrow table with distinct column names and at least one row.
 
     Raises:
-        DataError: unknown suffix, unreadable content, a column twice, or no rows.
+        DataError: unknown suffix, no regular file, unreadable content, a column twice, or no rows.
+        ConfigError: a dialect for a file that is not delimited.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError.unknown(
-            f"{path}: the file format", path.suffix, READERS, "Convert the file to one of them."
-        )
     try:
-        table = reader(path)
+        require_regular(path)
+        table = _read(path, dialect)
+        repeated = collections.Counter(table.column_names).most_common(1)
     except UnicodeDecodeError as error:
-        raise DataError(_bad_encoding(path, error)) from error
-    except (pa.ArrowInvalid, json.JSONDecodeError, csv.Error, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"{path} cannot be read as {path.suffix.lstrip('.')}: {reason}. Repair the file."
-        raise DataError(message) from error
-    repeated = {name for name in table.column_names if table.column_names.count(name) > 1}
-    if repeated:
-        message = f"{path} has the column {min(repeated)!r} more than once. Rename one."
-        raise DataError(message)
+        raise DataError(_bad_encoding(path)) from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(_unreadable(path, error)) from error
+    for name, count in repeated:
+        if count > 1:
+            message = f"{path} has the column {name!r} more than once. Rename one."
+            raise DataError(message)
     if table.num_rows == 0:
         message = f"{path} has no rows. Pass a file with at least one example."
         raise DataError(message)
     return table
 
 
-def _read_delimited(path: Path, *, delimiter: str, quoted: bool, skip: int = 0) -> pa.Table:
-    content = path.read_bytes()
-    content.decode("utf-8-sig")  # pyarrow does not say on which line the bad byte is
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file, delimiter=delimiter), [])
-    return pyarrow.csv.read_csv(
-        pa.BufferReader(content),
-        read_options=pyarrow.csv.ReadOptions(skip_rows_after_names=skip),
-        parse_options=pyarrow.csv.ParseOptions(
-            delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
-        ),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types={name: pa.large_string() for name in header}, strings_can_be_null=False
-        ),
-    )
+def split_suffix(name: str) -> tuple[str, str]:
+    """Split the name of a file into its stem and the suffix that says how it is read.
+
+    >>> split_suffix("reviews.v2.CSV.gz"), split_suffix("README.md")
+    (('reviews.v2', '.csv.gz'), ('README.md', ''))
+    """
+    stem, packed = _cut(name, PACKED)
+    stem, suffix = _cut(stem, _TEXT_READERS if packed else READERS)
+    return (stem, suffix + packed) if suffix else (name, "")
 
 
-def _read_orange(path: Path) -> pa.Table:
+def short(name: str) -> str:
+    """Cut what is too long for a message.
+
+    >>> short("reviews.csv"), len(short("a" * 5000))
+    ('reviews.csv', 221)
+    """
+    if len(name) <= _SHOWN_CHARACTERS:
+        return name
+    return f"{name[:_SHOWN_CHARACTERS]}... ({len(name)} characters)"
+
+
+def _cut(name: str, known: Container[str]) -> tuple[str, str]:
+    suffix = Path(name).suffix
+    is_known = suffix.lower() in known
+    return (name.removesuffix(suffix), suffix.lower()) if is_known else (name, "")
+
+
+def _read(path: Path, dialect: Dialect) -> pa.Table:
+    _, suffix = split_suffix(path.name)
+    if not suffix:
+        raise DataError.unknown(
+            f"{path}: the file format",
+            path.suffix,
+            READERS,
+            f"Convert the file to one of them; {', '.join(_TEXT_READERS)} may be packed "
+            f"({', '.join(PACKED)}).",
+        )
+    base, _ = _cut(suffix, PACKED)
+    if base in _DELIMITED:
+        return _DELIMITED[base](path, dialect)
+    dialect.refuse_for(str(path))
+    return READERS[base](path)
+
+
+def _read_orange(path: Path, dialect: Dialect) -> pa.Table:
     """Read Orange's format: below the names stand a line of types and one of roles."""
-    table = _read_delimited(path, delimiter="\t", quoted=False, skip=2)
+    table = read_delimited(path, dialect, delimiter="\t", quote=NO_QUOTES, skip=2)
+    if not table.num_rows:
+        return table
     blank = [pyarrow.compute.equal(column, "") for column in table.columns]
     return table.filter(pyarrow.compute.invert(functools.reduce(pyarrow.compute.and_, blank)))
-
-
-def _read_json(path: Path) -> pa.Table:
-    with path.open("rb") as file:
-        starts_as_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-    if not starts_as_list:
-        return pyarrow.json.read_json(path)
-    rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    if not all(isinstance(row, dict) for row in rows):
-        message = f"{path} is a JSON list whose members are not objects. Write one object a row."
-        raise DataError(message)
-    return pa.Table.from_pylist(rows)
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -104,20 +122,55 @@ def _read_parquet(path: Path) -> pa.Table:
         return spool(file.schema_arrow, file.iter_batches())
 
 
-def _bad_encoding(path: Path, error: UnicodeDecodeError) -> str:
-    line = error.object[: error.start].count(b"\n") + 1
-    return (
-        f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8. "
-        "Save the file as UTF-8."
-    )
+def _read_arrow(path: Path) -> pa.Table:
+    """Map Arrow's IPC, which Feather is, as a file or as a stream."""
+    with open_regular(path) as file:
+        is_file = file.read(6) == b"ARROW1"
+    source = pa.memory_map(str(path))
+    reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+    return reader.read_all()
 
 
-READERS: Mapping[str, Callable[[Path], pa.Table]] = {
-    ".csv": functools.partial(_read_delimited, delimiter=",", quoted=True),
-    ".tsv": functools.partial(_read_delimited, delimiter="\t", quoted=True),
+def _unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        name = short(str(path))
+        return f"{name} cannot be read: {error.strerror}. Check the path and who may read it."
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    kind = split_suffix(path.name)[1].lstrip(".")
+    return f"{path} cannot be read as {kind}: {reason.rstrip('.')}. Repair the file."
+
+
+def _bad_encoding(path: Path) -> str:
+    if _cut(path.name, PACKED)[1] or _cut(path.name, _TEXT_READERS)[1]:
+        with open_unpacked(path) as file:
+            for line, content in enumerate(file, start=1):
+                try:
+                    content.decode()
+                except UnicodeDecodeError as error:
+                    byte = content[error.start]
+                    return (
+                        f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8. Save the file as "
+                        "UTF-8."
+                    )
+    return f"{path}: the name of a column is not UTF-8. Write the file anew."
+
+
+_DELIMITED: Mapping[str, Callable[[Path, Dialect], pa.Table]] = {
+    ".csv": functools.partial(read_delimited, delimiter=","),
+    ".tsv": functools.partial(read_delimited, delimiter="\t"),
     ".tab": _read_orange,
-    ".json": _read_json,
-    ".jsonl": pyarrow.json.read_json,
-    ".parquet": _read_parquet,
-    ".arrow": functools.partial(pyarrow.feather.read_table, memory_map=True),
 }
+_TEXT_READERS: Mapping[str, Callable[..., pa.Table]] = {
+    **_DELIMITED,
+    ".json": read_json,
+    ".jsonl": read_json,
+    ".ndjson": read_json,
+}
+READERS: Mapping[str, Callable[..., pa.Table]] = {
+    **_TEXT_READERS,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+    ".ipc": _read_arrow,
+    ".feather": _read_arrow,
+}
+"""Suffix -> who reads such a file."""

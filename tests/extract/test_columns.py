@@ -66,7 +66,7 @@ def test_labels_are_read_as_texts_are(kind: pa.DataType, wrapped: str) -> None:
     [
         ([decimal.Decimal("1.00"), None, decimal.Decimal("-2.00")], ["1", None, "-2"]),
         ([decimal.Decimal(10) ** 30], ["1" + "0" * 30]),
-        ([decimal.Decimal("0.5")], [0.5]),
+        ([decimal.Decimal("0.5"), None, decimal.Decimal(1)], [0.5, None, 1.0]),
         ([1, 2], [1, 2]),
         ([True, None], [True, None]),
     ],
@@ -134,3 +134,17 @@ def test_a_damaged_column_is_refused() -> None:
     piece = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"abcd")])
     with pytest.raises(DataError, match=r"^column 'text' of t is damaged: Offset .* Write the fil"):
         as_texts("t", "text", pa.chunked_array([piece]))
+
+
+def test_labels_of_an_extension_are_refused_with_its_name() -> None:
+    """What only another program knows how to read names no class."""
+    column = pa.chunked_array([pa.array(["1", "2"], pa.json_())])
+    with pytest.raises(DataError, match=r"^column 'label' of t holds extension<arrow\.json>; la"):
+        as_labels("t", "label", column)
+
+
+def test_small_decimals_are_labels() -> None:
+    """Decimals of 32 and 256 bits are whole numbers as those of 128 are."""
+    for kind in (pa.decimal32(5, 1), pa.decimal256(50, 3)):
+        column = pa.chunked_array([pa.array([decimal.Decimal(2), None], kind)])
+        assert as_labels("t", "label", column).to_pylist() == ["2", None]

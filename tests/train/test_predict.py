@@ -169,7 +169,7 @@ def test_a_csv_has_a_column_for_each_probability(texts_run: Run, tmp_path: Path)
     [
         (".csv", "text\n", "has no rows"),
         (".txt", "", "holds no text"),
-        (".jsonl", "", "Empty JSON file"),
+        (".jsonl", "", "has no rows"),
     ],
 )
 def test_a_file_without_texts_is_refused(
