@@ -121,7 +121,7 @@ def refuse_unknown(model: str) -> None:
     Raises:
         ModelNotFoundError, ModelError: as `find_model` does.
     """
-    is_on_hub = _HUB_ID.fullmatch(model) and not Path(model).expanduser().exists()
+    is_on_hub = _HUB_ID.fullmatch(model) and _local(model) is None
     if model not in ALIASES and not is_on_hub:
         find_model(model)
 

@@ -248,25 +248,6 @@ def test_a_seed_that_fails_ends_the_others(
         train(config, data, workspace=tmp_path)
 
 
-def test_a_run_is_replaced_and_nothing_else(make_cache: MakeCache, run: Run) -> None:
-    """Fitting to the same place replaces a run of ours and refuses any other folder."""
-    cache = str(make_cache(name="other.zarr"))
-    config = FitConfig(cache=cache, fusion="mean", output=str(run.path))
-    with pytest.raises(
-        ConfigError, match=r"run of fusion 'cooc', and this is one of fusion 'mean'"
-    ):
-        fit(config)
-    assert load_run(run.path).config["fit"]["fusion"] == "cooc"
-    again = fit(dataclasses.replace(config, overwrite=True))
-    assert load_run(again.path).config["fit"]["fusion"] == "mean"
-    foreign = run.path.parent / "foreign"
-    foreign.mkdir()
-    (foreign / "thesis.tex").write_text("precious")
-    with pytest.raises(RunFormatError, match="exists and is not a run, so it is not replaced"):
-        fit(FitConfig(cache=cache, output=str(foreign), **QUICK))
-    assert (foreign / "thesis.tex").read_text() == "precious"
-
-
 def test_a_failed_fit_leaves_nothing(make_cache: MakeCache, tmp_path: Path) -> None:
     """A fit that diverges says so, and writes no folder."""
     config = FitConfig(

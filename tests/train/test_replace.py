@@ -20,7 +20,12 @@ import numpy as np
 import pytest
 from clustered import MakeCache, write_cache
 
-from llmembed.cache_format.errors import LLMEmbedWarning, RunFormatError, RunStorageError
+from llmembed.cache_format.errors import (
+    ConfigError,
+    LLMEmbedWarning,
+    RunFormatError,
+    RunStorageError,
+)
 from llmembed.cache_format.process import owner
 from llmembed.train import FitConfig, Run, fit, load_run, replace
 from llmembed.train import run as runs
@@ -267,6 +272,27 @@ def test_places_that_cannot_hold_a_run(tmp_path: Path, output: str, message: str
     (tmp_path / "file").touch()
     with pytest.raises(RunStorageError, match=f"no run can be written to .*{message}"):
         fit(FitConfig(cache="none.zarr", output=f"{tmp_path}/{output}"))
+
+
+def test_a_run_of_another_fusion_is_replaced_when_told(earlier: Run, tmp_path: Path) -> None:
+    """One of the same fusion is replaced as it is, another one with `overwrite`."""
+    place = shutil.copytree(earlier.path, tmp_path / "run")
+    config = FitConfig(cache=earlier.config["fit"]["cache"], fusion="mean", output=str(place))
+    assert load_run(fit(config).path).config["fit"]["head"] == "auto"
+    other = dataclasses.replace(config, fusion="concat", head="ridge")
+    with pytest.raises(ConfigError, match=r"run of fusion 'mean', and this is one of fusion 'conc"):
+        fit(other)
+    assert load_run(place).config["fit"]["fusion"] == "mean"
+    fit(dataclasses.replace(other, overwrite=True))
+    assert load_run(place).config["fit"]["fusion"] == "concat"
+
+
+def test_what_is_no_run_is_not_replaced(tmp_path: Path) -> None:
+    """A folder of other things stays, whatever is told."""
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunFormatError, match="exists and is not a run, so it is not replaced"):
+        fit(FitConfig(cache="none.zarr", output=str(tmp_path), overwrite=True))
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
 def test_a_damaged_run_is_not_replaced(earlier: Run, tmp_path: Path) -> None:
