@@ -29,7 +29,7 @@ from typing import Any
 
 import click
 
-from llmembed.cache_format.errors import LLMEmbedError, LLMEmbedWarning, RowError
+from llmembed.cache_format.errors import LLMEmbedError, LLMEmbedWarning, RowError, shown
 
 EXIT_KNOWN_ERROR = 1
 EXIT_ROWS_LEFT = 4
@@ -121,7 +121,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 class _EchoHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        click.echo(shown(self.format(record), keep="\n"), err=True)
 
 
 def _show_log() -> None:
