@@ -22,9 +22,8 @@ MODULES = [
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
 ]
 MAY_IMPORT = {"cache_format": {"cache_format"}, "extract": {"extract", "cache_format"}}
-ANYWHERE = dict.fromkeys(
-    ("train/predict.py", "cache_format/llmembed/__init__.py"), {"train", "cache_format", "extract"}
-)
+ALL_THREE = {"train", "cache_format", "extract"}
+ANYWHERE = {"train/predict.py": ALL_THREE, "cache_format/llmembed/__init__.py": ALL_THREE}
 
 
 def imported(path: Path) -> set[str]:
