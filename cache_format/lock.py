@@ -86,15 +86,19 @@ class WriterLock:
                 f"done; if it is gone, delete {self._store.location}/{LOCK} and run again."
             )
         key = LOCK if found is None else claim_key(found)
-        self._store.create(key, self._document)
-        found = _last(self._store)
-        if found != self._document:
-            if key != LOCK and self._store.get(key) == self._document:
-                self._store.delete(key)
-            raise CacheLockedError(
-                f"{self._store.location}: another writer started at the same moment. Wait for it."
-            )
-        self._store.put(LOCK, [self._document])
+        try:
+            self._store.create(key, self._document)
+            if _last(self._store) != self._document:
+                raise CacheLockedError(
+                    f"{self._store.location}: another writer started at the same moment. Wait for "
+                    "it."
+                )
+            self._store.put(LOCK, [self._document])
+        except BaseException:
+            with suppress(CacheError):
+                if self._store.get(key) == self._document:
+                    self._store.delete(key)
+            raise
 
     def _refuse_sharing(self) -> None:
         sharing = holders(self._store)

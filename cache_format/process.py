@@ -24,7 +24,7 @@ def started(pid: int) -> str | None:
     if (_PROC / "self/stat").exists():
         return _started_by_proc(pid)
     try:
-        import psutil
+        import psutil  # type: ignore[import-untyped]
     except ImportError:
         return UNKNOWN
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from llmembed.cache_format.regular import open_regular
 from llmembed.extract.registry import user_cache_folder
 
 _READ_BYTES = 1 << 22
+_LOGGER = logging.getLogger(__name__)
 
 
 def hash_files(paths: Sequence[Path]) -> str:
@@ -50,7 +52,7 @@ def _remembered_hash(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not remembered yet, or unreadable: computed anew below
     digest = _hash(real)
-    _write_atomically(note, json.dumps({"file": identity, "xxh3_128": digest}))
+    _remember(note, json.dumps({"file": identity, "xxh3_128": digest}))
     return digest
 
 
@@ -62,9 +64,16 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).replace(path)
+def _remember(note: Path, text: str) -> None:
+    """Write a note, if that can be: without it the file is read again the next time."""
+    temporary = None
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=note.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).replace(note)
+    except OSError as error:
+        _LOGGER.info("the hash of the weights is not remembered in %s: %s", note.parent, error)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

@@ -10,8 +10,10 @@ small step. So what it takes for a batch is a pack of several, each of which is 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -327,10 +329,12 @@ class SaveCheckpoint(pl.Callback):
         del pl_module
         if trainer.should_stop or not self._clock.is_due():
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(partial)
-        partial.replace(self.path)
+        partial = self.path.with_suffix(f".{os.getpid()}.tmp")
+        # A fit of the same run in another process may end now, and clear the folder.
+        with contextlib.suppress(FileNotFoundError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(partial)
+            partial.replace(self.path)
 
 
 def _log(trainer: pl.Trainer, row: dict[str, float], epoch: int) -> None:

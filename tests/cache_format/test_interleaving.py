@@ -22,7 +22,7 @@ from llmembed.cache_format.lock import LOCK, SHARED, SharedLock, WriterLock, cla
 from llmembed.cache_format.process import owner
 from llmembed.cache_format.store import open_store
 
-STRIDE = int(os.environ.get("LLMEMBED_STRIDE", "6"))
+STRIDE = int(os.environ.get("LLMEMBED_STRIDE", "20"))
 """Every so many points of a second preemption are tried; 1 is all."""
 
 

@@ -85,6 +85,19 @@ def test_the_weights_hash_follows_the_content(llama: Path, tmp_path: Path) -> No
     assert hash_files([copy]) != before
 
 
+def test_weights_are_hashed_where_nothing_can_be_remembered(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a place for notes the hash is the same, and it is said that it is not kept."""
+    files = find_model(str(llama)).weight_files
+    expected = hash_files(files)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLMEMBED_HOME", str(tmp_path / "file"))
+    with caplog.at_level("INFO"):
+        assert hash_files(files) == expected
+    assert "is not remembered in" in caplog.text
+
+
 def test_a_longer_text_than_positions_is_cut_with_a_warning(llama: Path) -> None:
     """max_length beyond the model's positions is lowered, and both numbers are said."""
     with pytest.warns(UserWarning, match="max-length 512 is more than .* cut at 64 tokens"):

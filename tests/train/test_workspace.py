@@ -70,6 +70,24 @@ def test_a_killed_fit_goes_on_to_the_same_result(make_cache: MakeCache, tmp_path
     assert [row["step"] for row in losses(resumed.path)] == [str(epoch) for epoch in range(1, 9)]
 
 
+def test_a_checkpoint_that_another_process_clears_ends_no_fit(
+    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a fit of the same run ends and clears its folder, this one goes on without it."""
+    replace, cleared = Path.replace, []
+
+    def clear_first(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp" and not cleared:
+            cleared.append(self)
+            self.unlink()
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", clear_first)
+    fitted = fit(FitConfig(cache=str(make_cache()), output=str(tmp_path / "r"), **QUICK))
+    assert cleared
+    assert (fitted.path / "model.safetensors").exists()
+
+
 @pytest.fixture
 def interrupted(
     make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
