@@ -16,8 +16,6 @@ from toy_cache import write_toy
 
 from llmembed.cache_format.cli import main as cache_main
 from llmembed.cache_format.console import Command, echo_json
-from llmembed.cache_format.local import LocalStore
-from llmembed.cache_format.store import open_store
 from llmembed.extract.cli import main as extract_main
 from llmembed.train.cli import fit_main, predict_main, sweep_main
 
@@ -105,9 +103,3 @@ def test_bars_of_libraries_are_hidden_where_no_terminal_is(monkeypatch: pytest.M
     CliRunner().invoke(Command("nothing", callback=lambda: None))
     assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"
     assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"
-
-
-@pytest.mark.parametrize("place", [r"C:\data\r8.zarr", "C:/data/r8.zarr", "D:r8.zarr"])
-def test_a_drive_letter_is_no_scheme(place: str) -> None:
-    """A path of Windows is a place on this machine, not a URL."""
-    assert isinstance(open_store(place), LocalStore)
