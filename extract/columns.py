@@ -84,7 +84,7 @@ def as_texts(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         row = int(np.flatnonzero(plain.is_null().to_numpy())[0])
         message = (
             f"{where}, row {row}: the text is missing ({plain.null_count} rows in all). Remove "
-            "such rows, or give them a text."
+            "such rows, or write an empty text, which is legal."
         )
         raise DataError(message)
     if not _is_text(plain.type):
