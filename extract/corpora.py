@@ -21,8 +21,8 @@ from llmembed.cache_format.errors import ConfigError, DataError
 from llmembed.cache_format.splits import split_name
 from llmembed.extract.class_names import class_names
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.labelling import UNLABELLED, encode_labels
-from llmembed.extract.origins import read_splits
+from llmembed.extract.labelling import UNLABELLED, Labels, encode_labels
+from llmembed.extract.origins import Origin, read_splits
 from llmembed.extract.pairs import column_names, join_columns
 from llmembed.extract.spool import forget_pages, spooled_array
 from llmembed.extract.tables import READERS
@@ -119,16 +119,7 @@ def load_corpus(
     _refuse_unknown(splits, origin.tables, dataset)
     wanted = {split: origin.tables[split] for split in splits} or origin.tables
     text_column, label_column = _columns(wanted, text_column, label_column)
-    labels = encode_labels(
-        {
-            split: table[label_column]
-            for split, table in origin.tables.items()
-            if label_column in table.column_names
-        },
-        class_names(origin, label_column),
-        unlabelled=unlabelled,
-        wanted=splits,
-    )
+    labels = _labels(origin, label_column, unlabelled, splits)
     taken = splits or [one for one in wanted if labels.codes[one].max(initial=UNLABELLED) >= 0]
     return Corpus(
         name=_short_name(dataset),
@@ -204,6 +195,18 @@ def _choose(
         return Examples(texts=texts, labels=labels)
     rows = stratified_rows(labels, limit, seed)
     return Examples(texts=texts.take(pa.array(rows)), labels=labels[rows])
+
+
+def _labels(
+    origin: Origin, label_column: str, unlabelled: str | None, wanted: Sequence[str]
+) -> Labels:
+    columns = {
+        split: table[label_column]
+        for split, table in origin.tables.items()
+        if label_column in table.column_names  # a split that is left out may lack it
+    }
+    names = class_names(origin, label_column)
+    return encode_labels(columns, names, unlabelled=unlabelled, wanted=wanted)
 
 
 def _texts(split: str, table: pa.Table, text_column: str) -> pa.ChunkedArray:
