@@ -21,7 +21,7 @@ from llmembed.cache_format.errors import ConfigError, DataError
 from llmembed.cache_format.splits import split_name
 from llmembed.extract.class_names import class_names
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.labelling import UNLABELLED, Labels, encode_labels
+from llmembed.extract.labelling import Labels, encode_labels
 from llmembed.extract.origins import Origin, read_splits
 from llmembed.extract.pairs import column_names, join_columns
 from llmembed.extract.spool import forget_pages, spooled_array
@@ -113,31 +113,24 @@ def load_corpus(
         ConfigError: a split or column that does not exist.
     """
     origin = read_splits(dataset, config)
-    for note in origin.notes:
-        _log.info("%s", note)
-    splits = [split if split in origin.tables else split_name(split) for split in splits]
-    _refuse_unknown(splits, origin.tables, dataset)
-    wanted = {split: origin.tables[split] for split in splits} or origin.tables
-    text_column, label_column = _columns(wanted, text_column, label_column)
+    splits = _known_splits(splits, origin, dataset)
+    text_column, label_column = _columns(origin, splits, text_column, label_column)
     labels = _labels(origin, label_column, unlabelled, splits)
-    taken = splits or [one for one in wanted if labels.codes[one].max(initial=UNLABELLED) >= 0]
+    labelled = [split for split, codes in labels.codes.items() if (codes >= 0).any()]
+    tables = {split: origin.tables[split] for split in splits or labelled}
     return Corpus(
         name=_short_name(dataset),
         labels=labels.names,
         splits={
-            split: _choose(
-                _texts(split, wanted[split], text_column), labels.codes[split], limit, seed
-            )
-            for split in taken
+            split: _choose(_texts(split, table, text_column), labels.codes[split], limit, seed)
+            for split, table in tables.items()
         },
-        text_pair=text_column not in next(iter(wanted.values())).column_names,
+        text_pair=text_column not in next(iter(tables.values())).column_names,
         provenance={
             "origin": origin.place,
             "text_column": text_column,
             "label_column": label_column,
-            "limit": limit,
-            "seed": seed if limit else None,
-            **({} if unlabelled is None else {"unlabelled": unlabelled}),
+            **_choices(unlabelled, limit, seed),
         },
     )
 
@@ -188,6 +181,12 @@ def stratified_rows(labels: npt.NDArray[np.int32], n_rows: int, seed: int) -> np
     return np.sort(np.concatenate(chosen))
 
 
+def _choices(unlabelled: str | None, limit: int | None, seed: int) -> dict[str, str | int | None]:
+    """List what a cache records of choices; only what was chosen, where older caches lack it."""
+    marked = {} if unlabelled is None else {"unlabelled": unlabelled}
+    return {"limit": limit, "seed": seed if limit else None, **marked}
+
+
 def _choose(
     texts: pa.ChunkedArray, labels: npt.NDArray[np.int32], limit: int | None, seed: int
 ) -> Examples:
@@ -233,9 +232,10 @@ def _complete(split: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _columns(
-    tables: Mapping[str, pa.Table], text_column: str | None, label_column: str | None
+    origin: Origin, splits: Sequence[str], text_column: str | None, label_column: str | None
 ) -> tuple[str, str]:
-    """Name the columns of texts and of labels, which every split must have."""
+    """Name the columns of texts and of labels, which every wanted split must have."""
+    tables = {split: origin.tables[split] for split in splits or origin.tables}
     names = next(iter(tables.values())).column_names
     label_column = _column("label", label_column, names, _LABEL_NAMES)
     others = [name for name in names if name != label_column]
@@ -269,10 +269,17 @@ def _column(kind: str, asked: str | None, columns: Iterable[str], usual: Sequenc
     raise DataError(message)
 
 
-def _refuse_unknown(splits: Sequence[str], tables: Iterable[str], dataset: str) -> None:
-    for split in splits:
-        if split not in tables:
-            raise ConfigError.unknown(f"{dataset}: split", split, tables, "Pass one to --split.")
+def _known_splits(splits: Sequence[str], origin: Origin, dataset: str) -> list[str]:
+    """Say what was taken as what, and find the splits that are asked for, by any of their names."""
+    for note in origin.notes:
+        _log.info("%s", note)
+    known = [split if split in origin.tables else split_name(split) for split in splits]
+    for asked, split in zip(splits, known, strict=True):
+        if split not in origin.tables:
+            raise ConfigError.unknown(
+                f"{dataset}: split", asked, origin.tables, "Pass one to --split."
+            )
+    return known
 
 
 def _short_name(dataset: str) -> str:
