@@ -23,8 +23,8 @@ from llmembed.extract.class_names import class_names
 from llmembed.extract.columns import as_labels, as_texts
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.dialect import AS_THE_SUFFIX_SAYS, Dialect
-from llmembed.extract.labelling import UNLABELLED, encode_labels
-from llmembed.extract.origins import read_splits
+from llmembed.extract.labelling import Labels, encode_labels
+from llmembed.extract.origins import Origin, read_splits
 from llmembed.extract.pairs import column_names, join_columns
 from llmembed.extract.spool import forget_pages, spooled_array
 from llmembed.extract.tables import split_suffix
@@ -117,41 +117,25 @@ def load_corpus(
         ConfigError: a split or column that does not exist.
     """
     origin = read_splits(dataset, config, dialect)
-    for note in origin.notes:
-        _log.info("%s", note)
-    splits = [split if split in origin.tables else split_name(split) for split in splits]
-    _refuse_unknown(splits, origin.tables, dataset)
-    wanted = {split: origin.tables[split] for split in splits} or origin.tables
-    text_column, label_column = _columns(wanted, text_column, label_column)
-    labels = encode_labels(
-        {
-            split: as_labels(f"split {split!r}", label_column, table[label_column])
-            for split, table in origin.tables.items()
-            if label_column in table.column_names
-        },
-        class_names(origin, label_column),
-        unlabelled=unlabelled,
-        wanted=splits,
-    )
-    taken = splits or [one for one in wanted if labels.codes[one].max(initial=UNLABELLED) >= 0]
+    splits = _known_splits(splits, origin, dataset)
+    text_column, label_column = _columns(origin, splits, text_column, label_column)
+    labels = _labels(origin, label_column, unlabelled, splits)
+    labelled = [split for split, codes in labels.codes.items() if (codes >= 0).any()]
+    tables = {split: origin.tables[split] for split in splits or labelled}
     return Corpus(
         name=_short_name(dataset),
         labels=labels.names,
         splits={
-            split: _choose(
-                _texts(split, wanted[split], text_column), labels.codes[split], limit, seed
-            )
-            for split in taken
+            split: _choose(_texts(split, table, text_column), labels.codes[split], limit, seed)
+            for split, table in tables.items()
         },
-        text_pair=text_column not in next(iter(wanted.values())).column_names,
+        text_pair=text_column not in next(iter(tables.values())).column_names,
         provenance={
             "origin": origin.place,
             "text_column": text_column,
             "label_column": label_column,
-            "limit": limit,
-            "seed": seed if limit else None,
             **dialect.given,
-            **({} if unlabelled is None else {"unlabelled": unlabelled}),
+            **_choices(unlabelled, limit, seed),
         },
     )
 
@@ -203,6 +187,12 @@ def stratified_rows(labels: npt.NDArray[np.int32], n_rows: int, seed: int) -> np
     return np.sort(np.concatenate(chosen))
 
 
+def _choices(unlabelled: str | None, limit: int | None, seed: int) -> dict[str, str | int | None]:
+    """List what a cache records of choices; only what was chosen, where older caches lack it."""
+    marked = {} if unlabelled is None else {"unlabelled": unlabelled}
+    return {"limit": limit, "seed": seed if limit else None, **marked}
+
+
 def _choose(
     texts: pa.ChunkedArray, labels: npt.NDArray[np.int32], limit: int | None, seed: int
 ) -> Examples:
@@ -212,6 +202,18 @@ def _choose(
     return Examples(texts=texts.take(pa.array(rows)), labels=labels[rows])
 
 
+def _labels(
+    origin: Origin, label_column: str, unlabelled: str | None, wanted: Sequence[str]
+) -> Labels:
+    columns = {
+        split: as_labels(f"split {split!r}", label_column, table[label_column])
+        for split, table in origin.tables.items()
+        if label_column in table.column_names  # a split that is left out may lack it
+    }
+    names = class_names(origin, label_column)
+    return encode_labels(columns, names, unlabelled=unlabelled, wanted=wanted)
+
+
 def _texts(split: str, table: pa.Table, text_column: str) -> pa.ChunkedArray:
     names = column_names(text_column, table.column_names)
     columns = [as_texts(f"split {split!r}", name, table[name]) for name in names]
@@ -219,9 +221,10 @@ def _texts(split: str, table: pa.Table, text_column: str) -> pa.ChunkedArray:
 
 
 def _columns(
-    tables: Mapping[str, pa.Table], text_column: str | None, label_column: str | None
+    origin: Origin, splits: Sequence[str], text_column: str | None, label_column: str | None
 ) -> tuple[str, str]:
-    """Name the columns of texts and of labels, which every split must have."""
+    """Name the columns of texts and of labels, which every wanted split must have."""
+    tables = {split: origin.tables[split] for split in splits or origin.tables}
     names = next(iter(tables.values())).column_names
     label_column = _column("label", label_column, names, _LABEL_NAMES)
     others = [name for name in names if name != label_column]
@@ -270,10 +273,17 @@ def _column(kind: str, asked: str | None, columns: Iterable[str], usual: Sequenc
     raise DataError(message)
 
 
-def _refuse_unknown(splits: Sequence[str], tables: Iterable[str], dataset: str) -> None:
-    for split in splits:
-        if split not in tables:
-            raise ConfigError.unknown(f"{dataset}: split", split, tables, "Pass one to --split.")
+def _known_splits(splits: Sequence[str], origin: Origin, dataset: str) -> list[str]:
+    """Say what was taken as what, and find the splits that are asked for, by any of their names."""
+    for note in origin.notes:
+        _log.info("%s", note)
+    known = [split if split in origin.tables else split_name(split) for split in splits]
+    for asked, split in zip(splits, known, strict=True):
+        if split not in origin.tables:
+            raise ConfigError.unknown(
+                f"{dataset}: split", asked, origin.tables, "Pass one to --split."
+            )
+    return known
 
 
 def _short_name(dataset: str) -> str:

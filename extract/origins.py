@@ -20,7 +20,7 @@ from llmembed.cache_format.errors import DatasetNotFoundError
 from llmembed.extract.dialect import AS_THE_SUFFIX_SAYS, Dialect
 from llmembed.extract.folders import read_folder, read_label_names, rename_splits
 from llmembed.extract.packaged import packaged_file
-from llmembed.extract.tables import READERS, read_table, short, split_suffix
+from llmembed.extract.tables import read_table, short, split_suffix
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from llmembed.cache_format.console import (
 from llmembed.cache_format.errors import shown
 from llmembed.train.answers import Answers, check_output, write
 from llmembed.train.config import FitConfig
+from llmembed.train.report import note_of_absent
 from llmembed.train.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
@@ -176,11 +177,13 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     if not metrics["n_eval"]:
         return f"{head}\nevaluated on     nothing, since all rows train"
     low, high = metrics["accuracy_ci95"]
+    absent = note_of_absent(metrics)
     lines = [
         head,
+        *_validated_on(metrics["splits"]),
         f"evaluated on     {metrics['eval_split']}, {metrics['n_eval']} examples",
         f"accuracy         {metrics['accuracy']:.4f}  (95 % interval {low:.4f}-{high:.4f})",
-        f"macro F1         {metrics['macro_f1']:.4f}",
+        f"macro F1         {metrics['macro_f1']:.4f}" + (f"  ({absent})" if absent else ""),
         f"NLL              {metrics['nll']:.4f}",
         f"ECE              {metrics['ece']:.4f}  (uncalibrated {metrics['ece_uncalibrated']:.4f})",
         f"parameters       {metrics['n_parameters']:,}",
@@ -193,6 +196,14 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
             f"(standard deviation {spread['std']:.4f})"
         )
     return "\n".join(lines + _class_lines(metrics["per_class"]))
+
+
+def _validated_on(splits: Mapping[str, Any]) -> list[str]:
+    """Say which split stopped the training early, where that is not the training split."""
+    share = splits["validation"]
+    if share["split"] == splits["train"]["split"]:
+        return []
+    return [f"early stopping   {share['split']}, {share['n']} examples"]
 
 
 def _describe_head(metrics: Mapping[str, Any]) -> str:

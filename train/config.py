@@ -102,9 +102,9 @@ class FitConfig:
     """Split for the final figures: test, else validation, else 10 % of train held out, which of 5
     rows is none."""
     val_fraction: float | None = None
-    """Share of the training rows that early stopping of a fit by gradient watches, stratified; 0.1
-    without it, which of 5 rows is none, and 0 trains all epochs. Solved heads (ridge, lda; linear
-    where the fusion does not learn) use folds."""
+    """Share of the training rows that early stopping of a fit by gradient watches, stratified; 0
+    trains all epochs. Without it the split validation, where test is evaluated, else 0.1, which of
+    5 rows is none. Solved heads (ridge, lda; linear where the fusion does not learn) use folds."""
     folds: int = 0
     """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5, or
     one a row where there are fewer rows."""

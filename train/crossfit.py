@@ -121,17 +121,24 @@ class Base:
 
 
 def solve_base(config: FitConfig, data: FitData) -> Base:
-    """Solve for a stack on all training rows, the validation share included; for all seeds."""
+    """Solve for a stack on all rows of the training split, for all seeds.
+
+    A validation share that was drawn from it is among them; a validation split is not.
+    """
     shares = data.shares
+    is_drawn = shares.validation_split is None
     everything = dataclasses.replace(
         shares,
-        train=np.concatenate([shares.train, shares.validation]),
+        train=np.concatenate([shares.train, shares.validation]) if is_drawn else shares.train,
         validation=shares.validation[:0],
     )
     grid = grid_of(config, dataclasses.replace(data, shares=everything), config.seed)
     solved = _solve_stack(grid, stack_of(grid, sweep(grid)).items())
     rows = torch.cat(grid.folds)
     held_out = solved.scores.nan_to_num()  # of rows without a label
+    if not is_drawn:
+        unseen = torch.from_numpy(shares.validation).to(grid.x.device)
+        held_out[unseen] = solved.linear.scores(grid.x[unseen]).to(held_out)
     temperature = _calibrated(held_out[rows].cpu(), data, rows.cpu())
     return Base(
         linear=average([solved.linear], [1 / temperature]), held_out=(held_out / temperature).cpu()

@@ -54,9 +54,10 @@ class FitData:
     standardiser: Standardiser
     """Statistics of the training share."""
     x: Tensor
-    """float32 `[N, F]`, standardised features of the training split."""
+    """float32 `[N, F]`, standardised features of the training split, and behind them of the
+    validation split where the shares have one."""
     y: Tensor
-    """int64 `[N]`, labels of the training split, -1 where there is none."""
+    """int64 `[N]`, labels of these rows, -1 where there is none."""
     x_eval: Tensor
     """float32 `[n, F]`, standardised features of the evaluation rows."""
     y_eval: Tensor
@@ -81,7 +82,8 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
     features = select_features(cache, split, config)
     if config.preset == "paper":
         features = paper_features(features)
-    x = read_features(split, features, memory_gb=config.memory_gb)
+    splits = [split] + [cache[name] for name in [shares.validation_split] if name is not None]
+    x = _read_splits(splits, features, config.memory_gb)
     standardiser = _standardiser(config, x, shares)
     standardiser.apply_(x)
     rows = torch.from_numpy(shares.eval)
@@ -102,7 +104,7 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
         shares=shares,
         standardiser=standardiser,
         x=x,
-        y=_labels(split),
+        y=torch.cat([_labels(one) for one in splits]),
         x_eval=x_eval,
         y_eval=_labels(eval_split)[rows],
     )
@@ -232,11 +234,29 @@ def read_features(
     rows = slice(0, split.n_rows) if rows is None else rows
     n_rows = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
     x, is_mapped = make_room(n_rows, sum(feature.hidden_size for feature in features), memory_gb)
-    step = _BLOCK_ROWS if is_mapped else max(1, n_rows)
-    for first in range(0, n_rows, step):
-        block = slice(first, min(first + step, n_rows))
-        _read_block(x.numpy()[block], split, features, _part(rows, block))
+    _read_rows(x, split, features, rows, in_blocks=is_mapped)
     return x
+
+
+def _read_splits(
+    splits: Sequence[Split], features: Sequence[Feature], memory_gb: float | None
+) -> Tensor:
+    """Read all rows of some splits, one below the other."""
+    n_rows = [split.n_rows for split in splits]
+    width = sum(feature.hidden_size for feature in features)
+    x, is_mapped = make_room(sum(n_rows), width, memory_gb)
+    for split, part in zip(splits, torch.split(x, n_rows), strict=True):
+        _read_rows(part, split, features, slice(0, split.n_rows), in_blocks=is_mapped)
+    return x
+
+
+def _read_rows(
+    x: Tensor, split: Split, features: Sequence[Feature], rows: Rows | slice, *, in_blocks: bool
+) -> None:
+    step = _BLOCK_ROWS if in_blocks else max(1, len(x))
+    for first in range(0, len(x), step):
+        block = slice(first, min(first + step, len(x)))
+        _read_block(x.numpy()[block], split, features, _part(rows, block))
 
 
 def _part(rows: Rows | slice, block: slice) -> Rows | slice:

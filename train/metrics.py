@@ -3,7 +3,8 @@
 The 95 % interval of the accuracy is Wilson's score interval (E. B. Wilson, 1927): unlike the
 normal approximation it stays inside [0, 1] and is not empty at 100 %. The calibration error is
 ECE (Naeini, Cooper and Hauskrecht, 2015) with 15 bins of equal width over the confidence. F1 is
-averaged over the classes that occur among the labels or the predictions, as scikit-learn does.
+averaged over the classes that occur among the labels or the predictions, as scikit-learn does; a
+class without an evaluation row is named, since nothing is known of it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def summarise(log_proba: Floats, labels: Labels, class_names: Sequence[str]) -> 
     predicted = log_proba.argmax(axis=1)
     counts = confusion(labels, predicted, len(class_names))
     classes = per_class(counts)
+    absent = [name for name, row in zip(class_names, classes, strict=True) if not row["n"]]
     occurring = [row for row in classes if row["n"] or row["n_predicted"]]
     of_classes = {
         "per_class": dict(zip(class_names, classes, strict=True)),
@@ -51,6 +53,7 @@ def summarise(log_proba: Floats, labels: Labels, class_names: Sequence[str]) -> 
         "micro_f1": accuracy,  # with one label an example, micro-averaged F1 is the accuracy
         "nll": float(0.0 - log_proba[np.arange(len(labels)), labels].mean()),  # never -0.0
         "ece": ece(np.exp(log_proba), labels),
+        "classes_without_rows": absent,
         **of_classes,
     }
 

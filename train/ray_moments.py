@@ -89,6 +89,8 @@ class RayMoments:
         self._n_folds = len(folds)
         for fold, rows in enumerate(folds):
             self._fold_of[rows.cpu().numpy()] = fold
+        # Rows of a validation split stand behind those of the training split, which workers read.
+        self._fold_of = self._fold_of[: np.flatnonzero(self._fold_of >= 0)[-1] + 1]
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, fusion: str, features: Sequence[int]) -> FoldMoments:

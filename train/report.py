@@ -12,6 +12,7 @@ from typing import Any
 
 _LARGEST_MATRIX = 20  # classes; beyond, the confusions are listed
 _N_LISTED = 20
+_SHOWN = 5
 _STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 0.5em 0 1.5em } th { text-align: left }
@@ -57,6 +58,21 @@ def report_page(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     return f'<!doctype html>\n<html lang="en">{head}\n' + "\n".join(sections) + "\n</html>\n"
 
 
+def note_of_absent(metrics: Mapping[str, Any]) -> str:
+    """Name the classes that no evaluation row has, to stand beside the macro F1; "" if none is.
+
+    >>> note_of_absent({"classes_without_rows": ["maybe"], "per_class": {"no": 0, "maybe": 0}})
+    '1 of 2 classes has no evaluation row: maybe'
+    """
+    absent = metrics.get("classes_without_rows", [])
+    if not absent:
+        return ""
+    more = f", and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
+    have = "has" if len(absent) == 1 else "have"
+    named = ", ".join(absent[:_SHOWN]) + more
+    return f"{len(absent)} of {len(metrics['per_class'])} classes {have} no evaluation row: {named}"
+
+
 def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if not metrics["n_eval"]:
         return [("evaluated on", "nothing, since all rows train")]
@@ -65,6 +81,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("evaluated on", f"{metrics['eval_split']}, {metrics['n_eval']} examples"),
         ("accuracy", f"{metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})"),
         ("macro F1", metrics["macro_f1"]),
+        *([("classes", absent)] if (absent := note_of_absent(metrics)) else []),
         ("NLL, before calibration", f"{metrics['nll']:.4f}, {metrics['nll_uncalibrated']:.4f}"),
         ("ECE, before calibration", f"{metrics['ece']:.4f}, {metrics['ece_uncalibrated']:.4f}"),
         ("parameters", f"{metrics['n_parameters']:,}"),

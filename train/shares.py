@@ -2,7 +2,8 @@
 
 The evaluation split is never used for a choice. Early stopping watches a stratified share of the
 training split, drawn once from the seed, so that several seeds differ in their first weights and
-batches and are compared on the same rows.
+batches and are compared on the same rows; or the validation split, where there is one beside the
+split that is evaluated.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import numpy.typing as npt
 
 from llmembed.cache_format import Cache, Split
 from llmembed.cache_format.errors import ConfigError, DataError, LLMEmbedWarning
+from llmembed.cache_format.splits import TEST, TRAIN, VALIDATION, split_name
 from llmembed.train.config import FitConfig
 
 HELD_OUT_FRACTION = 0.1
-TRAIN_SPLIT = "train"
-EVAL_SPLITS = ("test", "validation")
+TRAIN_SPLIT = TRAIN
+EVAL_SPLITS = (TEST, VALIDATION)
 
 Rows = npt.NDArray[np.int64]
 
@@ -32,13 +34,16 @@ class Shares:
     train: Rows
     """int64 `[n]`, rows of the training split that are trained on."""
     validation: Rows
-    """int64 `[n]`, rows of the training split that early stopping watches; may be empty."""
+    """int64 `[n]`, rows that early stopping watches; may be empty. Those of a validation split are
+    counted on behind all rows of the training split."""
     eval: Rows
     """int64 `[n]`, rows of `eval_split`."""
     train_split: str
     """Split that the first two come from."""
     eval_split: str
     """Split that `eval` comes from: the training split where it is held out."""
+    validation_split: str | None = None
+    """Split that `validation` comes from, where that is not the training split."""
 
     @property
     def held_out(self) -> bool:
@@ -50,7 +55,10 @@ class Shares:
         held_out = f" ({HELD_OUT_FRACTION:.0%} held out)" if self.held_out else ""
         return {
             "train": {"split": self.train_split, "n": len(self.train)},
-            "validation": {"split": self.train_split, "n": len(self.validation)},
+            "validation": {
+                "split": self.validation_split or self.train_split,
+                "n": len(self.validation),
+            },
             "eval": {"split": self.eval_split + held_out, "n": len(self.eval)},
         }
 
@@ -78,13 +86,19 @@ def choose_shares(cache: Cache, config: FitConfig) -> Shares:
             )
     else:
         held_out = labelled_rows(cache[eval_split])
-    train, validation = draw_validation(labels, train, cache.labels, config, generator)
+    validation_split = _given_validation(cache, config, eval_split)
+    if validation_split is None:
+        train, validation = draw_validation(labels, train, cache.labels, config, generator)
+    else:
+        _check_classes(labels[train], cache.labels)
+        validation = split.n_rows + _learnable(cache, validation_split, labels[train])
     shares = Shares(
         train=train,
         validation=validation,
         eval=held_out,
         train_split=TRAIN_SPLIT,
         eval_split=eval_split,
+        validation_split=validation_split,
     )
     _warn_of_shared_texts(cache, shares)
     return shares
@@ -201,16 +215,51 @@ def _apportion(counts: Rows, fraction: float) -> Rows:
 
 def _eval_split(cache: Cache, asked: str | None) -> str:
     if asked is None:
-        return next((name for name in EVAL_SPLITS if name in cache.splits), TRAIN_SPLIT)
+        found = (_named(cache, purpose) for purpose in EVAL_SPLITS)
+        return next((name for name in found if name is not None), TRAIN_SPLIT)
     others = [name for name in cache.splits if name != TRAIN_SPLIT]
     if asked == TRAIN_SPLIT:
         raise ConfigError(
             f"--eval-split {TRAIN_SPLIT} would evaluate on the rows that are trained on. Pass one "
             f"of {', '.join(others) or 'the other splits (there is none)'}, or leave it out."
         )
-    if asked not in cache.splits:
+    found_split = asked if asked in cache.splits else _named(cache, split_name(asked))
+    if found_split is None:
         raise ConfigError.unknown("split", asked, others, "Pass one to --eval-split.")
-    return asked
+    return found_split
+
+
+def _named(cache: Cache, purpose: str) -> str | None:
+    """Find the split of a purpose, whatever it is called."""
+    if purpose in cache.splits:
+        return purpose
+    return next((name for name in cache.splits if split_name(name) == purpose), None)
+
+
+def _given_validation(cache: Cache, config: FitConfig, eval_split: str) -> str | None:
+    """Find a validation split that can stand for the share which early stopping watches.
+
+    A share that `--val-fraction` asks for is drawn from the training split all the same.
+    """
+    name = _named(cache, VALIDATION)
+    wants_none = config.is_solved or config.val_fraction is not None
+    if wants_none or name is None or name == eval_split:
+        return None
+    known = np.unique(cache[TRAIN_SPLIT].labels)
+    return name if np.isin(cache[name].labels, known[known >= 0]).any() else None
+
+
+def _learnable(cache: Cache, name: str, trained: Rows) -> Rows:
+    """List the rows of a validation split whose class is trained on: others never score well."""
+    split = cache[name]
+    rows = labelled_rows(split)
+    known = np.isin(np.asarray(split.labels)[rows], trained)
+    if not known.all():
+        _warn(
+            f"split {name!r}: {len(rows) - int(known.sum())} of {len(rows)} rows have a class that "
+            "no training row has, and are not watched."
+        )
+    return rows[known]
 
 
 def _check_classes(labels: Rows, names: Sequence[str]) -> None:
@@ -236,7 +285,8 @@ def _warn_of_single(labels: Rows, names: Sequence[str]) -> None:
 
 def _warn_of_shared_texts(cache: Cache, shares: Shares) -> None:
     """Count the evaluation rows whose text is trained on: they flatter the figures."""
-    trained = np.concatenate([shares.train, shares.validation])
+    given = shares.validation_split is not None
+    trained = shares.train if given else np.concatenate([shares.train, shares.validation])
     seen = cache[shares.train_split].text_hash[trained]
     n_shared = int(np.isin(cache[shares.eval_split].text_hash[shares.eval], seen).sum())
     if n_shared:

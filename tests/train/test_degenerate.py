@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from degenerate import TinySet, any_sets, identical, one_row_a_class, separable_sets, two_texts
+from degenerate import TinySet, any_sets, separable_sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,7 +20,7 @@ from llmembed.train.data import data_in_memory
 from llmembed.train.fitting import Outcome, train
 from llmembed.train.select import Feature
 
-HEADS = {fusion: ("ridge", "lda", "linear", "auto") for fusion in FIXED_FUSIONS}
+HEADS = dict.fromkeys(FIXED_FUSIONS, ("ridge", "lda", "linear", "auto"))
 BY_GRADIENT = [
     *((fusion, head) for fusion in LEARNED_FUSIONS for head in ("linear", "mlp")),
     *((fusion, "mlp") for fusion in FIXED_FUSIONS),

@@ -13,6 +13,7 @@ from sklearn.metrics import (
 )
 
 from llmembed.train.metrics import ece, summarise, wilson_interval
+from llmembed.train.report import note_of_absent
 
 
 @given(st.integers(2, 6), st.integers(1, 40), st.integers(0, 1000))
@@ -56,3 +57,31 @@ def test_a_calibrated_classifier_has_no_calibration_error() -> None:
     """Right in 3 of 4 cases at a confidence of 0.75 is an ECE of 0."""
     proba = np.tile([0.75, 0.25], (4, 1))
     assert ece(proba, np.array([0, 0, 0, 1])) == pytest.approx(0.0)
+
+
+def test_a_class_without_an_evaluation_row_is_named() -> None:
+    """Macro F1 is over the classes that occur, as scikit-learn's; the others are listed."""
+    proba = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1]])
+    labels = np.array([0, 1, 1])
+    figures = summarise(np.log(proba), labels, ["no", "yes", "maybe"])
+    assert figures["macro_f1"] == 1 == f1_score(labels, proba.argmax(axis=1), average="macro")
+    assert figures["classes_without_rows"] == ["maybe"]
+    assert note_of_absent(figures) == "1 of 3 classes has no evaluation row: maybe"
+    everything = summarise(np.log(proba), np.array([0, 1, 2]), ["no", "yes", "maybe"])
+    assert everything["classes_without_rows"] == []
+    assert note_of_absent(everything) == ""
+    many = {"classes_without_rows": list("abcdefg"), "per_class": dict.fromkeys("abcdefghi")}
+    assert note_of_absent(many) == (
+        "7 of 9 classes have no evaluation row: a, b, c, d, e, and 2 more"
+    )
+
+
+def test_a_class_that_is_only_predicted_counts_as_zero() -> None:
+    """One wrong prediction of a class without a row lowers macro F1, as scikit-learn's."""
+    proba = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
+    labels = np.array([0, 1, 1])
+    figures = summarise(np.log(proba), labels, ["no", "yes", "maybe"])
+    assert figures["macro_f1"] == pytest.approx(5 / 9)
+    assert figures["macro_f1"] == pytest.approx(
+        f1_score(labels, proba.argmax(axis=1), average="macro", zero_division=0)
+    )

@@ -69,6 +69,21 @@ def test_a_fit_on_ray_predicts_as_one_process(cache: str, tmp_path: Path, fusion
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("_ray")
+def test_workers_leave_a_validation_split_alone(make_cache: MakeCache, tmp_path: Path) -> None:
+    """Its rows stand behind those of train, which alone are summed for the base of cooc."""
+    splits = {"train": clustered(1500, 0), "validation": clustered(90, 2), "test": clustered(60, 1)}
+    here = FitConfig(
+        cache=str(make_cache(splits)), fusion="cooc", epochs=1, output=str(tmp_path / "here")
+    )
+    on_ray = dataclasses.replace(here, engine="ray", workers=2, output=str(tmp_path / "ray"))
+    local, summed = (fit(config).classifier.base for config in (here, on_ray))
+    assert local is not None
+    assert summed is not None
+    np.testing.assert_allclose(summed.weight.detach(), local.weight.detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("_ray")
 def test_workers_that_only_sum_import_no_backbone(cache: str) -> None:
     """A worker has the sums without transformers, and the extraction, ever being imported."""
     import ray
