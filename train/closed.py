@@ -9,8 +9,8 @@ Held-out rows choose the strength. A Cholesky factor a fold and strength is chea
 eigendecomposition a fold for grids of ten; it is computed in float32, and in float64 where that
 is not positive definite. The head that is kept is solved in float64.
 
-Where A vanishes (the texts of a class are the same, or those of all classes) the limit is meant:
-LDA becomes the nearest mean, and without any difference between the means what is left is the
+Where A vanishes (all texts of a class are the same, or all texts of all) the limit is meant: LDA
+becomes the nearest mean, and without any difference between the means what is left is the
 shares of the classes. So the mean variance that strengths multiply has a least value (`unit_of`);
 the right sides are differences from a mean, which are zero together with A; and a shift is at least
 what the moments, which are float32, leave unknown of A (`factorise`).

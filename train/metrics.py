@@ -38,6 +38,7 @@ def summarise(log_proba: Floats, labels: Labels, class_names: Sequence[str]) -> 
     absent = [name for name, row in zip(class_names, classes, strict=True) if not row["n"]]
     occurring = [row for row in classes if row["n"] or row["n_predicted"]]
     of_classes = {
+        "classes_without_rows": absent,
         "per_class": dict(zip(class_names, classes, strict=True)),
         "confusion": counts.tolist(),
     }
@@ -53,7 +54,6 @@ def summarise(log_proba: Floats, labels: Labels, class_names: Sequence[str]) -> 
         "micro_f1": accuracy,  # with one label an example, micro-averaged F1 is the accuracy
         "nll": float(0.0 - log_proba[np.arange(len(labels)), labels].mean()),  # never -0.0
         "ece": ece(np.exp(log_proba), labels),
-        "classes_without_rows": absent,
         **of_classes,
     }
 
