@@ -2,7 +2,8 @@
 
 The estimator extracts the features of its texts and trains on them as `llmembed-fit` does, all rows
 but the validation share being trained on. Parameters have the names and defaults of `ExtractConfig`
-and `FitConfig`, but for `random_state` and `class_weight`, which are scikit-learn's.
+and `FitConfig`, but for `random_state` and `class_weight`, which are scikit-learn's; layers and
+poolings may be lists.
 
 Without `cache` the backbone runs anew for every call, in a grid search for every fold; with it no
 text is computed twice, whatever the folds. Several labels to a text (an indicator matrix `[N, C]`)
@@ -152,8 +153,11 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     ) -> Self:
         """Extract the features of texts and train on them.
 
-        Only the proportions of weights matter. A text of weight 0 is left out altogether, as if
-        it were not there, and a class that has no other text with it.
+        The loss l of a text of weight s, in a class of weight c, counts as `s c`: what is trained
+        on, and what heads, strengths and epochs are chosen by, is `sum s c l / sum s c`. The
+        statistics of the features, `sum s x / sum s`, and the temperature count s alone. Only the
+        proportions of weights matter. A text without weight is left out, as if it were not there,
+        and a class that has no other text with it.
 
         Args:
             X: N texts: a list, an iterator, an array, a series, or a table of one column.
