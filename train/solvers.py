@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -159,7 +159,7 @@ class SoftmaxSolver:
         self._mean, self._counts = total.mean, total.counts
         covariance = total.gram / total.n - torch.outer(total.mean, total.mean)
         self._covariance = covariance.float()
-        self._unit = float(unit_of(covariance, total.gram.diagonal().mean() / total.n))
+        self._unit = float(unit_of(covariance, total.gram.diagonal().mean() / total.n, total.n))
 
     def held_out(self) -> Path:
         """Score each row by the fits that have not seen its fold.
@@ -238,7 +238,7 @@ class Choice:
     head: str
     """Name of the head."""
     strength: float
-    """Strength with the highest held-out accuracy; of equals the strongest."""
+    """Strength with the highest held-out accuracy; of equals the strongest that fits its rows."""
     accuracy: float
     """Held-out accuracy, weighted as the fit is; 0 where no row can be held out."""
     of_alone: float
@@ -258,7 +258,7 @@ def choose_head(problem: Problem, heads: Sequence[str]) -> Choice:
 
 
 def choose_strength(problem: Problem, head: str, solver: Solver) -> Choice:
-    """Try all strengths of a solver; of equals the strongest wins."""
+    """Try all strengths of a solver, and choose the one with the highest held-out accuracy."""
     return choose_from(problem, head, solver, solver.held_out())
 
 
@@ -269,13 +269,7 @@ def choose_from(
     path: Path,
     solve: Callable[[float], LinearMap] | None = None,
 ) -> Choice:
-    """Choose the strength with the highest held-out accuracy; of equals the strongest wins.
-
-    Where rows are alone in their class, of equals those win that get most of them right. And the
-    strongest must do better on the rows that it is fitted to than on rows held out, or all of them
-    right, as hundreds of rows have it anyway: the held-out accuracy of a few can be the same for
-    all strengths, and the strongest may know no more than which class is the largest. Where it does
-    not, of equals those win that do best on the rows that they are fitted to.
+    """Choose the strength with the highest held-out accuracy.
 
     Args:
         problem: rows, folds and classes.
@@ -287,19 +281,13 @@ def choose_from(
     accuracies = _accuracies(problem, path.scores, problem.held_out)
     of_alone = _accuracies(problem, path.scores, problem.alone)
     figures = list(zip(accuracies, of_alone, strict=True))
-    tied = [k for k, figure in enumerate(figures) if figure == max(figures)]
-    tied.sort(key=lambda k: -path.strengths[k])
-    best, linear = tied[0], None
-    if len(tied) > 1:
-        rows, best_fitted = torch.cat(problem.folds), -1.0
-        for k in tied:
-            found = (solve or solver.solve)(path.strengths[k])
-            scores = found.scores(problem.x[:, : found.weight.shape[1]])
-            (fitted,) = _accuracies(problem, scores[None], rows)
-            if fitted > best_fitted:
-                best, best_fitted, linear = k, fitted, found
-            if best_fitted == 1 or (k == tied[0] and fitted > accuracies[k] > 0):
-                break
+    equals = [k for k, figure in enumerate(figures) if figure == max(figures)]
+    equals.sort(key=lambda k: -path.strengths[k])
+    best, linear = equals[0], None
+    if len(equals) > 1:
+        fits = ((solve or solver.solve)(path.strengths[k]) for k in equals)
+        index, linear = _of_equals(problem, fits, accuracies[best])
+        best = equals[index]
     return Choice(
         head=head,
         strength=path.strengths[best],
@@ -309,6 +297,29 @@ def choose_from(
         solver=solver,
         linear=linear,
     )
+
+
+def _of_equals(
+    problem: Problem, fits: Iterable[LinearMap], accuracy: float
+) -> tuple[int, LinearMap]:
+    """Choose among strengths of one held-out accuracy, given their fits, the strongest first.
+
+    The strongest wins if it does better on the rows that it is fitted to than on rows held out, as
+    it does with hundreds of rows. Of a few, all strengths can have one accuracy, and the strongest
+    may know no more than which class is the largest: then the one wins that does best on the rows
+    that it is fitted to.
+    """
+    rows = torch.cat(problem.folds)
+    best, best_linear, best_fitted = 0, None, -1.0
+    for index, linear in enumerate(fits):
+        scores = linear.scores(problem.x[:, : linear.weight.shape[1]])
+        (fitted,) = _accuracies(problem, scores[None], rows)
+        if fitted > best_fitted:
+            best, best_linear, best_fitted = index, linear, fitted
+        if best_fitted == 1 or (index == 0 and fitted > accuracy > 0):
+            break
+    assert best_linear is not None
+    return best, best_linear
 
 
 def _accuracies(problem: Problem, scores: Tensor, rows: Tensor) -> list[float]:

@@ -83,7 +83,7 @@ def two_texts(n_each: int = 10) -> TinySet:
 
 def one_row_a_class(n_classes: int = 100) -> TinySet:
     """Give as many classes as rows."""
-    x = np.random.default_rng(0).normal(size=(n_classes, 2, 120))
+    x = np.random.default_rng(0).normal(size=(n_classes, 2, n_classes))
     return TinySet(_as_stored(x), np.arange(n_classes), n_classes, is_separable=True)
 
 
