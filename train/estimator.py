@@ -2,7 +2,8 @@
 
 The estimator extracts the features of its texts and trains on them as `llmembed-fit` does, all rows
 but the validation share being trained on. Parameters have the names and defaults of `ExtractConfig`
-and `FitConfig`, but for `random_state` and `class_weight`, which are scikit-learn's.
+and `FitConfig`, but for `random_state` and `class_weight`, which are scikit-learn's; layers and
+poolings may be lists.
 
 Without `cache` the backbone runs anew for every call, in a grid search for every fold; with it no
 text is computed twice, whatever the folds. Several labels to a text (an indicator matrix `[N, C]`)
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -43,9 +44,6 @@ try:
     from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 except ModuleNotFoundError as error:
     raise MissingPackageError.of("scikit-learn", "sklearn", "LLMEmbedClassifier") from error
-
-if TYPE_CHECKING:
-    from llmembed.extract import TextFeatures
 
 _FIT_OPTIONS = frozenset(field.name for field in dataclasses.fields(FitConfig)) - {"cache"}
 _SHARED = frozenset({"layers", "pooling"})  # a fit uses all that is extracted
@@ -152,8 +150,11 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     ) -> Self:
         """Extract the features of texts and train on them.
 
-        Only the proportions of weights matter. A text of weight 0 is left out altogether, as if
-        it were not there, and a class that has no other text with it.
+        The loss l of a text of weight s, in a class of weight c, counts as `s c`: what is trained
+        on, and what heads, strengths and epochs are chosen by, is `sum s c l / sum s c`. The
+        statistics of the features, `sum s x / sum s`, and the temperature count s alone. Only the
+        proportions of weights matter. A text without weight is left out, as if it were not there,
+        and a class that has no other text with it.
 
         Args:
             X: N texts: a list, an iterator, an array, a series, or a table of one column.
@@ -167,10 +168,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             ModelError: the backbone cannot be used.
         """
         config = self._fit_config()
-        texts, classes = as_texts(X), _one_class_each(y)
-        check_consistent_length(texts, classes)
-        if not texts:
-            raise DataError("X must be a list of strings, and holds none. Pass some of each class.")
+        texts, classes = _as_pairs(X, y)
         weights = as_weights(sample_weight, len(texts))
         names, codes = np.unique(classes, return_inverse=True)
         of_names = None
@@ -180,11 +178,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self.classes_, codes = np.unique(classes[kept], return_inverse=True)
         _check_several(self.classes_, len(kept))
         self.text_features_ = self._text_features()
-        source = self.text_features_.source
-        features = [
-            Feature(source, pooling, layer, self.text_features_.hidden_size)
-            for pooling, layer in self.text_features_.arrays
-        ]
+        features = _side_by_side(self.text_features_)
         data = data_in_memory(
             config,
             self._read([texts[row] for row in kept], features),
@@ -240,7 +234,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         parts = [arrays[feature.pooling, feature.layer] for feature in features]
         return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
 
-    def _text_features(self) -> TextFeatures:
+    def _text_features(self) -> Any:
         given = self.get_params(deep=False)
         own = (_FIT_OPTIONS - _SHARED) | {"class_weight", "random_state"}
         options = {name: value for name, value in given.items() if name not in own}
@@ -261,6 +255,20 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         return FitConfig(cache="texts", seed=as_seed(self.random_state), **options)
 
 
+def _side_by_side(made: Any) -> list[Feature]:
+    return [
+        Feature(made.source, pooling, layer, made.hidden_size) for pooling, layer in made.arrays
+    ]
+
+
+def _as_pairs(X: Any, y: Any) -> tuple[list[str], npt.NDArray[Any]]:  # noqa: N803
+    texts, classes = as_texts(X), _one_class_each(y)
+    check_consistent_length(texts, classes)
+    if not texts:
+        raise DataError("X must be a list of strings, and holds none. Pass some of each class.")
+    return texts, classes
+
+
 def _one_class_each(y: Any) -> npt.NDArray[Any]:
     if getattr(y, "shape", ())[1:] == (1,):
         y = column_or_1d(y, warn=True)
@@ -276,6 +284,7 @@ def _one_class_each(y: Any) -> npt.NDArray[Any]:
 
 
 def _check_several(classes: npt.NDArray[Any], n_texts: int) -> None:
+    """Refuse a fit on less than two classes."""
     if len(classes) < 2:
         found = f"1 class, {classes.tolist()[0]!r}," if len(classes) else "no class"
         raise DataError(

@@ -76,6 +76,8 @@ def checkpoint_name(config: FitConfig, data: FitData, seed: int) -> str:
     """Hash all that the result of a fit depends on."""
     options = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NO_MATTER}
     rows = hashlib.sha256(data.shares.train.tobytes() + data.shares.validation.tobytes())
+    if data.sample_weights is not None:
+        rows.update(data.sample_weights.numpy().tobytes())
     identity = {
         "fit": options | {"seed": seed},
         "fingerprint": data.fingerprint,

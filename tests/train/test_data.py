@@ -65,7 +65,7 @@ def test_batches_cover_each_row_once_in_a_new_order() -> None:
     """Each pass yields every row once; two passes differ in order."""
     x = torch.arange(10.0)[:, None]
     batches = FeatureBatches(x, torch.arange(10), torch.arange(10), 4, torch.Generator())
-    passes = [torch.cat([y for _, y in batches]).tolist() for _ in range(2)]
+    passes = [torch.cat([y for _, y, _ in batches]).tolist() for _ in range(2)]
     assert len(batches) == 3
     assert [sorted(rows) for rows in passes] == [list(range(10))] * 2
     assert passes[0] != passes[1]
@@ -214,7 +214,7 @@ def test_batches_come_to_the_device() -> None:
     """Rows that do not lie on the device are moved to it batch by batch."""
     x, rows = torch.zeros(6, 2), torch.arange(6)
     batches = FeatureBatches(x, rows, rows, 4, device=torch.device("meta"))
-    assert [(bx.device.type, len(by)) for bx, by in batches] == [("meta", 4), ("meta", 2)]
+    assert [(bx.device.type, len(by)) for bx, by, _ in batches] == [("meta", 4), ("meta", 2)]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

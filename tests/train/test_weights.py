@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from clustered import MakeCache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from number_classifier import NumberClassifier
@@ -15,14 +17,16 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from torch import Tensor
 
 from llmembed.cache_format.errors import ConfigError, DataError
+from llmembed.train import FitConfig
 from llmembed.train.calibration import calibrate, calibrate_trained, fit_temperature
 from llmembed.train.classifier import Architecture, Classifier, Standardiser
 from llmembed.train.closed import Ridge
-from llmembed.train.data import proportions
+from llmembed.train.data import load_data, proportions
 from llmembed.train.module import ClassifierModule, Optimisation
 from llmembed.train.solvers import SOLVERS, Problem, SoftmaxSolver, choose_head
 from llmembed.train.sweep import Grid, sweep
 from llmembed.train.weighing import mean_loss
+from llmembed.train.workspace import checkpoint_name
 
 N, WIDTH, N_CLASSES = 60, 6, 3
 CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 0.5])
@@ -186,6 +190,14 @@ def test_only_proportions_matter() -> None:
     assert scaled is not None
     assert scaled.tolist() == pytest.approx([0.5, 1.0, 1.5])
     assert proportions(np.full(3, 0.1)) is None
+
+
+def test_a_checkpoint_belongs_to_its_weights(make_cache: MakeCache) -> None:
+    """A fit with other weights does not go on from the checkpoint of one without."""
+    config = FitConfig(cache=str(make_cache()))
+    data = load_data(config)
+    weighed = dataclasses.replace(data, sample_weights=torch.arange(len(data.y)) + 1.0)
+    assert checkpoint_name(config, weighed, 0) != checkpoint_name(config, data, 0)
 
 
 def blobs(n: int = 40, n_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
