@@ -167,10 +167,12 @@ class Recipe:
         """Say of some texts how many were cut, and how many are empty."""
         notes = []
         if n_truncated:
-            notes.append(f"{n_truncated:,} texts were cut at {self.max_length} tokens.")
+            were = "text was" if n_truncated == 1 else "texts were"
+            notes.append(f"{n_truncated:,} {were} cut at {self.max_length} tokens.")
         if n_empty:
             token = self.tokenizer.convert_ids_to_tokens(self.empty_token)
-            notes.append(f"{n_empty:,} empty texts got the feature of the lone token {token!r}.")
+            texts = "text" if n_empty == 1 else "texts"
+            notes.append(f"{n_empty:,} empty {texts} got the feature of the lone token {token!r}.")
         return notes
 
     def within_positions(self) -> Self:

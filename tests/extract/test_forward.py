@@ -17,6 +17,8 @@ from llmembed.extract.extractor import Extractor
 from llmembed.extract.pooling import POOL
 from llmembed.extract.recipe import Recipe
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(cut at 16 tokens|of the lone token)")
+
 ALL_LAYERS = range(N_LAYERS + 1)
 REAL_ONLY = [name for name in POOL if name != "mean_padded"]
 TEXTS = toy_texts(23)

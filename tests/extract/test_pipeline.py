@@ -163,7 +163,7 @@ def test_empty_texts_are_legal_and_said(config: Any, write_csv: Any) -> None:
     """An empty text gets the feature of the begin-of-text token, and the report says so."""
     write_csv(texts=["", *toy_texts(9)])
     result = extract(config())
-    assert "1 empty texts got the feature of the lone token '[CLS]'." in result.describe()
+    assert "1 empty text got the feature of the lone token '[CLS]'." in result.describe()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from llmembed.extract.extractor import Extractor
 from llmembed.extract.recipe import Recipe
 from llmembed.extract.taps import tap
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(cut at 16 tokens|of the lone token)")
+
 
 def extractor(folder: Path, layers: list[int]) -> Extractor:
     recipe = Recipe(model=str(folder), max_length=16, compute_dtype="float32", dtype="float32")

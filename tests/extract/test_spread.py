@@ -18,6 +18,8 @@ from llmembed.extract import ExtractConfig, Extractor
 from llmembed.extract.pipeline import load_extractor, prepare
 from llmembed.extract.recipe import Recipe
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(cut at 16 tokens|of the lone token)")
+
 
 @pytest.fixture
 def placements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:

@@ -196,8 +196,8 @@ def test_cut_and_empty_texts_are_told(texts_run: Run) -> None:
         texts_run.predict([long, long, "w1", ""])
     assert sorted(str(one.message) for one in caught) == [
         "toy-bert: 2 texts were cut at 64 tokens.",
-        "toy-llama: 1 empty texts got the feature of the lone token '[CLS]'.",
+        "toy-llama: 1 empty text got the feature of the lone token '[CLS]'.",
         "toy-llama: 2 texts were cut at 64 tokens.",
     ]
     result = invoke(texts_run, "--text", long)
-    assert "warning: toy-bert: 1 texts were cut at 64 tokens.\n" in result.stderr
+    assert "warning: toy-bert: 1 text was cut at 64 tokens.\n" in result.stderr
