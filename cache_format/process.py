@@ -23,8 +23,10 @@ def started(pid: int) -> str | None:
     """Tell one process from a later one with the same id; None if there is no such process."""
     if (_PROC / "self/stat").exists():
         return _started_by_proc(pid)
-    import psutil
-
+    try:
+        import psutil
+    except ImportError:
+        return UNKNOWN
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"

@@ -106,7 +106,7 @@ def load_corpus(
         splits: the wanted ones; none means all labelled ones.
         text_column: column of the texts; None detects it.
         label_column: column of the labels; None detects it.
-        unlabelled: what stands in it where there is no label; "" is an empty cell, null or NaN.
+        unlabelled: what stands in it where there is none; "" is an empty cell, null or NaN.
         limit: examples a split, stratified by label.
         seed: seed of that choice.
         dialect: how delimited files are written, where their suffix does not say it.
@@ -134,8 +134,7 @@ def load_corpus(
             "origin": origin.place,
             "text_column": text_column,
             "label_column": label_column,
-            **dialect.given,
-            **_choices(unlabelled, limit, seed),
+            **_choices(dialect, unlabelled, limit, seed),
         },
     )
 
@@ -187,10 +186,12 @@ def stratified_rows(labels: npt.NDArray[np.int32], n_rows: int, seed: int) -> np
     return np.sort(np.concatenate(chosen))
 
 
-def _choices(unlabelled: str | None, limit: int | None, seed: int) -> dict[str, str | int | None]:
+def _choices(
+    dialect: Dialect, unlabelled: str | None, limit: int | None, seed: int
+) -> dict[str, str | int | None]:
     """List what a cache records of choices; only what was chosen, where older caches lack it."""
     marked = {} if unlabelled is None else {"unlabelled": unlabelled}
-    return {"limit": limit, "seed": seed if limit else None, **marked}
+    return {"limit": limit, "seed": seed if limit else None, **dialect.given, **marked}
 
 
 def _choose(
