@@ -26,7 +26,8 @@ import numpy.typing as npt
 
 from llmembed.train.metrics import Floats, Labels
 
-_LOWEST, _HIGHEST = 1e-3, 1e3  # of 1 / T; scores that are always wrong have their optimum at 0
+_LOWEST, _HIGHEST = 1e-3, 1e3  # of 1 / T; scores that are always wrong have their optimum at 0,
+# and those that differ by more than 1 reach it sooner: the lower bound is over the largest of them
 _MAX_STEPS = 100
 _PRECISE = 1e-9  # of 1 / T, relative
 _FLAT = 1e-9  # variance of the logits: less is a tail, where rounding decides Newton's steps
@@ -95,7 +96,10 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: Labels) -> float:
     scores = logits.astype(np.float64)
     scores = scores - scores.max(axis=1, keepdims=True)
     true = _true(scores, labels)
-    low, high, inverse = _LOWEST, _HIGHEST, 1.0
+    spread = float(-scores.min(initial=0.0))
+    if spread == 0:
+        return 1.0  # all temperatures are the same
+    low, high, inverse = _LOWEST / max(1.0, spread), _HIGHEST, 1.0
     for _ in range(_MAX_STEPS):
         slope, curvature = _derivatives(scores, true, inverse)
         low, high = (low, inverse) if slope > 0 else (inverse, high)

@@ -24,7 +24,11 @@ _HEADS: dict[str, Callable[[int, int, float], nn.Module]] = {**HEADS, "paper": P
 
 
 class Standardiser(nn.Module):
-    """Gives each column mean 0 and standard deviation 1; a constant column becomes 0."""
+    """Gives each column mean 0 and standard deviation 1; a constant column becomes 0.
+
+    The scale of a constant column is infinite, so that it is 0 in other rows too: nothing is known
+    of what its values mean, and weights that no row has trained would multiply them.
+    """
 
     mean: Tensor
     scale: Tensor
@@ -44,10 +48,10 @@ class Standardiser(nn.Module):
             total += block.sum(dim=0)
             squares += block.square().sum(dim=0)
         mean = total / len(rows)
-        scale = (squares / len(rows) - mean.square()).clamp(min=0).sqrt()
+        scale = (squares / len(rows) - mean.square()).clamp(min=0).sqrt().float()  # 0 if it is less
         standardiser = cls(x.shape[1])
         standardiser.mean.copy_(mean)
-        standardiser.scale.copy_(torch.where(scale > mean.abs() * 1e-6, scale, 1.0))
+        standardiser.scale.copy_(torch.where(scale > mean.abs() * 1e-6, scale, torch.inf))
         return standardiser
 
     def select(self, columns: Tensor) -> Self:

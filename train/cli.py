@@ -156,10 +156,10 @@ def _describe_head(metrics: Mapping[str, Any]) -> str:
         if "n_members" in kept
         else f"strength {kept['strength']:.3g}"
     )
-    return (
-        f"{kept['head']}{chosen}, {how}, accuracy {kept['held_out_accuracy']:.4f} on the rows "
-        "that chose it"
-    )
+    accuracy = kept["held_out_accuracy"]
+    if accuracy is None:
+        return f"{kept['head']}{chosen}, {how}, no row held out"
+    return f"{kept['head']}{chosen}, {how}, accuracy {accuracy:.4f} on the rows that chose it"
 
 
 def _class_lines(per_class: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -105,7 +105,8 @@ class FitConfig:
     without it, and 0 trains all epochs. Solved heads (ridge, lda; linear where the fusion does not
     learn) use folds."""
     folds: int = 0
-    """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5."""
+    """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5, or
+    one a row where there are fewer rows."""
     epochs: int | None = None
     """Most epochs of a fit by gradient; 60 without it."""
     batch_size: int | None = None

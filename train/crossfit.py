@@ -39,8 +39,10 @@ class _Solved:
 
     linear: LinearMap
     head: str
-    held_out: Tensor
+    scores: Tensor
     """float32 `[N, C]`."""
+    held_out: Tensor
+    """int64 `[n]`, rows that could be held out: those not alone in their class."""
     folds: list[Tensor]
     details: dict[str, Any]
 
@@ -66,9 +68,10 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
     )
     choice = choose_head(problem, config.solved_heads)
     solved = _Solved(
-        linear=choice.solver.solve(choice.strength),
+        linear=choice.linear or choice.solver.solve(choice.strength),
         head=choice.head,
-        held_out=choice.scores,
+        scores=choice.scores,
+        held_out=problem.held_out,
         folds=problem.folds,
         details={"strength": choice.strength},
     )
@@ -121,7 +124,7 @@ def solve_base(config: FitConfig, data: FitData) -> Base:
     grid = grid_of(config, dataclasses.replace(data, shares=everything), config.seed)
     solved = _solve_stack(grid, stack_of(grid, sweep(grid)).items())
     rows = torch.cat(grid.folds)
-    held_out = solved.held_out.nan_to_num()  # of rows without a label
+    held_out = solved.scores.nan_to_num()  # of rows without a label
     temperature = calibrate(held_out[rows].cpu().numpy(), grid.y[rows].cpu().numpy())
     return Base(
         linear=average([solved.linear], [1 / temperature]), held_out=(held_out / temperature).cpu()
@@ -129,19 +132,20 @@ def solve_base(config: FitConfig, data: FitData) -> Base:
 
 
 def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Solved:
-    rows, held_out = torch.cat(grid.folds), torch.zeros_like(grid.x[:, :1])
+    rows, scores = torch.cat(grid.folds), torch.zeros_like(grid.x[:, :1])
     maps, factors = [], []
     for member, candidate in judged:
-        held_out = held_out + member.weight * candidate.scores
+        scores = scores + member.weight * candidate.scores
         columns = [grid.columns([feature]) for feature in member.features]
         maps.append(spread(candidate.solve(), member.fusion, columns, grid.x.shape[1]))
         factors.append(member.weight / candidate.temperature)
     mean = average(maps, factors)
-    counts = torch.bincount(grid.y[rows], minlength=held_out.shape[1])
+    counts = torch.bincount(grid.y[rows], minlength=scores.shape[1])
     return _Solved(
         linear=without_absent(mean.weight, mean.bias, counts),
         head=grid.head,
-        held_out=held_out,
+        scores=scores,
+        held_out=grid.held_out,
         folds=grid.folds,
         details={"n_members": len(maps)},
     )
@@ -155,24 +159,26 @@ def _trained(
     classifier.head.logits.weight.data.copy_(solved.linear.weight)
     classifier.head.logits.bias.data.copy_(solved.linear.bias)
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
-    rows = torch.cat(solved.folds).cpu()
-    held_out, labels = solved.held_out.cpu()[rows], data.y[rows]
+    rows, scores = torch.cat(solved.folds).cpu(), solved.scores.cpu()
     if config.calibrate == "temperature":
-        classifier.temperature.fill_(calibrate(held_out.numpy(), labels.numpy()))
+        classifier.temperature.fill_(calibrate(scores[rows].numpy(), data.y[rows].numpy()))
+    held_out = solved.held_out.cpu()
+    scores, labels = scores[held_out], data.y[held_out]
+    loss = F.cross_entropy(scores.double() / classifier.temperature, labels).item()
     weights = class_weights(config, data)[labels].double()
-    hits = (held_out.argmax(dim=1) == labels).double()
+    hits = (scores.argmax(dim=1) == labels).double()
     return Trained(
         seed=seed,
         classifier=classifier,
-        val_loss=F.cross_entropy(held_out.double() / classifier.temperature, labels).item(),
+        val_loss=loss if len(held_out) else None,
         fit_s=time.perf_counter() - started,
-        device=str(solved.held_out.device),
+        device=str(solved.scores.device),
         details={
             "head": solved.head,
             "n_folds": len(solved.folds),
             **solved.details,
             # Flattering: on these rows strength and members were chosen.
-            "held_out_accuracy": (hits @ weights / weights.sum()).item(),
+            "held_out_accuracy": (hits @ weights / weights.sum()).item() if len(held_out) else None,
         },
     )
 
@@ -201,15 +207,15 @@ def _summed(
 
 
 def folds_of(config: FitConfig, data: FitData, seed: int, device: torch.device) -> list[Tensor]:
-    """Draw the stratified folds of the training rows."""
+    """Draw the stratified folds of the training rows: by default at most as many as rows."""
     rows = data.shares.train
-    if len(rows) < config.n_folds:
+    if len(rows) < config.folds:
         raise ConfigError(
-            f"{len(rows)} training rows can't be divided into {config.n_folds} folds. Pass a "
+            f"{len(rows)} training rows can't be divided into {config.folds} folds. Pass a "
             "smaller --folds, or extract more examples."
         )
     generator = np.random.default_rng(seed)
-    folds = draw_folds(data.y.numpy(), rows, config.n_folds, generator)
+    folds = draw_folds(data.y.numpy(), rows, min(config.n_folds, len(rows)), generator)
     return [torch.from_numpy(fold).to(device) for fold in folds]
 
 

@@ -70,6 +70,12 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
     """
     cache = open_cache(config.cache)
     shares = choose_shares(cache, config)
+    if read_evaluation and not len(shares.eval):
+        raise DataError(
+            f"none of the {len(shares.train)} training rows can be held out to evaluate: a tenth "
+            "of them is no whole row, or each is the only one of its class. Extract more examples, "
+            "or a test split."
+        )
     split, eval_split = cache[shares.train_split], cache[shares.eval_split]
     features = select_features(cache, split, config)
     if config.preset == "paper":

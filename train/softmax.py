@@ -19,6 +19,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from llmembed.train.closed import factorise
+
 _HISTORY = 10
 _MAX_STEPS = 300
 _MAX_HALVINGS = 12
@@ -62,8 +64,8 @@ class SoftmaxFits:
     def minimise(self, penalty: float, theta: Tensor) -> Tensor:
         """Find the optimum of each fit, from `theta` on: float32 `[P, K + 1, C]`."""
         bound = _CURVATURE * self.covariance
-        bound.diagonal().add_(penalty)
-        factor = torch.linalg.cholesky(bound)
+        trace = bound.trace() + _CURVATURE * self.mean.square().sum()
+        factor = factorise(bound, bound.new_tensor(penalty), trace).to(theta)
 
         def precondition(gradient: Tensor) -> Tensor:
             flat = gradient[:, :-1].transpose(0, 1).flatten(1)  # [P, K, C] -> [K, P C]

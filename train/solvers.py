@@ -2,13 +2,18 @@
 
 A solver scores every training row by classifiers that have not seen its fold, for each of its
 strengths; and it solves for one strength on all rows.
+
+A row that is alone in its class cannot be held out: without it there is no such class. It is scored
+by the classifier fitted to all rows. So it has no part in the accuracy, and decides only between
+strengths that do equally well on the rows held out; losses and temperatures count it, since without
+it the class would have no row at all.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -16,7 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmembed.train.closed import LDA, LinearMap, Ridge, held_out_scores, without_absent
+from llmembed.train.closed import (
+    LDA,
+    LinearMap,
+    Ridge,
+    held_out_scores,
+    unit_of,
+    without_absent,
+)
 from llmembed.train.gram import FoldMoments
 from llmembed.train.softmax import SoftmaxFits
 
@@ -35,6 +47,10 @@ class Problem:
     """float32 `[C]`, weight of each row of a class."""
     moments: FoldMoments
     """Moments of the same rows."""
+    held_out: Tensor
+    """int64 `[n]`, rows in folds that another row of their class can stand in for."""
+    alone: Tensor
+    """int64 `[n]`, the other rows in folds: each the only one of its class."""
 
     @classmethod
     def of(
@@ -48,7 +64,27 @@ class Problem:
         """Accumulate the moments in one pass, where they are not given."""
         if moments is None:
             moments = FoldMoments.of(x, y, folds, class_weights)
-        return cls(x=x, y=y, folds=folds, class_weights=class_weights, moments=moments)
+        held_out, alone = part_alone(y, folds)
+        return cls(
+            x=x,
+            y=y,
+            folds=folds,
+            class_weights=class_weights,
+            moments=moments,
+            held_out=held_out,
+            alone=alone,
+        )
+
+
+def part_alone(y: Tensor, folds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Part the rows in folds into those that can be held out, and those alone in their class.
+
+    >>> part_alone(torch.tensor([0, 0, 1]), [torch.tensor([0, 2]), torch.tensor([1])])
+    (tensor([0, 1]), tensor([2]))
+    """
+    rows = torch.cat(list(folds))
+    is_alone = torch.bincount(y[rows])[y[rows]] == 1
+    return rows[~is_alone], rows[is_alone]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +94,7 @@ class Path:
     strengths: tuple[float, ...]
     """S strengths."""
     scores: Tensor
-    """float32 `[S, N, C]`; NaN in rows that are in no fold."""
+    """float32 `[S, N, C]`, not held out of rows alone in their class; NaN of those in no fold."""
 
 
 class Solver(Protocol):
@@ -88,7 +124,13 @@ class ClosedSolver:
         """Score each row from the first columns alone, for each number of them."""
         problem = self.problem
         scores = held_out_scores(
-            self.kind, problem.moments, problem.x, problem.folds, self.strengths, widths
+            self.kind,
+            problem.moments,
+            problem.x,
+            problem.folds,
+            self.strengths,
+            widths,
+            problem.alone,
         )
         return [Path(strengths=self.strengths, scores=of_width) for of_width in scores]
 
@@ -109,7 +151,7 @@ class SoftmaxSolver:
         self._mean, self._counts = total.mean, total.counts
         covariance = total.gram / total.n - torch.outer(total.mean, total.mean)
         self._covariance = covariance.float()
-        self._unit = float(covariance.diagonal().mean())
+        self._unit = float(unit_of(covariance, total.gram.diagonal().mean() / total.n, total.n))
 
     def held_out(self) -> Path:
         """Score each row by the fits that have not seen its fold.
@@ -137,8 +179,10 @@ class SoftmaxSolver:
         return without_absent(weight, theta[-1] - weight @ self._mean, self._counts)
 
     def _fold_fits(self) -> SoftmaxFits:
+        """Make a fit without each fold, and one of all rows where some are alone in their class."""
         folds = self.problem.folds
-        masks = self.problem.x.new_zeros(len(self.problem.x), len(folds))
+        n_fits = len(folds) + bool(len(self.problem.alone))
+        masks = self.problem.x.new_zeros(len(self.problem.x), n_fits)
         masks[torch.cat(folds)] = 1
         for fold, rows in enumerate(folds):
             masks[rows, fold] = 0
@@ -149,11 +193,11 @@ class SoftmaxSolver:
         scores = torch.full_like(of_fits[:, 0], math.nan)
         for fold, rows in enumerate(self.problem.folds):
             scores[rows] = of_fits[rows, fold]
+        scores[self.problem.alone] = of_fits[self.problem.alone, -1]
         return scores
 
     def _loss(self, scores: Tensor) -> float:
-        rows = torch.cat(self.problem.folds)
-        weights = self.problem.class_weights
+        rows, weights = torch.cat(self.problem.folds), self.problem.class_weights
         return F.cross_entropy(scores[rows], self.problem.y[rows], weight=weights).item()
 
     def _fits(self, masks: Tensor) -> SoftmaxFits:
@@ -183,37 +227,95 @@ class Choice:
     head: str
     """Name of the head."""
     strength: float
-    """Strength with the highest held-out accuracy; of equals the strongest."""
+    """Strength with the highest held-out accuracy; of equals the strongest that fits its rows."""
     accuracy: float
-    """Held-out accuracy, weighted as the fit is."""
+    """Held-out accuracy, weighted as the fit is; 0 where no row can be held out."""
+    of_alone: float
+    """Accuracy on the rows alone in their class, which were fitted to; 0 where there are none."""
     scores: Tensor
     """float32 `[N, C]`, held-out scores."""
     solver: Solver
     """What solves for that strength."""
+    linear: LinearMap | None
+    """The fit of all rows, where it was needed to choose."""
 
 
 def choose_head(problem: Problem, heads: Sequence[str]) -> Choice:
     """Try all strengths of some heads; of equals the head that is named first wins."""
     choices = (choose_strength(problem, head, SOLVERS[head](problem)) for head in heads)
-    return max(choices, key=lambda choice: choice.accuracy)
+    return max(choices, key=lambda choice: (choice.accuracy, choice.of_alone))
 
 
 def choose_strength(problem: Problem, head: str, solver: Solver) -> Choice:
-    """Try all strengths of a solver; of equals the strongest wins."""
+    """Try all strengths of a solver, and choose the one with the highest held-out accuracy."""
     return choose_from(problem, head, solver, solver.held_out())
 
 
-def choose_from(problem: Problem, head: str, solver: Solver, path: Path) -> Choice:
-    """Choose the strength with the highest held-out accuracy; of equals the strongest wins."""
-    rows = torch.cat(problem.folds)
-    hits = (path.scores[:, rows].argmax(dim=2) == problem.y[rows]).double()
-    weights = problem.class_weights[problem.y[rows]].double()
-    accuracies = (hits @ weights / weights.sum()).tolist()
-    best = max(range(len(accuracies)), key=lambda k: (accuracies[k], path.strengths[k]))
+def choose_from(
+    problem: Problem,
+    head: str,
+    solver: Solver,
+    path: Path,
+    solve: Callable[[float], LinearMap] | None = None,
+) -> Choice:
+    """Choose the strength with the highest held-out accuracy.
+
+    Args:
+        problem: rows, folds and classes.
+        head: name of the head.
+        solver: what found the path.
+        path: held-out scores of the strengths that were tried.
+        solve: fits all rows; without it, what the solver does.
+    """
+    accuracies = _accuracies(problem, path.scores, problem.held_out)
+    of_alone = _accuracies(problem, path.scores, problem.alone)
+    figures = list(zip(accuracies, of_alone, strict=True))
+    equals = [k for k, figure in enumerate(figures) if figure == max(figures)]
+    equals.sort(key=lambda k: -path.strengths[k])
+    best, linear = equals[0], None
+    if len(equals) > 1:
+        fits = ((solve or solver.solve)(path.strengths[k]) for k in equals)
+        index, linear = _of_equals(problem, fits, accuracies[best])
+        best = equals[index]
     return Choice(
         head=head,
         strength=path.strengths[best],
         accuracy=accuracies[best],
+        of_alone=of_alone[best],
         scores=path.scores[best],
         solver=solver,
+        linear=linear,
     )
+
+
+def _of_equals(
+    problem: Problem, fits: Iterable[LinearMap], accuracy: float
+) -> tuple[int, LinearMap]:
+    """Choose among strengths of one held-out accuracy, given their fits, the strongest first.
+
+    The strongest wins if it does better on the rows that it is fitted to than on rows held out, as
+    it does with hundreds of rows. Of a few, all strengths can have one accuracy, and the strongest
+    may know no more than which class is the largest: then the one wins that does best on the rows
+    that it is fitted to.
+    """
+    rows = torch.cat(problem.folds)
+    best, best_linear, best_fitted = 0, None, -1.0
+    for index, linear in enumerate(fits):
+        scores = linear.scores(problem.x[:, : linear.weight.shape[1]])
+        (fitted,) = _accuracies(problem, scores[None], rows)
+        if fitted > best_fitted:
+            best, best_linear, best_fitted = index, linear, fitted
+        if best_fitted == 1 or (index == 0 and fitted > accuracy > 0):
+            break
+    assert best_linear is not None
+    return best, best_linear
+
+
+def _accuracies(problem: Problem, scores: Tensor, rows: Tensor) -> list[float]:
+    """Give the weighted accuracy of each of `[S, N, C]` on some rows; 0 of no rows."""
+    if not len(rows):
+        return [0.0] * len(scores)
+    hits = (scores[:, rows].argmax(dim=2) == problem.y[rows]).double()
+    weights = problem.class_weights[problem.y[rows]].double()
+    accuracies: list[float] = (hits @ weights / weights.sum()).tolist()
+    return accuracies

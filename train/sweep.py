@@ -34,6 +34,7 @@ from llmembed.train.solvers import (
     Problem,
     choose_from,
     choose_strength,
+    part_alone,
 )
 from llmembed.train.stack import Member, pick, tempered
 
@@ -67,13 +68,16 @@ class Candidate:
     """Fits all rows in folds, for scores that have not been divided."""
 
     def record(self, names: Sequence[Feature], n_rows: int) -> dict[str, Any]:
-        """Give the row of the table, with the 95 % interval of the accuracy."""
+        """Give the row of the table, with the 95 % interval of the accuracy on so many rows."""
+        low, high = 0.0, 1.0
+        if n_rows:
+            low, high = wilson_interval(round(self.accuracy * n_rows), n_rows)
         return {
             "fusion": self.fusion,
             "features": [names[index]._asdict() for index in self.features],
             "strength": self.strength,
             "accuracy": self.accuracy,
-            "accuracy_ci95": list(wilson_interval(round(self.accuracy * n_rows), n_rows)),
+            "accuracy_ci95": [low, high],
         }
 
 
@@ -95,6 +99,11 @@ class Grid:
     """ridge or lda."""
     summed: Summed | None = None
     """Sums the moments elsewhere; None is here."""
+
+    @functools.cached_property
+    def held_out(self) -> Tensor:
+        """Rows that can be held out: those not alone in their class, int64 `[n]`."""
+        return part_alone(self.y, self.folds)[0]
 
     def columns(self, features: Sequence[int]) -> Tensor:
         """List the columns of some features, int64 `[c]`."""
@@ -216,9 +225,9 @@ def _grow(
     solver = ClosedSolver(kind, problem, _near(kind.STRENGTHS, strength))
     ends = list(itertools.accumulate(grid.widths[k] for k in pool))
     for n, path in enumerate(solver.held_out_of(ends[1:]), start=2):
-        choice = choose_from(problem, grid.head, solver, path)
-        solve = functools.partial(solver.solve, choice.strength, ends[n - 1])
-        yield list(pool[:n]), choice, solve
+        fit = functools.partial(solver.solve, width=ends[n - 1])
+        choice = choose_from(problem, grid.head, solver, path, fit)
+        yield list(pool[:n]), choice, functools.partial(fit, choice.strength)
 
 
 def _pool(grid: Grid, singles: Sequence[Candidate]) -> list[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmembed.cache_format.errors import DataError
 from llmembed.train.config import STACKED_HEADS, FitConfig
 from llmembed.train.crossfit import grid_of
 from llmembed.train.data import FitData, columns_of, load_data
@@ -35,7 +36,7 @@ def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, An
 
     Raises:
         ConfigError: an option does not fit the cache.
-        DataError: labels or features cannot be trained on.
+        DataError: labels or features cannot be trained on, or no class has two rows.
         CacheError: the cache is missing, malformed or incomplete.
         MissingPackageError: the engine is Ray, which is not installed.
         EngineError: Ray gave up.
@@ -45,8 +46,14 @@ def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, An
     with joined_if_asked(fit_config):
         data = load_data(fit_config, read_evaluation=False)
         read_s = time.perf_counter() - started
-        candidates = sweep(grid_of(fit_config, data, config.seed), report)
-    n_rows = len(data.shares.train)
+        grid = grid_of(fit_config, data, config.seed)
+        n_rows = len(grid.held_out)
+        if not n_rows:
+            raise DataError(
+                f"each of the {len(data.shares.train)} training rows is the only one of its class, "
+                "so none can be held out to judge a feature. Extract two examples a class or more."
+            )
+        candidates = sweep(grid, report)
     table = {
         "cache": {"fingerprint": data.fingerprint},
         "sweep": dataclasses.asdict(config),
@@ -86,7 +93,7 @@ def choose_fusion(config: FitConfig, data: FitData) -> Chosen:
     candidates = sweep(grid)
     if config.head not in STACKED_HEADS:
         best = best_of(candidates)
-        record = best.record(data.features, len(data.shares.train))
+        record = best.record(data.features, len(grid.held_out))
         narrowed = _narrow(data, grid, best.features)
         return Chosen(
             config=dataclasses.replace(config, fusion=best.fusion), data=narrowed, record=record

@@ -43,6 +43,18 @@ def test_scores_that_are_always_wrong_keep_a_finite_temperature() -> None:
     assert fit_temperature(-np.eye(3), np.arange(3)) == pytest.approx(1e3)
 
 
+def test_large_scores_that_are_always_wrong_become_modest() -> None:
+    """The bound of the temperature grows with the scores: a million times as large, as modest."""
+    logits = -1e6 * np.eye(3)
+    proba = softmax(logits / fit_temperature(logits, np.arange(3)), axis=1)
+    assert proba == pytest.approx(np.full((3, 3), 1 / 3), abs=1e-3)
+
+
+def test_equal_scores_have_no_temperature() -> None:
+    """Where all temperatures give the same probabilities it is 1."""
+    assert fit_temperature(np.ones((4, 2)), np.array([0, 0, 1, 1])) == 1
+
+
 def test_a_few_confident_errors_do_not_make_all_else_modest() -> None:
     """Beside 2 % of hopeless rows the likeliest temperature doubles the error; Brier's does not."""
     generator = np.random.default_rng(0)
