@@ -30,9 +30,7 @@ from llmembed.train.gram import FoldMoments, Moments
 from llmembed.train.parallel import map_on_cores
 
 _CHUNK_ROWS = 8192
-_LEAST_VARIANCE = (
-    1e-3  # share of the mean square; that within classes of real texts is 0.3 and more
-)
+_LEAST_VARIANCE = 1e-3  # share of the mean square; of real texts it is 0.3 within the classes
 _ROUNDING = 2.0**-20  # of the trace: bound on the norm of the float32 error of a Gram matrix
 ABSENT_BIAS = -30.0  # a class without an example is never predicted, at a finite loss
 
@@ -150,24 +148,17 @@ def held_out_scores(
     Returns:
         float32 `[S, N, C]` for each width; NaN in rows that are in no fold.
     """
+    alone = folds[0][:0] if alone is None else alone
     n_classes = moments.counts.shape[1]
     scores = [x.new_full((len(strengths), len(x), n_classes), math.nan) for _ in widths]
 
-    def score(job: tuple[int, slice]) -> None:
+    def score(job: tuple[int | None, slice]) -> None:
         fold, tried = job
-        score_by(kind(moments.without(fold)), folds[fold], tried)
-
-    def score_by(system: Ridge | LDA, rows: Tensor, tried: slice) -> None:
+        rows = alone if fold is None else folds[fold]
+        system = kind(moments.total() if fold is None else moments.without(fold))
         solved = [system.leading(strength, widths) for strength in strengths[tried]]
         for of_width, maps in zip(scores, zip(*solved, strict=True), strict=True):
-            together = LinearMap(
-                weight=torch.cat([one.weight for one in maps]),
-                bias=torch.cat([one.bias for one in maps]),
-            )
-            for chunk in torch.split(rows, _CHUNK_ROWS):
-                held_out = x[:, : together.weight.shape[1]].index_select(0, chunk)
-                of_chunk = torch.unflatten(together.scores(held_out), 1, (-1, n_classes))
-                of_width[tried, chunk] = of_chunk.transpose(0, 1)  # [n, S, C] -> [S, n, C]
+            _score(of_width[tried], maps, x, rows)
 
     # Cholesky factors gain little from a second thread: 1.2 times, of 576 columns nothing at all.
     # With five folds and two cores one would idle at the end, so each is done in two halves.
@@ -175,9 +166,20 @@ def held_out_scores(
     halves = [tried for tried in (slice(middle), slice(middle, None)) if strengths[tried]]
     for _ in map_on_cores(score, itertools.product(range(len(folds)), halves), x.device):
         pass
-    if alone is not None and len(alone):
-        score_by(kind(moments.total()), alone, slice(None))
+    if len(alone):
+        score((None, slice(None)))
     return scores
+
+
+def _score(scores: Tensor, maps: Sequence[LinearMap], x: Tensor, rows: Tensor) -> None:
+    """Fill `[S, N, C]` with the scores of some rows by S classifiers."""
+    together = LinearMap(
+        weight=torch.cat([one.weight for one in maps]), bias=torch.cat([one.bias for one in maps])
+    )
+    for chunk in torch.split(rows, _CHUNK_ROWS):
+        held_out = x[:, : together.weight.shape[1]].index_select(0, chunk)
+        of_chunk = torch.unflatten(together.scores(held_out), 1, (len(maps), -1))
+        scores[:, chunk] = of_chunk.transpose(0, 1)  # [n, S, C] -> [S, n, C]
 
 
 def unit_of(matrix: Tensor, mean_square: Tensor, n: Tensor) -> Tensor:
@@ -209,6 +211,7 @@ def factorise(matrix: Tensor, shift: Tensor, trace: Tensor) -> Tensor:
     with a shift larger than that it is positive definite. Only a matrix without full rank needs it,
     and only with the weakest shifts.
     """
+    factor: Tensor
     for dtype, more in ((matrix.dtype, 0), (torch.float64, 0), (torch.float64, _ROUNDING * trace)):
         shifted = matrix.to(dtype, copy=True)
         shifted.diagonal().add_((shift + more).to(dtype))
