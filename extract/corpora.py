@@ -120,8 +120,7 @@ def load_corpus(
     splits = _known_splits(splits, origin, dataset)
     text_column, label_column = _columns(origin, splits, text_column, label_column)
     labels = _labels(origin, label_column, unlabelled, splits)
-    labelled = [split for split, codes in labels.codes.items() if (codes >= 0).any()]
-    tables = {split: origin.tables[split] for split in splits or labelled}
+    tables = {split: origin.tables[split] for split in splits or labels.labelled_splits}
     return Corpus(
         name=_short_name(dataset),
         labels=labels.names,

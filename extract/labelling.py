@@ -37,6 +37,11 @@ class Labels:
     codes: Mapping[str, npt.NDArray[np.int32]]
     """Split -> index of the class name, int32 `[N]`, -1 where unlabelled."""
 
+    @property
+    def labelled_splits(self) -> list[str]:
+        """Those that have a label in some row."""
+        return [split for split, codes in self.codes.items() if (codes >= 0).any()]
+
 
 def encode_labels(
     columns: Mapping[str, pa.ChunkedArray],
