@@ -186,6 +186,7 @@ def test_a_sweep_tells_one_text_a_class_apart(make_cache: MakeCache, head: str) 
 
 
 @pytest.mark.filterwarnings("ignore:100 classes have one training example")
+@pytest.mark.filterwarnings("ignore:10% of 100 labelled rows is no row")
 def test_one_row_a_class_cannot_be_measured(make_cache: MakeCache, tmp_path: Path) -> None:
     """Without a row to hold out a sweep is refused, and a fit says that it has no figures."""
     cache = cache_of(make_cache, 1, 100)
