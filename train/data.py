@@ -21,13 +21,20 @@ import torch
 from torch import Tensor
 
 from llmembed.cache_format import SourceInfo, Split, open_cache
-from llmembed.cache_format.errors import DataError
+from llmembed.cache_format.errors import DataError, LLMEmbedWarning
 from llmembed.train.classifier import Architecture, Standardiser
 from llmembed.train.config import FitConfig
 from llmembed.train.metrics import Floats
 from llmembed.train.paper import paper_features
 from llmembed.train.select import Feature, select_features
-from llmembed.train.shares import TRAIN_SPLIT, Rows, Shares, choose_shares, draw_validation
+from llmembed.train.shares import (
+    HELD_OUT_FRACTION,
+    TRAIN_SPLIT,
+    Rows,
+    Shares,
+    choose_shares,
+    draw_validation,
+)
 from llmembed.train.spill import make_room
 
 _BLOCK_ROWS = 1 << 14  # whole blocks of any cache, which have at most 1,024 rows
@@ -78,6 +85,14 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
     """
     cache = open_cache(config.cache)
     shares = choose_shares(cache, config)
+    if read_evaluation and not len(shares.eval):
+        warnings.warn(
+            f"{HELD_OUT_FRACTION:.0%} of the {len(shares.train)} training rows is no row that can "
+            "be held out, so all of them train and none is evaluated. Extract a test split to have "
+            "figures.",
+            LLMEmbedWarning,
+            stacklevel=2,
+        )
     split, eval_split = cache[shares.train_split], cache[shares.eval_split]
     features = select_features(cache, split, config)
     if config.preset == "paper":

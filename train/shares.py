@@ -78,12 +78,6 @@ def choose_shares(cache: Cache, config: FitConfig) -> Shares:
     eval_split = _eval_split(cache, config.eval_split)
     if eval_split == TRAIN_SPLIT:
         train, held_out = draw_stratified(labels, train, HELD_OUT_FRACTION, generator)
-        if not len(held_out):
-            _warn(
-                f"{HELD_OUT_FRACTION:.0%} of {len(train)} labelled rows is no row that can be held "
-                "out, so all of them train and none is evaluated. Extract a test split to have "
-                "figures."
-            )
     else:
         held_out = labelled_rows(cache[eval_split])
     validation_split = _given_validation(cache, config, eval_split)

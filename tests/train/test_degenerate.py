@@ -20,7 +20,7 @@ from llmembed.cache_format.errors import ConfigError, DataError, LLMEmbedWarning
 from llmembed.train import FitConfig, fit
 from llmembed.train.classifier import Standardiser
 from llmembed.train.closed import ABSENT_BIAS, LDA, factorise
-from llmembed.train.config import FIXED_FUSIONS, LEARNED_FUSIONS
+from llmembed.train.config import COMPLETING_FUSIONS, FIXED_FUSIONS, LEARNED_FUSIONS
 from llmembed.train.data import data_in_memory
 from llmembed.train.fitting import Outcome, train
 from llmembed.train.gram import Moments
@@ -107,16 +107,13 @@ def test_heads_by_gradient_on_tiny_sets(
     fusion, head = case
     options |= {"fusion": fusion, "head": head, "epochs": 40, "lr": 0.01}
     options["val_fraction"] = data.draw(st.sampled_from([0, None, 0.4]))
-    is_separable = tiny.is_separable
-    if options["val_fraction"] != 0:
+    # One feature has no pairs, and an MLP on nothing adds what dropout leaves of its first weights.
+    adds_noise = fusion in COMPLETING_FUSIONS and head == "mlp" and tiny.x.shape[1] == 1
+    if options["val_fraction"] != 0 or adds_noise:
         tiny = dataclasses.replace(tiny, is_separable=False)
-    empty = r"a validation share of 0\.\d of \d+ examples is empty"
     if options["val_fraction"] == 0.4 and not _can_watch(tiny, 0.4):
-        with pytest.raises(ConfigError, match=empty):
+        with pytest.raises(ConfigError, match=r"a validation share of 0\.4 of \d+ examples is"):
             fit_tiny(tiny, **options)
-    elif options["val_fraction"] is None and not _can_watch(tiny, 0.1):
-        with pytest.warns(LLMEmbedWarning, match=f"{empty}, so all of them train"):
-            check(dataclasses.replace(tiny, is_separable=is_separable), **options)
     else:
         check(tiny, **options)
 
@@ -193,7 +190,7 @@ def test_one_row_a_class_cannot_be_measured(make_cache: MakeCache, tmp_path: Pat
     with pytest.raises(DataError, match="each of the 100 training rows is the only one of its"):
         run_sweep(SweepConfig(cache=cache))
     config = FitConfig(cache=cache, fusion="concat", head="lda", output=str(tmp_path / "r"))
-    with pytest.warns(LLMEmbedWarning, match="10% of 100 labelled rows is no row that can be held"):
+    with pytest.warns(LLMEmbedWarning, match="10% of the 100 training rows is no row that can be"):
         metrics = fit(config).metrics
     assert (metrics["n_eval"], metrics["splits"]["train"]["n"]) == (0, 100)
 

@@ -59,8 +59,8 @@ def test_the_command_takes_a_few_rows(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         metrics = fit(config).metrics
-    no_figures = "10% of 4 labelled rows is no row that can be held out, so all of them train"
-    check_told(caught, no_figures, *([NO_SHARE.format(4)] if fusion == "cooc" else []))
+    no_figures = "10% of the 4 training rows is no row that can be held out, so all of them train"
+    check_told(caught, *([NO_SHARE.format(4)] if fusion == "cooc" else []), no_figures)
     assert (metrics["n_eval"], metrics["accuracy"], metrics["nll"]) == (0, None, None)
     assert metrics["over_seeds"]["accuracy"] == {"mean": None, "std": None}
     assert metrics["splits"]["train"]["n"] == 4
