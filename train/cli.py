@@ -83,6 +83,9 @@ def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> No
     help="Column of --input, or two for pairs: a,b; without it, the one that the cache was made "
     "from, else detected, and said.",
 )
+@click.option("--delimiter", help="Between the fields of a csv or tsv --input; tab for a tab.")
+@click.option("--csv-escape", help="What makes the next character of it stand for itself.")
+@click.option("--csv-quote", help="Around its fields, or none.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -118,11 +121,16 @@ def predict_main(
     as_json: bool,
     quiet: bool,
     debug: bool,
+    **csv: str | None,
 ) -> None:
     """Classify new texts with a run."""
     del debug
     if bool(texts) == (input_path is not None):
         raise click.UsageError("Pass either --text or --input.")
+    if input_path in (None, STDIN) and any(csv.values()):
+        raise click.UsageError(
+            "--delimiter, --csv-escape and --csv-quote are for a file of --input."
+        )
     if output is not None:
         check_output(output)
     _let_waiting_threads_sleep()
@@ -130,7 +138,7 @@ def predict_main(
     from llmembed.train.run import load_run
 
     loaded = load_run(run)
-    given = _input(loaded, texts, input_path, text_column)
+    given = _input(loaded, texts, input_path, text_column, csv)
     places = named_places(loaded, models)
     probabilities = loaded.predict_proba(
         given.texts, device, model=places, trust_remote_code=trust_remote_code
@@ -152,14 +160,20 @@ def predict_main(
         click.echo(shown(f"{len(given.texts)} predictions: {output}"))
 
 
-def _input(run: Run, texts: Sequence[str], path: str | None, column: str | None) -> Input:
+def _input(
+    run: Run,
+    texts: Sequence[str],
+    path: str | None,
+    column: str | None,
+    csv: Mapping[str, str | None],
+) -> Input:
     from llmembed.train.predict import Input, read_input, read_lines
 
     if path is None:
         return Input(texts=list(texts))
     if path == STDIN:
         return read_lines(sys.stdin.buffer.read(), "stdin")
-    return read_input(Path(path), column, known=run.text_column)
+    return read_input(Path(path), column, known=run.text_column, csv=csv)
 
 
 def _let_waiting_threads_sleep() -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from llmembed.extract import Extractor, TextFeatures
+    from llmembed.extract.dialect import Dialect
     from llmembed.train.run import Run
     from llmembed.train.select import Feature
 
@@ -235,37 +237,48 @@ class Input:
     """The other columns of their file, `[N]`, where it has any."""
 
 
-def read_input(path: Path, column: str | None = None, *, known: str | None = None) -> Input:
+def read_input(
+    path: Path,
+    column: str | None = None,
+    *,
+    known: str | None = None,
+    csv: Mapping[str, str | None] = MappingProxyType({}),
+) -> Input:
     """Read the texts of a file: a line each of txt, a column of csv, jsonl, parquet and others.
 
     Args:
         path: file to read.
         column: name of the column, or two for pairs (`a,b`); None detects it, and says which.
         known: column that the texts of the run's cache came from, taken if the file has it.
+        csv: `delimiter`, `csv_escape` and `csv_quote` of a delimited file, as at extraction.
 
     Raises:
         DatasetNotFoundError: there is no such file.
         DataError: the file cannot be read, holds no text, or has no column of texts.
         ConfigError: it has no such column.
     """
+    from llmembed.extract.dialect import Dialect
+
+    dialect = Dialect.of(csv)
     try:
         require_regular(path)
     except OSError as error:
         message = f"{path}: {error.strerror}. Pass a file of texts to --input, or - for stdin."
         raise DatasetNotFoundError(message) from error
     if path.suffix.lower() != TEXT_FILE:
-        return _read_columns(path, column, known)
+        return _read_columns(path, column, known, dialect)
+    dialect.refuse_for(str(path))
     with open_regular(path) as file:
         return read_lines(file.read(), str(path))
 
 
-def _read_columns(path: Path, column: str | None, known: str | None) -> Input:
+def _read_columns(path: Path, column: str | None, known: str | None, dialect: Dialect) -> Input:
     from llmembed.extract.columns import as_texts
     from llmembed.extract.corpora import text_column_of
     from llmembed.extract.pairs import column_names, join_columns
     from llmembed.extract.tables import read_table
 
-    table = read_table(path)
+    table = read_table(path, dialect)
     names = table.column_names
     if column is None:
         held = known is not None and (known in names or {*known.split(",")} <= {*names})

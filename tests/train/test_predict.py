@@ -97,6 +97,20 @@ def test_the_training_file_is_read_as_extraction_read_it(texts_run: Run, tmp_pat
         read_input(path, known="text")
 
 
+def test_a_delimited_file_is_read_as_extraction_reads_it(texts_run: Run, tmp_path: Path) -> None:
+    """Delimiter, escape and quote are said as there, and only of a delimited file."""
+    path = tmp_path / "in.csv"
+    path.write_text("id;text\n7;'w1 \\'w2'\n")
+    given = ["--delimiter", ";", "--csv-escape", "\\", "--csv-quote", "'"]
+    result = invoke(texts_run, "--input", str(path), *given)
+    assert result.stdout.split("\t")[2] == "w1 'w2\n"
+    path.rename(tmp_path / "in.txt")
+    result = invoke(texts_run, "--input", str(tmp_path / "in.txt"), *given[:2])
+    assert "error: --delimiter is for csv, tsv and tab files" in result.stderr
+    result = invoke(texts_run, "--text", "w1", *given[:2])
+    assert (result.exit_code, "are for a file of --input" in result.stderr) == (2, True)
+
+
 def test_lines_of_stdin(texts_run: Run) -> None:
     """`--input -` reads a text a line, as a txt file."""
     arguments = ["--run", str(texts_run.path), "--input", "-"]
