@@ -4,9 +4,8 @@ A solver scores every training row by classifiers that have not seen its fold, f
 strengths; and it solves for one strength on all rows.
 
 A row that is alone in its class cannot be held out: without it there is no such class. It is scored
-by the classifier fitted to all rows. So it has no part in the accuracy, and decides only between
-strengths that do equally well on the rows held out; losses and temperatures count it, since without
-it the class would have no row at all.
+by the classifier fitted to all rows. So it has no part in the held-out accuracy; losses and
+temperatures count it, since without it the class would have no row at all.
 """
 
 from __future__ import annotations
@@ -241,8 +240,6 @@ class Choice:
     """Strength with the highest held-out accuracy; of equals the strongest that fits its rows."""
     accuracy: float
     """Held-out accuracy, weighted as the fit is; 0 where no row can be held out."""
-    of_alone: float
-    """Accuracy on the rows alone in their class, which were fitted to; 0 where there are none."""
     scores: Tensor
     """float32 `[N, C]`, held-out scores."""
     solver: Solver
@@ -254,7 +251,7 @@ class Choice:
 def choose_head(problem: Problem, heads: Sequence[str]) -> Choice:
     """Try all strengths of some heads; of equals the head that is named first wins."""
     choices = (choose_strength(problem, head, SOLVERS[head](problem)) for head in heads)
-    return max(choices, key=lambda choice: (choice.accuracy, choice.of_alone))
+    return max(choices, key=lambda choice: choice.accuracy)
 
 
 def choose_strength(problem: Problem, head: str, solver: Solver) -> Choice:
@@ -279,9 +276,7 @@ def choose_from(
         solve: fits all rows; without it, what the solver does.
     """
     accuracies = _accuracies(problem, path.scores, problem.held_out)
-    of_alone = _accuracies(problem, path.scores, problem.alone)
-    figures = list(zip(accuracies, of_alone, strict=True))
-    equals = [k for k, figure in enumerate(figures) if figure == max(figures)]
+    equals = [k for k, accuracy in enumerate(accuracies) if accuracy == max(accuracies)]
     equals.sort(key=lambda k: -path.strengths[k])
     best, linear = equals[0], None
     if len(equals) > 1:
@@ -292,7 +287,6 @@ def choose_from(
         head=head,
         strength=path.strengths[best],
         accuracy=accuracies[best],
-        of_alone=of_alone[best],
         scores=path.scores[best],
         solver=solver,
         linear=linear,
