@@ -113,7 +113,6 @@ KINDS: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_is_refused_in_its_place(toy_path: Path, kind: str, key: str) -> None:
@@ -126,7 +125,6 @@ def test_what_is_no_file_is_refused_in_its_place(toy_path: Path, kind: str, key:
         assert any(kind in damage.problem for damage in verify(open_store(toy_path)).damage)
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_record_or_lock_is_refused(tmp_path: Path, kind: str) -> None:
     """A FIFO, socket, folder or link among the records, or for the lock, stops the writer."""
@@ -145,7 +143,6 @@ def test_what_is_no_record_or_lock_is_refused(tmp_path: Path, kind: str) -> None
     assert_toy(open_cache(path))
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("place", ["c", "c/0", "c/0/0", "zarr.json"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_archive_follows_no_link(toy_path: Path, tmp_path: Path, kind: str, place: str) -> None:

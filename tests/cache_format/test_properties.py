@@ -280,7 +280,6 @@ def test_hostile_locks_are_errors_of_the_tree(document: bytes, shared: bool) -> 
         assert "is being written by" in message or not list(store.walk())
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("column_rows", [1, 64])
 @pytest.mark.parametrize("n_rows", [10**9, 2**40])
 def test_claimed_rows_are_refused_at_once(toy_path: Path, n_rows: int, column_rows: int) -> None:

@@ -36,7 +36,6 @@ def irregular(
     return tmp_path / "input.csv", request.param
 
 
-@pytest.mark.timeout(10)
 @pytest.mark.parametrize("door", [open_regular, require_regular])
 @pytest.mark.parametrize("error", [DataError, ModelError])
 def test_what_is_no_regular_file_is_refused_at_once(

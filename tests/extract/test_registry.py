@@ -42,7 +42,6 @@ def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
         find_model(str(tmp_path))
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_model_with_a_fifo_is_refused_at_once(llama: Path, tmp_path: Path, name: str) -> None:
     """No file of a model can make a command wait, nor one that is a device be read without end."""

@@ -120,7 +120,6 @@ def test_lines_of_stdin(texts_run: Run) -> None:
     assert "error: stdin, line 2: byte 0xff is not UTF-8" in result.stderr
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("kind", ["FIFO", "folder", "device"])
 @pytest.mark.parametrize("suffix", [".txt", ".csv"])
 def test_an_input_that_is_no_regular_file(tmp_path: Path, kind: str, suffix: str) -> None:

@@ -47,7 +47,6 @@ def run(fitted: Run, tmp_path: Path) -> Run:
     return dataclasses.replace(fitted, path=shutil.copytree(fitted.path, tmp_path / "run"))
 
 
-@pytest.mark.timeout(10)
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", IRREGULAR)
 def test_what_is_no_regular_file_is_refused(run: Run, name: str, kind: str) -> None:
@@ -58,7 +57,6 @@ def test_what_is_no_regular_file_is_refused(run: Run, name: str, kind: str) -> N
         load_run(run.path)
 
 
-@pytest.mark.timeout(10)
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])
 @pytest.mark.parametrize(
     ("text", "message"),
