@@ -13,12 +13,14 @@ from toy_model import save_toy_model
 
 @pytest.mark.real
 def test_what_loading_needs_is_told_beside_the_weights() -> None:
-    """They are those of SmolLM2 cut at 8 of its 30 layers, two bytes each."""
-    found = bench_process.loading("smollm2-135m", 8, bench_process.WIDENED)
-    width, inner, keys = 576, 1536, 192
-    block = 2 * width * width + 2 * width * keys + 3 * width * inner + 2 * width
-    assert found["weights_bytes"] == 2 * (49_152 * width + 8 * block + width)
-    assert found["needed_bytes"] > 8 * block
+    """They are those of MiniLM cut at 3 of its 6 layers, its pooler included, two bytes each."""
+    found = bench_process.loading("minilm", 3, bench_process.WIDENED)
+    width, inner = 384, 1536
+    square, norm = width * width + width, 2 * width
+    block = 4 * square + 2 * width * inner + inner + width + 2 * norm
+    embeddings = (30_522 + 512 + 2) * width + norm
+    assert found["weights_bytes"] == 2 * (embeddings + 3 * block + square)
+    assert found["needed_bytes"] > 3 * block
 
 
 def test_memory_that_is_taken_is_seen() -> None:
