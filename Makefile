@@ -52,9 +52,9 @@ lint: types
 	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/actionlint
 
-# What takes more than ten seconds each; those on Ray have their own.
+# What takes more than ten seconds each, and benchmarks at toy size; what is on Ray has its own.
 test-slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical -m "slow and not ray"
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "slow and not ray"
 
 # Every fault on Ray, real nodes and processes on this machine.
 test-ray: install

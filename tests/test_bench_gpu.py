@@ -13,6 +13,8 @@ import pytest
 import torch
 from made_up import DATA_SETS, llama_config, make_up_llama, make_up_texts
 
+pytestmark = pytest.mark.slow
+
 TOY = ["--device", "cpu", "--n-layers", "4", "--hidden-size", "64", "--rounds", "1"]
 
 
@@ -28,7 +30,6 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return code, result
 
 
-@pytest.mark.slow
 def test_every_part_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each figure stands beside its bar, the busy share alone wants a GPU, and answers agree."""
     code, result = run(tmp_path)

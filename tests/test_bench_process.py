@@ -10,6 +10,8 @@ import bench_process
 import pytest
 from toy_model import save_toy_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.real
 def test_what_loading_needs_is_told_beside_the_weights() -> None:

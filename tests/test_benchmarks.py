@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 from toy_model import save_toy_model, toy_texts
 
+pytestmark = pytest.mark.slow
+
 PATH = Path(__file__).parents[1] / "benchmarks" / "bench_extract.py"
 
 

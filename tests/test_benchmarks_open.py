@@ -17,6 +17,8 @@ from suites import CachePlan, FitPlan, SourcePlan, load_suite
 from llmembed.cache_format import open_cache
 from llmembed.train.heads import MLPHead
 
+pytestmark = pytest.mark.slow
+
 SUITE = """
 about = "toy"
 [sources.tiny]

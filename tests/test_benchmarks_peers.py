@@ -12,6 +12,8 @@ from toy_model import save_toy_model, toy_texts
 from llmembed.cache_format.errors import CacheMismatchError
 from llmembed.extract import ExtractConfig, extract
 
+pytestmark = pytest.mark.slow
+
 
 def write_texts(folder: Path, first: int = 0) -> str:
     folder.mkdir()

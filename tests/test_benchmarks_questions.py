@@ -14,6 +14,8 @@ from finetuning import LEARNING_RATES
 from meter import rapl_joules
 from toy_model import save_toy_model, toy_texts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["finetuning", "prompting", "questions", "meter"])
 def test_the_examples_in_docstrings_hold(name: str) -> None:

@@ -27,6 +27,8 @@ from llmembed.cache_format import open_cache
 from llmembed.cache_format.errors import CacheCorruptError, CacheMismatchError, ConfigError
 from llmembed.cache_format.maintenance import copy
 
+pytestmark = pytest.mark.slow
+
 MODULES = ("suites", "places", "compare", "baselines", "judge", "measure", "rerun", "yardstick")
 SUITE = """
 about = "toy"

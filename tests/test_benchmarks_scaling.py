@@ -10,6 +10,8 @@ import pytest
 from bench_requests import LAYERS, measure
 from simulate import RESULTS, Assumed, Measured, run, table_of_runs, table_of_whole, whole
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[1] / "docs" / "scaling.md"
 
 

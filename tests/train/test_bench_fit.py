@@ -10,6 +10,8 @@ import bench_fit
 import bench_fit_accuracy
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SOURCE = "smollm2-135m"
 
 
