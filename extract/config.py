@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.util import find_spec
 
 from llmembed.cache_format.cluster import check_engine
-from llmembed.cache_format.errors import ConfigError
+from llmembed.cache_format.errors import ConfigError, MissingPackageError
 from llmembed.cache_format.layers import check_layers
 from llmembed.extract.dialect import Dialect
 from llmembed.extract.templates import template_fields
@@ -22,6 +23,7 @@ class ExtractConfig:
 
     Raises:
         ConfigError: a value is not among those allowed.
+        MissingPackageError: weights are to be quantised, and bitsandbytes is not installed.
     """
 
     model: str
@@ -114,6 +116,9 @@ class ExtractConfig:
         _check("dtype", self.dtype, STORED_DTYPES)
         if self.quantize is not None:
             _check("quantization", self.quantize, QUANTIZATIONS, option="quantize")
+            if find_spec("bitsandbytes") is None:
+                purpose = f"--quantize {self.quantize}"
+                raise MissingPackageError.of("bitsandbytes", "quantize", purpose)
         for name, value in (
             ("max-length", self.max_length),
             ("limit", self.limit),

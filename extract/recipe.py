@@ -12,7 +12,6 @@ import functools
 import typing
 import warnings
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, Self
 
 import xxhash
@@ -20,7 +19,6 @@ import xxhash
 from llmembed.cache_format.errors import (
     ConfigError,
     LLMEmbedWarning,
-    MissingPackageError,
     ModelError,
 )
 from llmembed.extract.backbone import ModelShape, load_tokenizer, read_shape
@@ -41,7 +39,6 @@ class Recipe:
     Raises:
         ConfigError: the template is none, or is for pairs and the texts are not, or the other way
             round.
-        MissingPackageError: weights are to be quantised, and bitsandbytes is not installed.
         ModelError: the tokenizer knows more tokens than the model.
     """
 
@@ -65,9 +62,7 @@ class Recipe:
     """Stored features: float16, float32."""
 
     def __post_init__(self) -> None:
-        """Refuse a template that does not fit the texts, and weights that cannot be quantised."""
-        if self.quantize is not None and find_spec("bitsandbytes") is None:
-            raise MissingPackageError.of("bitsandbytes", "quantize", f"--quantize {self.quantize}")
+        """Refuse a template that does not fit the texts."""
         if self.template is None:
             return
         if self.text_pair != ("text_a" in template_fields(self.template)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,15 @@ API = ("ExtractConfig", "FitConfig", "LLMEmbedClassifier", "fit", "load_run", "o
 def test_the_version_is_the_metadata_s() -> None:
     """`llmembed.__version__` is what pip shows."""
     assert llmembed.__version__ == version("llmembed-cache")
+
+
+def test_everybody_gets_what_everybody_needs() -> None:
+    """Ray, bitsandbytes, loggers and the tools of development are extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    given = {re.split(r"[<>=;\[ ]", one)[0] for one in project["dependencies"]}
+    dev = {re.split(r"[<>=;\[ ]", one)[0] for one in project["optional-dependencies"]["dev"]}
+    assert {"bitsandbytes", "ray", "wandb", "tensorboard", "setfit", "moto"} <= dev - given
+    assert given & dev == set()
 
 
 def test_an_import_is_light() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 import transformers
 from toy_model import save_toy_model, toy_texts
 
+from llmembed.cache_format.errors import MissingPackageError
+from llmembed.extract.config import ExtractConfig
 from llmembed.extract.extractor import Extractor
 from llmembed.extract.recipe import Recipe
 from llmembed.extract.selfcheck import TOLERANCE
@@ -32,6 +35,18 @@ def extractor(folder: Path, quantize: str | None, token_budget: int = 64) -> Ext
 def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
     distance = np.linalg.norm(found - expected, axis=1)
     return float((distance / np.linalg.norm(expected, axis=1)).max())
+
+
+def test_the_extra_is_asked_for(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without bitsandbytes `--quantize` says how to install it, and nothing is loaded."""
+    monkeypatch.setattr("llmembed.extract.config.find_spec", lambda name: None)
+    message = re.escape(
+        "--quantize nf4 needs bitsandbytes, which is not installed. Run pip install"
+    )
+    with pytest.raises(MissingPackageError, match=message + r" 'llmembed-cache\[quantize\]'"):
+        ExtractConfig(model=str(llama), layers="1", quantize="nf4")
+    with pytest.raises(MissingPackageError, match=message):
+        Recipe.from_record(extractor(llama, "nf4").recipe.record)
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
