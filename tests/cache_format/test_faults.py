@@ -24,7 +24,7 @@ from llmembed.cache_format.maintenance import copy
 from llmembed.cache_format.store import open_store
 from llmembed.cache_format.verify import verify
 
-SPARSENESS = int(os.environ.get("LLMEMBED_FAULTS", "2"))
+SPARSENESS = int(os.environ.get("LLMEMBED_FAULTS", "3"))
 """The n-th call fails for every n up to this, then for fewer and fewer of them."""
 CALLS = ("open", "close", "read", "write", "listdir", "scandir", "mkdir", "replace", "link")
 CALLS += ("unlink", "stat", "lstat", "fstat", "fsync", "preadv")
