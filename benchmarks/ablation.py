@@ -32,8 +32,8 @@ from rerun import COMMITTED, WORK
 from suites import FitPlan, load_suite
 from torch import nn
 
-from llmembed.cache_format.errors import LLMEmbedError
-from llmembed.train.heads import Dropout, MLPHead
+from llmembed.common.errors import LLMEmbedError
+from llmembed.train.fusions.heads import Dropout, MLPHead
 
 WITHIN = 0.002
 

@@ -18,7 +18,7 @@ import numpy as np
 from compare import Ints
 from measure import Outcome
 
-from llmembed.cache_format.errors import DataError
+from llmembed.common.errors import DataError
 
 FOLDER = Path(__file__).parent / "baselines"
 PACKAGES = ("torch", "lightning", "numpy", "llmembed-cache")

@@ -32,12 +32,12 @@ import numpy as np
 import torch
 import transformers
 
-from llmembed.cache_format.schema import MAX_BLOCK_ROWS
+from llmembed.cache_format.layout.schema import MAX_BLOCK_ROWS
 from llmembed.extract import Extractor, Recipe
-from llmembed.extract.backbone import resolve_compute_dtype
-from llmembed.extract.batching import padding_share
-from llmembed.extract.corpora import load_corpus
-from llmembed.extract.lanes import Lanes
+from llmembed.extract.backbones.load import resolve_compute_dtype
+from llmembed.extract.fast.lanes import Lanes
+from llmembed.extract.features.batching import padding_share
+from llmembed.extract.texts.corpora import load_corpus
 
 BASELINE_BATCH = 32
 PLANNED_TEXTS = 2000

@@ -18,7 +18,7 @@ from typing import Any
 from bench_fit_reference import reference
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.errors import LLMEmbedWarning
+from llmembed.common.errors import LLMEmbedWarning
 from llmembed.train import FitConfig, fit
 
 FITS: dict[str, dict[str, Any]] = {

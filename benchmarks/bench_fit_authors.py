@@ -36,11 +36,11 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from llmembed.train.classifier import Classifier
 from llmembed.train.config import FitConfig
-from llmembed.train.data import FitData, architecture_of
-from llmembed.train.gradient import train_by_gradient
-from llmembed.train.paper import COMPRESSED_WIDTH, HIDDEN_WIDTHS, N_LLM_LAYERS, PaperCooc
+from llmembed.train.fusions.classifier import Classifier
+from llmembed.train.fusions.paper import COMPRESSED_WIDTH, HIDDEN_WIDTHS, N_LLM_LAYERS, PaperCooc
+from llmembed.train.gradient.fit import train_by_gradient
+from llmembed.train.inputs.data import FitData, architecture_of
 
 N_WORKERS, EPOCHS = 4, 2
 _ALONE_STEPS = 3

@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 
-from llmembed.train.classifier import Classifier
 from llmembed.train.config import FitConfig
-from llmembed.train.data import FeatureBatches, FitData, architecture_of, load_data
-from llmembed.train.gradient import train_by_gradient
-from llmembed.train.module import (
+from llmembed.train.fusions.classifier import Classifier
+from llmembed.train.gradient.fit import train_by_gradient
+from llmembed.train.gradient.module import (
     MIN_IMPROVEMENT,
     VALIDATION_ROWS,
     ClassifierModule,
     Optimisation,
 )
-from llmembed.train.parallel import one_thread_each
+from llmembed.train.inputs.data import FeatureBatches, FitData, architecture_of, load_data
+from llmembed.train.linear.parallel import one_thread_each
 
 EPOCHS = 20
 

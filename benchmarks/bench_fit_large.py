@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmembed.train.classifier import Standardiser
 from llmembed.train.config import FitConfig
-from llmembed.train.data import FitData
-from llmembed.train.gradient import train_by_gradient
-from llmembed.train.paper import COMPRESSED_WIDTH, N_LLM_LAYERS
-from llmembed.train.select import Feature
-from llmembed.train.shares import Shares, draw_folds
-from llmembed.train.solvers import Problem, SoftmaxSolver
-from llmembed.train.sweep import Grid
+from llmembed.train.fusions.classifier import Standardiser
+from llmembed.train.fusions.paper import COMPRESSED_WIDTH, N_LLM_LAYERS
+from llmembed.train.gradient.fit import train_by_gradient
+from llmembed.train.inputs.data import FitData
+from llmembed.train.inputs.select import Feature
+from llmembed.train.inputs.shares import Shares, draw_folds
+from llmembed.train.linear.solvers import Problem, SoftmaxSolver
+from llmembed.train.linear.sweep import Grid
 
 N_LAYERS, N_CLASSES, N_FOLDS, EPOCHS = 4, 2, 5, 10
 

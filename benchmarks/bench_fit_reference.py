@@ -28,8 +28,8 @@ from sklearn.preprocessing import StandardScaler
 
 from llmembed.cache_format import Cache, Split
 from llmembed.train.config import FitConfig
-from llmembed.train.select import Feature, select_features
-from llmembed.train.shares import EVAL_SPLITS
+from llmembed.train.inputs.select import Feature, select_features
+from llmembed.train.inputs.shares import EVAL_SPLITS
 
 GRID = np.logspace(-4, 4, 10)  # what Cs=10 means
 N_FOLDS = 5

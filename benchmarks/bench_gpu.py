@@ -41,7 +41,7 @@ from bars import Bar, least
 from gpu_bench import Bench, Skipped
 from made_up import llama_config, make_up_llama
 
-from llmembed.extract.backbone import resolve_device
+from llmembed.extract.backbones.load import resolve_device
 
 RESULTS = Path(__file__).parent / "results"
 BARS = {

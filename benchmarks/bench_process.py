@@ -219,7 +219,8 @@ def _text(row: int) -> str:
 
 
 def _start_here(model: str, layers: str) -> dict[str, float]:
-    from llmembed.extract import ExtractConfig, extract, pipeline, progress
+    from llmembed.extract import ExtractConfig, extract, pipeline
+    from llmembed.extract.engines import progress
 
     found: list[float] = []
 

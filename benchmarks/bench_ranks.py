@@ -37,7 +37,7 @@ PLAN = """
 import json, resource, sys, time
 from llmembed.extract import ExtractConfig
 from llmembed.extract.pipeline import make_plans, open_writer, prepare, register
-from llmembed.extract.ray_engine import cut
+from llmembed.extract.engines.ray_engine import cut
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 began = time.perf_counter()

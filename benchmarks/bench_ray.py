@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from llmembed.cache_format import Block, SplitPlan
-from llmembed.cache_format.cluster import joined
-from llmembed.cache_format.memory import peak_memory_bytes
-from llmembed.cache_format.units import Unit
-from llmembed.extract import ray_engine
-from llmembed.extract.outcome import Counts
-from llmembed.extract.ray_worker import Worker
+from llmembed.cache_format.writing.units import Unit
+from llmembed.common.cluster import joined
+from llmembed.common.memory import peak_memory_bytes
+from llmembed.extract.engines import ray_engine
+from llmembed.extract.engines.outcome import Counts
+from llmembed.extract.engines.ray_worker import Worker
 
 RESULTS = Path(__file__).parent / "results"
 UNIT_S = 10.0

@@ -40,7 +40,7 @@ from rerun import COMMITTED, WORK
 from suites import Suite, load_suite
 
 from llmembed.train import FitConfig, fitting
-from llmembed.train.data import FitData
+from llmembed.train.inputs.data import FitData
 
 ACCURACY_VERDICTS = {"worse", "below expected"}
 

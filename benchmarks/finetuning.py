@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 
 from llmembed.extract import Recipe
-from llmembed.extract.backbone import resolve_compute_dtype
-from llmembed.extract.quiet import quiet
+from llmembed.extract.backbones.load import resolve_compute_dtype
+from llmembed.extract.backbones.quiet import quiet
 
 RANK = 8
 LEARNING_RATES = {"lora": 1e-3, "full": 5e-5}

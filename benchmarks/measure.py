@@ -17,7 +17,7 @@ from compare import Ints
 from suites import CachePlan, FitPlan
 from yardstick import cpu_seconds, yardstick_s
 
-from llmembed.cache_format.errors import LLMEmbedWarning
+from llmembed.common.errors import LLMEmbedWarning
 from llmembed.train import FitConfig, Run, fit
 
 
@@ -78,9 +78,6 @@ def run_case(cache: str, plan: CachePlan, fit_plan: FitPlan, **options: Any) -> 
 
 def warm_up() -> None:
     """Import what fits import, and let the first, slower yardstick pass."""
-    import llmembed.train.crossfit
-    import llmembed.train.gradient  # noqa: F401
-
     yardstick_s()
 
 

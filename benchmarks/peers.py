@@ -36,7 +36,7 @@ from threadpoolctl import threadpool_limits
 from yardstick import cpu_seconds
 
 from llmembed.cache_format import Split, open_cache
-from llmembed.cache_format.errors import LLMEmbedError
+from llmembed.common.errors import LLMEmbedError
 
 OURS = (
     FitPlan(name="concat + LDA", options={"fusion": "concat", "head": "lda"}),

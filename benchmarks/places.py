@@ -17,17 +17,17 @@ import numpy as np
 from suites import CachePlan
 
 from llmembed.cache_format import Cache, Split, open_cache
-from llmembed.cache_format.errors import (
+from llmembed.cache_format.layout.schema import array_name
+from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.tools.maintenance import copy
+from llmembed.cache_format.tools.verify import require_sound
+from llmembed.common.errors import (
     CacheError,
     CacheFormatError,
     CacheMismatchError,
     CacheNotFoundError,
 )
-from llmembed.cache_format.layers import parse_layers
-from llmembed.cache_format.maintenance import copy
-from llmembed.cache_format.schema import array_name
-from llmembed.cache_format.store import open_store
-from llmembed.cache_format.verify import require_sound
+from llmembed.common.layers import parse_layers
 
 VARIABLE = "LLMEMBED_CACHES"
 
@@ -138,7 +138,7 @@ def cached_texts(plan: CachePlan, dataset: str, cached: Split) -> list[str]:
     Raises:
         CacheMismatchError: they are not those of the cache, row by row.
     """
-    from llmembed.extract.corpora import load_corpus
+    from llmembed.extract.texts.corpora import load_corpus
 
     corpus = load_corpus(dataset, splits=[cached.name], limit=plan.splits[cached.name] or None)
     examples = corpus.splits[cached.name]

@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 
 from llmembed.extract import Recipe
-from llmembed.extract.backbone import resolve_compute_dtype
-from llmembed.extract.quiet import quiet
+from llmembed.extract.backbones.load import resolve_compute_dtype
+from llmembed.extract.backbones.quiet import quiet
 
 NO_LABEL = -1
 N_FREE_TOKENS = 12

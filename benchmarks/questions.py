@@ -36,11 +36,11 @@ from finetuning import fine_tune
 from meter import measured
 from prompting import NO_LABEL, prompt
 
-from llmembed.cache_format.errors import ConfigError, LLMEmbedError
+from llmembed.common.errors import ConfigError, LLMEmbedError
 from llmembed.extract import ExtractConfig, extract
-from llmembed.extract.corpora import load_corpus
+from llmembed.extract.texts.corpora import load_corpus
 from llmembed.train import FitConfig, fit
-from llmembed.train.metrics import wilson_interval
+from llmembed.train.measures.metrics import wilson_interval
 
 METHODS = (
     "frozen lda",

@@ -30,7 +30,7 @@ from measure import Outcome, run_case, warm_up
 from places import Places, environment_places, require_cache
 from suites import Suite, load_suite
 
-from llmembed.cache_format.errors import ConfigError, LLMEmbedError
+from llmembed.common.errors import ConfigError, LLMEmbedError
 
 HERE = Path(__file__).parent
 COMMITTED = HERE / "caches"

@@ -22,15 +22,15 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmembed.cache_format.schema import MAX_BLOCK_ROWS, block_rows
-from llmembed.extract.ray_engine import blocks_a_unit
+from llmembed.cache_format.layout.schema import MAX_BLOCK_ROWS, block_rows
+from llmembed.extract.engines.ray_engine import blocks_a_unit
 
 RESULTS = Path(__file__).parent / "results"
 HOUR_S = 3600.0
 SPOOLED_BYTES_A_ROW = 12
 """Label and hash of a text, in a mapped file."""
 HASH_BYTES_PER_S = 2.8e10
-"""xxh3-128 on one core, see `cache_format/chunks.py`."""
+"""xxh3-128 on one core, see `cache_format/layout/chunks.py`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmembed.cache_format.errors import ConfigError
+from llmembed.common.errors import ConfigError
 from llmembed.train.config import FitConfig
 
 FOLDER = Path(__file__).parent / "suites"

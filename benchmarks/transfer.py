@@ -32,10 +32,10 @@ from rerun import COMMITTED, WORK
 from suites import CachePlan, FitPlan, Suite, load_suite
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.errors import ConfigError, DataError, LLMEmbedError
+from llmembed.common.errors import ConfigError, DataError, LLMEmbedError
 from llmembed.train import Run, fit
-from llmembed.train.data import read_features
-from llmembed.train.metrics import wilson_interval
+from llmembed.train.inputs.data import read_features
+from llmembed.train.measures.metrics import wilson_interval
 
 RUN_OF_WORDS = 6
 Bools = npt.NDArray[np.bool_]

@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmembed.cache_format.plan import Block, SplitPlan
+    from llmembed.cache_format.layout.schema import DatasetInfo, SourceInfo, plan_bytes
     from llmembed.cache_format.reader import Cache, Split, open_cache
-    from llmembed.cache_format.schema import DatasetInfo, SourceInfo, plan_bytes
-    from llmembed.cache_format.writer import CacheWriter
+    from llmembed.cache_format.writing.plan import Block, SplitPlan
+    from llmembed.cache_format.writing.writer import CacheWriter
 
 __all__ = [
     "Block",
@@ -28,10 +28,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "plan": ("Block", "SplitPlan"),
+    "writing.plan": ("Block", "SplitPlan"),
     "reader": ("Cache", "Split", "open_cache"),
-    "schema": ("DatasetInfo", "SourceInfo", "plan_bytes"),
-    "writer": ("CacheWriter",),
+    "layout.schema": ("DatasetInfo", "SourceInfo", "plan_bytes"),
+    "writing.writer": ("CacheWriter",),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llmembed.cache_format.console import (
+from llmembed.common.console import (
     EXIT_KNOWN_ERROR,
     Command,
     Group,
@@ -16,7 +16,7 @@ from llmembed.cache_format.console import (
     echo_json,
     version_option,
 )
-from llmembed.cache_format.errors import shown
+from llmembed.common.errors import shown
 
 
 class _CopyCommand(Command):
@@ -41,8 +41,8 @@ def _command(name: str, kind: type[Command] = Command) -> Callable[..., Any]:
 def info(cache: str, *, as_json: bool, quiet: bool, debug: bool) -> None:
     """Print what CACHE holds: splits, sources, layers, sizes, completeness, provenance."""
     del debug
-    from llmembed.cache_format.describe import describe, tree
     from llmembed.cache_format.reader import open_cache
+    from llmembed.cache_format.tools.describe import describe, tree
 
     description = describe(open_cache(cache))
     _print(tree(description), description, as_json=as_json, quiet=quiet)
@@ -56,9 +56,9 @@ def info(cache: str, *, as_json: bool, quiet: bool, debug: bool) -> None:
 def verify(cache: str, *, as_json: bool, quiet: bool, debug: bool, **again: Any) -> None:
     """Re-hash all of CACHE and name every damaged, missing or truncated file; exit 1 if any."""
     del debug
-    from llmembed.cache_format.store import open_store
-    from llmembed.cache_format.verify import summary
-    from llmembed.cache_format.verify import verify as verify_store
+    from llmembed.cache_format.stores.base import open_store
+    from llmembed.cache_format.tools.verify import summary
+    from llmembed.cache_format.tools.verify import verify as verify_store
 
     result = verify_store(open_store(cache))
     document = {**vars(result), "damage": [vars(damage) for damage in result.damage]}
@@ -87,7 +87,7 @@ def _recheck() -> Any:
 def finalize(cache: str, *, as_json: bool, quiet: bool, debug: bool) -> None:
     """Close CACHE after the last of several ranks: re-hash all of it, write its indexes."""
     del debug
-    from llmembed.cache_format.finalize import finalize as finalize_cache
+    from llmembed.cache_format.tools.finalize import finalize as finalize_cache
 
     result = finalize_cache(cache)
     lines = [f"{cache}: {result.n_chunks} chunks, every hash holds; the cache is closed"]
@@ -100,7 +100,7 @@ def finalize(cache: str, *, as_json: bool, quiet: bool, debug: bool) -> None:
 def copy(cache: str, target: str, *, as_json: bool, quiet: bool, debug: bool) -> None:
     """Copy CACHE to TARGET, each a folder or a URL such as s3://bucket/r8.zarr, and verify it."""
     del debug
-    from llmembed.cache_format.maintenance import copy as copy_cache
+    from llmembed.cache_format.tools.maintenance import copy as copy_cache
 
     n_files = copy_cache(cache, target)
     lines = [f"{n_files} files copied to {target}, every hash holds"]
@@ -113,7 +113,7 @@ def copy(cache: str, target: str, *, as_json: bool, quiet: bool, debug: bool) ->
 def merge(target: str, caches: tuple[str, ...], *, as_json: bool, quiet: bool, debug: bool) -> None:
     """Add to TARGET (made if need be) what other CACHES of the same data set hold."""
     del debug
-    from llmembed.cache_format.maintenance import merge as merge_caches
+    from llmembed.cache_format.tools.maintenance import merge as merge_caches
 
     n_blocks = merge_caches(target, caches)
     lines = [f"{n} blocks added from {path}" for path, n in n_blocks.items()]
@@ -129,8 +129,8 @@ def merge(target: str, caches: tuple[str, ...], *, as_json: bool, quiet: bool, d
 def remove(cache: str, *, as_json: bool, quiet: bool, debug: bool, **chosen: str) -> None:
     """Remove what fits all the options from CACHE: arrays, or whole splits and sources."""
     del debug
-    from llmembed.cache_format.maintenance import parse_layers
-    from llmembed.cache_format.maintenance import remove as remove_from
+    from llmembed.cache_format.tools.maintenance import parse_layers
+    from llmembed.cache_format.tools.maintenance import remove as remove_from
 
     layers = parse_layers(chosen.pop("layers"))
     removed = remove_from(cache, layers=layers, **chosen)
@@ -148,7 +148,7 @@ def convert(
 ) -> None:
     """Write CACHE as HDF5 (TARGET ends in .h5) or as an archive, or read an .h5 file back."""
     del debug
-    from llmembed.cache_format.convert import convert as convert_cache
+    from llmembed.cache_format.tools.convert import convert as convert_cache
 
     form = convert_cache(cache, target, archive=archive)
     lines = [f"{target} written as {form}, every hash holds"]

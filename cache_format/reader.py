@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.arrays import RowSelection, StoredArray, allocate
-from llmembed.cache_format.columns import LABEL, TEXT_HASH, read_column, require_rows
-from llmembed.cache_format.commits import Commits
-from llmembed.cache_format.errors import (
-    CacheIncompleteError,
-    ConfigError,
-)
-from llmembed.cache_format.header import Header, require_header
-from llmembed.cache_format.layout import SourceLayout, read_layout
-from llmembed.cache_format.schema import (
+from llmembed.cache_format.layout.arrays import RowSelection, StoredArray, allocate
+from llmembed.cache_format.layout.columns import LABEL, TEXT_HASH, read_column, require_rows
+from llmembed.cache_format.layout.commits import Commits
+from llmembed.cache_format.layout.header import Header, require_header
+from llmembed.cache_format.layout.schema import (
     N_TOKENS,
     ArrayKey,
     DatasetInfo,
     SourceInfo,
     array_name,
 )
-from llmembed.cache_format.store import Store, open_store
+from llmembed.cache_format.layout.sources import SourceLayout, read_layout
+from llmembed.cache_format.stores.base import Store, open_store
+from llmembed.common.errors import (
+    CacheIncompleteError,
+    ConfigError,
+)
 
 
 class Cache:

@@ -6,19 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmembed.extract.backbones.recipe import Recipe as Recipe
     from llmembed.extract.config import ExtractConfig as ExtractConfig
-    from llmembed.extract.extractor import Extractor as Extractor
-    from llmembed.extract.outcome import Extraction as Extraction
+    from llmembed.extract.engines.outcome import Extraction as Extraction
+    from llmembed.extract.features.extractor import Extractor as Extractor
+    from llmembed.extract.features.recall import TextFeatures as TextFeatures
     from llmembed.extract.pipeline import extract as extract
-    from llmembed.extract.recall import TextFeatures as TextFeatures
-    from llmembed.extract.recipe import Recipe as Recipe
 
 _HOME = {
     "ExtractConfig": "config",
-    "Extraction": "outcome",
-    "Extractor": "extractor",
-    "Recipe": "recipe",
-    "TextFeatures": "recall",
+    "Extraction": "engines.outcome",
+    "Extractor": "features.extractor",
+    "Recipe": "backbones.recipe",
+    "TextFeatures": "features.recall",
     "extract": "pipeline",
 }
 __all__ = list(_HOME)

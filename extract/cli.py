@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmembed.cache_format.console import (
+from llmembed.common.console import (
     Command,
     common_options,
     config_options,
     echo_json,
     version_option,
 )
-from llmembed.cache_format.errors import shown
+from llmembed.common.errors import shown
 from llmembed.extract.config import ExtractConfig
 
 if TYPE_CHECKING:
-    from llmembed.extract.corpora import Corpus
+    from llmembed.extract.texts.corpora import Corpus
 
 
 class ExtractCommand(Command):
@@ -60,8 +60,8 @@ def _read_inputs(config: ExtractConfig) -> Corpus:
 
     So what is wrong with them is told at once.
     """
-    from llmembed.extract.corpora import corpus_of
-    from llmembed.extract.registry import find_model, refuse_unknown
+    from llmembed.extract.backbones.models import find_model, refuse_unknown
+    from llmembed.extract.texts.corpora import corpus_of
 
     refuse_unknown(config.model)
     corpus = corpus_of(config)

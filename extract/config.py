@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from importlib.util import find_spec
 
-from llmembed.cache_format.cluster import check_engine
-from llmembed.cache_format.errors import ConfigError, MissingPackageError
-from llmembed.cache_format.layers import check_layers
-from llmembed.extract.dialect import Dialect
-from llmembed.extract.templates import template_fields
+from llmembed.common.cluster import check_engine
+from llmembed.common.errors import ConfigError, MissingPackageError
+from llmembed.common.layers import check_layers
+from llmembed.extract.texts.files.dialect import Dialect
+from llmembed.extract.texts.templates import template_fields
 
 POOLINGS = ("mean", "last", "first", "max", "weighted", "mean_padded", "pooler")
 COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from llmembed.cache_format import SplitPlan
-from llmembed.extract.batching import padding_share
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.corpora import Corpus
-from llmembed.extract.extractor import Extractor
+from llmembed.extract.engines.task import Task
+from llmembed.extract.features.batching import padding_share
+from llmembed.extract.features.extractor import Extractor
 from llmembed.extract.pipeline import layers_to_run, load_extractor, plan_only, prepare
-from llmembed.extract.task import Task
+from llmembed.extract.texts.corpora import Corpus
 
 _SAMPLE_ROWS = 4096
 """Rows a split that are tokenised for the statistics; a whole block has 1,024."""

@@ -14,26 +14,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmembed.cache_format import CacheWriter, SourceInfo, SplitPlan, open_cache
-from llmembed.cache_format.errors import (
+from llmembed.cache_format.stores.lock import PATIENCE_S
+from llmembed.cache_format.tools.finalize import finalize
+from llmembed.common.errors import (
     CacheFormatError,
     CacheLockedError,
     CacheNotFoundError,
     ConfigError,
 )
-from llmembed.cache_format.finalize import finalize
-from llmembed.cache_format.layers import parse_layers
-from llmembed.cache_format.lock import PATIENCE_S
-from llmembed.extract.backbone import resolve_compute_dtype, resolve_device
-from llmembed.extract.blocks import extract_blocks
+from llmembed.common.layers import parse_layers
+from llmembed.extract.backbones.load import resolve_compute_dtype, resolve_device
+from llmembed.extract.backbones.models import find_model, lasting_name
+from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.corpora import Corpus, corpus_of
-from llmembed.extract.extractor import Extractor
-from llmembed.extract.outcome import Counts, Extraction, summary
-from llmembed.extract.progress import Progress
-from llmembed.extract.ranks import blocks_of_rank
-from llmembed.extract.recipe import Recipe
-from llmembed.extract.registry import find_model, lasting_name
-from llmembed.extract.task import Task
+from llmembed.extract.engines.blocks import extract_blocks
+from llmembed.extract.engines.outcome import Counts, Extraction, summary
+from llmembed.extract.engines.progress import Progress
+from llmembed.extract.engines.ranks import blocks_of_rank
+from llmembed.extract.engines.task import Task
+from llmembed.extract.features.extractor import Extractor
+from llmembed.extract.texts.corpora import Corpus, corpus_of
 
 _COMPILE_FROM_ROWS = 100_000
 """A run of so many texts on a GPU outlasts the minute that compiling takes many times."""
@@ -64,7 +64,7 @@ def extract(
         return summary(task, Counts(), seconds=0.0)
     n_rows = sum(plan.n_rows_missing for plan in plans)
     if config.engine == "ray":
-        from llmembed.extract.ray_engine import extract_on_ray
+        from llmembed.extract.engines.ray_engine import extract_on_ray
 
         start = time.perf_counter()
         with Progress(n_rows, shown=show_progress) as progress:

@@ -15,7 +15,7 @@ from places import Places
 from suites import CachePlan, FitPlan, SourcePlan, load_suite
 
 from llmembed.cache_format import open_cache
-from llmembed.train.heads import MLPHead
+from llmembed.train.fusions.heads import MLPHead
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 from suites import CachePlan, SourcePlan
 from toy_model import save_toy_model, toy_texts
 
-from llmembed.cache_format.errors import CacheMismatchError
+from llmembed.common.errors import CacheMismatchError
 from llmembed.extract import ExtractConfig, extract
 
 pytestmark = pytest.mark.slow

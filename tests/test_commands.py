@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from toy_cache import write_toy
 
 from llmembed.cache_format.cli import main as cache_main
-from llmembed.cache_format.console import Command, echo_json
+from llmembed.common.console import Command, echo_json
 from llmembed.extract.cli import main as extract_main
 from llmembed.train.cli import fit_main, predict_main, sweep_main
 

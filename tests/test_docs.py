@@ -66,7 +66,7 @@ def test_the_readme_shows_the_two_lines_of_the_method() -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default::llmembed.cache_format.errors.LLMEmbedWarning")
+@pytest.mark.filterwarnings("default::llmembed.common.errors.LLMEmbedWarning")
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The eight lines extract, fit and predict as they stand."""
     (code,) = [block for language, block in BLOCKS if language == "python"]

@@ -23,7 +23,7 @@ MODULES = [
 ]
 MAY_IMPORT = {"cache_format": {"cache_format"}, "extract": {"extract", "cache_format"}}
 ALL_THREE = {"train", "cache_format", "extract"}
-ANYWHERE = {"train/predict.py": ALL_THREE, "cache_format/llmembed/__init__.py": ALL_THREE}
+ANYWHERE = {"train/runs/predict.py": ALL_THREE, "cache_format/llmembed/__init__.py": ALL_THREE}
 
 
 def imported(path: Path) -> set[str]:

@@ -11,14 +11,14 @@ from llmembed.train.sweep_config import SweepConfig
 if TYPE_CHECKING:
     from llmembed.train.estimator import LLMEmbedClassifier
     from llmembed.train.fitting import fit
-    from llmembed.train.run import Run, load_run
+    from llmembed.train.runs.run import Run, load_run
     from llmembed.train.sweeping import run_sweep
 
 _HOME = {
     "LLMEmbedClassifier": "estimator",
-    "Run": "run",
+    "Run": "runs.run",
     "fit": "fitting",
-    "load_run": "run",
+    "load_run": "runs.run",
     "run_sweep": "sweeping",
 }
 __all__ = ["FitConfig", "LLMEmbedClassifier", "Run", "SweepConfig", "fit", "load_run", "run_sweep"]

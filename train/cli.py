@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmembed.cache_format.console import (
+from llmembed.common.console import (
     Command,
     common_options,
     config_options,
     echo_json,
     version_option,
 )
-from llmembed.cache_format.errors import shown
-from llmembed.train.answers import Answers, check_output, write
+from llmembed.common.errors import shown
 from llmembed.train.config import FitConfig
-from llmembed.train.report import note_of_absent
+from llmembed.train.runs.answers import Answers, check_output, write
+from llmembed.train.runs.report import note_of_absent
 from llmembed.train.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
-    from llmembed.train.predict import Input
-    from llmembed.train.run import Run
+    from llmembed.train.runs.predict import Input
+    from llmembed.train.runs.run import Run
 
 STDIN = "-"
 _MAX_CLASSES_SHOWN = 20
@@ -134,8 +134,8 @@ def predict_main(
     if output is not None:
         check_output(output)
     _let_waiting_threads_sleep()
-    from llmembed.train.predict import named_places
-    from llmembed.train.run import load_run
+    from llmembed.train.runs.predict import named_places
+    from llmembed.train.runs.run import load_run
 
     loaded = load_run(run)
     given = _input(loaded, texts, input_path, text_column, csv)
@@ -167,7 +167,7 @@ def _input(
     column: str | None,
     csv: Mapping[str, str | None],
 ) -> Input:
-    from llmembed.train.predict import Input, read_input, read_lines
+    from llmembed.train.runs.predict import Input, read_input, read_lines
 
     if path is None:
         return Input(texts=list(texts))

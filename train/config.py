@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmembed.cache_format.cluster import check_engine
-from llmembed.cache_format.errors import ConfigError
+from llmembed.common.cluster import check_engine
+from llmembed.common.errors import ConfigError
 
 COMPLETING_FUSIONS = ("cooc", "cooc-cosine", "cooc-sqrt")  # they complete a solved classifier
 LEARNED_FUSIONS = (*COMPLETING_FUSIONS, "scalar-mix", "attention", "gated")

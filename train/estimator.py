@@ -22,11 +22,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmembed.cache_format.errors import ConfigError, DataError, MissingPackageError
+from llmembed.common.errors import ConfigError, DataError, MissingPackageError
 from llmembed.train.config import FitConfig
-from llmembed.train.data import data_in_memory
 from llmembed.train.fitting import train
-from llmembed.train.inputs import (
+from llmembed.train.inputs.arguments import (
     as_class_weights,
     as_classes,
     as_list_option,
@@ -34,9 +33,10 @@ from llmembed.train.inputs import (
     as_texts,
     as_weights,
 )
-from llmembed.train.metrics import Floats
-from llmembed.train.predict import text_features
-from llmembed.train.select import Feature
+from llmembed.train.inputs.data import data_in_memory
+from llmembed.train.inputs.select import Feature
+from llmembed.train.measures.metrics import Floats
+from llmembed.train.runs.predict import text_features
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin

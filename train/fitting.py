@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from llmembed.cache_format.memory import peak_memory_bytes
-from llmembed.train.classifier import Classifier, Trained
+from llmembed.common.memory import peak_memory_bytes
 from llmembed.train.config import FitConfig
-from llmembed.train.crossfit import solve_base, train_solved, train_stack
-from llmembed.train.data import FitData, load_data
-from llmembed.train.export import check_can_export, onnx_of
-from llmembed.train.fusion import FUSIONS
-from llmembed.train.metrics import Floats, summarise
-from llmembed.train.ray_moments import joined_if_asked
-from llmembed.train.run import (
+from llmembed.train.fusions.classifier import Classifier, Trained
+from llmembed.train.fusions.fusion import FUSIONS
+from llmembed.train.gradient.workspace import LOGS, check_logger, open_workspace
+from llmembed.train.inputs.data import FitData, load_data
+from llmembed.train.linear.crossfit import solve_base, train_solved, train_stack
+from llmembed.train.linear.ray_moments import joined_if_asked
+from llmembed.train.measures.metrics import Floats, summarise
+from llmembed.train.runs.export import check_can_export, onnx_of
+from llmembed.train.runs.run import (
     ONNX_FILE,
     Predictions,
     Run,
@@ -35,7 +36,6 @@ from llmembed.train.run import (
     write_run,
 )
 from llmembed.train.sweeping import Chosen, choose_fusion
-from llmembed.train.workspace import LOGS, check_logger, open_workspace
 
 _SPREAD_FIGURES = ("accuracy", "macro_f1", "nll")
 
@@ -154,9 +154,9 @@ def _train(chosen: Chosen, **options: Any) -> list[Trained]:
     completes_a_base = config.preset == "none" and FUSIONS[config.fusion].completes_a_base
     if completes_a_base:
         # Lightning takes seconds to import, and a core that would be idle half of the time.
-        Thread(target=import_module, args=["llmembed.train.gradient"], daemon=True).start()
+        Thread(target=import_module, args=["llmembed.train.gradient.fit"], daemon=True).start()
         base = solve_base(config, data)
-    from llmembed.train.gradient import train_by_gradient
+    from llmembed.train.gradient.fit import train_by_gradient
 
     if completes_a_base:
         beside = base.beside(data, config)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmembed.cache_format.errors import ConfigError
+from llmembed.common.errors import ConfigError
 from llmembed.train.config import DEFAULT_FOLDS, MIN_FOLDS, FitConfig
 
 

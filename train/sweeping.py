@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmembed.cache_format.errors import DataError
+from llmembed.common.errors import DataError
 from llmembed.train.config import STACKED_HEADS, FitConfig
-from llmembed.train.crossfit import grid_of
-from llmembed.train.data import FitData, columns_of, load_data
-from llmembed.train.plot import depth_plot
-from llmembed.train.ray_moments import joined_if_asked
-from llmembed.train.stack import Member
-from llmembed.train.sweep import Grid, Report, best_of, stack_of, sweep
+from llmembed.train.inputs.data import FitData, columns_of, load_data
+from llmembed.train.linear.crossfit import grid_of
+from llmembed.train.linear.ray_moments import joined_if_asked
+from llmembed.train.linear.stack import Member
+from llmembed.train.linear.sweep import Grid, Report, best_of, stack_of, sweep
+from llmembed.train.runs.plot import depth_plot
 from llmembed.train.sweep_config import SweepConfig
 
 TABLE_FILE, PLOT_FILE = "sweep.json", "sweep.svg"

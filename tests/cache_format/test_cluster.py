@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmembed.cache_format.cluster import joined
-from llmembed.cache_format.errors import ConfigError
+from llmembed.common.cluster import joined
+from llmembed.common.errors import ConfigError
 
 
 @pytest.mark.parametrize(

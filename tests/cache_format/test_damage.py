@@ -14,15 +14,15 @@ import pytest
 from toy_cache import assert_toy, tree, write_toy
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.convert import convert
-from llmembed.cache_format.errors import (
+from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.tools.convert import convert
+from llmembed.cache_format.tools.verify import Verification, verify
+from llmembed.common.errors import (
     CacheCorruptError,
     CacheFormatError,
     CacheMismatchError,
     LLMEmbedError,
 )
-from llmembed.cache_format.store import open_store
-from llmembed.cache_format.verify import Verification, verify
 
 CHUNK = "train/tiny/mean/layer_008/c.1.0"
 N_FLIPS = int(os.environ.get("LLMEMBED_FLIPS", "60"))

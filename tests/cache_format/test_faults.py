@@ -16,13 +16,13 @@ import pytest
 from toy_cache import assert_toy, end_process, write_toy
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.convert import convert
-from llmembed.cache_format.errors import CacheFormatError, LLMEmbedError
-from llmembed.cache_format.finalize import finalize
-from llmembed.cache_format.lock import LOCK
-from llmembed.cache_format.maintenance import copy
-from llmembed.cache_format.store import open_store
-from llmembed.cache_format.verify import verify
+from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.stores.lock import LOCK
+from llmembed.cache_format.tools.convert import convert
+from llmembed.cache_format.tools.finalize import finalize
+from llmembed.cache_format.tools.maintenance import copy
+from llmembed.cache_format.tools.verify import verify
+from llmembed.common.errors import CacheFormatError, LLMEmbedError
 
 SPARSENESS = int(os.environ.get("LLMEMBED_FAULTS", "3"))
 """The n-th call fails for every n up to this, then for fewer and fewer of them."""

@@ -12,9 +12,9 @@ from toy_cache import Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import open_cache
 from llmembed.cache_format.convert import convert
-from llmembed.cache_format.errors import CacheIncompleteError
 from llmembed.cache_format.store import open_store
 from llmembed.cache_format.verify import verify
+from llmembed.common.errors import CacheIncompleteError
 
 GOLDEN = Path(__file__).parent.parent / "golden/format_1"
 HAS_VERSIONS = "zarr.json"  # the root names the versions of the software that wrote it

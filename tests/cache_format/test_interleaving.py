@@ -15,12 +15,12 @@ from interleaving import count_steps, interleave, stepwise, stop_here
 from toy_cache import DATASET, SOURCE, Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import CacheWriter, open_cache
-from llmembed.cache_format.errors import CacheLockedError
-from llmembed.cache_format.finalize import finalize
-from llmembed.cache_format.local import TEMPORARY, LocalStore
-from llmembed.cache_format.lock import LOCK, SHARED, SharedLock, WriterLock, claim_key
-from llmembed.cache_format.process import owner
-from llmembed.cache_format.store import open_store
+from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.stores.local import TEMPORARY, LocalStore
+from llmembed.cache_format.stores.lock import LOCK, SHARED, SharedLock, WriterLock, claim_key
+from llmembed.cache_format.tools.finalize import finalize
+from llmembed.common.errors import CacheLockedError
+from llmembed.common.process import owner
 
 STRIDE = int(os.environ.get("LLMEMBED_STRIDE", "20"))
 """Every so many points of a second preemption are tried; 1 is all."""

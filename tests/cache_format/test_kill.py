@@ -14,9 +14,9 @@ import numpy as np
 from toy_cache import Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.errors import CacheFormatError, CacheNotFoundError
-from llmembed.cache_format.store import open_store
-from llmembed.cache_format.verify import verify
+from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.tools.verify import verify
+from llmembed.common.errors import CacheFormatError, CacheNotFoundError
 
 N_KILLS = int(os.environ.get("LLMEMBED_KILLS", "12"))
 STAGES = ((200, "4,8"), (330, "4,8,12"))  # the data set grows, and a layer is added

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmembed.cache_format.errors import ConfigError
-from llmembed.cache_format.layers import named_layers, parse_layers
+from llmembed.common.errors import ConfigError
+from llmembed.common.layers import named_layers, parse_layers
 
 BOUND = st.integers(-40, 40) | st.none()
 

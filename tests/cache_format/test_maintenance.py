@@ -16,8 +16,11 @@ from toy_cache import DATASET, SOURCE, assert_toy, tree, write_toy
 
 from llmembed.cache_format import CacheWriter, open_cache
 from llmembed.cache_format.cli import main
-from llmembed.cache_format.convert import convert
-from llmembed.cache_format.errors import (
+from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.tools.convert import convert
+from llmembed.cache_format.tools.maintenance import copy, merge, remove
+from llmembed.cache_format.tools.verify import verify
+from llmembed.common.errors import (
     CacheFormatError,
     CacheIncompleteError,
     CacheLockedError,
@@ -25,9 +28,6 @@ from llmembed.cache_format.errors import (
     CacheNotFoundError,
     ConfigError,
 )
-from llmembed.cache_format.maintenance import copy, merge, remove
-from llmembed.cache_format.store import open_store
-from llmembed.cache_format.verify import verify
 
 
 def command(*arguments: object) -> Result:

@@ -12,8 +12,8 @@ import pytest
 from toy_cache import write_toy
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.errors import CacheCorruptError
-from llmembed.cache_format.mapping import can_map, map_behind_each_other
+from llmembed.cache_format.stores.mapping import can_map, map_behind_each_other
+from llmembed.common.errors import CacheCorruptError
 
 PAGE = mmap.ALLOCATIONGRANULARITY
 

@@ -12,8 +12,9 @@ import other_system
 import pytest
 from toy_cache import tree
 
-from llmembed.cache_format import local, process
-from llmembed.cache_format.local import LocalStore
+from llmembed.cache_format.stores import local
+from llmembed.cache_format.stores.local import LocalStore
+from llmembed.common import process
 
 
 def round_trip(path: Path, *hidden: str) -> tuple[str, dict[str, bytes]]:
@@ -102,7 +103,7 @@ def test_a_file_that_is_being_read_is_replaced_when_that_is_done(
 
 def test_drives_are_paths_and_not_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A path with a drive letter is a folder, whatever its slashes."""
-    from llmembed.cache_format.store import open_store
+    from llmembed.cache_format.stores.base import open_store
 
     for path in (r"C:\caches\r8.zarr", "C:/caches/r8.zarr"):
         assert isinstance(open_store(path), LocalStore)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmembed.cache_format.progress import INTERVAL_S, Steps
+from llmembed.common.progress import INTERVAL_S, Steps
 
 
 class Time:

@@ -20,21 +20,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from toy_cache import DATASET, HIDDEN_SIZE, SOURCE, Toy, write_toy
 
-from llmembed.cache_format import CacheWriter, describe, open_cache
-from llmembed.cache_format.convert import convert
-from llmembed.cache_format.errors import (
+from llmembed.cache_format import CacheWriter, open_cache
+from llmembed.cache_format.layout.header import content_digest
+from llmembed.cache_format.layout.schema import ArrayKey
+from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.stores.lock import LOCK, SHARED, WriterLock
+from llmembed.cache_format.tools import describe
+from llmembed.cache_format.tools.convert import convert
+from llmembed.cache_format.tools.maintenance import remove
+from llmembed.cache_format.tools.verify import verify
+from llmembed.common.errors import (
     CacheCorruptError,
     CacheIncompleteError,
     CacheLockedError,
     ConfigError,
     LLMEmbedError,
 )
-from llmembed.cache_format.header import content_digest
-from llmembed.cache_format.lock import LOCK, SHARED, WriterLock
-from llmembed.cache_format.maintenance import remove
-from llmembed.cache_format.schema import ArrayKey
-from llmembed.cache_format.store import open_store
-from llmembed.cache_format.verify import verify
 
 LAYERS = st.lists(st.sampled_from([0, 4, 8]), min_size=1, max_size=3, unique=True)
 POOLINGS = st.lists(st.sampled_from(["last", "mean"]), min_size=1, max_size=2, unique=True)

@@ -15,7 +15,9 @@ import pytest
 from toy_cache import DATASET, SOURCE, Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import Cache, CacheWriter, SourceInfo, open_cache
-from llmembed.cache_format.errors import (
+from llmembed.cache_format.stores.base import storage_error
+from llmembed.cache_format.stores.local import LocalStore
+from llmembed.common.errors import (
     CacheError,
     CacheFormatError,
     CacheLockedError,
@@ -26,8 +28,6 @@ from llmembed.cache_format.errors import (
     ConfigError,
     DataError,
 )
-from llmembed.cache_format.local import LocalStore
-from llmembed.cache_format.store import storage_error
 
 
 def add(path: Path, toy: Toy | None = None, **changes: Any) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmembed.cache_format.errors import DataError, LLMEmbedError, ModelError
-from llmembed.cache_format.regular import open_regular, regular_descriptor, require_regular
+from llmembed.common.errors import DataError, LLMEmbedError, ModelError
+from llmembed.common.regular import open_regular, regular_descriptor, require_regular
 
 
 def _make_socket(path: Path) -> None:

@@ -14,10 +14,14 @@ import pytest
 from toy_cache import DATASET, Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import CacheWriter, SplitPlan, open_cache
-from llmembed.cache_format.blocks import commit
-from llmembed.cache_format.commits import Record
-from llmembed.cache_format.convert import convert
-from llmembed.cache_format.errors import (
+from llmembed.cache_format.layout.commits import Record
+from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.stores.remote import FsspecStore
+from llmembed.cache_format.tools.convert import convert
+from llmembed.cache_format.tools.maintenance import copy, remove
+from llmembed.cache_format.tools.verify import verify
+from llmembed.cache_format.writing.blocks import commit
+from llmembed.common.errors import (
     CacheCorruptError,
     CacheFormatError,
     CacheLockedError,
@@ -26,10 +30,6 @@ from llmembed.cache_format.errors import (
     CacheStorageError,
     ConfigError,
 )
-from llmembed.cache_format.maintenance import copy, remove
-from llmembed.cache_format.remote import FsspecStore
-from llmembed.cache_format.store import open_store
-from llmembed.cache_format.verify import verify
 
 
 @pytest.fixture(scope="session")

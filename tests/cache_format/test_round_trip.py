@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from toy_cache import DATASET, HIDDEN_SIZE, SOURCE, Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import Cache, CacheWriter, open_cache, plan_bytes
-from llmembed.cache_format.errors import (
+from llmembed.common.errors import (
     CacheIncompleteError,
     CacheSpaceError,
     ConfigError,

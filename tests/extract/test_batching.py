@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmembed.extract.batching import padding_share, plan_batches
+from llmembed.extract.features.batching import padding_share, plan_batches
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=200)
 BUDGET = st.integers(1, 2048)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from llmembed.cache_format.errors import LLMEmbedWarning
-from llmembed.extract.outcome import Counts
-from llmembed.extract.ray_engine import _collect
+from llmembed.common.errors import LLMEmbedWarning
+from llmembed.extract.engines.outcome import Counts
+from llmembed.extract.engines.ray_engine import _collect
 
 
 def toy_units(n_units: int) -> list[Any]:

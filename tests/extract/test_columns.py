@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from llmembed.cache_format.errors import DataError
-from llmembed.extract import spool
-from llmembed.extract.columns import MixedType, as_labels, as_texts
+from llmembed.common.errors import DataError
+from llmembed.extract.texts import spool
+from llmembed.extract.texts.columns import MixedType, as_labels, as_texts
 
 TEXTS = ["a", "Ünï 🦙", "", "a"]
 TYPES = [

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmembed.cache_format.errors import ConfigError, DataError, DatasetNotFoundError
-from llmembed.extract import spool, tables
-from llmembed.extract.corpora import load_corpus, stratified_rows
-from llmembed.extract.labelling import encode_labels
+from llmembed.common.errors import ConfigError, DataError, DatasetNotFoundError
+from llmembed.extract.texts import spool
+from llmembed.extract.texts.corpora import load_corpus, stratified_rows
+from llmembed.extract.texts.files import tables
+from llmembed.extract.texts.labelling import encode_labels
 
 TABLE = {"text": ["null", 'a "quoted",\ntext', "", "Ünï 🦙"], "label": ["no", "yes", "no", "yes"]}
 

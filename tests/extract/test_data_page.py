@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from llmembed.cache_format.errors import DataError
+from llmembed.common.errors import DataError
 from llmembed.extract.cli import main
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.corpora import corpus_of
+from llmembed.extract.texts.corpora import corpus_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -55,7 +55,7 @@ def config_of(options: str, **settings: Any) -> ExtractConfig:
     return ExtractConfig(**fields | settings)
 
 
-@pytest.mark.filterwarnings("ignore::llmembed.cache_format.errors.LLMEmbedWarning")
+@pytest.mark.filterwarnings("ignore::llmembed.common.errors.LLMEmbedWarning")
 @pytest.mark.parametrize("row", LABELS, ids=[" ".join(row[:5]) for row in LABELS])
 def test_labels_are_understood_as_the_page_says(tmp_path: Path, row: list[str]) -> None:
     """Each row of the table of labels: its classes and indices, or its error."""

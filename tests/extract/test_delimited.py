@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.errors import ConfigError, DataError, DatasetNotFoundError
+from llmembed.common.errors import ConfigError, DataError, DatasetNotFoundError
 from llmembed.extract import ExtractConfig, extract
 from llmembed.extract.cli import main as extract_main
-from llmembed.extract.corpora import load_corpus
-from llmembed.extract.dialect import Dialect
-from llmembed.extract.recheck import recheck
-from llmembed.extract.tables import read_table
+from llmembed.extract.features.recheck import recheck
+from llmembed.extract.texts.corpora import load_corpus
+from llmembed.extract.texts.files.dialect import Dialect
+from llmembed.extract.texts.files.tables import read_table
 
 
 def read(

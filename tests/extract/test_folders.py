@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from llmembed.cache_format.errors import DataError
-from llmembed.extract.corpora import load_corpus
+from llmembed.common.errors import DataError
+from llmembed.extract.texts.corpora import load_corpus
 
 Change = Callable[[Path], object]
 

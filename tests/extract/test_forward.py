@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_model import N_LAYERS, toy_texts
 
-from llmembed.extract.extractor import Extractor
-from llmembed.extract.pooling import POOL
-from llmembed.extract.recipe import Recipe
+from llmembed.extract.backbones.recipe import Recipe
+from llmembed.extract.features.extractor import Extractor
+from llmembed.extract.features.pooling import POOL
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(cut at 16 tokens|of the lone token)")
 

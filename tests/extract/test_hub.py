@@ -53,8 +53,8 @@ def test_the_hub_s_refusals_say_what_to_do(hub: str) -> None:
     """Gated, private, unknown, no such revision: one sentence each, and no token in it."""
     code = """
 import sys
-from llmembed.cache_format.errors import ModelNotFoundError
-from llmembed.extract.registry import find_model
+from llmembed.common.errors import ModelNotFoundError
+from llmembed.extract.backbones.models import find_model
 for model, revision in (("gated/a", None), ("private/a", None), ("no/a", None), ("ok/a", "v9")):
     try:
         find_model(model, revision)
@@ -77,9 +77,9 @@ for model, revision in (("gated/a", None), ("private/a", None), ("no/a", None), 
 OFFLINE = """
 import sys, warnings
 warnings.simplefilter("ignore")
-from llmembed.cache_format.errors import LLMEmbedError
-from llmembed.extract.corpora import load_corpus
-from llmembed.extract.registry import find_model
+from llmembed.common.errors import LLMEmbedError
+from llmembed.extract.texts.corpora import load_corpus
+from llmembed.extract.backbones.models import find_model
 for find, name in ((find_model, "llama2-7b"), (find_model, "no/model"), (load_corpus, "no/texts")):
     try:
         find(name)
@@ -114,8 +114,8 @@ def test_offline_nothing_is_asked(hub: str, tmp_path: Path, offline: str) -> Non
 
 UNREACHABLE = """
 import sys
-from llmembed.cache_format.errors import DatasetNotFoundError
-from llmembed.extract.corpora import load_corpus
+from llmembed.common.errors import DatasetNotFoundError
+from llmembed.extract.texts.corpora import load_corpus
 try:
     load_corpus("no/texts")
 except DatasetNotFoundError as error:

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmembed.cache_format.errors import DataError
-from llmembed.extract import json_rows, unpack
-from llmembed.extract.columns import as_labels, as_texts
-from llmembed.extract.tables import read_table
+from llmembed.common.errors import DataError
+from llmembed.extract.texts.columns import as_labels, as_texts
+from llmembed.extract.texts.files import json_rows, unpack
+from llmembed.extract.texts.files.tables import read_table
 
 
 def table_of(folder: Path, content: str, name: str = "t.jsonl") -> pa.Table:

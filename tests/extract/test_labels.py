@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmembed.cache_format.errors import DataError, LLMEmbedWarning
-from llmembed.extract.corpora import load_corpus
-from llmembed.extract.labelling import Labels, encode_labels
+from llmembed.common.errors import DataError, LLMEmbedWarning
+from llmembed.extract.texts.corpora import load_corpus
+from llmembed.extract.texts.labelling import Labels, encode_labels
 
 NAMES = {"coarse": ["animal", "plant"], "fine": ["cat", "dog", "oak"]}
 

@@ -12,7 +12,7 @@ from toy_model import toy_texts
 from zoo import Animal, save_animal
 
 from llmembed.extract import Extractor, Recipe
-from llmembed.extract.lanes import Lanes
+from llmembed.extract.fast.lanes import Lanes
 
 
 def extractor(folder: Path, dtype: str = "float32") -> Extractor:

@@ -11,9 +11,9 @@ import torch
 import transformers
 from toy_model import VOCABULARY, toy_tokenizer
 
-from llmembed.cache_format.errors import ModelError
-from llmembed.extract.backbone import Backbone, load_backbone, load_tokenizer, read_shape
-from llmembed.extract.registry import find_model
+from llmembed.common.errors import ModelError
+from llmembed.extract.backbones.load import Backbone, load_backbone, load_tokenizer, read_shape
+from llmembed.extract.backbones.models import find_model
 
 
 def load(folder: Path, n_kept: int) -> Backbone:

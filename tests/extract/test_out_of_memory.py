@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmembed.cache_format.errors import ExtractionError, LLMEmbedWarning
-from llmembed.extract.extractor import Extractor
-from llmembed.extract.recipe import Recipe
+from llmembed.common.errors import ExtractionError, LLMEmbedWarning
+from llmembed.extract.backbones.recipe import Recipe
+from llmembed.extract.features.extractor import Extractor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 MIB = 1 << 20

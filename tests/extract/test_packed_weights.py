@@ -13,7 +13,8 @@ import pytest
 import torch
 from toy_model import toy_texts
 
-from llmembed.extract import Extractor, Recipe, packed_weights
+from llmembed.extract import Extractor, Recipe
+from llmembed.extract.fast import packed_weights
 
 TEXTS = toy_texts(60)
 
@@ -30,7 +31,7 @@ def is_packed(ours: Extractor) -> set[bool]:
 
 @pytest.fixture(autouse=True)
 def _fast_at_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmembed.extract.backbone._cpu_is_fast_at_bfloat16", lambda: True)
+    monkeypatch.setattr("llmembed.extract.backbones.load._cpu_is_fast_at_bfloat16", lambda: True)
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
@@ -42,7 +43,7 @@ def test_features_stay_the_same(
     ours = extractor(folder)
     assert is_packed(ours) == {packed_weights.onednn_multiplies_bfloat16()}
     found = ours.features(TEXTS)
-    monkeypatch.setattr("llmembed.extract.backbone.pack_weights", lambda blocks: None)
+    monkeypatch.setattr("llmembed.extract.backbones.load.pack_weights", lambda blocks: None)
     for name, feature in extractor(folder).features(TEXTS).items():
         np.testing.assert_array_equal(found[name], feature)
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from toy_model import toy_texts
 from zoo import ZOO, save_animal
 
-from llmembed.extract import Extractor, Recipe, packing
-from llmembed.extract.batching import plan_packs
+from llmembed.extract import Extractor, Recipe
+from llmembed.extract.fast import packing
+from llmembed.extract.features.batching import plan_packs
 
 TEXTS = toy_texts(40, longest=14)
 MAX_LENGTH = 48
@@ -59,7 +60,7 @@ def by_text(
 
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmembed.extract.attention.varlen", by_text)
+    monkeypatch.setattr("llmembed.extract.fast.attention.varlen", by_text)
 
 
 def extractor(folder: Path, **options: Any) -> Extractor:

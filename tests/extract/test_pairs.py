@@ -13,10 +13,10 @@ import transformers
 from toy_model import toy_texts
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.errors import ConfigError, DataError
+from llmembed.common.errors import ConfigError, DataError
 from llmembed.extract import ExtractConfig, Extractor, extract
-from llmembed.extract.corpora import load_corpus
-from llmembed.train.predict import read_input
+from llmembed.extract.texts.corpora import load_corpus
+from llmembed.train.runs.predict import read_input
 
 FIRST, SECOND = toy_texts(24, longest=7), toy_texts(48, longest=4)[24:]
 

@@ -9,7 +9,7 @@ import pytest
 from toy_model import toy_texts
 
 from llmembed.cache_format import CacheWriter, open_cache
-from llmembed.cache_format.errors import (
+from llmembed.common.errors import (
     CacheFormatError,
     CacheMismatchError,
     CacheSpaceError,

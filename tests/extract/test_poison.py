@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from sabotaged import POISON
 from toy_cache import tree
 
-from llmembed.cache_format.errors import ExtractionError, LLMEmbedWarning, RowError
-from llmembed.cache_format.finalize import finalize
-from llmembed.extract import ExtractConfig, Extractor, extract, outcome
+from llmembed.cache_format.tools.finalize import finalize
+from llmembed.common.errors import ExtractionError, LLMEmbedWarning, RowError
+from llmembed.extract import ExtractConfig, Extractor, extract
 from llmembed.extract.cli import main
+from llmembed.extract.engines import outcome
 
 GOING_ON = r"row 128 is poison\. Going on with the other blocks of rows\."
 NAMED = r"row 128 is poison\. All other blocks of rows are done\."

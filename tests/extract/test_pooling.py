@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmembed.extract.pooling import POOL, pool
+from llmembed.extract.features.pooling import POOL, pool
 
 REAL_ONLY = [name for name in POOL if name != "mean_padded"]
 

@@ -12,11 +12,11 @@ import torch
 import transformers
 from toy_model import save_toy_model, toy_texts
 
-from llmembed.cache_format.errors import MissingPackageError
+from llmembed.common.errors import MissingPackageError
+from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.extractor import Extractor
-from llmembed.extract.recipe import Recipe
-from llmembed.extract.selfcheck import TOLERANCE
+from llmembed.extract.features.extractor import Extractor
+from llmembed.extract.features.selfcheck import TOLERANCE
 
 TEXTS = toy_texts(20, longest=13)
 

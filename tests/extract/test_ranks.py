@@ -15,17 +15,18 @@ import pytest
 from click.testing import CliRunner
 from toy_cache import tree
 
-from llmembed.cache_format import lock, open_cache
+from llmembed.cache_format import open_cache
 from llmembed.cache_format.cli import main as cache_main
-from llmembed.cache_format.errors import (
+from llmembed.cache_format.stores import lock
+from llmembed.cache_format.tools.finalize import finalize
+from llmembed.common.errors import (
     CacheCorruptError,
     CacheIncompleteError,
     CacheLockedError,
     ConfigError,
 )
-from llmembed.cache_format.finalize import finalize
 from llmembed.extract import ExtractConfig, extract
-from llmembed.extract.blocks import extract_blocks
+from llmembed.extract.engines.blocks import extract_blocks
 from llmembed.extract.pipeline import (
     load_extractor,
     make_plans,

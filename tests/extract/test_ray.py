@@ -11,10 +11,11 @@ import pytest
 from sabotaged import POISON, before_first_record, in_workers, two_units
 from toy_cache import tree
 
-from llmembed.cache_format.cluster import joined
-from llmembed.cache_format.errors import CacheCorruptError, ConfigError, LLMEmbedWarning, RowError
-from llmembed.extract import ExtractConfig, extract, ray_engine
-from llmembed.extract.outcome import Counts
+from llmembed.common.cluster import joined
+from llmembed.common.errors import CacheCorruptError, ConfigError, LLMEmbedWarning, RowError
+from llmembed.extract import ExtractConfig, extract
+from llmembed.extract.engines import ray_engine
+from llmembed.extract.engines.outcome import Counts
 
 pytestmark = [
     pytest.mark.ray,

@@ -13,9 +13,9 @@ from toy_model import toy_texts
 
 from llmembed.cache_format import CacheWriter, open_cache
 from llmembed.cache_format.cli import main
-from llmembed.cache_format.errors import CacheMismatchError, DataError
+from llmembed.common.errors import CacheMismatchError, DataError
 from llmembed.extract import ExtractConfig, extract
-from llmembed.extract.recheck import recheck
+from llmembed.extract.features.recheck import recheck
 
 TEXTS = toy_texts(40)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from llmembed.cache_format.errors import ConfigError, ModelError, ModelNotFoundError
-from llmembed.extract.backbone import read_shape, resolve_device
-from llmembed.extract.gguf import as_safetensors
-from llmembed.extract.recipe import Recipe
-from llmembed.extract.registry import find_model
-from llmembed.extract.weights import hash_files
+from llmembed.common.errors import ConfigError, ModelError, ModelNotFoundError
+from llmembed.extract.backbones.gguf import as_safetensors
+from llmembed.extract.backbones.load import read_shape, resolve_device
+from llmembed.extract.backbones.models import find_model
+from llmembed.extract.backbones.recipe import Recipe
+from llmembed.extract.backbones.weights import hash_files
 
 
 def recipe(folder: Path, max_length: int = 16) -> Recipe:
@@ -112,7 +112,7 @@ def test_missing_weights_are_named(llama: Path, tmp_path: Path) -> None:
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     del tensors["layers.1.mlp.up_proj.weight"]
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    from llmembed.extract.extractor import Extractor
+    from llmembed.extract.features.extractor import Extractor
 
     with pytest.raises(ModelError, match=r"lack 'layers\.1\.mlp\.up_proj\.weight'"):
         Extractor(recipe(folder), layers=[2], poolings=["mean"])
@@ -121,7 +121,7 @@ def test_missing_weights_are_named(llama: Path, tmp_path: Path) -> None:
 
 def test_truncated_weights_are_named(llama: Path, tmp_path: Path) -> None:
     """A weights file that is cut short is an error with its folder."""
-    from llmembed.extract.extractor import Extractor
+    from llmembed.extract.features.extractor import Extractor
 
     shutil.copytree(llama, tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"

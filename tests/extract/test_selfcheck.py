@@ -7,10 +7,10 @@ import pytest
 import torch
 from toy_model import toy_texts
 
-from llmembed.cache_format.errors import ExtractionError
-from llmembed.extract.extractor import Extractor
-from llmembed.extract.recipe import Recipe
-from llmembed.extract.taps import tap
+from llmembed.common.errors import ExtractionError
+from llmembed.extract.backbones.hooks import tap
+from llmembed.extract.backbones.recipe import Recipe
+from llmembed.extract.features.extractor import Extractor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(cut at 16 tokens|of the lone token)")
 

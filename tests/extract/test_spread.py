@@ -15,8 +15,8 @@ import transformers
 from toy_model import toy_texts
 
 from llmembed.extract import ExtractConfig, Extractor
+from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.pipeline import load_extractor, prepare
-from llmembed.extract.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(cut at 16 tokens|of the lone token)")
 

@@ -24,11 +24,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmembed.cache_format.errors import ConfigError, DataError, LLMEmbedWarning
-from llmembed.extract import spool, tables, unpack
-from llmembed.extract.columns import as_labels, as_texts
-from llmembed.extract.dialect import Dialect
-from llmembed.extract.tables import READERS, read_table, split_suffix
+from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
+from llmembed.extract.texts import spool
+from llmembed.extract.texts.columns import as_labels, as_texts
+from llmembed.extract.texts.files import tables, unpack
+from llmembed.extract.texts.files.dialect import Dialect
+from llmembed.extract.texts.files.tables import READERS, read_table, split_suffix
 
 Columns = dict[str, list[Any]]
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmembed.cache_format.errors import ConfigError, ModelError
+from llmembed.common.errors import ConfigError, ModelError
+from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.pairs import SEPARATOR, fill
-from llmembed.extract.recipe import Recipe
+from llmembed.extract.texts.pairs import SEPARATOR, fill
 
 RECORD = {"model": "m", "max_length": 8, "compute_dtype": "float32", "dtype": "float16"}
 

@@ -13,10 +13,10 @@ import transformers
 from toy_model import toy_texts
 from zoo import N_LAYERS, ZOO, Animal, save_animal
 
-from llmembed.cache_format.errors import ExtractionError, ModelError
-from llmembed.extract.extractor import Extractor
-from llmembed.extract.pooling import POOL
-from llmembed.extract.recipe import Recipe
+from llmembed.common.errors import ExtractionError, ModelError
+from llmembed.extract.backbones.recipe import Recipe
+from llmembed.extract.features.extractor import Extractor
+from llmembed.extract.features.pooling import POOL
 
 TEXTS = toy_texts(6, longest=14)
 POOLINGS = [name for name in POOL if name != "mean_padded"]

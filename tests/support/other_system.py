@@ -57,7 +57,7 @@ def hide_links() -> None:
 
 def hide_proc() -> None:
     """Only Linux tells of processes in files."""
-    from llmembed.cache_format import process
+    from llmembed.common import process
 
     process._PROC = Path("/nonexistent")
 
@@ -78,9 +78,9 @@ def main() -> None:
     import toy_cache
 
     from llmembed.cache_format import CacheWriter, open_cache
-    from llmembed.cache_format.errors import CacheLockedError
-    from llmembed.cache_format.store import open_store
-    from llmembed.cache_format.verify import verify
+    from llmembed.cache_format.stores.base import open_store
+    from llmembed.cache_format.tools.verify import verify
+    from llmembed.common.errors import CacheLockedError
 
     toy_cache.write_toy(path, 1100, n_blocks=2, fsync=True)
     toy_cache.write_toy(path, 1100)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from llmembed.extract import ray_engine
+from llmembed.extract.engines import ray_engine
 
 POISON = """
-from llmembed.cache_format.errors import RowError
-from llmembed.extract.extractor import Extractor
+from llmembed.common.errors import RowError
+from llmembed.extract.features.extractor import Extractor
 compute = Extractor.compute
 def poisoned(self, ids, on_batch, describe_row):
     if describe_row(0).endswith('row 128'):
@@ -26,7 +26,7 @@ def fatal_to_worker(row: int) -> str:
     """Make code that ends every worker that is given the unit which begins with a row."""
     return f"""
 import json, os
-from llmembed.extract.ray_worker import Worker
+from llmembed.extract.engines.ray_worker import Worker
 call = Worker.__call__
 def die(self, batch):
     (unit,) = batch["unit"]
@@ -65,7 +65,7 @@ def before_first_record(marker: Path, then: str) -> str:
     """Make code that does something before a record, in the first worker that comes so far."""
     return f"""
 import os, pathlib, signal
-from llmembed.cache_format import blocks
+from llmembed.cache_format.writing import blocks
 commit, marker = blocks.commit, pathlib.Path({str(marker)!r})
 def first(*arguments):
     try:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning, RunStorageError
-from llmembed.train.answers import Answers, check_output, write
+from llmembed.common.errors import ConfigError, LLMEmbedWarning, RunStorageError
+from llmembed.train.runs.answers import Answers, check_output, write
 
 PROBA = np.array([[0.25, 0.75], [0.875, 0.125]])
 BESIDE: dict[str, Any] = {

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from llmembed.train.calibration import calibrate, calibrate_trained, fit_temperature
-from llmembed.train.metrics import ece
+from llmembed.train.measures.calibration import calibrate, calibrate_trained, fit_temperature
+from llmembed.train.measures.metrics import ece
 
 
 def nll(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from clustered import MakeCache
 
-from llmembed.cache_format.errors import ConfigError
+from llmembed.common.errors import ConfigError
 from llmembed.train import FitConfig, SweepConfig, run_sweep
 from llmembed.train.cli import fit_main, sweep_main
 

@@ -7,9 +7,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import RidgeClassifier
 from torch import Tensor
 
-from llmembed.train.closed import ABSENT_BIAS, LDA, Ridge, held_out_scores
-from llmembed.train.gram import FoldMoments
-from llmembed.train.shares import draw_folds
+from llmembed.train.inputs.shares import draw_folds
+from llmembed.train.linear.closed import ABSENT_BIAS, LDA, Ridge, held_out_scores
+from llmembed.train.linear.gram import FoldMoments
 
 N, WIDTH, N_CLASSES = 120, 12, 3
 CLOSED_FORMS = {"ridge": Ridge, "lda": LDA}

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from llmembed.cache_format.console import field_docs
-from llmembed.cache_format.errors import ConfigError
+from llmembed.common.console import field_docs
+from llmembed.common.errors import ConfigError
 from llmembed.train.config import FitConfig, Training
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmembed.cache_format import CacheWriter, open_cache
-from llmembed.cache_format.errors import (
+from llmembed.common.errors import (
     CacheCorruptError,
     CacheIncompleteError,
     CacheSpaceError,
@@ -20,14 +20,15 @@ from llmembed.cache_format.errors import (
     DataError,
     LLMEmbedWarning,
 )
-from llmembed.train import data as data_module
-from llmembed.train import fit, spill
-from llmembed.train.classifier import Standardiser
+from llmembed.train import fit
 from llmembed.train.config import FitConfig
-from llmembed.train.data import FeatureBatches, _check_finite, load_data
-from llmembed.train.select import Feature
-from llmembed.train.shares import draw_stratified
-from llmembed.train.spill import make_room
+from llmembed.train.fusions.classifier import Standardiser
+from llmembed.train.inputs.arguments import data as data_module
+from llmembed.train.inputs.arguments import spill
+from llmembed.train.inputs.data import FeatureBatches, _check_finite, load_data
+from llmembed.train.inputs.select import Feature
+from llmembed.train.inputs.shares import draw_stratified
+from llmembed.train.inputs.spill import make_room
 
 
 def test_features_stand_side_by_side_and_standardised(make_cache: MakeCache) -> None:

@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmembed.cache_format.errors import ConfigError, DataError, LLMEmbedWarning
+from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
 from llmembed.train import FitConfig, fit
-from llmembed.train.classifier import Standardiser
-from llmembed.train.closed import ABSENT_BIAS, LDA, factorise
 from llmembed.train.config import COMPLETING_FUSIONS, FIXED_FUSIONS, LEARNED_FUSIONS
-from llmembed.train.data import data_in_memory
 from llmembed.train.fitting import Outcome, train
-from llmembed.train.gram import Moments
-from llmembed.train.select import Feature
-from llmembed.train.shares import draw_stratified
+from llmembed.train.fusions.classifier import Standardiser
+from llmembed.train.inputs.data import data_in_memory
+from llmembed.train.inputs.select import Feature
+from llmembed.train.inputs.shares import draw_stratified
+from llmembed.train.linear.closed import ABSENT_BIAS, LDA, factorise
+from llmembed.train.linear.gram import Moments
 from llmembed.train.sweep_config import SweepConfig
 from llmembed.train.sweeping import run_sweep
 

@@ -15,13 +15,13 @@ from clustered import LABELS, MakeCache
 from torch import Tensor, nn
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.errors import ConfigError
+from llmembed.common.errors import ConfigError
 from llmembed.train import FitConfig, load_run
-from llmembed.train.classifier import Architecture, Classifier
 from llmembed.train.cli import fit_main
-from llmembed.train.data import read_features
-from llmembed.train.export import to_onnx
-from llmembed.train.fusion import FUSIONS
+from llmembed.train.fusions.classifier import Architecture, Classifier
+from llmembed.train.fusions.fusion import FUSIONS
+from llmembed.train.inputs.data import read_features
+from llmembed.train.runs.export import to_onnx
 
 
 class Everything(nn.Module):

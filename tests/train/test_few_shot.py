@@ -11,7 +11,7 @@ import pytest
 from clustered import LABELS, MakeCache, clustered
 from toy_model import save_toy_model
 
-from llmembed.cache_format.errors import ConfigError, LLMEmbedWarning
+from llmembed.common.errors import ConfigError, LLMEmbedWarning
 from llmembed.train import FitConfig, LLMEmbedClassifier, fit, load_run
 from llmembed.train.cli import metrics_table
 

@@ -17,20 +17,20 @@ from clustered import LABELS, MakeCache, clustered, write_cache
 from safetensors.torch import load_file, save_file
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.errors import (
+from llmembed.common.errors import (
     ConfigError,
     LLMEmbedWarning,
     RunFormatError,
     RunNotFoundError,
 )
 from llmembed.train import FitConfig, Run, fit, load_run
-from llmembed.train.classifier import Architecture, Classifier
 from llmembed.train.config import LEARNED_FUSIONS
-from llmembed.train.data import class_weights, load_data, read_features
 from llmembed.train.fitting import train
-from llmembed.train.fusion import FUSIONS
-from llmembed.train.heads import Dropout
-from llmembed.train.workspace import checkpoint_name
+from llmembed.train.fusions.classifier import Architecture, Classifier
+from llmembed.train.fusions.fusion import FUSIONS
+from llmembed.train.fusions.heads import Dropout
+from llmembed.train.gradient.workspace import checkpoint_name
+from llmembed.train.inputs.data import class_weights, load_data, read_features
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 32, "lr": 0.01, "accelerator": "cpu"}
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmembed.cache_format.errors import ConfigError
+from llmembed.common.errors import ConfigError
 from llmembed.train import config
-from llmembed.train.fusion import (
+from llmembed.train.fusions.fusion import (
     FUSIONS,
     Attention,
     Concat,

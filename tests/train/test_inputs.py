@@ -17,9 +17,9 @@ from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import check_random_state
 from toy_model import save_toy_model, toy_texts
 
-from llmembed.cache_format.errors import ConfigError, DataError
+from llmembed.common.errors import ConfigError, DataError
 from llmembed.train import LLMEmbedClassifier
-from llmembed.train.inputs import as_classes, as_seed, as_texts
+from llmembed.train.inputs.arguments import as_classes, as_seed, as_texts
 
 TEXTS = [f"w{1 + row % 2} " * 6 + text for row, text in enumerate(toy_texts(20, longest=4))]
 CLASSES = ["cocoa", "trade"] * 10

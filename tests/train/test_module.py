@@ -4,10 +4,10 @@ import torch
 from clustered import MakeCache
 
 from llmembed.train import FitConfig
-from llmembed.train.classifier import Classifier
-from llmembed.train.data import FeatureBatches, architecture_of, load_data
-from llmembed.train.gradient import train_by_gradient
-from llmembed.train.module import ClassifierModule, Optimisation
+from llmembed.train.fusions.classifier import Classifier
+from llmembed.train.gradient.fit import train_by_gradient
+from llmembed.train.gradient.module import ClassifierModule, Optimisation
+from llmembed.train.inputs.data import FeatureBatches, architecture_of, load_data
 
 
 def test_lightning_takes_the_steps_of_a_plain_loop(make_cache: MakeCache) -> None:

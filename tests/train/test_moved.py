@@ -18,13 +18,15 @@ from click.testing import CliRunner
 from toy_model import save_toy_model, toy_texts
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.errors import (
+from llmembed.common.errors import (
     ConfigError,
     LLMEmbedWarning,
     ModelError,
     ModelNotFoundError,
 )
-from llmembed.extract import ExtractConfig, Extraction, extract, extractor, recipe
+from llmembed.extract import ExtractConfig, Extraction, extract
+from llmembed.extract.backbones import recipe
+from llmembed.extract.features import extractor
 from llmembed.train import FitConfig, Run, fit, load_run
 from llmembed.train.cli import predict_main
 

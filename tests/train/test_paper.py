@@ -9,11 +9,11 @@ import pytest
 import torch
 from clustered import MakeCache, clustered, write_cache
 
-from llmembed.cache_format.errors import ConfigError
+from llmembed.common.errors import ConfigError
 from llmembed.train import FitConfig, fit, load_run
-from llmembed.train.classifier import Architecture, Classifier
-from llmembed.train.paper import SIGMAS, paper_features
-from llmembed.train.select import Feature
+from llmembed.train.fusions.classifier import Architecture, Classifier
+from llmembed.train.fusions.paper import SIGMAS, paper_features
+from llmembed.train.inputs.select import Feature
 
 WIDTHS, N_CLASSES = (*(12,) * 5, 1024, 1024), 3  # the LLM's last five layers, BERT, RoBERTa
 LAYERS = tuple(range(1, 7))

@@ -17,7 +17,7 @@ from toy_model import toy_texts
 
 from llmembed.cache_format import open_cache
 from llmembed.cache_format.cli import main as cache_main
-from llmembed.cache_format.errors import (
+from llmembed.common.errors import (
     ConfigError,
     DataError,
     DatasetNotFoundError,
@@ -27,8 +27,8 @@ from llmembed.cache_format.errors import (
 from llmembed.extract.cli import main as extract_main
 from llmembed.train import Run, load_run
 from llmembed.train.cli import fit_main, predict_main, sweep_main
-from llmembed.train.data import read_features
-from llmembed.train.predict import read_input
+from llmembed.train.inputs.data import read_features
+from llmembed.train.runs.predict import read_input
 
 
 def invoke(run: Run, *options: str) -> Any:

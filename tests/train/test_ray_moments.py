@@ -14,11 +14,12 @@ import torch
 from clustered import MakeCache, clustered
 from torch import Tensor
 
-from llmembed.cache_format.cluster import joined
-from llmembed.cache_format.errors import ConfigError, DataError, EngineError, MissingPackageError
-from llmembed.train import FitConfig, SweepConfig, fit, ray_moments, run_sweep
-from llmembed.train.crossfit import grid_of
-from llmembed.train.data import load_data
+from llmembed.common.cluster import joined
+from llmembed.common.errors import ConfigError, DataError, EngineError, MissingPackageError
+from llmembed.train import FitConfig, SweepConfig, fit, run_sweep
+from llmembed.train.inputs.data import load_data
+from llmembed.train.linear import ray_moments
+from llmembed.train.linear.crossfit import grid_of
 
 N = 2500  # three shares at most
 

@@ -16,7 +16,7 @@ from clustered import write_cache
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmembed.cache_format.errors import LLMEmbedError, RunFormatError, RunNotFoundError
+from llmembed.common.errors import LLMEmbedError, RunFormatError, RunNotFoundError
 from llmembed.train import FitConfig, Run, fit, load_run
 
 FILES = ("config.json", "metrics.json", "model.safetensors")
@@ -81,7 +81,7 @@ def test_a_file_of_a_terabyte_is_not_read(run: Run) -> None:
     with (run.path / "metrics.json").open("r+b") as file:
         file.truncate(1 << 40)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmembed.train.record._MAX_BYTES", 1 << 20)
+        patch.setattr("llmembed.train.runs.record._MAX_BYTES", 1 << 20)
         with pytest.raises(RunFormatError, match="has more than 1,048,576 bytes"):
             load_run(run.path)
 
@@ -132,7 +132,7 @@ def test_any_record_loads_or_is_a_known_error(run: Run, data: st.DataObject) -> 
         loaded.predict(["a text"])
 
 
-@pytest.mark.filterwarnings("ignore::llmembed.cache_format.errors.LLMEmbedWarning")
+@pytest.mark.filterwarnings("ignore::llmembed.common.errors.LLMEmbedWarning")
 @FUZZ
 @given(data=st.data())
 def test_any_recipe_predicts_or_is_a_known_error(

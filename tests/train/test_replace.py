@@ -20,18 +20,19 @@ import numpy as np
 import pytest
 from clustered import MakeCache, write_cache
 
-from llmembed.cache_format.errors import (
+from llmembed.common import replace
+from llmembed.common.errors import (
     ConfigError,
     LLMEmbedWarning,
     RunFormatError,
     RunStorageError,
 )
-from llmembed.cache_format.process import owner
-from llmembed.train import FitConfig, Run, fit, load_run, replace
-from llmembed.train import run as runs
-from llmembed.train.record import read_json
-from llmembed.train.replace import exchange, make_beside, put_in_place, recover, standing
-from llmembed.train.run import Predictions, write_run
+from llmembed.common.process import owner
+from llmembed.common.replace import exchange, make_beside, put_in_place, recover, standing
+from llmembed.train import FitConfig, Run, fit, load_run
+from llmembed.train.runs import run as runs
+from llmembed.train.runs.record import read_json
+from llmembed.train.runs.run import Predictions, write_run
 
 OPERATIONS = ("mkdir", "fsync", "rename", "unlink", "rmdir", "scandir")
 

@@ -12,10 +12,10 @@ import torch
 from click.testing import CliRunner
 from clustered import MakeCache, clustered
 
-from llmembed.cache_format.errors import LLMEmbedWarning
+from llmembed.common.errors import LLMEmbedWarning
 from llmembed.train import FitConfig, fit
 from llmembed.train.cli import fit_main, metrics_table
-from llmembed.train.data import load_data
+from llmembed.train.inputs.data import load_data
 
 GRADIENT = {"fusion": "scalar-mix", "epochs": 3, "layers": "1,2"}
 

@@ -6,9 +6,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from llmembed.train.closed import ABSENT_BIAS
-from llmembed.train.shares import draw_folds
-from llmembed.train.solvers import Problem, SoftmaxSolver, choose_head
+from llmembed.train.inputs.shares import draw_folds
+from llmembed.train.linear.closed import ABSENT_BIAS
+from llmembed.train.linear.solvers import Problem, SoftmaxSolver, choose_head
 
 N, WIDTH = 150, 10
 

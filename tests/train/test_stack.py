@@ -7,10 +7,10 @@ from clustered import MakeCache, clustered
 
 from llmembed.cache_format import open_cache
 from llmembed.train import FitConfig, fit, load_run
-from llmembed.train.closed import LinearMap
-from llmembed.train.crossfit import solve_base
-from llmembed.train.data import load_data, read_features
-from llmembed.train.stack import average, pick, spread
+from llmembed.train.inputs.data import load_data, read_features
+from llmembed.train.linear.closed import LinearMap
+from llmembed.train.linear.crossfit import solve_base
+from llmembed.train.linear.stack import average, pick, spread
 
 
 def test_a_weak_member_that_knows_something_else_is_picked() -> None:

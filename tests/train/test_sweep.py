@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from llmembed.train.closed import LinearMap
-from llmembed.train.shares import draw_folds
-from llmembed.train.sweep import Candidate, Grid, best_of, sweep
+from llmembed.train.inputs.shares import draw_folds
+from llmembed.train.linear.closed import LinearMap
+from llmembed.train.linear.sweep import Candidate, Grid, best_of, sweep
 
 N, WIDTH = 240, 6
 

@@ -16,17 +16,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch import Tensor
 
-from llmembed.cache_format.errors import ConfigError, DataError
+from llmembed.common.errors import ConfigError, DataError
 from llmembed.train import FitConfig
-from llmembed.train.calibration import calibrate, calibrate_trained, fit_temperature
-from llmembed.train.classifier import Architecture, Classifier, Standardiser
-from llmembed.train.closed import Ridge
-from llmembed.train.data import load_data, proportions
-from llmembed.train.module import ClassifierModule, Optimisation
-from llmembed.train.solvers import SOLVERS, Problem, SoftmaxSolver, choose_head
-from llmembed.train.sweep import Grid, sweep
-from llmembed.train.weighing import mean_loss
-from llmembed.train.workspace import checkpoint_name
+from llmembed.train.fusions.classifier import Architecture, Classifier, Standardiser
+from llmembed.train.gradient.module import ClassifierModule, Optimisation
+from llmembed.train.gradient.workspace import checkpoint_name
+from llmembed.train.inputs.data import load_data, proportions
+from llmembed.train.inputs.weighing import mean_loss
+from llmembed.train.linear.closed import Ridge
+from llmembed.train.linear.solvers import SOLVERS, Problem, SoftmaxSolver, choose_head
+from llmembed.train.linear.sweep import Grid, sweep
+from llmembed.train.measures.calibration import calibrate, calibrate_trained, fit_temperature
 
 N, WIDTH, N_CLASSES = 60, 6, 3
 CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 0.5])

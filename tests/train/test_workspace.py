@@ -14,9 +14,10 @@ import torch
 from clustered import MakeCache
 from safetensors.torch import load_file
 
-from llmembed.cache_format.errors import ConfigError, MissingPackageError, RunFormatError
-from llmembed.train import FitConfig, fit, workspace
-from llmembed.train.module import ClassifierModule
+from llmembed.common.errors import ConfigError, MissingPackageError, RunFormatError
+from llmembed.train import FitConfig, fit
+from llmembed.train.gradient.fit import workspace
+from llmembed.train.gradient.module import ClassifierModule
 
 HANDLER = signal.getsignal(signal.SIGINT)  # ignored in what a shell runs in the background
 KILLED = """

@@ -1,0 +1,1 @@
+"""What a cache consists of: its documents, arrays, columns and commit records."""

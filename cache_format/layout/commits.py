@@ -1,0 +1,318 @@
+"""Which rows of which array count: the commit records, and the index made from them.
+
+A record is written last, after every chunk it names, and created only if absent; rows without one
+do not exist. Records are the truth; the index repeats what they say about one complete array, so
+that a reader need not open thousands of them. An index that does not fit the split is ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from llmembed.cache_format.layout.arrays import in_parallel
+from llmembed.cache_format.layout.chunks import digest
+from llmembed.cache_format.layout.documents import dump, parse
+from llmembed.cache_format.layout.schema import (
+    FORMAT_VERSION,
+    HIDDEN,
+    JSON,
+    MAX_BLOCK_ROWS,
+    MAX_BLOCKS,
+    N_TOKENS,
+    Fields,
+    SplitInfo,
+    parse_array_name,
+)
+from llmembed.cache_format.stores.base import Store
+from llmembed.common.errors import CacheFormatError, CacheMismatchError, shown
+
+COMMITS = f"{HIDDEN}/commits"
+INDEX = f"{HIDDEN}/index"
+_HEX_DIGITS = 32
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One committed block of rows of one or more arrays."""
+
+    split: str
+    """The split's name."""
+    source: str
+    """The source's name."""
+    start: int
+    """First row, a multiple of the block rows."""
+    stop: int
+    """One past the last row."""
+    texts: str
+    """xxh3-128 of text_hash[start:stop]."""
+    arrays: Mapping[str, str]
+    """xxh3-128 of the rows of each array, under its name within the source."""
+
+    def key(self, block_rows: int) -> str:
+        """Key of the record: block, rows, and which arrays, so that no two records share one."""
+        arrays = xxhash.xxh3_64_hexdigest("\n".join(sorted(self.arrays)).encode())[:8]
+        name = f"{self.start // block_rows:08d}-{self.stop - self.start:04d}-{arrays}.json"
+        return f"{records_key(self.split, self.source)}/{name}"
+
+    def document(self) -> dict[str, JSON]:
+        """Make the JSON document."""
+        return {"format": FORMAT_VERSION, **vars(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldRows:
+    """What is committed of one block of an array."""
+
+    n_rows: int
+    """How many of its leading rows."""
+    hash: str
+    """xxh3-128 of those rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockCommits:
+    """What is committed of one array."""
+
+    rows: NDArray[np.int64]
+    """int64 `[n_blocks]`: how many leading rows of each block are committed."""
+    hashes: tuple[str | None, ...]
+    """xxh3-128 of those rows, None where there are none."""
+
+    def block(self, index: int) -> OldRows | None:
+        """Say what is committed of one block, None if nothing is."""
+        n_rows, found = int(self.rows[index]), self.hashes[index]
+        return OldRows(n_rows=n_rows, hash=found) if n_rows and found else None
+
+
+class Commits:
+    """What is committed of a source in a split.
+
+    Args:
+        store: where the cache lies.
+        split: the split's name.
+        info: its rows.
+        source: the source's name.
+        block_rows: R.
+    """
+
+    def __init__(
+        self, store: Store, split: str, info: SplitInfo, source: str, block_rows: int
+    ) -> None:
+        if info.n_rows > MAX_BLOCKS * block_rows:
+            raise CacheFormatError(
+                f"{store.location}: split {split!r} claims {info.n_rows} rows in blocks of "
+                f"{block_rows}, more than {MAX_BLOCKS} blocks. The cache is damaged."
+            )
+        self._store = store
+        self._info = info
+        self.split = split
+        self.source = source
+        self.block_rows = block_rows
+        self._records: list[Record] | None = None
+        self.half_written: list[str] = []
+
+    @cached_property
+    def expected(self) -> NDArray[np.int64]:
+        """int64 `[n_blocks]`: how many rows each block has."""
+        starts = np.arange(0, self._info.n_rows, self.block_rows, dtype=np.int64)
+        return np.minimum(self.block_rows, self._info.n_rows - starts)
+
+    @property
+    def records(self) -> list[Record]:
+        """Every readable record, read once."""
+        if self._records is None:
+            self._records = [record for _, record in self.read_records()]
+        return self._records
+
+    def array(self, name: str) -> BlockCommits:
+        """Say what is committed of an array, by its index or else by the records."""
+        return self._by_index(name) or self._by_records(name)
+
+    def is_complete(self, name: str) -> bool:
+        """Tell whether every row of an array is committed."""
+        return bool((self.array(name).rows == self.expected).all())
+
+    def n_committed(self, name: str) -> int:
+        """Count the committed rows of an array."""
+        return int(self.array(name).rows.sum())
+
+    def is_indexed(self, name: str) -> bool:
+        """Tell whether an array has an index that fits."""
+        return self._by_index(name) is not None
+
+    def write_index(self, name: str) -> None:
+        """Write the index of a complete array."""
+        self._store.put(self.index_key(name), [self._index(name)])
+
+    def index_agrees(self, name: str) -> bool:
+        """Tell whether an array has no index, or one that says what the records say."""
+        return self._store.get(self.index_key(name)) in (None, self._index(name))
+
+    def index_key(self, name: str) -> str:
+        """Key of an array's index."""
+        return f"{INDEX}/{self.split}/{self.source}/{name}.json"
+
+    def check_texts(self, text_hash: NDArray[np.uint64]) -> None:
+        """Refuse records of other texts, among those that had to be read.
+
+        Raises:
+            CacheMismatchError: naming the record.
+        """
+        for record in self._records or ():
+            if record.texts != digest(text_hash[record.start : record.stop]):
+                raise CacheMismatchError(
+                    f"{self._store.location}/{record.key(self.block_rows)} was committed for "
+                    f"other texts in rows {record.start}-{record.stop}. Delete it and extract "
+                    "again."
+                )
+
+    def drop(self, lost: Mapping[str, set[int]]) -> None:
+        """Delete half-written records and withdraw blocks whose chunks are gone.
+
+        What the withdrawn records say of other arrays stays.
+
+        Args:
+            lost: block numbers by array name.
+        """
+        for key in [*self.half_written, *(self.index_key(name) for name in lost)]:
+            self._store.delete(key)
+        for record in self.records if lost else ():
+            block = record.start // self.block_rows
+            kept = {k: v for k, v in record.arrays.items() if block not in lost.get(k, ())}
+            if len(kept) < len(record.arrays):
+                if kept:
+                    rest = replace(record, arrays=kept)
+                    self._store.put(rest.key(self.block_rows), [dump(rest.document())])
+                self._store.delete(record.key(self.block_rows))
+        self._records = None
+
+    def superseded(self) -> list[str]:
+        """Name the records whose every array has more rows of the block by a later record."""
+        names = {name for record in self.records for name in record.arrays}
+        rows = {name: self._by_records(name).rows for name in names}
+        return [
+            record.key(self.block_rows)
+            for record in self.records
+            if all(
+                rows[name][record.start // self.block_rows] > record.stop - record.start
+                for name in record.arrays
+            )
+        ]
+
+    def read_records(self) -> list[tuple[str, Record]]:
+        """Read all records with their keys; a half-written one is left out with a warning.
+
+        Raises:
+            CacheFormatError: if a record belongs to another split, source or plan.
+        """
+        folder = records_key(self.split, self.source)
+        keys = [f"{folder}/{name}" for name in self._store.names(folder)]
+        found: list[Record | None] = [None] * len(keys)
+        self.half_written = []
+
+        def read(index: int) -> None:
+            found[index] = self._read_record(keys[index])
+
+        in_parallel(self._store, read, range(len(keys)))
+        self.half_written.sort()
+        return [(key, record) for key, record in zip(keys, found, strict=True) if record]
+
+    def _read_record(self, key: str) -> Record | None:
+        where = shown(f"{self._store.location}/{key}")
+        data = self._store.get(key) or b""
+        try:
+            fields = parse(data, where)
+        except CacheFormatError:
+            self.half_written.append(key)
+            _log.warning("%s is half-written; its block does not count and is redone.", where)
+            return None
+        record = _parse_record(fields)
+        ours = record.split == self.split and record.source == self.source
+        fits = record.start % self.block_rows == 0 and record.stop <= self._info.n_rows
+        if not (ours and fits and record.key(self.block_rows) == key):
+            raise CacheFormatError(
+                f"{where} is a record of rows {record.start}-{record.stop} of "
+                f"{record.split[:100]!r}, {record.source[:100]!r}, which does not belong there: "
+                f"{self.split!r} has {self._info.n_rows} rows in blocks of {self.block_rows}. "
+                "Was it copied from another cache? Delete it and extract again."
+            )
+        return record
+
+    def _by_records(self, name: str) -> BlockCommits:
+        rows = np.zeros(len(self.expected), np.int64)
+        hashes: list[str | None] = [None] * len(rows)
+        for record in self.records:
+            block, n = record.start // self.block_rows, record.stop - record.start
+            if name in record.arrays and n > rows[block]:
+                rows[block], hashes[block] = n, record.arrays[name]
+        return BlockCommits(rows=rows, hashes=tuple(hashes))
+
+    def _by_index(self, name: str) -> BlockCommits | None:
+        data = self._store.get(self.index_key(name))
+        if data is None:
+            return None
+        head = self._index_head()
+        try:
+            fields = parse(data, f"{self._store.location}/{self.index_key(name)}")
+            joined = fields.get("hashes", str)
+        except CacheFormatError as error:
+            _log.warning("The commit records are read instead: %s", error)
+            return None
+        fits = {key: fields.value.get(key) for key in head} == head
+        if not fits or len(joined) != _HEX_DIGITS * len(self.expected):
+            return None
+        cuts = range(0, len(joined), _HEX_DIGITS)
+        hashes = tuple(joined[cut : cut + _HEX_DIGITS] for cut in cuts)
+        return BlockCommits(rows=self.expected, hashes=hashes)
+
+    def _index(self, name: str) -> bytes:
+        hashes = "".join(h or "" for h in self._by_records(name).hashes)
+        return dump(self._index_head() | {"hashes": hashes})
+
+    def _index_head(self) -> dict[str, JSON]:
+        return {
+            "format": FORMAT_VERSION,
+            "n_rows": self._info.n_rows,
+            "block_rows": self.block_rows,
+            "texts": self._info.texts,
+        }
+
+
+def records_key(split: str, source: str) -> str:
+    """Key of the folder that holds the records of a source in a split."""
+    return f"{COMMITS}/{split}/{source}"
+
+
+def is_half_written(data: bytes) -> bool:
+    """Tell whether a record is no JSON document, so that it does not count."""
+    try:
+        parse(data, "")
+    except CacheFormatError:
+        return True
+    return False
+
+
+def _parse_record(fields: Fields) -> Record:
+    fields.integer("format", FORMAT_VERSION, FORMAT_VERSION)
+    start = fields.integer("start", 0, 2**53)
+    arrays = fields.fields("arrays")
+    for name in arrays.value:
+        arrays.get(name, str)
+        if name != N_TOKENS:
+            parse_array_name(name, fields.where)
+    return Record(
+        split=fields.get("split", str),
+        source=fields.get("source", str),
+        start=start,
+        stop=fields.integer("stop", start + 1, start + MAX_BLOCK_ROWS),
+        texts=fields.get("texts", str),
+        arrays=arrays.value,
+    )

@@ -1,0 +1,109 @@
+"""Joining Ray: what both stages share of `--engine ray`. Ray is imported where it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmembed.common.errors import ConfigError, MissingPackageError
+
+ENGINES = ("local", "ray")
+_ANSWER_S = 10
+_START = (
+    "Start it with `ray start --head` and pass the address that this prints, or leave out "
+    "--address to start Ray on this machine."
+)
+
+
+def check_engine(config: Any, options: Sequence[str]) -> None:
+    """Refuse an engine that is not known, and options of Ray without it.
+
+    Args:
+        config: a dataclass with the field `engine`.
+        options: its fields that only Ray heeds.
+
+    Raises:
+        ConfigError: which of them is wrong.
+    """
+    if config.engine not in ENGINES:
+        raise ConfigError.unknown("engine", config.engine, ENGINES, "Pass one of them to --engine.")
+    given = [
+        f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(config)
+        if field.name in options and getattr(config, field.name) != field.default
+    ]
+    if given and config.engine != "ray":
+        raise ConfigError(
+            f"{given[0]} is for --engine ray, and --engine is {config.engine}. Pass both."
+        )
+
+
+@contextlib.contextmanager
+def joined(address: str | None, n_workers: int, store_bytes: int | None = None) -> Iterator[None]:
+    """Join a cluster, or start one on this machine and end it afterwards.
+
+    Args:
+        address: of the cluster; None starts one.
+        n_workers: workers that the one started has room for.
+        store_bytes: its memory for results; None is Ray's own choice.
+
+    Raises:
+        ConfigError: no Ray answers at the address.
+        MissingPackageError: Ray is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackageError.of("ray", "ray", "--engine ray") from error
+    if ray.is_initialized():
+        yield
+        return
+    where: dict[str, Any] = {"address": address}
+    if address is not None:
+        _check_answers(address)
+    else:
+        where = {
+            "num_cpus": n_workers + 1,  # one for Ray's own tasks
+            "include_dashboard": False,
+            "object_store_memory": store_bytes,
+        }
+    try:
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"Ray cannot be joined at --address {address}: {error} {_START}"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Try the port first: Ray itself waits for minutes where nothing listens.
+
+    Raises:
+        ConfigError: nothing listens, or it is no address.
+    """
+    place = os.environ.get("RAY_ADDRESS") or address  # Ray, too, prefers the variable
+    if place == "auto":
+        return  # Ray looks for its own processes on this machine
+    host, _, port = place.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        raise ConfigError(f"--address {place} is neither auto nor host:port. {_START}")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray answers at --address {place}: {error}. {_START}") from error
+
+
+def absolute(place: str) -> str:
+    """Name a place so that a worker, which stands in another folder, finds it too."""
+    return str(Path(place).absolute()) if Path(place).exists() else place

@@ -1,0 +1,225 @@
+"""What every command shares: options read off a config dataclass, exit codes, one-line errors.
+
+A field of the config is the single place where an option's name, type, default and help text
+stand: `config_options` makes the click option from it. Names are checked by the config itself,
+so that the Python API and the command line answer with the same sentence.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import dataclasses
+import functools
+import gc
+import inspect
+import io
+import itertools
+import json
+import logging
+import os
+import sys
+import textwrap
+import traceback
+import types
+import typing
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from llmembed.common.errors import LLMEmbedError, LLMEmbedWarning, RowError, shown
+
+EXIT_KNOWN_ERROR = 1
+EXIT_ROWS_LEFT = 4
+EXIT_INTERRUPTED = 130
+_EXIT_CODES = (
+    "Exit codes: 0 done, or nothing to do; 1 an error, told in one sentence; 2 bad usage; 4 done "
+    "but for rows that have no feature to store; 130 interrupted."
+)
+
+
+class _Program(click.Command):
+    """What every command does as a program: it names its exit codes, and any console shows it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"epilog": _EXIT_CODES, **kwargs})
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; what the console's encoding lacks is shown escaped: cp1252 lacks most letters."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **kwargs)
+
+
+class Command(_Program):
+    """A click command that ends a known error in one line on stderr, without a traceback.
+
+    Attributes:
+        resume_hint: what to do after Ctrl-C; a command that can resume overrides it.
+    """
+
+    resume_hint = "Nothing was left half-written; run the same command again."
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; exit 1 on a known error, 4 if only rows are left, 130 on Ctrl-C.
+
+        At its end the interpreter would search the million objects of torch and Lightning for
+        cycles, for half a second to a second, to free what the process gives back anyway.
+        """
+        atexit.register(gc.freeze)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what libraries tell their developers
+                warnings.simplefilter("always", LLMEmbedWarning)
+                warnings.showwarning = _show_warning
+                if not ctx.params.get("quiet"):
+                    _show_log()
+                _hide_bars_of_libraries(quiet=ctx.params.get("quiet", False))
+                return super().invoke(ctx)
+        except LLMEmbedError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            click.echo(f"error: {error}", err=True)
+            sys.exit(EXIT_ROWS_LEFT if isinstance(error, RowError) else EXIT_KNOWN_ERROR)
+        except KeyboardInterrupt:
+            click.echo(f"\ninterrupted. {self.resume_hint}", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+
+
+class Group(_Program, click.Group):
+    """A command of commands: without one it says so, in one sentence and with exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # click's own way prints the help, before 8.2 with exit code 0.
+        super().__init__(*args, no_args_is_help=False, **kwargs)
+
+
+def _hide_bars_of_libraries(*, quiet: bool) -> None:
+    """Let libraries that are not imported yet draw bars only on a terminal: a log is no place."""
+    if quiet or not sys.stderr.isatty():
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
+
+
+def echo_json(document: Any, *, indent: int | None = None) -> None:
+    """Print one JSON document on stdout, in letters that its encoding has.
+
+    What a terminal would obey is escaped, as JSON does.
+    """
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(document, ensure_ascii=not is_utf8, indent=indent, default=str)
+    obeyed = (c for c in text if not c.isprintable() and c != "\n")
+    click.echo(text.translate({ord(c): json.dumps(c)[1:-1] for c in obeyed}))
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+class _EchoHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(shown(self.format(record), keep="\n"), err=True)
+
+
+def _show_log() -> None:
+    logger = logging.getLogger("llmembed")
+    if not logger.handlers:
+        logger.addHandler(_EchoHandler())
+        logger.setLevel(logging.INFO)
+
+
+def field_docs(config_class: type) -> dict[str, str]:
+    """Read the docstring under each field of a dataclass, as one line each."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(config_class)))
+    body = typing.cast("ast.ClassDef", tree.body[0]).body
+    docs: dict[str, str] = {}
+    for field, doc in itertools.pairwise(body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(doc, ast.Expr)
+            and isinstance(doc.value, ast.Constant)
+        ):
+            docs[field.target.id] = " ".join(str(doc.value.value).split())
+    return docs
+
+
+def config_options(config_class: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a click function with one option for each field of a config dataclass."""
+    docs = field_docs(config_class)
+    hints = typing.get_type_hints(config_class)
+    options = [
+        _option(field, hints[field.name], docs[field.name])
+        for field in dataclasses.fields(config_class)
+    ]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.reduce(lambda f, option: option(f), reversed(options), function)
+
+    return decorate
+
+
+def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--json`, `--quiet` and `--debug`, which mean the same in every command."""
+    for name, text in (
+        ("--debug", "Show the traceback of a known error."),
+        ("--quiet", "No progress and no summary, errors only."),
+        ("--json", "Print the result as one JSON document on stdout."),
+    ):
+        parameter = "as_json" if name == "--json" else name.removeprefix("--")
+        function = click.option(name, parameter, is_flag=True, help=text)(function)
+    return function
+
+
+def version_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--version`."""
+    return click.version_option(package_name="llmembed-cache")(function)
+
+
+def _option(
+    field: dataclasses.Field[Any], hint: Any, text: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    name = f"--{field.name.replace('_', '-')}"
+    if field.default is dataclasses.MISSING:  # to click from 8.3 on, None would be a value
+        return click.option(name, field.name, type=_scalar(hint), required=True, help=text)
+    default: Any = field.default
+    if hint is bool:
+        return click.option(name, field.name, is_flag=True, default=default, help=text)
+    if typing.get_origin(hint) is tuple:
+        return click.option(
+            name,
+            field.name,
+            multiple=True,
+            metavar="NAME[,NAME...]",
+            default=(),
+            callback=functools.partial(_split_commas, default=default),
+            help=text + (f"  [default: {','.join(default)}]" if default else ""),
+        )
+    return click.option(
+        name,
+        field.name,
+        type=_scalar(hint),
+        default=default,
+        show_default=default is not None,
+        help=text,
+    )
+
+
+def _split_commas(
+    ctx: click.Context,
+    param: click.Parameter,
+    value: tuple[str, ...],
+    *,
+    default: tuple[str, ...],
+) -> tuple[str, ...]:
+    del ctx, param
+    names = (part.strip() for parts in value for part in parts.split(","))
+    return tuple(name for name in names if name) or default
+
+
+def _scalar(hint: Any) -> type:
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return typing.cast("type", next(member for member in members if member is not types.NoneType))

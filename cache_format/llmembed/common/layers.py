@@ -1,0 +1,119 @@
+"""The `--layers` option: which layers a specification names, in every command.
+
+Layer k is the output of block k, counted from 1, and layer 0 the embeddings: Hugging Face's
+`hidden_states[k]`, whose last member has passed the final norm.
+
+A number names a layer of the model, wherever it is written: -1 is the model's last layer, cached
+or not. A range, `all` and `last:k` choose among what there is: in an extraction all layers of the
+model, in a fit those of the cache. So after `--layers 8,16,24` the fit's `last:2` is 16 and 24,
+and its -1 an error where layer 24 is not the model's last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmembed.common.errors import ConfigError
+
+
+def parse_layers(specification: str, n_layers: int, model: str) -> tuple[int, ...]:
+    """Resolve a specification against a model of `n_layers` blocks.
+
+    Args:
+        specification: comma-separated numbers, ranges `start:stop:step` with Python's meaning over
+            0..n_layers, `all`, or `last:k`; a negative number counts from the end.
+        n_layers: blocks of the whole model.
+        model: its name, for messages.
+
+    Returns:
+        The layers in ascending order, each once.
+
+    Raises:
+        ConfigError: a part cannot be read, or names no layer.
+
+    >>> parse_layers("8,1:8:3,-1", 30, "smollm2-135m")
+    (1, 4, 7, 8, 30)
+    >>> parse_layers("last:2", 6, "minilm")
+    (5, 6)
+    """
+    layers: set[int] = set()
+    for part in layer_parts(specification):
+        named = named_layers(part, n_layers, range(n_layers + 1))
+        if not named:
+            message = (
+                f"layer {part} does not exist in {model}, which has {n_layers} layers "
+                f"(1-{n_layers}; 0 is the embeddings). Pass --layers within that range."
+            )
+            raise ConfigError(message)
+        layers.update(named)
+    return tuple(sorted(layers))
+
+
+def check_layers(specification: str) -> None:
+    """Refuse what no model could make sense of.
+
+    Raises:
+        ConfigError: a part cannot be read, or there is none.
+    """
+    for part in layer_parts(specification):
+        named_layers(part, 1, range(2))
+
+
+def layer_parts(specification: str) -> list[str]:
+    """Split a specification at its commas.
+
+    Raises:
+        ConfigError: there is no part.
+
+    >>> layer_parts("8, last:2")
+    ['8', 'last:2']
+    """
+    parts = [part.strip() for part in specification.split(",") if part.strip()]
+    if not parts:
+        message = (
+            f"--layers {specification!r} names no layer. Write numbers (8,16), ranges "
+            "(start:stop:step), all, or last:5."
+        )
+        raise ConfigError(message)
+    return parts
+
+
+def named_layers(part: str, n_layers: int, available: Sequence[int]) -> tuple[int, ...]:
+    """Give the available layers that one part of a specification names; it may be none.
+
+    Args:
+        part: a number, a range `start:stop:step`, `all` or `last:k`.
+        n_layers: blocks of the whole model, which negative numbers count from.
+        available: layers to choose from, ascending.
+
+    Raises:
+        ConfigError: the part cannot be read.
+
+    >>> named_layers("-1", 32, [8, 16, 32]), named_layers("last:2", 32, [8, 16, 24])
+    ((32,), (16, 24))
+    >>> named_layers("9:-1", 32, [8, 16, 24]), named_layers("last:4", 32, [8, 16, 24])
+    ((16, 24), ())
+    """
+    try:
+        wanted = _read_part(part, n_layers, available)
+    except (ValueError, TypeError) as error:
+        message = (
+            f"--layers has {part!r}, which is no layer. Write numbers (8,16), ranges "
+            "(start:stop:step), all, or last:5."
+        )
+        raise ConfigError(message) from error
+    return tuple(layer for layer in available if layer in wanted)
+
+
+def _read_part(part: str, n_layers: int, available: Sequence[int]) -> Sequence[int]:
+    if part == "all":
+        return available
+    head, _, tail = part.partition(":")
+    if head == "last":
+        count = int(tail)
+        return available[-count:] if 0 < count <= len(available) else ()
+    if ":" in part:
+        bounds = [int(bound) if bound else None for bound in part.split(":")]
+        return range(n_layers + 1)[slice(*bounds)]
+    layer = int(part)
+    return (layer + n_layers + 1 if layer < 0 else layer,)

@@ -1,0 +1,83 @@
+"""Open what is a plain file, and nothing else: no input can make a command wait, or never end.
+
+Opening a FIFO waits for somebody to write to it, a device such as /dev/zero has no end, and a
+folder or socket fails later, with less to say. So a file is looked at before it is opened, opened
+without waiting, and looked at again, since another one may stand there by then.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from llmembed.common.errors import DataError, LLMEmbedError, shown
+
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISLNK, "a symbolic link"),
+)
+
+
+def open_regular(path: str | os.PathLike[str], error: type[LLMEmbedError] = DataError) -> BinaryIO:
+    """Open a regular file for reading, at once, whatever stands there.
+
+    Args:
+        path: of the file; a symbolic link to one is followed.
+        error: what is raised for anything else.
+
+    Raises:
+        LLMEmbedError: of the class `error`, naming what stands there instead.
+        OSError: there is nothing, or it may not be read.
+    """
+    return os.fdopen(regular_descriptor(path, error), "rb")
+
+
+def require_regular(path: str | os.PathLike[str], error: type[LLMEmbedError] = DataError) -> None:
+    """Refuse what is no regular file before a library is given its path.
+
+    Raises:
+        LLMEmbedError: of the class `error`, naming what stands there instead.
+        OSError: there is nothing.
+    """
+    _look(path, error, follow_links=True)
+
+
+def regular_descriptor(
+    path: str | os.PathLike[str], error: type[LLMEmbedError], *, follow_links: bool = True
+) -> int:
+    """Open a regular file as `open_regular` does; the caller closes the descriptor."""
+    _look(path, error, follow_links=follow_links)
+    flags = os.O_RDONLY
+    for name in ("O_BINARY", "O_NONBLOCK", "" if follow_links else "O_NOFOLLOW"):
+        flags |= getattr(os, name, 0)  # Windows has the first alone
+    file = os.open(path, flags)
+    try:
+        _require(os.fstat(file).st_mode, path, error)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _look(path: str | os.PathLike[str], error: type[LLMEmbedError], *, follow_links: bool) -> None:
+    try:
+        mode = Path(path).stat(follow_symlinks=follow_links).st_mode
+    except ValueError as problem:
+        raise error(f"{shown(os.fspath(path))} cannot be a path: {problem}.") from problem
+    _require(mode, path, error)
+
+
+def _require(mode: int, path: str | os.PathLike[str], error: type[LLMEmbedError]) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+        raise error(
+            f"{shown(os.fspath(path))} is {kind}, not a regular file, so it is not read. Put a "
+            "file with the content in its place, or give another path."
+        )

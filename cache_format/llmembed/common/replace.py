@@ -1,0 +1,158 @@
+"""Put a whole folder in the place of an earlier one, so that no fault loses both.
+
+    runs/r8-cooc-0                        the run, always a whole one
+    runs/.r8-cooc-0.new-<owner>-<token>   what a living process writes, or a killed one left
+    runs/.r8-cooc-0.old-<owner>-<token>   the earlier run, while a later one takes its place
+
+Linux exchanges two folders in one step. Where that cannot be done (other systems, some network file
+systems) there is a moment between two renames when nothing stands at the place. Who is killed there
+leaves the earlier run under its hidden name: `standing` finds it, and `recover` puts it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llmembed.common.errors import RunStorageError
+from llmembed.common.process import is_gone, owner
+
+_NEW, _OLD = "new", "old"
+_AT_WORKING_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <linux/fs.h>
+
+
+class _Hidden(NamedTuple):
+    """A folder beside a place."""
+
+    path: Path
+    kind: str
+    owner: str
+
+
+def check_place(place: Path) -> None:
+    """Refuse a place where no folder can be made, before anything is spent on one.
+
+    Raises:
+        RunStorageError: its name is too long or no name, or its folder may not be written.
+    """
+    try:
+        place = _real(place)
+        parent = next(folder for folder in place.parents if os.path.lexists(folder))
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(parent))
+        with contextlib.suppress(FileNotFoundError):
+            _hidden(place, _NEW).lstat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error  # without the path, which may be long
+        raise RunStorageError(
+            f"no run can be written to {str(place)[:200]}: {reason}. Pass another --output."
+        ) from error
+
+
+def make_beside(place: Path) -> Path:
+    """Make an empty hidden folder beside a place, which this process owns."""
+    place = _real(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    folder = _hidden(place, _NEW)
+    folder.mkdir()
+    return folder
+
+
+def put_in_place(folder: Path, place: Path) -> None:
+    """Put a folder of `make_beside` in the place of what stands there, and remove that.
+
+    Whatever fails, the place has the one or the other, whole.
+    """
+    place = _real(place)
+    _flush(folder)
+    if not exchange(folder, place):
+        _rename_in(folder, place, _hidden(place, _OLD))
+    shutil.rmtree(folder, ignore_errors=True)  # what stood there; the next fit clears what is left
+
+
+def recover(place: Path) -> None:
+    """Finish what killed processes began: put an earlier run back, and clear their folders."""
+    place = _real(place)
+    left = [hidden for hidden in _beside(place) if is_gone(hidden.owner)]
+    earlier = [hidden.path for hidden in left if hidden.kind == _OLD]
+    if earlier and not os.path.lexists(place):
+        with contextlib.suppress(FileNotFoundError):  # another fit was quicker
+            earlier[0].rename(place)
+    for hidden in left:
+        shutil.rmtree(hidden.path, ignore_errors=True)
+
+
+def standing(place: Path) -> Path:
+    """Tell where the run of a place is: there, or under a hidden name since its fit was killed."""
+    real = _real(place)
+    earlier = [] if os.path.lexists(real) else [h.path for h in _beside(real) if h.kind == _OLD]
+    return earlier[0] if earlier else place
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where that cannot be done, and nothing is changed."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        import ctypes
+
+        rename: Any = ctypes.CDLL(None).renameat2
+    except (ImportError, OSError, AttributeError):
+        return False
+    here = _AT_WORKING_FOLDER
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), _EXCHANGE) == 0)
+
+
+def _rename_in(folder: Path, place: Path, old: Path) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(old)
+        folder.rename(place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            old.rename(place)
+        raise
+    with contextlib.suppress(OSError):
+        old.rename(folder)  # half removed under its own name, it would pass for the run
+
+
+def _flush(folder: Path) -> None:
+    """Write files to the disk, lest the loss of power leaves a new folder with empty files."""
+    if os.name != "posix":
+        return
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _real(place: Path) -> Path:
+    """Follow a link, so that what it points to is replaced."""
+    try:
+        return Path(os.path.realpath(place))
+    except ValueError:  # what can be no path is refused where it is looked for
+        return place
+
+
+def _hidden(place: Path, kind: str) -> Path:
+    token = uuid.uuid4().hex[:8]
+    return place.with_name(f".{place.name}.{kind}-{owner(os.getpid())}-{token}")
+
+
+def _beside(place: Path) -> Iterator[_Hidden]:
+    pattern = re.compile(rf"\.{re.escape(place.name)}\.({_NEW}|{_OLD})-(.+)-[0-9a-f]{{8}}")
+    try:
+        paths = sorted(place.parent.iterdir())
+    except OSError:
+        return
+    for path in paths:
+        if match := pattern.fullmatch(path.name):
+            yield _Hidden(path, match[1], match[2])

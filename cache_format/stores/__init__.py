@@ -1,0 +1,1 @@
+"""Where the bytes of a cache lie, and who may write them."""

@@ -1,0 +1,362 @@
+"""A cache in a folder.
+
+A value is written under a temporary name in `.llmembed/tmp` and then renamed or linked, so a reader
+sees the old value or the new one. The temporary name tells which process writes, and nobody clears
+what belongs to a living one. Nothing below the root may be a symlink, a FIFO or a device: a foreign
+cache must not hand out files from elsewhere, nor make a reader wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from llmembed.cache_format.layout.schema import HIDDEN
+from llmembed.cache_format.stores.base import (
+    MAX_DOCUMENT_BYTES,
+    Buffer,
+    translated,
+    wrong_size,
+)
+from llmembed.cache_format.stores.mapping import can_map, map_behind_each_other
+from llmembed.common.errors import (
+    CacheCorruptError,
+    CacheFormatError,
+)
+from llmembed.common.process import is_gone, owner
+from llmembed.common.regular import regular_descriptor
+
+TEMPORARY = f"{HIDDEN}/tmp"  # noqa: S108 - within the cache
+_OLD_S = 7 * 24 * 3600.0
+"""After a week a temporary file is a leftover, whoever made it."""
+_NO_LINKS = {
+    getattr(errno, name)
+    for name in ("EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EINVAL")
+    if hasattr(errno, name)
+}
+"""What file systems without hard links answer: exFAT, and some that programs serve."""
+_WAITS_S = (0.01, 0.1, 1.0) if os.name == "nt" else ()
+"""Windows replaces no file that is open; those who read documents are soon done."""
+
+
+class _AbsentError(Exception):
+    """There is no such file."""
+
+
+class LocalStore:
+    """A folder.
+
+    Args:
+        root: the cache's folder; it need not exist yet.
+        fsync: whether a written value survives a loss of power, at about a quarter of the speed.
+    """
+
+    def __init__(self, root: Path, *, fsync: bool = False) -> None:
+        self._root = root
+        self._fsync = fsync
+        self._checked: set[str] = set()
+
+    @property
+    def location(self) -> str:
+        """The path, as given."""
+        return str(self._root)
+
+    @property
+    def path(self) -> Path | None:
+        """The folder."""
+        return self._root
+
+    def is_folder(self) -> bool | None:
+        """Tell whether a folder lies there, or something else; None for nothing."""
+        with self._translated(""):
+            return self._root.is_dir() if self._root.exists() else None
+
+    def get(self, key: str) -> bytes | None:
+        """Return a document, or None if there is none."""
+        try:
+            with self._open(key) as (file, size_bytes):
+                if size_bytes > MAX_DOCUMENT_BYTES:
+                    raise CacheFormatError(f"{self.location}/{key} is too large for a document.")
+                with os.fdopen(os.dup(file), "rb") as stream:
+                    return stream.read(size_bytes)
+        except _AbsentError:
+            return None
+
+    def view(self, key: str, size_bytes: int) -> Buffer:
+        """Map a file into memory, read-only.
+
+        Raises:
+            CacheCorruptError: if the file is missing or has another size.
+        """
+        with self._open_chunk(key, size_bytes) as file:
+            try:
+                return memoryview(mmap.mmap(file, size_bytes, access=mmap.ACCESS_READ))
+            except ValueError:  # truncated since it was opened
+                found = os.fstat(file).st_size
+                raise CacheCorruptError(wrong_size(self.location, key, found, size_bytes)) from None
+
+    def view_together(self, keys: Sequence[str], size_bytes: int, head_bytes: int) -> Buffer | None:
+        """Map the heads of several files behind each other, where they fill whole pages.
+
+        Raises:
+            CacheCorruptError: if a file is missing or has another size.
+        """
+        if not can_map(len(keys), head_bytes):
+            return None
+        files = [self._open_chunk(key, size_bytes) for key in keys]
+        with self._translated(keys[0]):
+            return map_behind_each_other(files, head_bytes)
+
+    def read_pieces(
+        self, key: str, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]
+    ) -> None:
+        """Read from a file without mapping it, which costs less than the faults of few pages.
+
+        Raises:
+            CacheCorruptError: if the file is missing or has another size.
+        """
+        with self._open_chunk(key, size_bytes) as file:
+            for offset, target in pieces:
+                n_read = _read_at(file, target, offset)
+                if n_read != len(target):  # truncated since it was opened
+                    found = offset + n_read
+                    raise CacheCorruptError(wrong_size(self.location, key, found, size_bytes))
+
+    def put(self, key: str, parts: Iterable[Buffer]) -> None:
+        """Write a file under a temporary name, then rename it."""
+        with self._translated(key):
+            path = self._path(key)
+            with self._temporary(parts) as temporary:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _patiently(lambda: temporary.replace(path))
+            self._sync_folder(path.parent)
+
+    def create(self, key: str, value: bytes) -> bool:
+        """Write a file under a temporary name, then link it to its own, which fails if taken.
+
+        Without hard links the file is made under its own name, if there is none: a process that
+        dies in between leaves it empty, which a record or a lock may be.
+        """
+        with self._translated(key):
+            path = self._path(key)
+            with self._temporary([value]) as temporary:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not self._place_new(temporary, path, value):
+                    return False
+            self._sync_folder(path.parent)
+        return True
+
+    def names(self, prefix: str) -> list[str]:
+        """List a folder."""
+        with self._translated(prefix):
+            try:
+                return sorted(path.name for path in self._path(prefix).iterdir())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Map the plain files of a folder to their sizes."""
+        with self._translated(prefix):
+            try:
+                with os.scandir(self._path(prefix)) as entries:
+                    return {
+                        entry.name: entry.stat(follow_symlinks=False).st_size
+                        for entry in entries
+                        if entry.is_file(follow_symlinks=False)
+                    }
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+
+    def walk(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys of all files below a folder, links included, temporary ones not."""
+        pending = self._below(prefix)
+        while pending:
+            key = pending.pop()
+            if not self._is_plain_folder(key):
+                yield key
+            elif key != TEMPORARY:
+                pending += self._below(key)
+
+    def delete(self, key: str) -> None:
+        """Unlink a file."""
+        with self._translated(key):
+            path = self._path(key)
+            _patiently(lambda: path.unlink(missing_ok=True))
+
+    def delete_below(self, prefix: str) -> None:
+        """Remove a folder and everything in it."""
+        with self._translated(prefix):
+            path = self._path(prefix)
+            if path.is_dir():
+                shutil.rmtree(path)
+
+    def clear_leftovers(self) -> None:
+        """Delete the temporary files of processes that are gone, and those older than a week.
+
+        Those of living processes stay, and of another host nothing is known.
+        """
+        for name in self.names(TEMPORARY):
+            path = self._path(TEMPORARY) / name
+            with contextlib.suppress(OSError):  # nothing depends on a leftover
+                if is_gone(name.partition("-")[0]) or time.time() - path.stat().st_mtime > _OLD_S:
+                    path.unlink()
+
+    def free_bytes(self) -> int | None:
+        """Ask the file system of the folder, or of its nearest parent that exists."""
+        with self._translated(""):
+            folder = self._root.absolute()
+            while not folder.exists() and folder != folder.parent:
+                folder = folder.parent
+            return shutil.disk_usage(folder).free
+
+    def open_zarr(self, key: str) -> Any:
+        """Open an array with zarr-python, which would follow links: so there may be none.
+
+        Raises:
+            CacheFormatError: if anything but regular files lies below the array.
+        """
+        import zarr
+
+        for file in self.walk(key):
+            with self._open(file):
+                pass
+        return zarr.open_array(self._path(key), mode="r", zarr_format=3)
+
+    def _below(self, prefix: str) -> list[str]:
+        return [f"{prefix}/{name}".lstrip("/") for name in reversed(self.names(prefix))]
+
+    def _is_plain_folder(self, key: str) -> bool:
+        with self._translated(key):
+            try:
+                return stat.S_ISDIR((self._root / key).lstat().st_mode)
+            except FileNotFoundError:
+                return False
+
+    def _path(self, key: str) -> Path:
+        folder = key.rpartition("/")[0]
+        if folder not in self._checked:
+            path = self._root
+            for name in folder.split("/"):
+                path /= name
+                if path != self._root:
+                    _refuse_link(path)
+            self._checked.add(folder)
+        path = self._root / key
+        if key:
+            _refuse_link(path)
+        return path
+
+    @contextmanager
+    def _open(self, key: str) -> Iterator[tuple[int, int]]:
+        with self._translated(key):
+            path = self._path(key)
+            try:
+                file = regular_descriptor(path, CacheFormatError, follow_links=False)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise _AbsentError from error
+            try:
+                yield file, os.fstat(file).st_size
+            finally:
+                os.close(file)
+
+    @contextmanager
+    def _open_chunk(self, key: str, size_bytes: int) -> Iterator[int]:
+        try:
+            with self._open(key) as (file, found):
+                if found != size_bytes:
+                    raise CacheCorruptError(wrong_size(self.location, key, found, size_bytes))
+                yield file
+        except _AbsentError:
+            raise CacheCorruptError(wrong_size(self.location, key, None, size_bytes)) from None
+
+    @contextmanager
+    def _temporary(self, parts: Iterable[Buffer]) -> Iterator[Path]:
+        folder = self._path(TEMPORARY)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{owner(os.getpid())}-{uuid.uuid4().hex}"
+        self._write_new(temporary, parts)
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _place_new(self, temporary: Path, path: Path, value: bytes) -> bool:
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            try:
+                self._write_new(path, [value])
+            except FileExistsError:
+                return False
+        return True
+
+    def _write_new(self, path: Path, parts: Iterable[Buffer]) -> None:
+        """Write a file that must not exist yet; nothing is left of it if that fails."""
+        with path.open("xb", buffering=0) as file:
+            try:
+                for part in parts:
+                    _write_all(file.fileno(), part)
+                if self._fsync:
+                    os.fsync(file.fileno())
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+
+    def _sync_folder(self, folder: Path) -> None:
+        if self._fsync and hasattr(os, "O_DIRECTORY"):  # Windows opens no folder
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _translated(self, key: str) -> AbstractContextManager[None]:
+        return translated(f"{self.location}/{key}".rstrip("/"))
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise CacheFormatError(
+            f"{path} is a symbolic link; a cache must not contain any, since it could hand out "
+            "files from elsewhere. Replace the link with the file itself if you trust it."
+        )
+
+
+def _patiently(change: Callable[[], object]) -> None:
+    """Rename or unlink, and where readers of the file are in the way wait for them a little."""
+    for wait_s in _WAITS_S:
+        try:
+            change()
+        except PermissionError:
+            time.sleep(wait_s)
+        else:
+            return
+    change()
+
+
+def _read_at(file: int, target: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):  # not on Windows
+        return os.preadv(file, [target], offset)
+    with os.fdopen(os.dup(file), "rb", buffering=0) as stream:
+        stream.seek(offset)
+        return stream.readinto(target) or 0
+
+
+def _write_all(file: int, part: Buffer) -> None:
+    view = memoryview(part).cast("B")
+    while view:
+        view = view[os.write(file, view) :]

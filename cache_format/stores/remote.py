@@ -1,0 +1,214 @@
+"""A cache in an object store, through fsspec: `s3://`, `gs://`, `memory://` and what it knows.
+
+An object appears whole or not at all, so a put is atomic as it is; a record is created with a
+conditional put where the store has one. Clients retry by themselves, and a retry of a put whose
+answer was lost is told "exists already": the writer then compares what is there with its own bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from llmembed.cache_format.stores.base import MAX_DOCUMENT_BYTES, Buffer, storage_error, wrong_size
+from llmembed.common.errors import (
+    CacheCorruptError,
+    CacheFormatError,
+    CacheStorageError,
+    ConfigError,
+)
+
+_CLIENT_ERRORS = {
+    "botocore.exceptions": "BotoCoreError",
+    "aiohttp": "ClientError",
+    "gcsfs.retry": "HttpError",
+}
+_log = logging.getLogger(__name__)
+
+
+class FsspecStore:
+    """A prefix in an object store.
+
+    Args:
+        url: such as `s3://bucket/r8.zarr`; credentials come from the environment, never from here.
+
+    Raises:
+        ConfigError: if no client is installed for the URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self._url = url.rstrip("/")
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self._url)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"{url} cannot be opened: {error}. Install the client, for S3 with "
+                "`pip install 'llmembed-cache[s3]'`, or give a local path."
+            ) from error
+        self._conditional = True
+
+    @property
+    def location(self) -> str:
+        """The URL, as given."""
+        return self._url
+
+    @property
+    def path(self) -> Path | None:
+        """None: it is no folder."""
+        return None
+
+    def is_folder(self) -> bool | None:
+        """Tell whether anything lies there."""
+        return True if self.names("") else None
+
+    def get(self, key: str) -> bytes | None:
+        """Return a document, or None if there is none."""
+        with self._translated(key):
+            try:
+                data: bytes = self._fs.cat_file(self._key(key), start=0, end=MAX_DOCUMENT_BYTES + 1)
+            except FileNotFoundError:
+                return None
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise CacheFormatError(f"{self._url}/{key} is too large for a document.")
+        return data
+
+    def view(self, key: str, size_bytes: int) -> Buffer:
+        """Download a value that must have this size.
+
+        Raises:
+            CacheCorruptError: if it is missing or has another size.
+        """
+        with self._translated(key):
+            try:
+                data: bytes = self._fs.cat_file(self._key(key), start=0, end=size_bytes + 1)
+            except FileNotFoundError:
+                raise CacheCorruptError(wrong_size(self._url, key, None, size_bytes)) from None
+        if len(data) != size_bytes:
+            raise CacheCorruptError(wrong_size(self._url, key, len(data), size_bytes))
+        return data
+
+    def view_together(self, keys: Sequence[str], size_bytes: int, head_bytes: int) -> Buffer | None:
+        """Tell that downloads cannot be put together without copying."""
+        del keys, size_bytes, head_bytes
+        return None
+
+    def read_pieces(
+        self, key: str, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]
+    ) -> None:
+        """Download a value that must have this size once, and copy from it.
+
+        Raises:
+            CacheCorruptError: if it is missing or has another size.
+        """
+        data = memoryview(self.view(key, size_bytes))
+        for offset, target in pieces:
+            target[:] = data[offset : offset + len(target)]
+
+    def put(self, key: str, parts: Iterable[Buffer]) -> None:
+        """Put an object."""
+        with self._translated(key):
+            self._fs.pipe_file(self._key(key), b"".join(parts))
+
+    def create(self, key: str, value: bytes) -> bool:
+        """Put an object if there is none, conditionally where the store can."""
+        with self._translated(key):
+            if not self._conditional:
+                return self._create_after_looking(key, value)
+            try:
+                self._fs.pipe_file(self._key(key), value, mode="create")
+            except FileExistsError:
+                return False
+            except (NotImplementedError, TypeError) as error:
+                _log.warning(
+                    "%s has no conditional put (%s): two writers at the same moment would not "
+                    "notice each other. Start one writer only.",
+                    *(self._url, error),
+                )
+                self._conditional = False
+                return self._create_after_looking(key, value)
+        return True
+
+    def names(self, prefix: str) -> list[str]:
+        """List the names directly below a prefix."""
+        return sorted(name for name, _ in self._entries(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Map the objects directly below a prefix to their sizes."""
+        entries = self._entries(prefix)
+        return {name: int(entry["size"]) for name, entry in entries if entry["type"] == "file"}
+
+    def walk(self, prefix: str = "") -> Iterator[str]:
+        """Yield all keys below a prefix, sorted."""
+        with self._translated(prefix):
+            self._fs.invalidate_cache()
+            found = self._fs.find(self._key(prefix)) if self._fs.exists(self._key(prefix)) else []
+        yield from sorted(str(path)[len(self._root) :].lstrip("/") for path in found)
+
+    def delete(self, key: str) -> None:
+        """Delete an object; it need not exist."""
+        with self._translated(key), suppress(FileNotFoundError):
+            self._fs.rm_file(self._key(key))
+
+    def delete_below(self, prefix: str) -> None:
+        """Delete everything below a prefix."""
+        for key in list(self.walk(prefix)):
+            self.delete(key)
+
+    def clear_leftovers(self) -> None:
+        """Do nothing: an object that was not put whole does not exist."""
+
+    def free_bytes(self) -> int | None:
+        """Object stores have no limit to ask for."""
+        return None
+
+    def open_zarr(self, key: str) -> Any:
+        """Open an array with zarr-python."""
+        import zarr
+
+        return zarr.open_array(f"{self._url}/{key}", mode="r", zarr_format=3)
+
+    def _create_after_looking(self, key: str, value: bytes) -> bool:
+        if self._fs.exists(self._key(key)):
+            return False
+        self._fs.pipe_file(self._key(key), value)
+        return True
+
+    def _entries(self, prefix: str) -> list[tuple[str, dict[str, Any]]]:
+        with self._translated(prefix):
+            try:
+                found = self._fs.ls(self._key(prefix), detail=True, refresh=True)
+            except FileNotFoundError:
+                return []
+        named = [(str(entry["name"]).rstrip("/").rpartition("/")[2], entry) for entry in found]
+        return [(name, entry) for name, entry in named if name]
+
+    def _key(self, key: str) -> str:
+        return f"{self._root}/{key}".rstrip("/")
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise storage_error(f"{self._url}/{key}", error) from error
+        except _client_errors() as error:
+            raise CacheStorageError(
+                f"{self._url}/{key} could not be read or written: {type(error).__name__}: "
+                f"{str(error)[:200]}. What was committed before is safe: check the credentials and "
+                "the address, and run the same command again to resume."
+            ) from error
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """Error classes of the clients in use that are no OSError, without importing any client."""
+    return tuple(
+        getattr(sys.modules[module], name)
+        for module, name in _CLIENT_ERRORS.items()
+        if module in sys.modules
+    )

@@ -1,0 +1,1 @@
+"""What is done to whole caches: verify, convert, finalize, merge, copy, remove, describe."""

@@ -1,0 +1,179 @@
+"""Close a cache that several writers filled: prove every chunk, then index it.
+
+Writers that share a plan leave chunks and records only. A writer that was thought dead may have
+written a chunk again after another one committed it; on the same hardware the bytes are the same,
+on other hardware they need not be. So every chunk is hashed once more. Blocks that are not what was
+committed are withdrawn, and the writers are to be run again; that is the whole of the repair.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Self, TypeAlias
+
+from llmembed.cache_format.layout.arrays import StoredArray, in_parallel
+from llmembed.cache_format.layout.commits import Commits
+from llmembed.cache_format.layout.header import require_header
+from llmembed.cache_format.layout.sources import SourceLayout, layouts
+from llmembed.cache_format.stores.base import Store, open_store
+from llmembed.cache_format.stores.lock import SHARED, WriterLock, holders
+from llmembed.cache_format.writing.writer import CacheWriter
+from llmembed.common.errors import CacheCorruptError, CacheIncompleteError
+
+Damaged: TypeAlias = dict[tuple[str, str], dict[str, set[int]]]
+"""(split, source) -> array name -> blocks."""
+Layouts: TypeAlias = list[tuple[str, str, SourceLayout, Commits]]
+"""Split, source, its arrays and what is committed of them; the records are read once."""
+_PART_BLOCKS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Neighbouring blocks of one array, to be hashed by one process, here or elsewhere."""
+
+    split: str
+    """The split."""
+    source: str
+    """The source."""
+    name: str
+    """The array within the source."""
+    n_rows: int
+    """N."""
+    block_rows: int
+    """R."""
+    first: int
+    """First block."""
+    hashes: tuple[str | None, ...]
+    """xxh3-128 that was committed of each block."""
+
+    def dumps(self) -> str:
+        """Write the part as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Self:
+        """Read what `dumps` wrote."""
+        return cls(**json.loads(text))
+
+    def bad_blocks(self, store: Store) -> list[int]:
+        """List the blocks whose rows are not those that were committed."""
+        key = f"{self.split}/{self.source}/{self.name}"
+        hashes = dict(enumerate(self.hashes, self.first))
+        array = StoredArray(store, key, self.n_rows, block_rows=self.block_rows, hashes=hashes)
+        bad = []
+
+        def check(index: int) -> None:
+            try:
+                array.block(index)
+            except CacheCorruptError:
+                bad.append(index)
+
+        in_parallel(store, check, list(hashes))
+        return bad
+
+
+Check: TypeAlias = Callable[[Sequence[Part]], Iterable[tuple[Part, list[int]]]]
+"""Hashes parts, in any order: each with its blocks that are not what was committed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalized:
+    """What `finalize` closed."""
+
+    path: str
+    """The cache."""
+    n_chunks: int
+    """Chunks that were hashed."""
+
+
+def finalize(
+    path: str | os.PathLike[str], *, only_new: bool = False, check: Check | None = None
+) -> Finalized:
+    """Re-hash every committed chunk, then write indexes and consolidated metadata.
+
+    It may be run again at any time; a closed cache keeps its bytes.
+
+    Args:
+        path: the cache's folder or URL.
+        only_new: leave alone arrays that have an index, or that lack rows.
+        check: who hashes; None does it in this process.
+
+    Raises:
+        CacheNotFoundError, CacheFormatError: if there is no cache.
+        CacheIncompleteError: if rows are not committed; nothing was written.
+        CacheCorruptError: if chunks are not what was committed; their blocks were withdrawn.
+        CacheLockedError: if a writer is at work that shares the cache with nobody.
+    """
+    store = open_store(path)
+    header = require_header(store)
+    found = list(layouts(store, header))
+    if not only_new:
+        _refuse_incomplete(store, found)
+    parts = list(_parts(found, only_new=only_new))
+    damaged: Damaged = {}
+    for part, bad in check(parts) if check else ((one, one.bad_blocks(store)) for one in parts):
+        if bad:
+            arrays = damaged.setdefault((part.split, part.source), {})
+            arrays.setdefault(part.name, set()).update(bad)
+    if damaged:
+        _withdraw(store, found, damaged)
+    for name in store.names(SHARED):  # all is committed: who still holds one is done, or a zombie
+        store.delete(f"{SHARED}/{name}")
+    with CacheWriter(path, dataset=header.dataset) as writer:
+        for split, source, _, commits in found:
+            writer.finish(split, source, commits)
+    return Finalized(path=os.fspath(path), n_chunks=sum(len(part.hashes) for part in parts))
+
+
+def _parts(found: Layouts, *, only_new: bool) -> Iterator[Part]:
+    for split, source, layout, commits in found:
+        for name in layout.names:
+            if only_new and (commits.is_indexed(name) or not commits.is_complete(name)):
+                continue
+            hashes = commits.array(name).hashes
+            for first in range(0, len(hashes), _PART_BLOCKS):
+                yield Part(
+                    split=split,
+                    source=source,
+                    name=name,
+                    n_rows=int(commits.expected.sum()),
+                    block_rows=layout.block_rows,
+                    first=first,
+                    hashes=hashes[first : first + _PART_BLOCKS],
+                )
+
+
+def _refuse_incomplete(store: Store, found: Layouts) -> None:
+    missing = []
+    for split, source, layout, commits in found:
+        for name in layout.names:
+            n_missing = int((commits.expected - commits.array(name).rows).sum())
+            if n_missing:
+                missing.append(f"{n_missing:,} rows of {split}/{source}/{name}")
+    if missing:
+        at_work = [f"{name} ({holder})" for name, holder in holders(store).items()]
+        remedy = f"Wait for {at_work[0]}" if at_work else "Run the ranks again that did not end"
+        raise CacheIncompleteError(
+            f"{store.location} lacks {missing[0]} ({len(missing)} arrays in all). {remedy}, then "
+            "finalize."
+        )
+
+
+def _withdraw(store: Store, found: Layouts, damaged: Damaged) -> None:
+    lock = WriterLock(store)
+    try:
+        for split, source, _, commits in found:
+            commits.drop(damaged.get((split, source), {}))
+    finally:
+        lock.release()
+    (split, source), names = next(iter(damaged.items()))
+    name, blocks = next(iter(names.items()))
+    n_blocks = sum(len(bad) for arrays in damaged.values() for bad in arrays.values())
+    raise CacheCorruptError(
+        f"{store.location}/{split}/{source}/{name}: block {min(blocks)} does not hold what was "
+        f"committed ({n_blocks} blocks in all). They were withdrawn: run the command again, or "
+        "the ranks and then finalize."
+    )

@@ -1,0 +1,228 @@
+"""Copy, merge and remove: what is done to caches as a whole."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+
+from llmembed.cache_format.layout.commits import COMMITS
+from llmembed.cache_format.layout.documents import DOCUMENT, put_document
+from llmembed.cache_format.layout.header import require_header
+from llmembed.cache_format.layout.schema import ArrayKey, array_name
+from llmembed.cache_format.layout.sources import (
+    SourceLayout,
+    layouts,
+    purge_source,
+    purge_split,
+)
+from llmembed.cache_format.reader import Cache, Split, open_cache
+from llmembed.cache_format.stores.base import Store, open_store
+from llmembed.cache_format.stores.lock import LOCK, SHARED, WriterLock, refuse_if_held
+from llmembed.cache_format.tools.verify import require_sound
+from llmembed.cache_format.writing.consolidate import consolidated_metadata
+from llmembed.cache_format.writing.plan import Block, SplitPlan
+from llmembed.cache_format.writing.writer import CacheWriter
+from llmembed.common.errors import (
+    CacheCorruptError,
+    CacheFormatError,
+    ConfigError,
+)
+
+PathLike = str | os.PathLike[str]
+
+
+def copy(source: PathLike, target: PathLike) -> int:
+    """Copy a cache between folders and object stores, and verify the copy.
+
+    A copy that was interrupted is taken up where it stopped: the root document comes last.
+
+    Returns:
+        How many files were copied.
+
+    Raises:
+        CacheFormatError: if something else lies at the target.
+        CacheCorruptError: if the copy does not hold what was committed.
+    """
+    origin, copied = open_store(source), open_store(target)
+    require_header(origin)
+    refuse_if_held(origin)
+    keys = [key for key in origin.walk() if not key.startswith((LOCK, SHARED))]
+    there = set(copied.walk())
+    if DOCUMENT in there or not there <= set(keys):
+        raise CacheFormatError(
+            f"{copied.location} exists. It is left as it is; choose another target, or remove it."
+        )
+    for key in sorted(keys, key=_copy_order):
+        if key not in there or key.endswith(".json"):
+            copied.put(key, [_read_file(origin, key)])
+    require_sound(copied)
+    return len(keys)
+
+
+def merge(target: PathLike, inputs: Sequence[PathLike]) -> dict[str, int]:
+    """Add to a cache what other caches of the same data set hold, hashes verified.
+
+    Args:
+        target: a cache, or where to make one.
+        inputs: caches made elsewhere: other splits, sources, layers, poolings, or blocks.
+
+    Returns:
+        How many blocks were added from each input.
+
+    Raises:
+        CacheMismatchError: if an input is of other texts, or of other settings under one name.
+    """
+    return {os.fspath(path): _merge_one(target, open_cache(path)) for path in inputs}
+
+
+def remove(
+    path: PathLike,
+    *,
+    split: str | None = None,
+    source: str | None = None,
+    pooling: str | None = None,
+    layers: Sequence[int] = (),
+) -> list[str]:
+    """Remove arrays that fit every given choice, or whole sources and splits.
+
+    With `split` and `source` only, these go as a whole; with `pooling` or `layers`, single arrays.
+
+    Returns:
+        Names of what was removed.
+
+    Raises:
+        ConfigError: if nothing is chosen, or nothing fits.
+    """
+    if split is source is pooling is None and not layers:
+        raise ConfigError(
+            "nothing was chosen to remove. Pass --split, --source, --pooling or --layers; to "
+            "remove a whole cache, delete its folder."
+        )
+    store = open_store(path)
+    require_header(store)
+    lock = WriterLock(store)
+    try:
+        if pooling is None and not layers:
+            removed = _remove_groups(store, split, source)
+        else:
+            removed = _remove_arrays(store, split, source, pooling, layers)
+        header = require_header(store)
+        header.consolidated = consolidated_metadata(store, header)
+        put_document(store, DOCUMENT, header.document())
+    finally:
+        lock.release()
+    if not removed:
+        raise ConfigError(f"nothing in {store.location} fits that choice; see llmembed-cache info.")
+    return removed
+
+
+def _copy_order(key: str) -> tuple[int, str]:
+    """Chunks, then the documents and records that speak of them, the root last."""
+    if key == DOCUMENT:
+        return 3, key
+    if key.startswith(COMMITS):
+        return 2, key
+    return (1 if key.endswith(".json") else 0), key
+
+
+def _read_file(store: Store, key: str) -> bytes:
+    data = store.get(key)
+    if data is None:
+        raise CacheCorruptError(f"{store.location}/{key} vanished while it was copied. Try again.")
+    return data
+
+
+def _merge_one(target: PathLike, cache: Cache) -> int:
+    n_blocks = 0
+    with CacheWriter(target, dataset=cache.dataset) as writer:
+        for info in cache.sources.values():
+            writer.add_source(info)
+        for name in cache.splits:
+            split = cache[name]
+            writer.add_split(name, labels=split.labels, text_hash=split.text_hash)
+            for source, layout in split.layouts.items():
+                for _, keys in itertools.groupby(layout.arrays, key=lambda key: key[0]):
+                    plan = writer.plan(name, source, arrays=keys, dtype=layout.dtype)
+                    n_blocks += sum(_merge_block(writer, plan, b, split) for b in plan.blocks)
+                writer.finish(name, source)
+    return n_blocks
+
+
+def _merge_block(writer: CacheWriter, plan: SplitPlan, block: Block, split: Split) -> bool:
+    rows = slice(block.compute_from, block.stop)
+    arrays = split.committed(plan.source, block.missing, rows)
+    if arrays is None:
+        return False
+    n_tokens, features = arrays
+    writer.write(plan, block, n_tokens=n_tokens, features=features)
+    return True
+
+
+def _remove_groups(store: Store, split: str | None, source: str | None) -> list[str]:
+    header = require_header(store)
+    for kind, name, known in (("split", split, header.splits), ("source", source, header.sources)):
+        if name is not None and name not in known:
+            raise ConfigError.unknown(kind, name, list(known), "See llmembed-cache info.")
+    header.consolidated = None
+    if source is None:
+        del header.splits[str(split)]
+    elif split is None:
+        del header.sources[source]
+    put_document(store, DOCUMENT, header.document())
+    if source is None:
+        purge_split(store, str(split))
+        return [str(split)]
+    splits = [split] if split is not None else list(header.splits)
+    for name in splits:
+        purge_source(store, name, source)
+    return [f"{name}/{source}" for name in splits]
+
+
+def _remove_arrays(
+    store: Store, split: str | None, source: str | None, pooling: str | None, layers: Sequence[int]
+) -> list[str]:
+    header = require_header(store)
+    chosen: Mapping[str, str | None] = {"split": split, "source": source, "pooling": pooling}
+    removed = []
+    for split_name, source_name, layout, commits in layouts(store, header):
+        gone = [
+            key
+            for key in layout.arrays
+            if chosen["split"] in (None, split_name)
+            and chosen["source"] in (None, source_name)
+            and chosen["pooling"] in (None, key[0])
+            and (not layers or key[1] in layers)
+        ]
+        if gone:
+            _drop_arrays(store, f"{split_name}/{source_name}", layout, gone)
+            blocks = set(range(len(commits.expected)))
+            commits.drop({array_name(key): blocks for key in gone})
+            for key in gone:
+                store.delete_below(f"{split_name}/{source_name}/{array_name(key)}")
+            removed += [f"{split_name}/{source_name}/{array_name(key)}" for key in gone]
+    return removed
+
+
+def _drop_arrays(store: Store, key: str, layout: SourceLayout, gone: list[ArrayKey]) -> None:
+    """Strike arrays from the source's document, and its pooling group if none are left."""
+    kept = tuple(array for array in layout.arrays if array not in gone)
+    smaller = SourceLayout(block_rows=layout.block_rows, dtype=layout.dtype, arrays=kept)
+    put_document(store, f"{key}/{DOCUMENT}", smaller.document())
+    for pooling in {pooling for pooling, _ in gone} - {pooling for pooling, _ in kept}:
+        store.delete_below(f"{key}/{pooling}")
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Read layer numbers off a command line.
+
+    >>> parse_layers("8,16")
+    (8, 16)
+
+    Raises:
+        ConfigError: if one is no number.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--layers {text!r} is no list of layer numbers such as 8,16.")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,1 @@
+"""How blocks of rows get into a cache."""

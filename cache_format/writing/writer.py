@@ -1,0 +1,399 @@
+"""Write a cache block by block, so that a kill at any moment costs at most one block.
+
+The order is the whole trick: every chunk of a block, each atomically, then its commit record. A
+split exists once the root names it, rows exist once a record names them; what is under neither is
+leftover and is written again. There is one writer at a time, or several that share a plan: they
+write blocks of arrays that were registered before, each its own, and change nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmembed.cache_format.layout.chunks import digest
+from llmembed.cache_format.layout.columns import (
+    TEXT_HASH,
+    check_prefix,
+    checked_columns,
+    read_column,
+    split_info,
+    write_columns,
+)
+from llmembed.cache_format.layout.commits import COMMITS, INDEX, BlockCommits, Commits, OldRows
+from llmembed.cache_format.layout.documents import DOCUMENT, put_document
+from llmembed.cache_format.layout.header import Header, read_header, read_own_header
+from llmembed.cache_format.layout.schema import (
+    HIDDEN,
+    N_TOKENS,
+    ArrayKey,
+    DatasetInfo,
+    SourceInfo,
+    array_name,
+    block_rows,
+    check_name,
+)
+from llmembed.cache_format.layout.sources import purge_source, purge_split, read_layout
+from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.stores.lock import SharedLock, WriterLock, is_abandoned
+from llmembed.cache_format.writing import blocks
+from llmembed.cache_format.writing.agreement import (
+    check_arrays,
+    check_dataset,
+    check_dtype,
+    check_free_name,
+    check_source,
+)
+from llmembed.cache_format.writing.consolidate import (
+    consolidated_metadata,
+    ensure_arrays,
+    is_laid_out,
+)
+from llmembed.cache_format.writing.plan import Block, SplitPlan, missing_blocks, no_commits
+from llmembed.cache_format.writing.units import Unit
+from llmembed.common.errors import (
+    CacheError,
+    CacheSpaceError,
+    ConfigError,
+)
+
+
+class CacheWriter:
+    """Create a cache, or add what is missing to one.
+
+    Args:
+        path: the cache's folder or URL.
+        dataset: what the cache is of; must agree with what is there.
+        overwrite: replace a cache; anything else is never touched.
+        dry_run: plan only; nothing is written and no lock is taken.
+        shared: name of this writer among several; it only writes blocks of what is registered.
+        fsync: survive a loss of power, not only of the process; about four times slower.
+
+    Raises:
+        CacheFormatError: if something else than a cache is there.
+        CacheLockedError: if another writer is at work that does not share.
+        CacheMismatchError: if the cache is of another data set.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        dataset: DatasetInfo,
+        overwrite: bool = False,
+        dry_run: bool = False,
+        shared: str | None = None,
+        fsync: bool = False,
+    ) -> None:
+        self._store = open_store(path, fsync=fsync)
+        self._dry_run = dry_run
+        self._shared = shared
+        self._registers = not dry_run and shared is None
+        self._overwrite = overwrite
+        self._is_open = False
+        self._header = Header.new(dataset)
+        self._lock: WriterLock | None = None
+        self._text_hash: dict[str, NDArray[np.uint64]] = {}
+        self._plans: dict[tuple[str, str], SplitPlan] = {}
+        self._committed: dict[tuple[str, str], Mapping[str, BlockCommits]] = {}
+
+    def __enter__(self) -> Self:
+        found = read_own_header(self._store)
+        self._is_open = True
+        try:
+            if self._dry_run:
+                self._take_up(found)
+            elif self._shared is not None or found is not None:
+                self._begin()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def add_source(self, source: SourceInfo) -> None:
+        """Register a backbone and its settings; registering it again changes nothing.
+
+        Raises:
+            CacheMismatchError: if the cache knows another source by that name.
+        """
+        check_name("source", source.name)
+        self._begin()
+        check_free_name("source", source.name, self._header.sources)
+        known = self._header.sources.get(source.name)
+        if known is not None:
+            check_source(known, source, self._store.location)
+            return
+        self._header.sources[source.name] = source
+        if self._registers:
+            for split in self._header.splits:
+                purge_source(self._store, split, source.name)
+            self._save_header()
+
+    def add_split(self, name: str, *, labels: NDArray[Any], text_hash: NDArray[Any]) -> None:
+        """Register a split with its labels and texts; more rows at the end extend it.
+
+        Args:
+            name: "train", "test", ...
+            labels: int32 `[N]`, class index, -1 where unlabelled.
+            text_hash: uint64 `[N]`, xxh3-64 of the UTF-8 text.
+
+        Raises:
+            CacheMismatchError: if the cache has other rows; the first differing one is named.
+            DataError: if a label is no class.
+        """
+        check_name("split", name)
+        columns = checked_columns(name, labels, text_hash, len(self._header.dataset.labels))
+        self._begin()
+        check_free_name("split", name, self._header.splits)
+        info = split_info(*columns.values())
+        known = self._header.splits.get(name)
+        self._text_hash[name] = columns[TEXT_HASH]
+        if known == info:
+            return
+        if known is not None:
+            check_prefix(self._store, name, known, columns)
+        self._header.splits[name] = info
+        if self._registers:
+            if known is None:
+                purge_split(self._store, name)
+            else:
+                self._store.delete_below(f"{INDEX}/{name}")  # made for fewer rows
+            write_columns(self._store, name, columns, known.n_rows if known else 0)
+            self._save_header()
+
+    def plan(
+        self,
+        split: str,
+        source: str,
+        *,
+        arrays: Iterable[ArrayKey],
+        dtype: str = "float16",
+    ) -> SplitPlan:
+        """List the blocks of rows that lack any of these arrays.
+
+        Args:
+            split: a split that was added.
+            source: a source that was added.
+            arrays: (pooling, layer) of each; layer 0 is the embedding.
+            dtype: of the stored features, "float16" or "float32".
+
+        Raises:
+            ConfigError: for a layer, pooling or dtype that cannot be.
+            CacheMismatchError: if the source is stored in another dtype.
+        """
+        self._check_added(split, source)
+        keys = check_arrays(self._header.sources[source], arrays, dtype)
+        info, hidden_size = self._header.splits[split], self._header.sources[source].hidden_size
+        rows = block_rows(info.n_rows, hidden_size * np.dtype(dtype).itemsize)
+        names = (*(array_name(key) for key in keys), N_TOKENS)
+        empty = self._dry_run and self._overwrite
+        layout = None if empty else read_layout(self._store, split, source)
+        if layout is None:
+            committed = dict.fromkeys(names, no_commits(info.n_rows, rows))
+        else:
+            check_dtype(layout.dtype, dtype, f"{self._store.location}/{split}/{source}")
+            rows = layout.block_rows
+            commits = Commits(self._store, split, info, source, rows)
+            texts = self._split_text_hash(split)
+            committed = blocks.recheck(self._store, commits, names, texts, repair=self._registers)
+        plan = SplitPlan(
+            split=split,
+            source=source,
+            n_rows=info.n_rows,
+            block_rows=rows,
+            hidden_size=hidden_size,
+            dtype=dtype,
+            arrays=keys,
+            blocks=missing_blocks(info.n_rows, rows, keys, committed),
+        )
+        self._plans[split, source], self._committed[split, source] = plan, committed
+        return plan
+
+    def register(self) -> None:
+        """Write the documents of all planned arrays, so that others can write their blocks."""
+        for plan in self._plans.values():
+            ensure_arrays(self._store, plan)
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the cache names every source, split and array that was added and planned."""
+        header = read_header(self._store)
+        return (
+            header is not None
+            and header.splits == self._header.splits
+            and header.sources.keys() == self._header.sources.keys()
+            and all(is_laid_out(self._store, plan) for plan in self._plans.values())
+        )
+
+    def is_finished(self, plan: SplitPlan) -> bool:
+        """Tell whether nothing is left to do for a plan: no block, no index, and no dead lock."""
+        info = self._header.splits.get(plan.split)
+        if info is None or plan.blocks or is_abandoned(self._store):
+            return False
+        commits = Commits(self._store, plan.split, info, plan.source, plan.block_rows)
+        listed = (self._header.consolidated or {"metadata": {}})["metadata"]
+        return all(
+            commits.is_indexed(name) and f"{plan.split}/{plan.source}/{name}" in listed
+            for name in plan.names
+        )
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Bytes free where the cache lies; None where a store cannot tell."""
+        return self._store.free_bytes()
+
+    def check_space(self, size_bytes: int) -> None:
+        """Refuse to start what cannot be finished.
+
+        Raises:
+            CacheSpaceError: if the store has less room than that.
+        """
+        free = self.free_bytes
+        if free is not None and size_bytes > free:
+            raise CacheSpaceError(
+                f"the features need {size_bytes / 1e9:.3f} GB, but {free / 1e9:.3f} GB are free at "
+                f"{self._store.location}. Free some space, choose another --cache, or ask for "
+                "fewer --layers or poolings."
+            )
+
+    def write(
+        self,
+        plan: SplitPlan,
+        block: Block,
+        *,
+        n_tokens: NDArray[Any],
+        features: Mapping[ArrayKey, NDArray[Any]],
+    ) -> None:
+        """Write a block and commit it.
+
+        Args:
+            plan: where the block comes from.
+            block: rows `compute_from` to `stop` are written.
+            n_tokens: int32 `[rows]`.
+            features: `[rows, H]` for each of `block.missing`; cast to the plan's dtype.
+
+        Raises:
+            ExtractionError: if a feature is not finite in that dtype.
+            CacheMismatchError: if the arrays are not those of the block.
+            CacheSpaceError, CacheStorageError: if the store fails; what was committed is safe.
+        """
+        if self._lock is None:
+            raise CacheError("a dry run or a closed writer writes nothing; open a CacheWriter.")
+        self._lock.check()
+        ensure_arrays(self._store, plan)
+        texts, old = self._texts(plan.split, block), self._old(plan, block)
+        blocks.write_block(self._store, plan, block, old, texts, n_tokens, features)
+
+    def unit(self, plan: SplitPlan, some: Sequence[Block]) -> Unit:
+        """Make some blocks of a plan ready to be done by a `UnitWriter` elsewhere."""
+        return Unit(
+            plan=replace(plan, blocks=tuple(some)),
+            texts=tuple(self._texts(plan.split, block) for block in some),
+            old=tuple(self._old(plan, block) for block in some),
+        )
+
+    @property
+    def lease(self) -> str:
+        """What a `UnitWriter` of another process shows, so that it may write while this one may.
+
+        Raises:
+            CacheError: if this writer does not share.
+        """
+        if not isinstance(self._lock, SharedLock):
+            raise CacheError("only an open writer that shares a plan lends its lock; pass shared=.")
+        return self._lock.lease
+
+    def finish(self, split: str, source: str, commits: Commits | None = None) -> None:
+        """Index what is complete (`commits` spares a reading) and let plain Zarr readers see it."""
+        plan = self._plans.get((split, source))
+        if plan is not None and plan.n_rows == 0:
+            ensure_arrays(self._store, plan)
+        layout = read_layout(self._store, split, source)
+        if layout is not None:
+            info = self._header.splits[split]
+            commits = commits or Commits(self._store, split, info, source, layout.block_rows)
+            complete = filter(commits.is_complete, layout.names)
+            new = [name for name in complete if not commits.is_indexed(name)]
+            for key in commits.superseded() if new else ():
+                self._store.delete(key)
+            for name in new:
+                commits.write_index(name)
+        self._header.consolidated = consolidated_metadata(self._store, self._header)
+        self._save_header()
+
+    def _close(self) -> None:
+        self._is_open = False
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _begin(self) -> None:
+        """Take the lock, unless it is held or nothing is to be written, and see what is there.
+
+        Of a cache that does not exist this waits for the first source or split: what is refused
+        before that leaves nothing behind, and so nothing has to be taken away from under others.
+        """
+        if self._dry_run or self._lock is not None:
+            return
+        if not self._is_open:
+            raise CacheError("a closed writer writes nothing; open a CacheWriter.")
+        share = self._shared
+        self._lock = WriterLock(self._store) if share is None else SharedLock(self._store, share)
+        self._take_up(read_header(self._store))
+
+    def _take_up(self, found: Header | None) -> None:
+        if found is not None and self._overwrite:
+            self._replace()
+        elif found is not None:
+            check_dataset(found.dataset, self._header.dataset, self._store.location)
+            self._header = found
+
+    def _replace(self) -> None:
+        if not self._registers:
+            return
+        self._save_header()  # from here on it is an empty cache, whatever lies below
+        for name in self._store.names(""):
+            if name not in (DOCUMENT, HIDDEN):
+                self._store.delete_below(name)
+        for folder in (COMMITS, INDEX):
+            self._store.delete_below(folder)
+
+    def _save_header(self) -> None:
+        put_document(self._store, DOCUMENT, self._header.document())
+
+    def _texts(self, split: str, block: Block) -> str:
+        return digest(self._split_text_hash(split)[block.start : block.stop])
+
+    def _old(self, plan: SplitPlan, block: Block) -> dict[str, OldRows]:
+        committed = self._committed[plan.split, plan.source]
+        index = block.start // plan.block_rows
+        found = ((name, commits.block(index)) for name, commits in committed.items())
+        return {name: rows for name, rows in found if rows is not None}
+
+    def _split_text_hash(self, split: str) -> NDArray[np.uint64]:
+        if split not in self._text_hash:
+            info = self._header.splits[split]
+            self._text_hash[split] = read_column(self._store, split, TEXT_HASH, info)
+        return self._text_hash[split]
+
+    def _check_added(self, split: str, source: str) -> None:
+        for kind, name, known in (
+            ("split", split, list(self._header.splits)),
+            ("source", source, list(self._header.sources)),
+        ):
+            if name not in known:
+                raise ConfigError.unknown(kind, name, known, f"Call add_{kind} first.")

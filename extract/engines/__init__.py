@@ -1,0 +1,1 @@
+"""Who computes which blocks: this process, ranks, or Ray."""

@@ -1,0 +1,139 @@
+"""What an extraction did, and how it is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from llmembed.common.errors import ExtractionError, RowError
+from llmembed.extract.engines.task import Task
+from llmembed.extract.features.extractor import Tokenized
+
+HOPELESS = 32
+"""Blocks that must not be stored, without one that may, after which an extraction stops."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """What one call of `extract` did."""
+
+    path: str
+    """The cache."""
+    source: str
+    """Name of the backbone inside the cache."""
+    layers: tuple[int, ...]
+    """Layers that the cache now has, as asked for."""
+    poolings: tuple[str, ...]
+    """Poolings that the cache now has, as asked for."""
+    n_rows: Mapping[str, int]
+    """Examples of each split."""
+    n_rows_computed: int
+    """Rows computed by this call; 0 where the cache was complete."""
+    n_tokens: int
+    """Real tokens of those rows."""
+    n_truncated: int
+    """Texts of those rows that were cut at max_length."""
+    n_empty: int
+    """Texts without any token, which got the feature of one begin-of-text token."""
+    n_duplicates: int
+    """Rows that got the feature of an earlier row with the same text."""
+    seconds: float
+    """Wall time of computing and writing."""
+    is_share: bool
+    """Whether only the blocks of one rank were to be done."""
+    notes: tuple[str, ...]
+    """What was decided or noticed and a user should know."""
+
+    def describe(self) -> str:
+        """Tell the outcome in a few lines."""
+        rows = ", ".join(f"{split} {count:,}" for split, count in self.n_rows.items())
+        layers = ", ".join(map(str, self.layers))
+        what = f"{self.path}: {rows}; source {self.source}, layers {layers}"
+        if not self.n_rows_computed:
+            whole = "This rank's share" if self.is_share else "The cache"
+            return "\n".join((f"{what}. {whole} is complete: nothing to do.", *self.notes))
+        rate = self.n_tokens / self.seconds
+        done = f"{self.n_rows_computed:,} rows, {self.n_tokens:,} tokens in {self.seconds:,.1f} s"
+        return "\n".join((f"{what}.", f"{done} ({rate:,.0f} tokens/s).", *self.notes))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What was done; counts of parts can be added."""
+
+    n_rows_computed: int = 0
+    n_tokens: int = 0
+    n_truncated: int = 0
+    n_empty: int = 0
+    n_duplicates: int = 0
+    left: tuple[str, ...] = ()
+    """What keeps blocks of rows from being done."""
+
+    @classmethod
+    def of(cls, tokenized: Tokenized, n_computed: int) -> Counts:
+        """Count a block of rows, of which some are duplicates and were not computed."""
+        return cls(
+            n_rows_computed=len(tokenized.ids),
+            n_tokens=int(tokenized.n_tokens.sum()),
+            n_truncated=tokenized.n_truncated,
+            n_empty=tokenized.n_empty,
+            n_duplicates=len(tokenized.ids) - n_computed,
+        )
+
+    def __add__(self, other: Counts) -> Counts:
+        """Add field by field."""
+        mine, more = dataclasses.asdict(self), dataclasses.asdict(other)
+        return Counts(**{name: mine[name] + more[name] for name in mine})
+
+    def refuse_hopeless(self) -> None:
+        """Stop early where no block can be done.
+
+        Raises:
+            ExtractionError: telling the first reason.
+        """
+        if len(self.left) >= HOPELESS and not self.n_rows_computed:
+            tried = f"None of {len(self.left)} blocks could be stored, so no other was tried"
+            raise ExtractionError(f"{self.left[0]} {tried}.")
+
+    def refuse_left(self) -> None:
+        """Name what keeps rows from being done, once all others are.
+
+        Raises:
+            RowError: if there is any.
+        """
+        if self.left:
+            more = f" but those of {len(self.left) - 1} more failures" if self.left[1:] else ""
+            raise RowError(
+                f"{self.left[0]} All other blocks of rows{more} are done. Remove the cause and run "
+                "the same command again."
+            )
+
+
+def summary(task: Task, counts: Counts, seconds: float) -> Extraction:
+    """Tell what a call did for a task."""
+    done = {name: n for name, n in dataclasses.asdict(counts).items() if name != "left"}
+    return Extraction(
+        path=task.cache,
+        source=task.source.name,
+        layers=task.layers,
+        poolings=task.poolings,
+        n_rows={split: len(examples) for split, examples in task.corpus.splits.items()},
+        seconds=seconds,
+        is_share=task.config.world is not None,
+        notes=_notes(task, counts),
+        **done,
+    )
+
+
+def _notes(task: Task, counts: Counts) -> tuple[str, ...]:
+    columns, notes, config = task.corpus.provenance, [], task.config
+    if counts.n_rows_computed and "text_column" in columns:
+        text, label = columns["text_column"], columns["label_column"]
+        notes.append(f"Text from column {text!r}, label from {label!r}.")
+    notes += task.recipe.notes_on(counts.n_truncated, counts.n_empty)
+    if counts.n_duplicates:
+        notes.append(f"{counts.n_duplicates:,} texts stood there before and share one feature.")
+    if config.world is not None:
+        share = f"This was rank {config.rank} of {config.world}."
+        notes.append(f"{share} When all have ended: llmembed-cache finalize {task.cache}")
+    return tuple(notes)

@@ -1,0 +1,283 @@
+"""Extraction on Ray: units of blocks go out, receipts come back, workers write the cache.
+
+Ray Data hands units to a pool of actors, and again to others when an actor or its node is lost. So
+the engine does a unit at least once; the store counts each block once, since its commit record is
+created only if absent. No feature passes through Ray. A row without a feature comes back in the
+receipt, and is named while all others are done. A unit that failed, or has no receipt since its
+worker was lost, is handed out again, in a round after the others; one that no worker can do is
+named at last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from llmembed.cache_format import CacheWriter, SplitPlan
+from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.tools.finalize import Part, finalize
+from llmembed.cache_format.writing.units import Unit
+from llmembed.common.cluster import absolute, joined
+from llmembed.common.errors import (
+    ConfigError,
+    ExtractionError,
+    LLMEmbedWarning,
+)
+from llmembed.extract.backbones.load import resolve_device
+from llmembed.extract.config import ExtractConfig
+from llmembed.extract.engines.outcome import HOPELESS, Counts
+from llmembed.extract.engines.ray_worker import Worker, hash_part
+from llmembed.extract.engines.task import Task
+from llmembed.extract.pipeline import make_plans, open_writer, register
+
+_IN_FLIGHT = 2
+"""Units at a worker, the one it works on included, so that it never waits for the driver. In the
+rounds after the first it is one: a deadly unit then takes no other with it."""
+_UNITS_A_WORKER = 32
+"""At least so many units for each worker where there are blocks enough: the last of them, when
+other workers have nothing left, is then 3 % of its work."""
+_MOST_BLOCKS = 16
+"""Blocks of a unit at most. Within a unit the next block is tokenised and the last one written
+beside the device."""
+_MANY_CHUNKS = 4096
+"""Chunks that workers hash, at the end. The command itself hashes fewer: of 8 MiB, 32 GB."""
+_IDLE_ROUNDS = 2
+"""Rounds in which no unit was done, after which those that are left are given up."""
+_MOST_NAMED = 20
+"""Units given up that are named; all of them are counted."""
+_LOST = "they ended their worker each time; Ray's logs say how."
+STORE_BYTES = 2**27
+"""Memory of a Ray that is started here, for what passes through it: receipts are small."""
+_SHARED = "ray"
+"""Name of the driver's lock: a driver that is started again takes the place of the first."""
+
+
+def extract_on_ray(
+    task: Task, layers: Sequence[int], on_unit: Callable[[int, int], None]
+) -> Counts:
+    """Do the missing blocks of a task on Ray, then close the cache.
+
+    Args:
+        task: what to extract.
+        layers: those that some block lacks.
+        on_unit: called with the rows and real tokens of each unit that is done.
+
+    Returns:
+        What was done, and what keeps blocks from being done.
+
+    Raises:
+        ExtractionError: what no worker can go on with.
+        MissingPackageError: Ray is not installed.
+    """
+    config = task.config
+    with joined(config.address, config.workers, STORE_BYTES):
+        n_gpus = _gpus_per_worker(task)
+        register(task)
+        task = dataclasses.replace(task, config=dataclasses.replace(config, overwrite=False))
+        with open_writer(task, shared=_SHARED) as writer:
+            units = [
+                unit
+                for plan in make_plans(task, writer)
+                for unit in cut(writer, plan, config.workers)
+            ]
+            job = _job(task, layers, writer.lease)
+            start_round = functools.partial(receipts, config.workers, n_gpus, job)
+            counts = _collect(units, start_round, on_unit)
+        finalize(task.cache, only_new=True, check=functools.partial(_check, task.cache))
+    return counts
+
+
+def cut(writer: CacheWriter, plan: SplitPlan, n_workers: int) -> Iterator[Unit]:
+    """Cut a plan into units of neighbouring blocks.
+
+    Args:
+        writer: who made the plan.
+        plan: of a split.
+        n_workers: how many there will be.
+    """
+    n_blocks = blocks_a_unit(len(plan.blocks), n_workers)
+    for first in range(0, len(plan.blocks), n_blocks):
+        yield writer.unit(plan, plan.blocks[first : first + n_blocks])
+
+
+def blocks_a_unit(n_blocks: int, n_workers: int) -> int:
+    """Choose how many of so many blocks a unit has.
+
+    >>> blocks_a_unit(100, 8), blocks_a_unit(1000, 8), blocks_a_unit(10**6, 8)
+    (1, 3, 16)
+    """
+    return min(_MOST_BLOCKS, max(1, n_blocks // (_UNITS_A_WORKER * n_workers)))
+
+
+def _collect(
+    units: Sequence[Unit],
+    start_round: Callable[[int, Mapping[int, Unit]], Iterator[dict[str, Any]]],
+    on_unit: Callable[[int, int], None],
+) -> Counts:
+    """Have units done until each is done, or none of those left can be.
+
+    A lost worker takes the units with it that it had, so there are rounds: Ray's own retries count
+    how often a machine that is gone does not answer, and cannot tell that from a deadly unit.
+    """
+    counts, warned, reasons = Counts(), set[str](), dict[int, str]()
+    pending, n_idle, in_flight = dict(enumerate(units)), 0, _IN_FLIGHT
+    while pending and n_idle < _IDLE_ROUNDS:
+        n_before, n_failed = len(pending), 0
+        for receipt in start_round(in_flight, pending.copy()):
+            number = receipt["number"]
+            _warn_once(receipt["warnings"], warned)
+            if receipt["reason"]:
+                reasons[number] = receipt["reason"]
+                n_failed += 1
+                if n_failed == HOPELESS and len(pending) == n_before:
+                    break
+                continue
+            del pending[number]
+            done = Counts(**receipt["counts"] | {"left": tuple(receipt["counts"]["left"])})
+            counts += done
+            counts.refuse_hopeless()
+            on_unit(done.n_rows_computed, done.n_tokens)
+        n_idle = n_idle + 1 if len(pending) == n_before else 0
+        in_flight = 1
+        pending = dict(reversed(pending.items()))  # who waited behind a deadly unit goes first
+    left = [_rows(unit, reasons.get(number, _LOST)) for number, unit in pending.items()]
+    _warn_once(left[:_MOST_NAMED], warned)
+    return counts + Counts(left=tuple(left))
+
+
+def _warn_once(messages: Sequence[str], warned: set[str]) -> None:
+    for message in messages:
+        if message not in warned:
+            warned.add(message)
+            warnings.warn(message, LLMEmbedWarning, stacklevel=2)
+
+
+def _rows(unit: Unit, reason: str) -> str:
+    blocks = unit.plan.blocks
+    return f"rows {blocks[0].start}-{blocks[-1].stop} of split {unit.plan.split!r}: {reason}"
+
+
+def receipts(
+    n_workers: int, n_gpus: float, job: str, in_flight: int, units: Mapping[int, Unit]
+) -> Iterator[dict[str, Any]]:
+    """Have units done, in any order; those whose worker was lost have no receipt."""
+    import ray.data
+
+    _set_context(max_errored=len(units))
+    items = [{"number": number, "unit": unit.dumps()} for number, unit in units.items()]
+    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        Worker,
+        fn_constructor_args=(job,),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=n_workers, max_tasks_in_flight_per_actor=in_flight
+        ),
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=n_gpus or None,
+        max_task_retries=0,
+    )
+    for row in _rows_of(done):
+        receipt = json.loads(row["receipt"])
+        if receipt["fatal"]:
+            where = f"a worker on {receipt['host']} cannot go on"
+            raise ExtractionError(f"{where}: {receipt['fatal']}")
+        yield receipt
+
+
+def _set_context(*, max_errored: int) -> None:
+    """Choose how the next data set is run, and how many of its tasks may be lost."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = max_errored
+    context.op_resource_reservation_enabled = False  # one operator: a tenth of the driver's CPU
+
+
+def _check(cache: str, parts: Sequence[Part]) -> Iterator[tuple[Part, list[int]]]:
+    """Hash parts where the CPUs of the cluster are, or here where there are few."""
+    import ray.data
+
+    if sum(len(part.hashes) for part in parts) < _MANY_CHUNKS:
+        store = open_store(cache)
+        yield from ((part, part.bad_blocks(store)) for part in parts)
+        return
+    _set_context(max_errored=0)
+    items = [{"part": part.dumps()} for part in parts]
+    hashing: Any = hash_part
+    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        hashing, fn_args=(absolute(cache),), batch_size=1, num_cpus=1
+    )
+    for row in _rows_of(done):
+        yield Part.loads(row["part"]), json.loads(row["bad"])
+
+
+def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Run a Ray data set, and tell in one sentence if Ray cannot."""
+    from ray.exceptions import RayError
+
+    try:
+        yield from dataset.iter_rows()
+    except RayError as error:
+        message = (
+            f"Ray gave up: {str(error).splitlines()[0]}. Committed blocks are safe: see Ray's logs "
+            "for the cause, and run the same command again to go on."
+        )
+        raise ExtractionError(message) from error
+
+
+def _job(task: Task, layers: Sequence[int], lease: str) -> str:
+    """Say what every worker must know, in absolute paths: it stands in another folder."""
+    settings = dataclasses.asdict(task.config)
+    settings |= {"compute_dtype": task.recipe.compute_dtype, "cache": task.cache}
+    for name in ("cache", "dataset", "model"):
+        settings[name] = absolute(settings[name])
+    fingerprint = task.source.fingerprint
+    return json.dumps(
+        {"config": settings, "layers": list(layers), "fingerprint": fingerprint, "lease": lease}
+    )
+
+
+def _gpus_per_worker(task: Task) -> float:
+    """Take what was asked for, else one GPU where there are any.
+
+    Raises:
+        ConfigError: the workers have GPUs, and the arithmetic would be chosen by a driver without,
+            or this machine lacks the GPUs that were asked for.
+    """
+    import ray
+
+    config = task.config
+    n_gpus = config.gpus_per_worker
+    if n_gpus is None:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        has_gpus = resources.get("GPU", 0) > 0
+        n_gpus = float(has_gpus and not config.device.startswith("cpu"))
+    if n_gpus and config.compute_dtype == "auto" and resolve_device("auto").type != "cuda":
+        message = (
+            "--compute-dtype auto would suit the machine of this command, which has no GPU, but "
+            "the workers have. Pass --compute-dtype bfloat16 or float32, or --gpus-per-worker 0."
+        )
+        raise ConfigError(message)
+    _look_for_gpus(n_gpus, config)
+    return n_gpus
+
+
+def _look_for_gpus(n_gpus: float, config: ExtractConfig) -> None:
+    """Refuse GPUs that this machine lacks; a cluster may still get them, and is waited for."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    most = max(node["Resources"].get("GPU", 0) for node in nodes if node["Alive"])
+    if n_gpus <= most:
+        return
+    lack = f"--gpus-per-worker is {n_gpus:g}, but no machine of Ray has more than {most:g} GPUs"
+    if config.address is None:
+        raise ConfigError(f"{lack}. Pass fewer, or the --address of a cluster that has them.")
+    warnings.warn(f"{lack}: waiting for one.", LLMEmbedWarning, stacklevel=2)

@@ -1,0 +1,105 @@
+"""What a worker of Ray does: it loads the backbone once, then does units and gives receipts.
+
+Ray imports this module in every process that it starts, also in those that only hash chunks and
+those that end before their first unit: what takes seconds to import is imported by the first unit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.tools.finalize import Part
+from llmembed.cache_format.writing.units import Unit, UnitWriter
+from llmembed.common.errors import (
+    CacheLockedError,
+    CacheSpaceError,
+    ExtractionError,
+    LLMEmbedError,
+    LLMEmbedWarning,
+)
+
+if TYPE_CHECKING:
+    from llmembed.extract.engines.outcome import Counts
+    from llmembed.extract.engines.task import Task
+
+_FATAL = (CacheLockedError, CacheSpaceError, ExtractionError)
+"""What every other unit would meet as well."""
+
+
+class Worker:
+    """One process of the pool: loads the backbone once, then does units.
+
+    Args:
+        job: what `_job` says.
+    """
+
+    def __init__(self, job: str) -> None:
+        self._job: dict[str, Any] = json.loads(job)
+        self._task: Task | None = None
+        self._broken = False
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Do a unit, and give its receipt."""
+        if self._broken:  # a device that failed once fails again: another process does this unit
+            os._exit(1)
+        (number,), (unit,) = batch["number"], batch["unit"]
+        receipt = {"number": int(number), "host": platform.node(), "warnings": []}
+        receipt |= {"counts": {}, "fatal": "", "reason": ""}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", LLMEmbedWarning)
+            try:
+                self._open()
+            except (LLMEmbedError, ImportError) as error:
+                return _row(receipt | {"fatal": str(error)})
+            try:
+                receipt["counts"] = dataclasses.asdict(self._do(Unit.loads(unit)))
+            except _FATAL as error:
+                receipt["fatal"] = str(error)
+            except LLMEmbedError as error:
+                receipt["reason"] = str(error)
+            except (RuntimeError, OSError, MemoryError, ValueError) as error:
+                self._broken = True
+                receipt["reason"] = f"{type(error).__name__}: {error}"
+        known = (warning for warning in caught if issubclass(warning.category, LLMEmbedWarning))
+        return _row(receipt | {"warnings": [str(warning.message) for warning in known]})
+
+    def _open(self) -> None:
+        if self._task is None:
+            from llmembed.extract.config import ExtractConfig
+            from llmembed.extract.pipeline import load_extractor, prepare
+
+            settings = self._job["config"]
+            for name in ("split", "pooling"):
+                settings[name] = tuple(settings[name])
+            task = prepare(ExtractConfig(**settings))
+            self._extractor = load_extractor(
+                task, tuple(self._job["layers"]), expected=self._job["fingerprint"]
+            )
+            self._task = task
+
+    def _do(self, unit: Unit) -> Counts:
+        from llmembed.extract.engines.blocks import extract_blocks
+
+        assert self._task is not None
+        writer = UnitWriter(self._task.cache, unit, self._job["lease"])
+        plan = writer.left()
+        examples = self._task.corpus.splits[plan.split]
+        for block in plan.blocks:
+            writer.check_texts(block, examples.part(block.start, block.stop).text_hash)
+        return extract_blocks(self._task, writer, plan, self._extractor, look_back=False)
+
+
+def hash_part(batch: dict[str, Any], cache: str) -> dict[str, list[str]]:
+    """Hash the chunks of a part of a cache, and name the blocks that are bad."""
+    (text,) = batch["part"]
+    return {"part": [text], "bad": [json.dumps(Part.loads(text).bad_blocks(open_store(cache)))]}
+
+
+def _row(receipt: dict[str, Any]) -> dict[str, list[str]]:
+    return {"receipt": [json.dumps(receipt)]}

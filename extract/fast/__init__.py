@@ -1,0 +1,1 @@
+"""What makes extraction fast, each with a plain way beside it."""

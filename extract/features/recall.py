@@ -1,0 +1,165 @@
+"""Features of texts that are in memory; with a cache, no text is computed twice.
+
+A cache of this kind has no classes and grows by splits: the texts of one call that it does not know
+yet become a split that is named by their hashes. So an interrupted call is resumed by the same
+call, and splits that were never finished are not read. Texts are known by their 64-bit hash alone,
+since a cache holds no texts. The price of a split a call is many small files where texts come
+one by one: leave the cache out there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from llmembed.cache_format import Split, open_cache
+from llmembed.common.errors import (
+    CacheLockedError,
+    CacheNotFoundError,
+    DataError,
+    LLMEmbedWarning,
+)
+from llmembed.extract.config import ExtractConfig
+from llmembed.extract.features.extractor import Extractor, Features
+from llmembed.extract.pipeline import extract, resolve_recipe
+from llmembed.extract.texts.corpora import Corpus, Examples
+from llmembed.extract.texts.labelling import UNLABELLED
+from llmembed.extract.texts.pairs import describe_bad_text
+
+Hashes = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.int64]
+
+
+class TextFeatures:
+    """Makes features of texts by one backbone, and recalls them where a cache is given.
+
+    It may be pickled: the backbone stays behind, and is loaded and compared again when needed.
+
+    Args:
+        config: how to extract; `dataset`, `source` and `limit` have no meaning here.
+
+    Attributes:
+        recipe: how the backbone is loaded and texts are treated.
+        source: name of the backbone, made different for every fingerprint.
+        fingerprint: identity of the features.
+        hidden_size: H.
+    """
+
+    def __init__(self, config: ExtractConfig) -> None:
+        self.recipe, self.layers = resolve_recipe(config, config.cache or "")
+        self.fingerprint = self.recipe.fingerprint
+        identity = json.dumps([self.fingerprint, self.recipe.dtype], sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()
+        self.source = f"{self.recipe.found.name}-{digest[:8]}"
+        self.hidden_size = self.recipe.shape.hidden_size
+        self.config = dataclasses.replace(
+            config, source=self.source, compute_dtype=self.recipe.compute_dtype
+        )
+        self._extractor: Extractor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the backbone and the tokenizer behind."""
+        return {**self.__dict__, "recipe": dataclasses.replace(self.recipe), "_extractor": None}
+
+    @property
+    def arrays(self) -> list[tuple[str, int]]:
+        """(pooling, layer) of all features; the pooler belongs to the last layer alone."""
+        last = self.recipe.shape.n_layers
+        return [
+            (pooling, layer)
+            for pooling in sorted(self.config.pooling)
+            for layer in self.layers
+            if pooling != "pooler" or layer == last
+        ]
+
+    def features(self, texts: Sequence[str]) -> Features:
+        """Give the features of N texts, each float16 or float32 `[N, H]`.
+
+        Raises:
+            DataError: a text is no string, or not valid Unicode.
+            ModelError: the backbone is no longer the one it was.
+        """
+        try:
+            hashes = np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], "u8")
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise DataError(describe_bad_text(texts)) from error
+        if self.config.cache is None:
+            return self._compute(texts)
+        held = self._holding(hashes)
+        fresh = _first_of_each(hashes, [split.text_hash[rows] for split, rows in held])
+        if len(fresh):
+            try:
+                self._extend([texts[row] for row in fresh], hashes[fresh])
+            except CacheLockedError as error:
+                warnings.warn(f"{error} Computed without it.", LLMEmbedWarning, stacklevel=2)
+                return self._compute(texts)
+            held = self._holding(hashes)
+        return self._gather(held, hashes)
+
+    def _compute(self, texts: Sequence[str]) -> Features:
+        if self._extractor is None:
+            self._extractor = Extractor(
+                self.recipe,
+                layers=self.layers,
+                poolings=self.config.pooling,
+                device=self.config.device,
+                token_budget=self.config.token_budget,
+                expected_fingerprint=self.fingerprint,
+            )
+        return self._extractor.features(texts)
+
+    def _extend(self, texts: Sequence[str], hashes: Hashes) -> None:
+        labels = np.full(len(texts), UNLABELLED, dtype=np.int32)
+        examples = Examples(texts=pa.chunked_array([pa.array(texts)]), labels=labels)
+        split = f"texts-{xxhash.xxh3_64_hexdigest(hashes.tobytes())}"
+        corpus = Corpus(name="texts", labels=(), splits={split: examples}, provenance={})
+        extract(self.config, corpus=corpus)
+
+    def _holding(self, hashes: Hashes) -> list[tuple[Split, Rows]]:
+        """List the finished splits of the cache, with the rows that hold some of these texts."""
+        assert self.config.cache is not None
+        try:
+            cache = open_cache(self.config.cache)
+        except CacheNotFoundError:
+            return []
+        splits = [split for split in (cache[name] for name in cache.splits) if self._is_in(split)]
+        return [(split, np.flatnonzero(np.isin(split.text_hash, hashes))) for split in splits]
+
+    def _gather(self, held: Sequence[tuple[Split, Rows]], hashes: Hashes) -> Features:
+        known = np.concatenate([split.text_hash[rows] for split, rows in held])
+        order = np.argsort(known)
+        chosen = order[np.searchsorted(known, hashes, sorter=order)]
+        features = {}
+        for pooling, layer in self.arrays:
+            parts = [
+                split.features(layer, self.source, pooling, rows, verify=True)
+                for split, rows in held
+            ]
+            features[pooling, layer] = np.concatenate(parts)[chosen]
+        return features
+
+    def _is_in(self, split: Split) -> bool:
+        return all(
+            split.arrays.get((self.source, pooling, layer)) == split.n_rows
+            for pooling, layer in self.arrays
+        )
+
+
+def _first_of_each(hashes: Hashes, known: Sequence[Hashes]) -> Rows:
+    """List the first row of each text that is not known.
+
+    >>> _first_of_each(np.array([5, 7, 5, 9], "u8"), [np.array([9], "u8")]).tolist()
+    [0, 1]
+    """
+    unknown = ~np.isin(hashes, np.concatenate([np.empty(0, np.uint64), *known]))
+    rows = np.flatnonzero(unknown)
+    return np.sort(rows[np.unique(hashes[rows], return_index=True)[1]])

@@ -1,0 +1,1 @@
+"""From a data set, file or folder to texts and labels."""

@@ -1,0 +1,223 @@
+"""One column of a table as plain texts or as labels, however Arrow holds it.
+
+Text is what Arrow calls a string, also as a category (dictionary), a view, or as bytes that are
+UTF-8. Numbers, dates and lists are not text, and are never turned into it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from llmembed.common.errors import DataError
+from llmembed.extract.texts.spool import forget_pages, gather
+
+
+class MixedScalar(pa.ExtensionScalar):  # type: ignore[misc]  # pyarrow is untyped
+    """One value of a `MixedType`."""
+
+    def as_py(self, **_: Any) -> Any:
+        """Give the value, or its JSON where it holds text that no file could be given."""
+        if self.value is None:
+            return None
+        text = self.value.as_py()
+        value = json.loads(text)
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return text
+        return value
+
+
+class MixedType(pa.ExtensionType):  # type: ignore[misc]  # pyarrow is untyped
+    """The type of a column of JSON that no Arrow type holds: each value as JSON, and why.
+
+    Such a column does no harm until it is asked for texts or labels; `to_pylist` gives its values.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+        """What it holds and where, to follow the column's name in a message."""
+        super().__init__(pa.large_string(), "llmembed.mixed")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        """Keep the reason with the type, in a mapped file too."""
+        return self.reason.encode()
+
+    def __arrow_ext_scalar_class__(self) -> type[MixedScalar]:
+        """Say what one value is."""
+        return MixedScalar
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Self:
+        """Take the reason back."""
+        del storage_type
+        return cls(serialized.decode())
+
+
+pa.register_extension_type(MixedType())
+
+
+def as_texts(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Give a column of texts as Arrow strings.
+
+    Args:
+        where: what has the column, as it stands in messages: "split 'train'", "reviews.csv".
+        name: of the column.
+        column: `[N]`, of any type.
+
+    Returns:
+        string or large_string `[N]`, all of them valid UTF-8, none missing.
+
+    Raises:
+        DataError: it holds something else, of which row where they differ.
+
+    >>> as_texts("toy.parquet", "text", pa.chunked_array([[b"a", b"b"]])).to_pylist()
+    ['a', 'b']
+    """
+    plain = _plain(where, name, column)
+    if plain.null_count:
+        row = int(np.flatnonzero(plain.is_null().to_numpy())[0])
+        message = (
+            f"{where}, row {row}: the text is missing ({plain.null_count} rows in all). Remove "
+            "such rows, or write an empty text, which is legal."
+        )
+        raise DataError(message)
+    if not _is_text(plain.type):
+        message = (
+            f"column {name!r} of {where} holds {column.type}, not text. Name a column of texts "
+            "with --text-column, or write its values as text."
+        )
+        raise DataError(message)
+    return plain
+
+
+def as_labels(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Give a column of labels in types whose values name classes as they are.
+
+    Args:
+        where: what has the column, as it stands in messages.
+        name: of the column.
+        column: `[N]`, of any type.
+
+    Returns:
+        `[N]`: what holds text as strings, whole decimals as their digits, other decimals as floats,
+        and everything else as it is. A category stays one.
+
+    Raises:
+        DataError: it holds values of several kinds, of an extension, or bytes that are not UTF-8.
+
+    >>> whole = pa.array(["1.0", "0.0"]).cast(pa.decimal128(3, 1))
+    >>> as_labels("toy.parquet", "label", pa.chunked_array([whole])).to_pylist()
+    ['1', '0']
+    """
+    plain = _plain(where, name, column)
+    if pa.types.is_decimal(plain.type):
+        return _from_decimals(plain)
+    if isinstance(plain.type, pa.BaseExtensionType):
+        message = (
+            f"column {name!r} of {where} holds {plain.type}; labels are strings, integers or "
+            "booleans. Name another column with --label-column."
+        )
+        raise DataError(message)
+    return plain.dictionary_encode() if pa.types.is_dictionary(column.type) else plain
+
+
+def _plain(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Take off what is around the texts of a column: categories, views, bytes."""
+    if isinstance(column.type, MixedType):
+        raise DataError(f"column {name!r} of {where} {column.type.reason}")
+    schema = pa.schema([(name, _plain_type(column.type))])
+    batches = (pa.record_batch([chunk], schema=schema) for chunk in _pieces(where, name, column))
+    if schema.field(0).type == column.type:
+        for _ in batches:  # each is checked
+            forget_pages()
+        return column
+    return gather(schema, batches)[name]
+
+
+def _pieces(where: str, name: str, column: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """Give each piece of a column in its plain type."""
+    n_before = 0
+    for chunk in column.chunks:
+        try:
+            _is_utf8(chunk)  # a category whose bad texts no row has is checked again below
+            decoded = _decoded(chunk)
+            plain = decoded.cast(_plain_type(decoded.type)) if _is_utf8(decoded) else None
+        except pa.ArrowInvalid as error:
+            message = f"column {name!r} of {where} is damaged: {error}. Write the file anew."
+            raise DataError(message) from error
+        if plain is None:
+            message = (
+                f"{where}, row {n_before + _first_bad(decoded)}: column {name!r} holds bytes that "
+                "are not UTF-8. Decode them with their own encoding and write the file anew."
+            )
+            raise DataError(message)
+        yield plain
+        n_before += len(chunk)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    kind = _wide(kind.value_type) if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_string(kind):
+        return kind
+    return pa.large_string() if _wide(kind) in (pa.large_string(), pa.large_binary()) else kind
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """Name the type that holds more than 2 GB of texts or of bytes."""
+    if _is_text(kind) or pa.types.is_string_view(kind):
+        return pa.large_string()
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return pa.large_binary() if is_bytes or pa.types.is_binary_view(kind) else kind
+
+
+def _decoded(chunk: pa.Array) -> pa.Array:
+    if not pa.types.is_dictionary(chunk.type):
+        return chunk
+    values = chunk.dictionary.cast(_wide(chunk.dictionary.type))
+    return pa.DictionaryArray.from_arrays(chunk.indices, values).dictionary_decode()
+
+
+def _is_utf8(chunk: pa.Array) -> bool:
+    """Look at every text, which no cast between types of text does.
+
+    Raises:
+        pa.ArrowInvalid: the array contradicts itself.
+    """
+    is_bytes = pa.types.is_large_binary(_wide(chunk.type))
+    try:
+        chunk.validate(full=True)
+        if is_bytes:
+            chunk.cast(pa.large_string())
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        return False
+    return True
+
+
+def _first_bad(chunk: pa.Array) -> int:
+    for row, value in enumerate(chunk.cast(pa.large_binary()).to_pylist()):
+        try:
+            (value or b"").decode()
+        except UnicodeDecodeError:
+            return row
+    raise AssertionError("all are UTF-8")
+
+
+def _from_decimals(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    pieces = [chunk.to_pylist() for chunk in column.chunks]
+    given = {value for piece in pieces for value in piece if value is not None}
+    if any(value != value.to_integral_value() for value in given):
+        return column.cast(pa.float64())
+    digits = {value: str(int(value)) for value in given}
+    return pa.chunked_array([[*map(digits.get, piece)] for piece in pieces], pa.large_string())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -1,0 +1,1 @@
+"""How several features become one vector, and what stands on it."""

@@ -1,0 +1,185 @@
+"""The classifier as a run stores it: standardisation, fusion, head. Plain torch, no trainer.
+
+Kept apart from what trains it, so that a prediction and a head in closed form never wait for
+Lightning, whose import takes longer than they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from llmembed.train.fusions.fusion import FUSIONS, Concat, Fusion
+from llmembed.train.fusions.heads import HEADS
+from llmembed.train.fusions.paper import PaperCooc, PaperHead
+
+_CHUNK_ROWS = 8192
+_CACHED_NUMBERS = 1 << 17
+_FUSIONS: dict[str, Callable[[Sequence[int]], Fusion]] = {**FUSIONS, "paper": PaperCooc}
+_HEADS: dict[str, Callable[[int, int, float], nn.Module]] = {**HEADS, "paper": PaperHead}
+
+
+class Standardiser(nn.Module):
+    """Gives each column mean 0 and standard deviation 1; a constant column becomes 0.
+
+    The scale of a constant column is infinite, so that it is 0 in other rows too: nothing is known
+    of what its values mean, and weights that no row has trained would multiply them.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    @classmethod
+    def of(cls, x: Tensor, rows: Tensor, weights: Tensor | None = None) -> Self:
+        """Take the statistics of some rows of float32 `[N, F]`, summed in float64.
+
+        With weights w `[N]` the mean is `sum w x / sum w`, the variance `sum w x^2 / sum w` less
+        its square.
+        """
+        total = torch.zeros(x.shape[1], dtype=torch.float64)
+        squares, n = torch.zeros_like(total), 0.0
+        for chunk in torch.split(rows, _rows_in_caches(x)):
+            block = x.index_select(0, chunk).double()
+            if weights is None:
+                n += len(chunk)
+                total += block.sum(dim=0)
+                squares += block.square().sum(dim=0)
+            else:
+                w = weights[chunk].double()
+                n += float(w.sum())
+                total += w @ block
+                squares += w @ block.square_()
+        mean = total / n
+        scale = (squares / n - mean.square()).clamp(min=0).sqrt().float()  # 0 if it is less
+        standardiser = cls(x.shape[1])
+        standardiser.mean.copy_(mean)
+        standardiser.scale.copy_(torch.where(scale > mean.abs() * 1e-6, scale, torch.inf))
+        return standardiser
+
+    def select(self, columns: Tensor) -> Self:
+        """Take the statistics of some columns, int64 `[c]`."""
+        chosen = type(self)(len(columns))
+        chosen.mean.copy_(self.mean[columns])
+        chosen.scale.copy_(self.scale[columns])
+        return chosen
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise `[B, F]`."""
+        return (x - self.mean) / self.scale
+
+    def apply_(self, x: Tensor) -> Tensor:
+        """Standardise `[N, F]` in place, to hold a split in memory only once."""
+        for chunk in torch.split(x, _rows_in_caches(x)):
+            chunk.sub_(self.mean).div_(self.scale)
+        return x
+
+
+def _rows_in_caches(x: Tensor) -> int:
+    """Count the rows of `[N, F]` that a core's caches hold, so that passes over them are cheap."""
+    return max(1, _CACHED_NUMBERS // x.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What fixes the names and shapes of a classifier's weights."""
+
+    fusion: str
+    """Name of the fusion."""
+    head: str
+    """Name of the head, never `auto`."""
+    widths: tuple[int, ...]
+    """Width of each feature."""
+    n_classes: int
+    """C, number of classes."""
+    dropout: float
+    """Share of the fused vector dropped while training."""
+
+
+class Classifier(nn.Module):
+    """Raw features `[B, F]` in, logits `[B, C]` out.
+
+    Attributes:
+        architecture: what it was made from.
+        temperature: what the logits are divided by; 1 until it is calibrated.
+        base: solved linear classifier whose logits the head adds to; None with most fusions.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.standardise = Standardiser(sum(architecture.widths))
+        self.fusion = _FUSIONS[architecture.fusion](architecture.widths)
+        self.head = _HEADS[architecture.head](
+            self.fusion.fused_width, architecture.n_classes, architecture.dropout
+        )
+        self.register_buffer("temperature", torch.tensor(1.0))
+        self.base: nn.Linear | None = None
+        if self.fusion.completes_a_base:
+            self.base = nn.Linear(sum(architecture.widths), architecture.n_classes)
+            self.base.requires_grad_(requires_grad=False)
+
+    def logits(self, standardised: Tensor) -> Tensor:
+        """Classify standardised features, `[B, F]` -> logits `[B, C]`.
+
+        Where the head completes a base, C more columns stand for the base's logits: those that
+        were held out, since on rows that it was solved for the base leaves too little to learn.
+        """
+        if self.base is None:
+            logits: Tensor = self.head(self.fusion(standardised))
+            return logits / self.temperature
+        width = self.base.in_features
+        x, base = standardised, None
+        if standardised.shape[1] > width:
+            x, base = standardised[:, :width], standardised[:, width:]
+        base = self.base(x) if base is None else base
+        completed: Tensor = base + self.head(self.fusion(x))
+        return completed / self.temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify features as they lie in the cache, `[B, F]` -> logits `[B, C]`."""
+        return self.logits(self.standardise(x))
+
+    @torch.inference_mode()
+    def fuse_all(self, standardised: Tensor) -> Tensor:
+        """Fuse `[N, F]` -> `[N, K]` in chunks; a fusion that changes nothing copies nothing."""
+        if isinstance(self.fusion, Concat):
+            return standardised
+        return torch.cat([self.fusion(chunk) for chunk in torch.split(standardised, _CHUNK_ROWS)])
+
+    @torch.inference_mode()
+    def logits_all(self, standardised: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Classify standardised features in chunks, all or some, `[N, F]` -> float64 `[n, C]`."""
+        if rows is None:
+            chunks: Iterable[Tensor] = torch.split(standardised, _CHUNK_ROWS)
+        else:
+            chunks = (standardised[chunk] for chunk in torch.split(rows, _CHUNK_ROWS))
+        return torch.cat([self.logits(chunk).double() for chunk in chunks])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One trained classifier, and how it came about."""
+
+    seed: int
+    """Seed it was trained with."""
+    classifier: Classifier
+    """The classifier, with its best weights, on the CPU."""
+    val_loss: float | None
+    """Loss on rows of the training split that it was not fitted to; None where there are none."""
+    fit_s: float
+    """Seconds of training."""
+    device: str
+    """Device it was trained on."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What else the record says of it."""

@@ -1,0 +1,1 @@
+"""What a fit reads: features, splits, weights, and what estimators are given."""

@@ -1,0 +1,204 @@
+"""What users of scikit-learn pass: texts, classes and weights, each checked once.
+
+Rows are counted from 0, by position, in every message.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmembed.common.errors import ConfigError, DataError
+from llmembed.train.measures.metrics import Floats
+
+_N_SEEDS = 1 << 32
+_MISSING = ("NAType", "NaTType")  # pandas' missing values, which are equal to nothing
+
+
+def as_texts(X: Any) -> list[str]:  # noqa: N803 - scikit-learn's name
+    """List the texts of a list, an iterator, an array, a series, or a table of one column.
+
+    >>> as_texts(np.array([["a"], ["b"]], dtype=object))
+    ['a', 'b']
+
+    Raises:
+        DataError: it is one string, a table of several columns, or holds something else than text.
+    """
+    if len(getattr(X, "shape", (0,))) != 1:
+        texts = _column_of(X)
+    elif isinstance(X, str | bytes | Mapping | Set) or not isinstance(X, Iterable):
+        raise DataError(
+            f"X must be a list of strings, and is a {type(X).__name__}. Pass [text] for a single "
+            "one, and one column where the texts are part of a table."
+        )
+    else:
+        texts = X.to_pylist() if hasattr(X, "to_pylist") else list(X)  # pyarrow's are no strings
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(
+                f"X must be a list of strings: row {row} holds {_shown(text)}, which is no text. "
+                "Leave the row out, or make it a string."
+            )
+    return texts
+
+
+def as_classes(y: Any) -> npt.NDArray[Any]:
+    """Give the classes as an array, as they were given: strings, whole numbers or booleans.
+
+    What is missing is refused, and so are strings beside numbers, which numpy would make strings.
+
+    >>> as_classes([-1, 0, 1]).tolist()
+    [-1, 0, 1]
+
+    Raises:
+        DataError: a class is missing, or the classes are of different kinds.
+    """
+    if y is None:
+        raise DataError(
+            "LLMEmbedClassifier requires y to be passed, but the target y is None. "
+            "Pass one class a text."
+        )
+    if not isinstance(y, Iterable):
+        y = np.asarray(y)
+    if len(getattr(y, "shape", (0,))) != 1:
+        return np.asarray(y)  # several labels a text, which are refused with another word
+    values = y.tolist() if hasattr(y, "tolist") else list(y)
+    first_row: dict[bool, int] = {}  # of strings, and of what is none
+    for row, value in enumerate(values):
+        if _is_missing(value):
+            raise DataError(
+                f"y has no class in row {row}, but {_shown(value)}. Leave out the rows without a "
+                "class, or give them one."
+            )
+        first_row.setdefault(isinstance(value, str), row)
+    if len(first_row) > 1:
+        text, other = first_row[True], first_row[False]
+        raise DataError(
+            f"y mixes strings and other values: {_shown(values[text])} in row {text}, "
+            f"{_shown(values[other])} in row {other}. Make all of them strings, or all numbers."
+        )
+    array = np.asarray(y if hasattr(y, "dtype") else values)
+    # Columns of pandas that may miss a value hold Python's numbers as objects.
+    return np.asarray(values) if array.dtype == object and False in first_row else array
+
+
+def as_weights(sample_weight: Any, n_texts: int) -> Floats:
+    """Give the weights of N texts, float64 `[N]`; None weighs all alike.
+
+    Raises:
+        DataError: there is not one for each text, one is no number of 0 or more, or all are 0.
+    """
+    if sample_weight is None:
+        return np.ones(n_texts)
+    try:
+        weights = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"sample_weight must be numbers, one a text: {error}.") from error
+    if weights.ndim == 0:
+        weights = np.full(n_texts, weights)
+    if weights.shape != (n_texts,):
+        raise DataError(
+            f"sample_weight has the shape {weights.shape}, and there are {n_texts} texts. "
+            "Pass one weight a text."
+        )
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(wrong):
+        raise DataError(
+            f"sample_weight is {weights[wrong[0]]} in row {wrong[0]}; a weight is a number of 0 or "
+            "more. Give 0 to leave a row out."
+        )
+    if not weights.any():
+        raise DataError(
+            f"all {n_texts} values of sample_weight are zero, which leaves no row to train on. "
+            "Pass weights above 0."
+        )
+    return weights
+
+
+def as_class_weights(class_weight: Mapping[Any, Any], classes: npt.NDArray[Any]) -> Floats:
+    """Look up the weight of each class, float64 `[C]`; a class that is not named has 1.
+
+    >>> as_class_weights({"b": 3}, np.array(["a", "b"])).tolist()
+    [1.0, 3.0]
+
+    Raises:
+        ConfigError: a weight is no number of 0 or more, or a name is no class.
+    """
+    for name, weight in class_weight.items():
+        if not isinstance(weight, numbers.Real) or not 0 <= float(weight) < math.inf:
+            raise ConfigError(
+                f"class_weight[{name!r}] is {weight!r}; a weight is a number of 0 or more. "
+                "Pass one."
+            )
+    known = classes.tolist()
+    unknown = [name for name in class_weight if name not in known]
+    if unknown and any(name not in class_weight for name in known):
+        raise ConfigError(
+            f"class_weight has {unknown[0]!r}, which is no class of y; its classes are "
+            f"{', '.join(map(repr, known[:10]))}{', ...' if len(known) > 10 else ''}. "
+            "Name those, as they stand in y."
+        )
+    return np.array([float(class_weight.get(name, 1)) for name in known])
+
+
+def _column_of(table: Any) -> list[Any]:
+    """List the one column of an array or table `[N, 1]`."""
+    shape = table.shape
+    if len(shape) != 2 or shape[1] != 1 or not hasattr(table, "__array__"):
+        names = list(getattr(table, "columns", []))[:10]
+        named = f" ({', '.join(map(str, names))})" if names else ""
+        raise DataError(
+            f"X has the shape {tuple(shape)}{named}, and must be one column of texts. Pass the "
+            "column that holds them, such as X['text']."
+        )
+    column: list[Any] = np.asarray(table)[:, 0].tolist()
+    return column
+
+
+def _is_missing(value: Any) -> bool:
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    return value is None or not is_finite or type(value).__name__ in _MISSING
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."
+
+
+def as_seed(random_state: Any) -> int:
+    """Give an int as it is; of None, a RandomState or a Generator, what it draws next.
+
+    >>> as_seed(7)
+    7
+
+    Raises:
+        ConfigError: it is none of these, or a number out of range.
+    """
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(_N_SEEDS))
+    if random_state is None or random_state is np.random:
+        return int(np.random.randint(_N_SEEDS, dtype=np.int64))  # noqa: NPY002 - as scikit-learn
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(_N_SEEDS, dtype=np.int64))
+    if isinstance(random_state, numbers.Integral) and 0 <= int(random_state) < _N_SEEDS:
+        return int(random_state)
+    raise ConfigError(
+        f"random_state {random_state!r} is none of what draws: None, a number from 0 to "
+        f"{_N_SEEDS - 1}, or a RandomState or Generator of numpy. Pass one of these."
+    )
+
+
+def as_list_option(given: Any) -> str:
+    """Write one or several values as the commands take them; a string stays as it is.
+
+    >>> as_list_option(6), as_list_option([3, 6]), as_list_option("last:5")
+    ('6', '3,6', 'last:5')
+    """
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        return str(given)
+    return ",".join(map(str, given))

@@ -1,0 +1,1 @@
+"""Heads that are solved from moments of the features."""

@@ -1,0 +1,238 @@
+"""Ridge and shrinkage LDA in closed form: every strength and every fold from one Gram matrix.
+
+Both solve `(A + s I) W = B` for some shifts s. Ridge (Hoerl and Kennard, 1970) regresses +1 for
+the class and -1 for the others on centred features: A is their scatter, s = strength * tr(A) / K.
+LDA with a shrunk covariance (Friedman, 1989; Ledoit and Wolf, 2004) has as A the covariance within
+the classes, shrunk to `(1 - strength) A + strength tr(A) / K I`, and as B the means of the classes.
+
+Held-out rows choose the strength. A Cholesky factor a fold and strength is cheaper than one
+eigendecomposition a fold for grids of ten; it is computed in float32, and in float64 where that
+is not positive definite. The head that is kept is solved in float64.
+
+Where A vanishes (all texts of a class are the same, or all texts of all) the limit is meant: LDA
+becomes the nearest mean, and without any difference between the means what is left is the
+shares of the classes. So the mean variance that strengths multiply has a least value (`unit_of`);
+the right sides are differences from a mean, which are zero together with A; and a shift is at least
+what the moments, which are float32, leave unknown of A (`factorise`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmembed.train.linear.gram import FoldMoments, Moments
+from llmembed.train.linear.parallel import map_on_cores
+
+_CHUNK_ROWS = 8192
+_LEAST_VARIANCE = 1e-3  # share of the mean square; of real texts it is 0.3 within the classes
+_ROUNDING = 2.0**-20  # of the trace: bound on the norm of the float32 error of a Gram matrix
+ABSENT_BIAS = -30.0  # a class without an example is never predicted, at a finite loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearMap:
+    """A linear classifier."""
+
+    weight: Tensor
+    """`[C, K]`."""
+    bias: Tensor
+    """`[C]`."""
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Classify `[N, K]` -> `[N, C]`."""
+        return torch.addmm(self.bias.to(x), x, self.weight.to(x).T)
+
+
+class Ridge:
+    """Least squares on targets +1 and -1, with a penalty on the weights and none on the bias."""
+
+    STRENGTHS = tuple(10 ** (k / 2 - 3) for k in range(10))  # 0.001 to 31.6
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments, mean = moments, moments.mean
+        dtype = moments.gram.dtype
+        centre = mean.to(dtype)
+        self.matrix = torch.addr(moments.gram, centre, centre, alpha=-float(moments.n))
+        self.right = 2 * (moments.class_sums - torch.outer(moments.counts, mean)).T.to(dtype)
+        self._unit = unit_of(self.matrix, moments.gram.diagonal().mean(), moments.n)
+        self._trace = moments.gram.trace()
+
+    def solve(self, strength: float) -> LinearMap:
+        """Solve for one strength."""
+        return self.leading(strength, (len(self.matrix),))[0]
+
+    def leading(self, strength: float, widths: Sequence[int]) -> list[LinearMap]:
+        """Solve for the first columns alone, with the shift of all: `[C, w]` for each width w."""
+        counts, mean = self.moments.counts, self.moments.mean
+        solved = []
+        shift = strength * self._unit
+        for solution in _solve(self.matrix, shift, self._trace, self.right, widths):
+            weight = solution.T.double()
+            bias = 2 * counts / self.moments.n - 1 - weight @ mean[: weight.shape[1]]
+            solved.append(without_absent(weight, bias, counts))
+        return solved
+
+
+class LDA:
+    """Gaussian classes that share one covariance, shrunk towards a multiple of the identity.
+
+    The log-posteriors are given less their mean over the classes that occur, which is linear too:
+    so that `ABSENT_BIAS` lies below one of them everywhere.
+    """
+
+    STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments = moments
+        self.means = moments.class_sums / moments.counts.clamp(min=1e-12)[:, None]
+        dtype, share = moments.gram.dtype, 1 / float(moments.n)
+        self.matrix = torch.addmm(
+            moments.gram,
+            self.means.T.to(dtype),
+            moments.class_sums.to(dtype),
+            beta=share,
+            alpha=-share,
+        )
+        self._unit = unit_of(self.matrix, share * moments.gram.diagonal().mean(), moments.n)
+        self._trace = share * moments.gram.trace()
+
+    def solve(self, strength: float) -> LinearMap:
+        """Solve for one strength below 1."""
+        return self.leading(strength, (len(self.matrix),))[0]
+
+    def leading(self, strength: float, widths: Sequence[int]) -> list[LinearMap]:
+        """Solve for the first columns alone, with the shift of all: `[C, w]` for each width w."""
+        counts, kept = self.moments.counts, 1 - strength
+        present = counts > 0
+        prior = (counts / self.moments.n).clamp(min=1e-12).log()
+        centre = self.means[present].mean(dim=0)
+        right = ((self.means - centre).T / kept).to(self.matrix.dtype)
+        shift = strength / kept * self._unit
+        solved = []
+        for solution in _solve(self.matrix, shift, self._trace, right, widths):
+            weight = solution.T.double()
+            bias = prior - (weight * (self.means + centre)[:, : weight.shape[1]]).sum(dim=1) / 2
+            solved.append(without_absent(weight, bias - bias[present].mean(), counts))
+        return solved
+
+
+def held_out_scores(
+    kind: type[Ridge | LDA],
+    moments: FoldMoments,
+    x: Tensor,
+    folds: Sequence[Tensor],
+    strengths: Sequence[float],
+    widths: Sequence[int],
+    alone: Tensor | None = None,
+) -> list[Tensor]:
+    """Score each row by the classifiers that were fitted without its fold.
+
+    A Cholesky factor of all columns holds those of the first ones, so that classifiers on the first
+    columns alone cost little more.
+
+    Args:
+        kind: what to fit.
+        moments: of the same features, classes and folds.
+        x: float32 `[N, K]`, features.
+        folds: k tensors int64 `[n]`, the rows of each fold.
+        strengths: S strengths.
+        widths: numbers of first columns to fit.
+        alone: int64 `[n]`, rows to score by the classifier fitted to all rows instead.
+
+    Returns:
+        float32 `[S, N, C]` for each width; NaN in rows that are in no fold.
+    """
+    alone = folds[0][:0] if alone is None else alone
+    n_classes = moments.counts.shape[1]
+    scores = [x.new_full((len(strengths), len(x), n_classes), math.nan) for _ in widths]
+
+    def score(job: tuple[int | None, slice]) -> None:
+        fold, tried = job
+        rows = alone if fold is None else folds[fold]
+        system = kind(moments.total() if fold is None else moments.without(fold))
+        solved = [system.leading(strength, widths) for strength in strengths[tried]]
+        for of_width, maps in zip(scores, zip(*solved, strict=True), strict=True):
+            _score(of_width[tried], maps, x, rows)
+
+    # Cholesky factors gain little from a second thread: 1.2 times, of 576 columns nothing at all.
+    # With five folds and two cores one would idle at the end, so each is done in two halves.
+    middle = (len(strengths) + 1) // 2 if torch.get_num_threads() > 1 else len(strengths)
+    halves = [tried for tried in (slice(middle), slice(middle, None)) if strengths[tried]]
+    for _ in map_on_cores(score, itertools.product(range(len(folds)), halves), x.device):
+        pass
+    if len(alone):
+        score((None, slice(None)))
+    return scores
+
+
+def _score(scores: Tensor, maps: Sequence[LinearMap], x: Tensor, rows: Tensor) -> None:
+    """Fill `[S, N, C]` with the scores of some rows by S classifiers."""
+    together = LinearMap(
+        weight=torch.cat([one.weight for one in maps]), bias=torch.cat([one.bias for one in maps])
+    )
+    for chunk in torch.split(rows, _CHUNK_ROWS):
+        held_out = x[:, : together.weight.shape[1]].index_select(0, chunk)
+        of_chunk = torch.unflatten(together.scores(held_out), 1, (len(maps), -1))
+        scores[:, chunk] = of_chunk.transpose(0, 1)  # [n, S, C] -> [S, n, C]
+
+
+def unit_of(matrix: Tensor, mean_square: Tensor, n: Tensor) -> Tensor:
+    """Give the variance that a strength of 1 stands for: the mean one, or its least value.
+
+    That n rows don't differ does not mean that the next one won't. The least value is what one row
+    more would add whose class has nothing to do with its text, as the temperature counts one too;
+    and a thousandth of the mean square, below which rounding begins to matter. Where all features
+    are zero any value does, since all right sides are zero too.
+
+    Args:
+        matrix: `[K, K]`, scatter or covariance.
+        mean_square: of the same features, summed as the matrix is.
+        n: number of rows.
+
+    >>> square, n = torch.tensor(1.0), torch.tensor(3.0)
+    >>> unit_of(torch.zeros(2, 2), square, n).item(), unit_of(torch.eye(2), square, n).item()
+    (0.25, 1.0)
+    """
+    least = mean_square * (1 / (n + 1)).clamp(min=_LEAST_VARIANCE).to(mean_square)
+    unit = torch.maximum(matrix.diagonal().mean(), least)
+    return torch.where(unit > 0, unit, 1.0)
+
+
+def factorise(matrix: Tensor, shift: Tensor, trace: Tensor) -> Tensor:
+    """Factorise `A + s I`: in its own precision, in float64, or with s raised by the rounding.
+
+    A is known to an error whose norm is at most 2^-20 of the trace of the Gram matrix it came from;
+    with a shift larger than that it is positive definite. Only a matrix without full rank needs it,
+    and only with the weakest shifts.
+    """
+    factor: Tensor
+    for dtype, more in ((matrix.dtype, 0), (torch.float64, 0), (torch.float64, _ROUNDING * trace)):
+        shifted = matrix.to(dtype, copy=True)
+        shifted.diagonal().add_((shift + more).to(dtype))
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if not failed:
+            break
+    return factor
+
+
+def _solve(
+    matrix: Tensor, shift: Tensor, trace: Tensor, right: Tensor, widths: Sequence[int]
+) -> list[Tensor]:
+    """Solve `(A + s I) W = B` for the leading block of each width."""
+    factor = factorise(matrix, shift, trace)
+    return [torch.cholesky_solve(right[:w].to(factor), factor[:w, :w]) for w in widths]
+
+
+def without_absent(weight: Tensor, bias: Tensor, counts: Tensor) -> LinearMap:
+    """Make a classifier that never predicts a class of which there was no example."""
+    present = counts > 0
+    return LinearMap(
+        weight=torch.where(present[:, None], weight, 0.0),
+        bias=torch.where(present, bias, ABSENT_BIAS),
+    )

@@ -1,0 +1,206 @@
+"""Fold moments summed on Ray: every task reads a share of the rows itself and gives back its sums.
+
+The Gram matrix is what grows with the rows and with the square of the width, so it is what is
+shared. A share is whole chunks of every array. Folds and standardisation are the command's own,
+which reads all features too: it scores the rows held out. Features never pass through Ray, and no
+worker loads a backbone. Shares are added in their order, so that a result does not depend on which
+worker was first; it depends on their number, by the rounding of a sum.
+
+A task whose worker or machine is lost is done again by Ray, three times.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from llmembed.cache_format import open_cache
+from llmembed.common.cluster import absolute, joined
+from llmembed.common.errors import DataError, EngineError, LLMEmbedError
+from llmembed.train.config import FitConfig
+from llmembed.train.fusions.classifier import Standardiser
+from llmembed.train.fusions.fusion import FUSIONS
+from llmembed.train.inputs.data import FitData, columns_of, read_features
+from llmembed.train.inputs.select import Feature
+from llmembed.train.inputs.spill import GB, default_limit
+from llmembed.train.linear.gram import FoldMoments
+
+_SHARE_ROWS = 1024
+"""Shares are cut at multiples of it: whole chunks of any cache, which have at most so many rows."""
+
+Sums = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Some rows of a split, and what to sum over them."""
+
+    cache: str
+    """Where the cache lies."""
+    fingerprint: str | None
+    """The command's cache has it, so the worker's must."""
+    split: str
+    """Split that the rows belong to."""
+    features: tuple[Feature, ...]
+    """Features to fuse."""
+    fusion: str
+    """A fusion without weights."""
+    standardiser: Standardiser
+    """Of these features."""
+    start: int
+    """First row."""
+    fold_of: npt.NDArray[np.int16]
+    """int16 `[n]`, fold of each row; -1 of those in none."""
+    n_folds: int
+    """k."""
+    class_weights: Tensor
+    """float32 `[C]`."""
+    sample_weights: Tensor | None
+    """float32 `[n]`, a factor of the weight of each row; None is 1."""
+    memory_gb: float
+    """Most memory for the features of the share."""
+
+
+class RayMoments:
+    """Moments of fused features by fold, summed by the workers of a joined Ray.
+
+    Args:
+        config: how many workers, and the limit of memory.
+        data: features, labels and standardisation.
+        folds: k tensors int64 `[n]`, the rows of each fold.
+        class_weights: float32 `[C]`, weight of each row of a class.
+    """
+
+    def __init__(
+        self, config: FitConfig, data: FitData, folds: Sequence[Tensor], class_weights: Tensor
+    ) -> None:
+        self._config, self._data = config, data
+        self._device, self._class_weights = class_weights.device, class_weights.cpu()
+        self._fold_of = np.full(len(data.y), -1, dtype=np.int16)
+        self._n_folds = len(folds)
+        for fold, rows in enumerate(folds):
+            self._fold_of[rows.cpu().numpy()] = fold
+        # Rows of a validation split stand behind those of the training split, which workers read.
+        self._fold_of = self._fold_of[: np.flatnonzero(self._fold_of >= 0)[-1] + 1]
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(self, fusion: str, features: Sequence[int]) -> FoldMoments:
+        """Sum over all rows in folds.
+
+        Args:
+            fusion: a fusion without weights.
+            features: positions of the features to fuse.
+        """
+        with self._one_at_a_time:  # so that no more than --workers are at work
+            parts = _on_workers(list(self._shares(fusion, features)))
+            return _added(parts, self._device)
+
+    def _shares(self, fusion: str, features: Sequence[int]) -> Iterator[Share]:
+        config, data, n_rows = self._config, self._data, len(self._fold_of)
+        widths = [feature.hidden_size for feature in data.features]
+        columns = columns_of(widths, features)
+        own = data.sample_weights
+        n_blocks = -(-n_rows // _SHARE_ROWS)
+        n_shares = min(config.workers, n_blocks)
+        ends = [n_blocks * k // n_shares * _SHARE_ROWS for k in range(n_shares + 1)]
+        limit = default_limit() / GB if config.memory_gb is None else config.memory_gb
+        for start, stop in itertools.pairwise(ends):
+            yield Share(
+                cache=absolute(config.cache),
+                fingerprint=data.fingerprint,
+                split=data.shares.train_split,
+                features=tuple(data.features[index] for index in features),
+                fusion=fusion,
+                standardiser=data.standardiser.select(columns),
+                start=start,
+                fold_of=self._fold_of[start:stop],
+                n_folds=self._n_folds,
+                class_weights=self._class_weights,
+                sample_weights=None if own is None else own[start:stop].clone(),
+                memory_gb=limit / config.workers,
+            )
+
+
+def sums_of(share: Share) -> Sums:
+    """Read a share of the rows, and sum over it: what a worker does.
+
+    Raises:
+        DataError: the cache is not that of the command.
+        CacheError: the cache is missing, malformed, incomplete or damaged.
+    """
+    cache = open_cache(share.cache)
+    if cache.fingerprint != share.fingerprint:
+        raise DataError(
+            f"a worker of Ray finds another cache at {share.cache} than the command. All machines "
+            "must see the same one: pass a place on a shared file system or in an object store."
+        )
+    split = cache[share.split]
+    rows = slice(share.start, share.start + len(share.fold_of))
+    x = share.standardiser.apply_(read_features(split, share.features, rows, share.memory_gb))
+    fusion = FUSIONS[share.fusion]([feature.hidden_size for feature in share.features])
+    y = torch.from_numpy(split.labels[rows].astype(np.int64))
+    folds = [
+        torch.from_numpy(np.flatnonzero(share.fold_of == fold)) for fold in range(share.n_folds)
+    ]
+    with torch.inference_mode():
+        moments = FoldMoments.of(fusion(x), y, folds, share.class_weights, share.sample_weights)
+    return {name: tensor.numpy() for name, tensor in vars(moments).items()}
+
+
+@contextmanager
+def joined_if_asked(config: FitConfig) -> Iterator[None]:
+    """Join Ray, or start it, where the engine is Ray.
+
+    Raises:
+        MissingPackageError: Ray is not installed.
+    """
+    if config.engine != "ray":
+        yield
+        return
+    with joined(config.address, config.workers):
+        yield
+
+
+def _on_workers(shares: Sequence[Share]) -> list[Sums]:
+    """Have all shares summed, and give the sums in the order of the shares."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    task: Any = ray.remote(num_cpus=1)(sums_of)
+    try:
+        found: list[Sums] = ray.get([task.remote(share) for share in shares])
+    except RayTaskError as error:
+        if isinstance(error.cause, LLMEmbedError):
+            raise error.cause from None
+        raise EngineError(_gave_up(error)) from error
+    except RayError as error:
+        raise EngineError(_gave_up(error)) from error
+    return found
+
+
+def _gave_up(error: Exception) -> str:
+    last = str(error).strip().splitlines()[-1]
+    return f"Ray gave up: {last}. See Ray's logs for the cause, or leave out --engine ray."
+
+
+def _added(parts: Sequence[Sums], device: torch.device) -> FoldMoments:
+    """Add the sums of all shares, in float64; the Gram matrix is float32, fold by fold."""
+    grams = [
+        sum(part["gram"][fold].astype(np.float64) for part in parts).astype(np.float32)
+        for fold in range(len(parts[0]["gram"]))
+    ]
+    class_sums, counts = (sum(part[name] for part in parts) for name in ("class_sums", "counts"))
+    return FoldMoments(
+        gram=torch.from_numpy(np.stack(grams)).to(device),
+        class_sums=torch.from_numpy(class_sums).to(device),
+        counts=torch.from_numpy(counts).to(device),
+    )

@@ -1,0 +1,260 @@
+"""Which features are worth having: single layers, their mean, and concatenations of the best.
+
+One reading of the training split answers all of it. Every feature is judged alone on rows held
+out; those that a stack of single features picks first, because they know what the others don't,
+form a pool whose Gram matrix is accumulated once, and concatenations grow along it: each is a
+leading block of that matrix, and its Cholesky factor one of the pool's. The strengths of all are
+relative to the pool's mean variance, which with standardised features is about their own. The
+evaluation split is not read.
+
+The figure of the winner is the best of many on the rows that chose it, so it flatters: only the
+evaluation split of a fit gives a figure without that bias.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmembed.train.inputs.data import columns_of
+from llmembed.train.inputs.select import Feature
+from llmembed.train.linear.closed import LDA, LinearMap, Ridge
+from llmembed.train.linear.gram import FoldMoments
+from llmembed.train.linear.parallel import map_on_cores
+from llmembed.train.linear.solvers import (
+    Choice,
+    ClosedSolver,
+    Problem,
+    choose_from,
+    choose_strength,
+    part_alone,
+)
+from llmembed.train.linear.stack import Member, pick, tempered
+from llmembed.train.measures.metrics import wilson_interval
+
+_KINDS: dict[str, type[Ridge | LDA]] = {"ridge": Ridge, "lda": LDA}
+_POOL_WIDTH = 8192  # of the pool's Gram matrix, 256 MiB a fold
+_LARGEST_SUBSET = 4
+_NEIGHBOURS = 1  # strengths tried on either side of the one that suited the best single feature
+
+Report = Callable[["Candidate"], None]
+Summed = Callable[[str, Sequence[int]], FoldMoments]
+"""Gives the moments of a fusion of some features, by fold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A fusion of some features, and how well a linear head does on it."""
+
+    fusion: str
+    """single, mean or concat."""
+    features: tuple[int, ...]
+    """Positions of its features."""
+    strength: float
+    """Strength with the highest held-out accuracy."""
+    accuracy: float
+    """Held-out accuracy on the training rows, weighted as the fit is."""
+    scores: Tensor = field(repr=False, compare=False)
+    """float32 `[N, C]`, held-out logits at their own temperature."""
+    temperature: float
+    """What these were divided by."""
+    solve: Callable[[], LinearMap] = field(repr=False, compare=False)
+    """Fits all rows in folds, for scores that have not been divided."""
+
+    def record(self, names: Sequence[Feature], n_rows: int) -> dict[str, Any]:
+        """Give the row of the table, with the 95 % interval of the accuracy on so many rows."""
+        low, high = 0.0, 1.0
+        if n_rows:
+            low, high = wilson_interval(round(self.accuracy * n_rows), n_rows)
+        return {
+            "fusion": self.fusion,
+            "features": [names[index]._asdict() for index in self.features],
+            "strength": self.strength,
+            "accuracy": self.accuracy,
+            "accuracy_ci95": [low, high],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What is swept: rows whose columns are features side by side."""
+
+    x: Tensor
+    """float32 `[N, F]`, standardised features."""
+    y: Tensor
+    """int64 `[N]`, classes."""
+    widths: tuple[int, ...]
+    """Width of each feature."""
+    folds: list[Tensor]
+    """int64 `[n]` each, the rows of a fold."""
+    class_weights: Tensor
+    """float32 `[C]`, weight of each row of a class."""
+    head: str
+    """ridge or lda."""
+    summed: Summed | None = None
+    """Sums the moments elsewhere; None is here."""
+    sample_weights: Tensor | None = None
+    """float32 `[N]`, a factor of the weight of each row; None is 1."""
+
+    @functools.cached_property
+    def held_out(self) -> Tensor:
+        """Rows that can be held out: those not alone in their class, int64 `[n]`."""
+        return part_alone(self.y, self.folds)[0]
+
+    def columns(self, features: Sequence[int]) -> Tensor:
+        """List the columns of some features, int64 `[c]`."""
+        return columns_of(self.widths, features).to(self.x.device)
+
+    def fuse(self, fusion: str, features: Sequence[int]) -> Tensor:
+        """Give the fused features of a candidate, float32 `[N, K]`."""
+        x = self.x.index_select(1, self.columns(features))
+        return x.reshape(len(x), len(features), -1).mean(dim=1) if fusion == "mean" else x
+
+    def problem(self, fusion: str, features: Sequence[int]) -> Problem:
+        """Pose the problem of a candidate."""
+        moments = None if self.summed is None else self.summed(fusion, features)
+        x = self.fuse(fusion, features)
+        return Problem.of(x, self.y, self.folds, self.class_weights, moments, self.sample_weights)
+
+    def pick(self, scores: Sequence[Tensor]) -> dict[int, float]:
+        """Pick the members of a stack by their held-out scores, float32 `[N, C]` each."""
+        rows = torch.cat(self.folds)
+        own = None if self.sample_weights is None else self.sample_weights[rows]
+        return pick([one[rows] for one in scores], self.y[rows], self.class_weights, own)
+
+    def choose(
+        self, fusion: str, features: Sequence[int], strengths: tuple[float, ...] | None = None
+    ) -> Choice:
+        """Judge a candidate by its held-out accuracy."""
+        problem = self.problem(fusion, features)
+        solver = ClosedSolver(_KINDS[self.head], problem, strengths)
+        return choose_strength(problem, self.head, solver)
+
+    def solve(self, fusion: str, features: Sequence[int], strength: float) -> LinearMap:
+        """Fit all rows in folds."""
+        problem = self.problem(fusion, features)
+        return ClosedSolver(_KINDS[self.head], problem).solve(strength)
+
+    def candidate(
+        self,
+        fusion: str,
+        features: Sequence[int],
+        choice: Choice,
+        solve: Callable[[], LinearMap],
+    ) -> Candidate:
+        """Describe what was judged."""
+        rows = torch.cat(self.folds)
+        scores, temperature = tempered(choice.scores, self.y, rows, self.sample_weights)
+        return Candidate(
+            fusion=fusion,
+            features=tuple(features),
+            strength=choice.strength,
+            accuracy=choice.accuracy,
+            scores=scores,
+            temperature=temperature,
+            solve=solve,
+        )
+
+    def judge_again(self, member: Member) -> Candidate:
+        """Judge a member of a stack with its strength, on these folds."""
+        fusion, features, strength = member.fusion, member.features, member.strength
+        choice = self.choose(fusion, features, strengths=(strength,))
+        solve = functools.partial(choice.solver.solve, strength)
+        return self.candidate(fusion, features, choice, solve)
+
+
+def sweep(grid: Grid, report: Report | None = None) -> list[Candidate]:
+    """Judge every single feature, the mean of all, and growing concatenations of the best.
+
+    Args:
+        grid: rows, features and folds.
+        report: called with each candidate as soon as it is judged.
+
+    Returns:
+        All candidates, single features first, in the order they were judged.
+    """
+    found: list[Candidate] = []
+
+    def judged(fusion: str, features: Sequence[int]) -> Candidate:
+        choice = grid.choose(fusion, features)
+        # The moments are summed again where the stack takes it, so that none are kept.
+        solve = functools.partial(grid.solve, fusion, features, choice.strength)
+        return grid.candidate(fusion, features, choice, solve)
+
+    def add(candidate: Candidate) -> None:
+        found.append(candidate)
+        if report is not None:
+            report(candidate)
+
+    every = range(len(grid.widths))
+    for single in map_on_cores(lambda index: judged("single", [index]), every, grid.x.device):
+        add(single)
+    pool = _pool(grid, found)
+    if len(every) > 1 and len(set(grid.widths)) == 1:
+        add(judged("mean", every))
+    for features, choice, solve in _grow(grid, pool, best_of(found[: len(every)]).strength):
+        add(grid.candidate("concat", features, choice, solve))
+    return found
+
+
+def stack_of(grid: Grid, candidates: Sequence[Candidate]) -> dict[Member, Candidate]:
+    """Pick the stack with the lowest held-out loss: its members, and what each was judged as."""
+    shares = grid.pick([one.scores for one in candidates])
+    return {
+        Member(
+            fusion=candidates[index].fusion,
+            features=candidates[index].features,
+            strength=candidates[index].strength,
+            weight=share,
+        ): candidates[index]
+        for index, share in shares.items()
+    }
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """Pick the highest held-out accuracy; of equals, the one with the fewest features."""
+    return max(candidates, key=lambda one: (one.accuracy, -len(one.features)))
+
+
+def _grow(
+    grid: Grid, pool: Sequence[int], strength: float
+) -> Iterator[tuple[list[int], Choice, Callable[[], LinearMap]]]:
+    """Judge the concatenations of the first two of the pool, the first three, and so on."""
+    if len(pool) < 2:
+        return
+    problem = grid.problem("concat", pool)
+    kind = _KINDS[grid.head]
+    solver = ClosedSolver(kind, problem, _near(kind.STRENGTHS, strength))
+    ends = list(itertools.accumulate(grid.widths[k] for k in pool))
+    for n, path in enumerate(solver.held_out_of(ends[1:]), start=2):
+        fit = functools.partial(solver.solve, width=ends[n - 1])
+        choice = choose_from(problem, grid.head, solver, path, fit)
+        yield list(pool[:n]), choice, functools.partial(fit, choice.strength)
+
+
+def _pool(grid: Grid, singles: Sequence[Candidate]) -> list[int]:
+    """List the features that a stack picks first, then the best others, as far as they fit."""
+    picked = grid.pick([one.scores for one in singles])
+    others = sorted(range(len(singles)), key=lambda index: -singles[index].accuracy)
+    pool: list[int] = []
+    for index in dict.fromkeys([*picked, *others]):
+        width = sum(grid.widths[k] for k in (*pool, index))
+        if len(pool) < _LARGEST_SUBSET and (width <= _POOL_WIDTH or len(pool) < 2):
+            pool.append(index)
+    return pool
+
+
+def _near(strengths: tuple[float, ...], strength: float) -> tuple[float, ...]:
+    """List the strengths around one: wider features want it or a stronger one.
+
+    >>> _near((0.1, 0.2, 0.3, 0.4, 0.5), 0.2)
+    (0.1, 0.2, 0.3, 0.4)
+    """
+    index = strengths.index(strength)
+    return strengths[max(0, index - _NEIGHBOURS) : index + 2 * _NEIGHBOURS + 1]

@@ -1,0 +1,183 @@
+"""What a run says of texts, row by row: on the terminal, as JSON, csv, jsonl or parquet.
+
+Columns that stood beside the texts go along, in front. One that is called like a column of ours is
+renamed, and that is said. Files hold names and texts as they are; a terminal gets their control
+characters escaped.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmembed.common.errors import ConfigError, LLMEmbedWarning, RunStorageError, shown
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from llmembed.train.measures.metrics import Floats
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+_RENAMED = "input_"
+_DIGITS = 6
+PROBABILITIES = "probabilities"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Predictions for N texts."""
+
+    texts: Sequence[str]
+    """The texts."""
+    labels: Sequence[str]
+    """Names of the C classes."""
+    proba: Floats
+    """float64 `[N, C]`, the probability of each class."""
+    with_all: bool
+    """Whether the probability of every class is told, not of the likeliest alone."""
+    beside: pa.Table | None = None
+    """Columns that stood beside the texts, `[N]`."""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Give each row as JSON takes it, the probabilities of all classes in one object."""
+        ours = self._columns() | ({PROBABILITIES: self._by_class()} if self.with_all else {})
+        yield from _by_row(self._beside(ours) | ours)
+
+    def table(self) -> dict[str, Any]:
+        """Give columns by name, a probability `p_<class>` to each class."""
+        ours = self._columns()
+        if self.with_all:
+            rounded = self.proba.round(_DIGITS)
+            ours |= {f"p_{name}": rounded[:, k].tolist() for k, name in enumerate(self.labels)}
+        return self._beside(ours) | ours
+
+    def lines(self) -> Iterator[str]:
+        """Give each row for a terminal: label, probability, text, and all classes if asked for."""
+        for text, label, probability, values in zip(
+            *self._columns().values(), self.proba, strict=True
+        ):
+            yield f"{shown(label)}\t{probability:.4f}\t{shown(text)}"
+            if self.with_all:
+                for name, value in zip(self.labels, values, strict=True):
+                    yield f"  {shown(name)}\t{value:.4f}"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        best = self.proba.argmax(axis=1).tolist()
+        return {
+            "text": list(self.texts),
+            "label": [self.labels[index] for index in best],
+            "probability": self.proba.max(axis=1, initial=0).round(_DIGITS).tolist(),
+        }
+
+    def _by_class(self) -> list[dict[str, float]]:
+        rounded = self.proba.round(_DIGITS).tolist()
+        return [dict(zip(self.labels, values, strict=True)) for values in rounded]
+
+    def _beside(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the columns beside the texts under names that are not ours."""
+        if self.beside is None:
+            return {}
+        names, found = self.beside.column_names, {}
+        for name, column in zip(names, self.beside.columns, strict=True):
+            free = name
+            while free in ours or free in found or (free != name and free in names):
+                free = f"{_RENAMED}{free}"
+            if free != name:
+                warnings.warn(
+                    f"the input has a column {name!r}, which is what the output calls something of "
+                    f"its own: there the input's is {free!r}.",
+                    LLMEmbedWarning,
+                    stacklevel=4,
+                )
+            found[free] = column
+        return found
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file that cannot be written, before anything is computed.
+
+    Raises:
+        ConfigError: it has another suffix, or its folder does not exist.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise ConfigError(f"--output {path} has none of the suffixes {known}. Give it one.")
+    try:
+        has_folder = path.parent.is_dir()
+    except OSError:  # a name that is too long
+        has_folder = False
+    if not has_folder:
+        raise ConfigError(f"--output {path}: the folder {path.parent} does not exist. Make it.")
+
+
+def write(path: Path, answers: Answers) -> None:
+    """Write a file by its suffix: beside its place, then renamed, so that none is half-written.
+
+    Raises:
+        RunStorageError: the disk failed or refused.
+    """
+    writer = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        try:
+            writer[path.suffix.lower()](partial, answers)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunStorageError(
+            f"--output {path} could not be written: {error.strerror or error}. Make room or check "
+            "the permissions, or pass another place."
+        ) from error
+
+
+def _write_csv(path: Path, answers: Answers) -> None:
+    table = answers.table()
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        for row in _by_row(table):
+            writer.writerow(
+                json.dumps(v, ensure_ascii=False) if isinstance(v, list | dict) else v
+                for v in row.values()
+            )
+
+
+def _write_jsonl(path: Path, answers: Answers) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for row in answers.rows():
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(path: Path, answers: Answers) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(answers.table()), path)
+
+
+def _by_row(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    values = [
+        _plain(column if isinstance(column, list) else column.to_pylist())
+        for column in columns.values()
+    ]
+    for row in zip(*values, strict=True):
+        yield dict(zip(columns, row, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """Turn what Arrow holds into what JSON holds: dates, decimals, bytes as text, NaN as null."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

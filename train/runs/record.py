@@ -1,0 +1,150 @@
+"""What a run's folder says of the run: data from anywhere, checked before it is used.
+
+Nothing in it may make a reader wait, run code, or take memory: only regular files are opened, and
+every name, size and number is compared with what it may be.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmembed.common.errors import RunFormatError
+from llmembed.common.regular import open_regular
+from llmembed.cache_format.layout.schema import MAX_HIDDEN_SIZE, MAX_LAYERS
+from llmembed.train.fusions.classifier import Architecture
+from llmembed.train.inputs.select import Feature
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+_MAX_BYTES = 1 << 30
+_MAX_FEATURES, _MAX_CLASSES = 1 << 13, 1 << 20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunFormatError: the file is missing or no regular file, or holds something else.
+    """
+    try:
+        with open_regular(path, RunFormatError) as file:
+            content = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        message = f"{path} is missing, so {path.parent} is not a run. Fit again."
+        raise RunFormatError(message) from error
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror}. Make it readable, or fit again."
+        raise RunFormatError(message) from error
+    if len(content) > _MAX_BYTES:
+        raise RunFormatError(malformed(path, f"it has more than {_MAX_BYTES:,} bytes"))
+    try:
+        document = json.loads(
+            content.decode("utf-8"), parse_constant=_refuse_number, parse_float=_finite
+        )
+    except (ValueError, RecursionError) as error:
+        raise RunFormatError(malformed(path, str(error))) from error
+    if not isinstance(document, dict):
+        raise RunFormatError(malformed(path, "it holds no object"))
+    return document
+
+
+def check_config(config: Mapping[str, Any], path: Path) -> Architecture:
+    """Check everything in config.json that a prediction relies on.
+
+    Args:
+        config: content of the file.
+        path: of the file, for messages.
+
+    Returns:
+        The classifier that it describes.
+
+    Raises:
+        RunFormatError: it is of another format, or its parts are not what they must be.
+    """
+    if config.get("llmembed_run") != FORMAT:
+        raise RunFormatError(
+            f"{path} has run format {config.get('llmembed_run')!r:.40}; this version reads format "
+            f"{FORMAT}. Fit again, or install the version that wrote it."
+        )
+    try:
+        features, architecture = _features(config), _architecture(config["architecture"])
+        labels = _of(list, config["labels"], "labels")
+        for label in labels:
+            _of(str, label, "a label")
+        _sources(config, features)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFormatError(malformed(path, _told(error))) from error
+    widths = tuple(feature.hidden_size for feature in features)
+    if widths != architecture.widths or len(labels) != architecture.n_classes:
+        raise RunFormatError(malformed(path, "features, labels and architecture disagree"))
+    return architecture
+
+
+def malformed(path: Path, cause: str) -> str:
+    """Say that a file of a run is not as it was written."""
+    return f"{path} is damaged or was not written by llmembed-fit: {cause[:200]}. Fit again."
+
+
+def _features(config: Mapping[str, Any]) -> list[Feature]:
+    stored = _of(list, config["features"], "features")
+    if not 1 <= len(stored) <= _MAX_FEATURES:
+        raise ValueError(f"it has {len(stored)} features, allowed are 1 to {_MAX_FEATURES}")
+    features = [Feature(**_of(dict, feature, "a feature")) for feature in stored]
+    for feature in features:
+        _of(str, feature.source, "source")
+        _of(str, feature.pooling, "pooling")
+        _whole(feature.layer, "layer", 0, MAX_LAYERS)
+        _whole(feature.hidden_size, "hidden_size", 1, MAX_HIDDEN_SIZE)
+    return features
+
+
+def _architecture(stored: Any) -> Architecture:
+    found = dict(_of(dict, stored, "architecture"))
+    found["widths"] = tuple(_of(list, found["widths"], "widths"))
+    architecture = Architecture(**found)
+    _of(str, architecture.fusion, "fusion")
+    _of(str, architecture.head, "head")
+    _whole(architecture.n_classes, "n_classes", 1, _MAX_CLASSES)
+    if not 0 <= _of((int, float), architecture.dropout, "dropout") < 1:
+        raise ValueError("dropout lies outside of 0 to 1")
+    return architecture
+
+
+def _sources(config: Mapping[str, Any], features: list[Feature]) -> None:
+    sources = _of(dict, config["sources"], "sources")
+    for source in sources.values():
+        for key in ("recipe", "fingerprint"):
+            _of(dict, _of(dict, source, "a source")[key], key)
+    for feature in features:
+        if feature.source not in sources:
+            raise ValueError(f"source {feature.source!r:.40} of a feature is not among its sources")
+    column = _of(dict, config.get("cache", {}), "cache").get("text_column")
+    _of((str, type(None)), column, "text_column")
+
+
+def _of(kind: type | tuple[type, ...], value: Any, name: str) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{name} is of type {type(value).__name__}")
+    return value
+
+
+def _whole(value: Any, name: str, low: int, high: int) -> None:
+    if not low <= _of(int, value, name) <= high:
+        raise ValueError(f"{name} lies outside of {low} to {high}")
+
+
+def _told(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text)
+
+
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"the number {text[:20]} is not finite")

@@ -1,0 +1,374 @@
+"""A run's folder: what a fit leaves behind, and all that a prediction needs.
+
+    config.json          options, cache fingerprint, sources and their recipes, labels, versions
+    model.safetensors    standardisation, fusion and head
+    metrics.json         the figures
+    predictions.parquet  row, label, predicted and a probability a class, of the evaluation rows
+    report.html          one page for people
+    logs/                losses by epoch, where the fit is by gradient
+    model.onnx           the classifier as an ONNX graph, where `--export onnx` asks for it
+
+It is written beside its place and put there whole (`llmembed.common.replace`), so that no
+half-written run can be met and no fault loses an earlier one. A run of the same fusion at the same
+place is replaced, one of another fusion with `--overwrite`; anything else there is refused. Loading
+trusts nothing: no pickle is ever read, the record is checked (`llmembed.train.runs.record`), and weights
+are compared in name and shape before any memory is taken for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import stat
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from llmembed.common.errors import (
+    ConfigError,
+    LLMEmbedWarning,
+    RunFormatError,
+    RunNotFoundError,
+)
+from llmembed.common.regular import require_regular
+from llmembed.train.fusions.classifier import Architecture, Classifier, Trained
+from llmembed.train.config import FitConfig
+from llmembed.train.measures.metrics import Floats
+from llmembed.train.runs.predict import Backbones, Places, predict_proba
+from llmembed.train.runs.record import CONFIG_FILE, FORMAT, check_config, malformed, read_json
+from llmembed.common.replace import check_place, make_beside, put_in_place, recover, standing
+from llmembed.train.runs.report import report_page
+from llmembed.train.inputs.select import Feature
+
+if TYPE_CHECKING:
+    from llmembed.train.inputs.data import FitData
+
+MODEL_FILE, METRICS_FILE = "model.safetensors", "metrics.json"
+PREDICTIONS_FILE, ONNX_FILE = "predictions.parquet", "model.onnx"
+REPORT_FILE = "report.html"
+_PICKLED = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.joblib")
+_PACKAGES = ("llmembed-cache", "torch", "lightning", "numpy", "safetensors")
+_TRIES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a run says about the evaluation rows."""
+
+    rows: npt.NDArray[np.int64]
+    """int64 `[n]`, row in the evaluation split."""
+    labels: npt.NDArray[np.int64]
+    """int64 `[n]`, index of the true class."""
+    log_proba: Floats
+    """float64 `[n, C]`, log-probability of each class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained classifier with its record.
+
+    Its backbones are loaded at the first prediction and kept as long as it lives; where it is
+    pickled or copied they stay behind.
+    """
+
+    path: Path
+    """Folder of the run."""
+    config: Mapping[str, Any]
+    """Content of config.json."""
+    metrics: Mapping[str, Any]
+    """Content of metrics.json."""
+    classifier: Classifier
+    """The classifier, on the CPU."""
+    _backbones: Backbones = field(default_factory=Backbones, init=False, repr=False, compare=False)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the C classes."""
+        return tuple(self.config["labels"])
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """Features the classifier takes, side by side."""
+        return tuple(Feature(**feature) for feature in self.config["features"])
+
+    @property
+    def text_column(self) -> str | None:
+        """Column that the texts of its cache came from, if that is known."""
+        column: str | None = self.config.get("cache", {}).get("text_column")
+        return column
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        device: str = "auto",
+        *,
+        model: Places = None,
+        trust_remote_code: bool = False,
+    ) -> list[str]:
+        """Name the class of each text; arguments and errors are those of `predict_proba`."""
+        proba = self.predict_proba(texts, device, model=model, trust_remote_code=trust_remote_code)
+        return [self.labels[index] for index in proba.argmax(axis=1)]
+
+    def predict_proba(
+        self,
+        texts: Sequence[str],
+        device: str = "auto",
+        *,
+        model: Places = None,
+        trust_remote_code: bool = False,
+    ) -> Floats:
+        """Give float64 `[N, C]`, the probability of each class for each text.
+
+        Args:
+            texts: N texts.
+            device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+            model: where the backbone is now, where it is not where it was; of several sources,
+                a mapping from their names to places.
+            trust_remote_code: whether code that a backbone brings may run.
+
+        Raises:
+            ConfigError: a backbone brings code of its own and `trust_remote_code` is not given; or
+                `model` leaves open which of several sources it is for.
+            DataError: `texts` is a single string or holds something else than strings.
+            ModelError: a backbone is missing, or is not the one the run was trained with.
+        """
+        return predict_proba(
+            self, self._backbones, texts, device, model, trust_remote_code=trust_remote_code
+        )
+
+    def to_onnx(self) -> bytes:
+        """Give the classifier as an ONNX model, features in, probabilities out.
+
+        Raises:
+            MissingPackageError: onnx or onnxscript is not installed.
+        """
+        from llmembed.train.runs.export import onnx_of
+
+        return onnx_of(self.classifier, self.config)
+
+
+def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[str, Any]:
+    """Gather what config.json holds: enough to predict, and to fit again."""
+    sources = dict.fromkeys(feature.source for feature in data.features)
+    return {
+        "llmembed_run": FORMAT,
+        "fit": dataclasses.asdict(config),
+        "cache": {"fingerprint": data.fingerprint, "text_column": data.text_column},
+        "sources": {
+            name: {
+                "recipe": dict(data.sources[name].recipe),
+                "fingerprint": dict(data.sources[name].fingerprint),
+            }
+            for name in sources
+        },
+        "features": [feature._asdict() for feature in data.features],
+        "labels": list(data.labels),
+        "architecture": dataclasses.asdict(trained.classifier.architecture),
+        "seed": trained.seed,
+        "device": trained.device,
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
+
+
+def check_replaceable(config: FitConfig) -> None:
+    """Refuse a place that can't hold a run, or holds something that a fit may not replace.
+
+    What killed fits left beside it is finished first: an earlier run comes back to its place.
+
+    Raises:
+        RunFormatError: it is a file, or a folder with other things in it.
+        ConfigError: it is a run of another fusion, and `overwrite` is not given.
+        RunStorageError: no folder can be made there.
+    """
+    path = config.run_path
+    check_place(path)
+    recover(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    try:
+        record = read_json(path / CONFIG_FILE) if os.path.lexists(path / CONFIG_FILE) else {}
+    except RunFormatError as error:
+        raise RunFormatError(
+            f"{path / CONFIG_FILE} cannot be read, and so {path} is not replaced. Remove it, or "
+            "pass another --output."
+        ) from error
+    if "llmembed_run" not in record:
+        raise RunFormatError(
+            f"{path} exists and is not a run, so it is not replaced. Pass another --output."
+        )
+    there, new = _kind(record), _kind({"llmembed_run": FORMAT, "fit": dataclasses.asdict(config)})
+    if there != new and not config.overwrite:
+        raise ConfigError(
+            f"{path} holds a run of {there}, and this is one of {new}, so it is not replaced. Pass "
+            "--overwrite to replace it, or another --output."
+        )
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    fit = record.get("fit")
+    options: Mapping[str, Any] = fit if isinstance(fit, dict) else {}
+    known = "" if record["llmembed_run"] == FORMAT else f" in format {record['llmembed_run']!r:.40}"
+    if options.get("preset", "none") != "none":
+        return f"preset {options['preset']!r:.40}{known}"
+    return f"fusion {options.get('fusion')!r:.40}{known}"
+
+
+def write_run(
+    run: Run, predictions: Predictions, files: Mapping[str, bytes], *, logs: Path
+) -> None:
+    """Write a run beside its place, then put it there, in place of an earlier run.
+
+    Args:
+        run: what to write.
+        predictions: of its evaluation rows.
+        files: further files of its folder, by name.
+        logs: folder of logs to move into it, if there is one.
+    """
+    folder = make_beside(run.path)
+    try:
+        _write_json(folder / CONFIG_FILE, run.config)
+        _write_json(folder / METRICS_FILE, run.metrics)
+        weights = run.classifier.state_dict()
+        content = save({name: weight.contiguous() for name, weight in weights.items()})
+        (folder / MODEL_FILE).write_bytes(content)  # save_file would make it the owner's alone
+        report = report_page(run.config, run.metrics)
+        (folder / REPORT_FILE).write_text(report, encoding="utf-8")
+        _write_predictions(folder / PREDICTIONS_FILE, predictions, run.labels)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        if logs.is_dir():
+            logs.rename(folder / logs.name)
+        put_in_place(folder, run.path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Open a run; one that a fit replaces meanwhile is the earlier or the later one, whole.
+
+    Raises:
+        RunNotFoundError: there is no such folder.
+        RunFormatError: a file is missing or is not what it should be.
+    """
+    place = Path(path)
+    for _ in range(_TRIES):
+        folder = standing(place)
+        identity = _identity(folder)
+        if identity is None:
+            break
+        try:
+            run = _load(folder, place)
+        except RunFormatError:
+            if _identity(folder) == identity:
+                raise
+        else:
+            if _identity(folder) == identity:
+                return run
+    raise RunNotFoundError(
+        f"{place} is not a folder, so there is no run. Pass the folder that llmembed-fit "
+        "printed, such as runs/r8-cooc-0."
+    )
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """Tell a folder from another one that takes its place; None where there is none."""
+    try:
+        found = folder.stat()
+    except (OSError, ValueError):
+        return None
+    is_folder = stat.S_ISDIR(found.st_mode)
+    return (found.st_dev, found.st_ino, found.st_mtime_ns) if is_folder else None
+
+
+def _load(folder: Path, place: Path) -> Run:
+    config = read_json(folder / CONFIG_FILE)
+    architecture = check_config(config, folder / CONFIG_FILE)
+    metrics = read_json(folder / METRICS_FILE)
+    classifier = _load_classifier(folder, architecture)
+    if folder != place:
+        warnings.warn(
+            f"a fit was killed while it replaced {place}: this is the earlier run, which lies in "
+            f"{folder}. The next fit to that place puts it back.",
+            LLMEmbedWarning,
+            stacklevel=3,
+        )
+    return Run(path=place, config=config, metrics=metrics, classifier=classifier)
+
+
+def _load_classifier(folder: Path, architecture: Architecture) -> Classifier:
+    try:
+        with torch.device("meta"):  # names and shapes only: nothing is allocated yet
+            classifier = Classifier(architecture)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise RunFormatError(malformed(folder / CONFIG_FILE, repr(error))) from error
+    classifier.load_state_dict(_load_weights(folder, classifier.state_dict()), assign=True)
+    return classifier.eval()
+
+
+def _load_weights(folder: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    path = folder / MODEL_FILE
+    try:
+        require_regular(path, RunFormatError)
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()  # it is no mapping
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            _refuse_other_shapes(path, {n: tuple(w.shape) for n, w in expected.items()}, shapes)
+            # Copied, for what stays mapped would change or fail with the file.
+            weights = {name: file.get_tensor(name).clone() for name in expected}
+    except FileNotFoundError as error:
+        pickled = sorted(found.name for glob in _PICKLED for found in folder.glob(glob))
+        reason = (
+            f"{pickled[0]} may be a pickle, which can run code and is never read"
+            if pickled
+            else "the file is missing"
+        )
+        message = f"{path} does not exist: {reason}. Fit again with llmembed-fit."
+        raise RunFormatError(message) from error
+    except (SafetensorError, OSError) as error:
+        raise RunFormatError(malformed(path, str(error))) from error
+    for name, weight in weights.items():
+        if weight.dtype != expected[name].dtype:
+            raise RunFormatError(malformed(path, f"{name} is of type {weight.dtype}"))
+    return weights
+
+
+def _refuse_other_shapes(
+    path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    if expected != found:
+        differing = min(expected.items() ^ found.items())[0]
+        raise RunFormatError(
+            f"{path}: {differing} has shape {found.get(differing)}, and {CONFIG_FILE} asks for "
+            f"{expected.get(differing)}. The two files are not of one run; fit again."
+        )
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_predictions(path: Path, predictions: Predictions, names: Sequence[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    proba = np.exp(predictions.log_proba)
+    labels = np.asarray(names, dtype=object)
+    columns: dict[str, Any] = {
+        "row": predictions.rows,
+        "label": labels[predictions.labels],
+        "predicted": labels[proba.argmax(axis=1)],
+        **{f"p_{name}": proba[:, index] for index, name in enumerate(names)},
+    }
+    pq.write_table(pa.table(columns), path)
