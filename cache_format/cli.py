@@ -64,22 +64,14 @@ def verify(cache: str, *, as_json: bool, quiet: bool, debug: bool, **again: Any)
     document = {**vars(result), "damage": [vars(damage) for damage in result.damage]}
     lines, bad = [*summary(result, cache)], bool(result.damage)
     if again["model"] and not bad:
-        found = _recheck()(
-            cache, model=again["model"], dataset=again["dataset"], n_rows=again["rows"]
-        )
+        from llmembed.extract.features.recheck import recheck
+
+        found = recheck(cache, model=again["model"], dataset=again["dataset"], n_rows=again["rows"])
         document["again"] = found.document
         lines, bad = [*lines, *found.summary()], bool(found.differences)
     _print(lines, document, as_json=as_json, quiet=quiet and not bad)
     if bad:
         sys.exit(EXIT_KNOWN_ERROR)
-
-
-def _recheck() -> Any:
-    """Find what extracts rows again; this package itself runs no model."""
-    from importlib.metadata import entry_points
-
-    (found,) = entry_points(group="llmembed.recheck")
-    return found.load()
 
 
 @_command("finalize", _CopyCommand)

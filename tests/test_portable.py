@@ -21,7 +21,7 @@ PRODUCT = [
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 EVERYTHING = [*PRODUCT, *sorted((ROOT / "benchmarks").glob("*.py"))]
-MAPS_BY_LIBC = ROOT / "cache_format" / "mapping.py"
+MAPS_BY_LIBC = ROOT / "cache_format" / "stores" / "mapping.py"
 """Its callers ask `can_map`, which asks for the system."""
 ASKS = ("hasattr(", "getattr(", "sys.platform", "os.name")
 BINARY_OPENERS = (["os"], ["zarr"], ["safetensors"])

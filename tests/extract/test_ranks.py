@@ -93,7 +93,7 @@ def test_a_killed_rank_is_run_again(
     cache = tmp_path / "shared.zarr"
     kill = (
         "import os, signal\n"
-        "from llmembed.cache_format import blocks\n"
+        "from llmembed.cache_format.writing import blocks\n"
         "commit = blocks.commit\n"
         "def die(*arguments):\n"
         "    commit(*arguments)\n"

@@ -23,8 +23,8 @@ from llmembed.common.errors import (
 from llmembed.train import fit
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Standardiser
-from llmembed.train.inputs.arguments import data as data_module
-from llmembed.train.inputs.arguments import spill
+from llmembed.train.inputs import data as data_module
+from llmembed.train.inputs import spill
 from llmembed.train.inputs.data import FeatureBatches, _check_finite, load_data
 from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.shares import draw_stratified

@@ -146,7 +146,7 @@ def test_a_killed_process_leaves_the_earlier_run(earlier: Run, tmp_path: Path) -
     place = tmp_path / "run"
     shutil.copytree(earlier.path, place)
     code = (
-        "import os, signal, sys; from pathlib import Path; from llmembed.train import replace\n"
+        "import os, signal, sys; from pathlib import Path; from llmembed.common import replace\n"
         "place, rename = Path(sys.argv[1]), os.rename\n"
         "def once(*args):\n"
         "    rename(*args); os.kill(os.getpid(), signal.SIGKILL)\n"

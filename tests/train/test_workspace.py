@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from llmembed.common.errors import ConfigError, MissingPackageError, RunFormatError
 from llmembed.train import FitConfig, fit
-from llmembed.train.gradient.fit import workspace
+from llmembed.train.gradient import workspace
 from llmembed.train.gradient.module import ClassifierModule
 
 HANDLER = signal.getsignal(signal.SIGINT)  # ignored in what a shell runs in the background
