@@ -1,4 +1,4 @@
-"""The `--layers` option: which layers a specification names, in every command.
+"""Names that all commands share: the layers that `--layers` specifies, and the usual splits.
 
 Layer k is the output of block k, counted from 1, and layer 0 the embeddings: Hugging Face's
 `hidden_states[k]`, whose last member has passed the final norm.
@@ -14,6 +14,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmembed.common.errors import ConfigError
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+_SPLITS = {
+    TRAIN: ("train", "training"),
+    VALIDATION: ("validation", "valid", "val", "dev", "eval"),
+    TEST: ("test", "testing"),
+}
+_HOW = "Write numbers (8,16), ranges (start:stop:step), all, or last:5."
+
+
+def split_name(name: str) -> str:
+    """Give the usual name of a split; one that has no usual purpose keeps its own.
+
+    >>> split_name("dev"), split_name("Train"), split_name("fold-3")
+    ('validation', 'train', 'fold-3')
+    """
+    return next((usual for usual, names in _SPLITS.items() if name.lower() in names), name)
 
 
 def parse_layers(specification: str, n_layers: int, model: str) -> tuple[int, ...]:
@@ -40,11 +57,10 @@ def parse_layers(specification: str, n_layers: int, model: str) -> tuple[int, ..
     for part in layer_parts(specification):
         named = named_layers(part, n_layers, range(n_layers + 1))
         if not named:
-            message = (
+            raise ConfigError(
                 f"layer {part} does not exist in {model}, which has {n_layers} layers "
                 f"(1-{n_layers}; 0 is the embeddings). Pass --layers within that range."
             )
-            raise ConfigError(message)
         layers.update(named)
     return tuple(sorted(layers))
 
@@ -70,11 +86,7 @@ def layer_parts(specification: str) -> list[str]:
     """
     parts = [part.strip() for part in specification.split(",") if part.strip()]
     if not parts:
-        message = (
-            f"--layers {specification!r} names no layer. Write numbers (8,16), ranges "
-            "(start:stop:step), all, or last:5."
-        )
-        raise ConfigError(message)
+        raise ConfigError(f"--layers {specification!r} names no layer. {_HOW}")
     return parts
 
 
@@ -97,11 +109,7 @@ def named_layers(part: str, n_layers: int, available: Sequence[int]) -> tuple[in
     try:
         wanted = _read_part(part, n_layers, available)
     except (ValueError, TypeError) as error:
-        message = (
-            f"--layers has {part!r}, which is no layer. Write numbers (8,16), ranges "
-            "(start:stop:step), all, or last:5."
-        )
-        raise ConfigError(message) from error
+        raise ConfigError(f"--layers has {part!r}, which is no layer. {_HOW}") from error
     return tuple(layer for layer in available if layer in wanted)
 
 
