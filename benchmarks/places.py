@@ -27,7 +27,7 @@ from llmembed.common.errors import (
     CacheMismatchError,
     CacheNotFoundError,
 )
-from llmembed.common.names import parse_layers
+from llmembed.common.layers import parse_layers
 
 VARIABLE = "LLMEMBED_CACHES"
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from llmembed.common.cluster import check_engine
 from llmembed.common.errors import ConfigError, MissingPackageError
-from llmembed.common.names import check_layers
+from llmembed.common.layers import check_layers
 from llmembed.extract.texts.files.dialect import Dialect
 from llmembed.extract.texts.templates import template_fields
 

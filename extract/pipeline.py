@@ -22,7 +22,7 @@ from llmembed.common.errors import (
     CacheNotFoundError,
     ConfigError,
 )
-from llmembed.common.names import parse_layers
+from llmembed.common.layers import parse_layers
 from llmembed.extract.backbones.load import resolve_compute_dtype, resolve_device
 from llmembed.extract.backbones.models import find_model, lasting_name
 from llmembed.extract.backbones.recipe import Recipe

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from llmembed.cache_format import open_cache
 from llmembed.common.errors import CacheMismatchError, ConfigError, DataError
-from llmembed.common.names import split_name
+from llmembed.common.splits import split_name
 
 if TYPE_CHECKING:
     from llmembed.cache_format.reader import Cache, Split

@@ -18,7 +18,7 @@ import pyarrow as pa
 import xxhash
 
 from llmembed.common.errors import ConfigError, DataError, listed
-from llmembed.common.names import split_name
+from llmembed.common.splits import split_name
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.texts.class_names import class_names
 from llmembed.extract.texts.columns import as_labels, as_texts

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from llmembed.common.errors import DataError, DatasetNotFoundError
-from llmembed.common.names import TRAIN, split_name
+from llmembed.common.splits import TRAIN, split_name
 from llmembed.extract.texts.files.tables import READERS, split_suffix
 from llmembed.extract.texts.label_checks import check_names
 

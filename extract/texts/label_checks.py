@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmembed.common.errors import DataError, LLMEmbedWarning
-from llmembed.common.names import TRAIN
+from llmembed.common.splits import TRAIN
 
 NO_LABEL = ""
 """What stands for an empty cell, null and NaN."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmembed.common.errors import ConfigError
-from llmembed.common.names import named_layers, parse_layers
+from llmembed.common.layers import named_layers, parse_layers
 
 BOUND = st.integers(-40, 40) | st.none()
 

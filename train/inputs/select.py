@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from llmembed.cache_format import Cache, Split
 from llmembed.common.errors import ConfigError
-from llmembed.common.names import layer_parts, named_layers
+from llmembed.common.layers import layer_parts, named_layers
 from llmembed.train.config import FitConfig
 
 

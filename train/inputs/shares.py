@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from llmembed.cache_format import Cache, Split
 from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
-from llmembed.common.names import TEST, TRAIN, VALIDATION, split_name
+from llmembed.common.splits import TEST, TRAIN, VALIDATION, split_name
 from llmembed.train.config import FitConfig
 
 HELD_OUT_FRACTION = 0.1

@@ -1,4 +1,4 @@
-"""Names that all commands share: the layers that `--layers` specifies, and the usual splits.
+"""The `--layers` option: which layers a specification names, in every command.
 
 Layer k is the output of block k, counted from 1, and layer 0 the embeddings: Hugging Face's
 `hidden_states[k]`, whose last member has passed the final norm.
@@ -15,22 +15,7 @@ from collections.abc import Sequence
 
 from llmembed.common.errors import ConfigError
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
-_SPLITS = {
-    TRAIN: ("train", "training"),
-    VALIDATION: ("validation", "valid", "val", "dev", "eval"),
-    TEST: ("test", "testing"),
-}
 _HOW = "Write numbers (8,16), ranges (start:stop:step), all, or last:5."
-
-
-def split_name(name: str) -> str:
-    """Give the usual name of a split; one that has no usual purpose keeps its own.
-
-    >>> split_name("dev"), split_name("Train"), split_name("fold-3")
-    ('validation', 'train', 'fold-3')
-    """
-    return next((usual for usual, names in _SPLITS.items() if name.lower() in names), name)
 
 
 def parse_layers(specification: str, n_layers: int, model: str) -> tuple[int, ...]:
