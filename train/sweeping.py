@@ -14,22 +14,21 @@ from typing import Any
 from llmembed.common.errors import DataError
 from llmembed.train.config import STACKED_HEADS, FitConfig
 from llmembed.train.inputs.data import FitData, columns_of, load_data
-from llmembed.train.linear.crossfit import grid_of
 from llmembed.train.linear.ray_moments import joined_if_asked
-from llmembed.train.linear.stack import Member
-from llmembed.train.linear.sweep import Grid, Report, best_of, stack_of, sweep
+from llmembed.train.linear.solved import grid_of
+from llmembed.train.linear.stacking import Member
+from llmembed.train.linear.sweep import Grid, best_of, stack_of, sweep
 from llmembed.train.runs.plot import depth_plot
 from llmembed.train.sweep_config import SweepConfig
 
 TABLE_FILE, PLOT_FILE = "sweep.json", "sweep.svg"
 
 
-def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, Any]:
+def run_sweep(config: SweepConfig) -> dict[str, Any]:
     """Sweep over the features of a cache, and write the table and a plot of accuracy over depth.
 
     Args:
         config: all options.
-        report: called with each candidate as soon as it is judged.
 
     Returns:
         The table: its candidates, and the best of them.
@@ -53,7 +52,7 @@ def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, An
                 f"each of the {len(data.shares.train)} training rows is the only one of its class, "
                 "so none can be held out to judge a feature. Extract two examples a class or more."
             )
-        candidates = sweep(grid, report)
+        candidates = sweep(grid)
     table = {
         "cache": {"fingerprint": data.fingerprint},
         "sweep": dataclasses.asdict(config),

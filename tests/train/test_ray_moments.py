@@ -19,7 +19,7 @@ from llmembed.common.errors import ConfigError, DataError, EngineError, MissingP
 from llmembed.train import FitConfig, SweepConfig, fit, run_sweep
 from llmembed.train.inputs.data import load_data
 from llmembed.train.linear import ray_moments
-from llmembed.train.linear.crossfit import grid_of
+from llmembed.train.linear.solved import grid_of
 
 N = 2500  # three shares at most
 
@@ -107,9 +107,9 @@ def test_what_a_worker_cannot_read_is_told_in_its_own_words(
     (share, *_) = shares(cache)
     other = dataclasses.replace(share, fingerprint="of another cache")
     with pytest.raises(DataError, match=r"a worker of Ray finds another cache at .*tiny\.zarr"):
-        ray_moments._on_workers([other])
+        ray_moments.on_workers([other])
     with pytest.raises(EngineError, match=r"^Ray gave up: KeyError: 'sum'\. See Ray's logs"):
-        ray_moments._on_workers([dataclasses.replace(share, fusion="sum")])
+        ray_moments.on_workers([dataclasses.replace(share, fusion="sum")])
 
 
 def shares(cache: str, sample_weights: Tensor | None = None) -> list[ray_moments.Share]:
@@ -117,7 +117,7 @@ def shares(cache: str, sample_weights: Tensor | None = None) -> list[ray_moments
     data = dataclasses.replace(load_data(config), sample_weights=sample_weights)
     summed = grid_of(config, data, 0).summed
     assert isinstance(summed, ray_moments.RayMoments)
-    return list(summed._shares("single", [0]))
+    return list(summed.shares("single", [0]))
 
 
 def test_shares_are_whole_chunks(cache: str) -> None:
@@ -134,7 +134,7 @@ def test_shares_have_the_weights_of_their_rows(cache: str) -> None:
     parts = [ray_moments.sums_of(share) for share in shares(cache, weights)]
     config = FitConfig(cache=cache, fusion="auto")
     data = dataclasses.replace(load_data(config), sample_weights=weights)
-    moments = grid_of(config, data, 0).problem("single", [0]).moments
+    moments = grid_of(config, data, 0).solver("single", [0]).problem.moments
     for name, tensor in vars(moments).items():
         np.testing.assert_allclose(sum(part[name] for part in parts), tensor, rtol=1e-4, atol=1e-2)
 

@@ -1,4 +1,4 @@
-"""Heads that are solved: folds of the training rows choose head and strength, all rows fit it.
+"""Fits of solved heads: folds of the training rows choose head and strength, all rows fit it.
 
 No row is set aside: the held-out scores of the folds choose the strength, calibrate the
 temperature, and say how well the classifier does on rows that it has not seen, a little better
@@ -24,12 +24,13 @@ from llmembed.train.fusions.heads import LinearHead
 from llmembed.train.inputs.data import FitData, architecture_of, class_weights
 from llmembed.train.inputs.shares import draw_folds
 from llmembed.train.inputs.spill import make_room
-from llmembed.train.inputs.weighing import mean_loss, weights_of
+from llmembed.train.inputs.weighing import mean_loss
+from llmembed.train.linear.choice import choose_head
 from llmembed.train.linear.closed import LinearMap, without_absent
+from llmembed.train.linear.moments import Problem
 from llmembed.train.linear.ray_moments import RayMoments
-from llmembed.train.linear.solvers import Problem, choose_head
-from llmembed.train.linear.stack import Member, average, spread
-from llmembed.train.linear.sweep import Candidate, Grid, Summed, stack_of, sweep
+from llmembed.train.linear.stacking import Member, average, spread
+from llmembed.train.linear.sweep import Candidate, Grid, stack_of, sweep
 from llmembed.train.measures.calibration import calibrate
 
 
@@ -41,9 +42,7 @@ class _Solved:
     head: str
     scores: Tensor
     """float32 `[N, C]`."""
-    held_out: Tensor
-    """int64 `[n]`, rows that could be held out: those not alone in their class."""
-    folds: list[Tensor]
+    problem: Problem
     details: dict[str, Any]
 
 
@@ -54,26 +53,15 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
         ConfigError: there are fewer training rows than folds.
     """
     started = time.perf_counter()
-    device = device_of(config)
     fusion = Classifier(architecture_of(config, data, "linear")).eval()
-    folds = folds_of(config, data, seed, device)
-    weights, own = class_weights(config, data).to(device), data.sample_weights
-    summed = _summed(config, data, folds, weights)
-    problem = Problem.of(
-        x=fusion.fuse_all(data.x.to(device)),
-        y=data.y.to(device),
-        folds=folds,
-        class_weights=weights,
-        moments=summed and summed(config.fusion, range(len(data.features))),
-        sample_weights=None if own is None else own.to(device),
-    )
+    grid = grid_of(config, data, seed)
+    problem = grid.problem(config.fusion, range(len(data.features)), fusion.fuse_all(grid.x))
     choice = choose_head(problem, config.solved_heads)
     solved = _Solved(
-        linear=choice.linear or choice.solver.solve(choice.strength),
+        linear=choice.solve(),
         head=choice.head,
         scores=choice.scores,
-        held_out=problem.held_out,
-        folds=problem.folds,
+        problem=problem,
         details={"strength": choice.strength},
     )
     return _trained(config, data, seed, started, solved)
@@ -134,19 +122,18 @@ def solve_base(config: FitConfig, data: FitData) -> Base:
     )
     grid = grid_of(config, dataclasses.replace(data, shares=everything), config.seed)
     solved = _solve_stack(grid, stack_of(grid, sweep(grid)).items())
-    rows = torch.cat(grid.folds)
     held_out = solved.scores.nan_to_num()  # of rows without a label
     if not is_drawn:
         unseen = torch.from_numpy(shares.validation).to(grid.x.device)
         held_out[unseen] = solved.linear.scores(grid.x[unseen]).to(held_out)
-    temperature = _calibrated(held_out[rows].cpu(), data, rows.cpu())
+    temperature = grid.temperature(held_out, calibrate)
     return Base(
         linear=average([solved.linear], [1 / temperature]), held_out=(held_out / temperature).cpu()
     )
 
 
 def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Solved:
-    rows, scores = torch.cat(grid.folds), torch.zeros_like(grid.x[:, :1])
+    scores = torch.zeros_like(grid.x[:, :1])
     maps, factors = [], []
     for member, candidate in judged:
         scores = scores + member.weight * candidate.scores
@@ -154,13 +141,12 @@ def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Sol
         maps.append(spread(candidate.solve(), member.fusion, columns, grid.x.shape[1]))
         factors.append(member.weight / candidate.temperature)
     mean = average(maps, factors)
-    counts = torch.bincount(grid.y[rows], minlength=scores.shape[1])
+    counts = torch.bincount(grid.y[grid.taking_part], minlength=scores.shape[1])
     return _Solved(
         linear=without_absent(mean.weight, mean.bias, counts),
         head=grid.head,
         scores=scores,
-        held_out=grid.held_out,
-        folds=grid.folds,
+        problem=grid,
         details={"n_members": len(maps)},
     )
 
@@ -168,46 +154,49 @@ def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Sol
 def _trained(
     config: FitConfig, data: FitData, seed: int, started: float, solved: _Solved
 ) -> Trained:
+    """Put a solved head into a classifier, calibrate it, and say how well it does."""
     classifier = Classifier(architecture_of(config, data, solved.head)).eval()
     assert isinstance(classifier.head, LinearHead)
     classifier.head.logits.weight.data.copy_(solved.linear.weight)
     classifier.head.logits.bias.data.copy_(solved.linear.bias)
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
-    rows, scores = torch.cat(solved.folds).cpu(), solved.scores.cpu()
+    problem, scores = solved.problem, solved.scores
     if config.calibrate == "temperature":
-        classifier.temperature.fill_(_calibrated(scores[rows], data, rows))
-    held_out, own = solved.held_out.cpu(), data.sample_weights
-    weights = weights_of(data.y, held_out, class_weights(config, data), own).double()
-    own = None if own is None else own[held_out].double()
-    scores, labels = scores[held_out].double(), data.y[held_out]
-    loss = mean_loss(scores / classifier.temperature, labels, sample_weights=own).item()
-    hits = (scores.argmax(dim=1) == labels).double()
+        classifier.temperature.fill_(problem.temperature(scores, calibrate))
+    held_out = problem.held_out
+    logits, own = (
+        scores[held_out].double() / float(classifier.temperature),
+        problem.own_weights(held_out),
+    )
+    loss = mean_loss(logits, problem.y[held_out], None, None if own is None else own.double())
+    (accuracy,) = problem.accuracies(scores[None], held_out)
     return Trained(
         seed=seed,
         classifier=classifier,
-        val_loss=loss if len(held_out) else None,
+        val_loss=loss.item() if len(held_out) else None,
         fit_s=time.perf_counter() - started,
-        device=str(solved.scores.device),
+        device=str(scores.device),
         details={
             "head": solved.head,
-            "n_folds": len(solved.folds),
+            "n_folds": len(problem.folds),
             **solved.details,
             # Flattering: on these rows strength and members were chosen.
-            "held_out_accuracy": (hits @ weights / weights.sum()).item() if len(held_out) else None,
+            "held_out_accuracy": accuracy if len(held_out) else None,
         },
     )
 
 
-def _calibrated(held_out: Tensor, data: FitData, rows: Tensor) -> float:
-    """Find the temperature of held-out scores `[n, C]` of some rows."""
-    own = None if data.sample_weights is None else data.sample_weights[rows].numpy()
-    return calibrate(held_out.numpy(), data.y[rows].numpy(), own)
-
-
 def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
-    """Make the grid of a fit's training rows; the seed draws the folds."""
-    device = device_of(config)
-    folds = folds_of(config, data, seed, device)
+    """Make the grid of a fit's training rows; the seed draws the folds.
+
+    It lies on a GPU where there is one and it is not ruled out; MPS has no float64, so never there.
+
+    Raises:
+        ConfigError: there are fewer training rows than folds.
+    """
+    wants_gpu = config.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
+    device = torch.device("cuda", config.device_index) if wants_gpu else torch.device("cpu")
+    folds = [rows.to(device) for rows in folds_of(config, data, seed)]
     weights, own = class_weights(config, data).to(device), data.sample_weights
     return Grid(
         x=data.x.to(device),
@@ -216,19 +205,12 @@ def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
         folds=folds,
         class_weights=weights,
         head=config.head if config.head in {"ridge", "lda"} else "lda",
-        summed=_summed(config, data, folds, weights),
+        summed_of=RayMoments(config, data, folds, weights) if config.engine == "ray" else None,
         sample_weights=None if own is None else own.to(device),
     )
 
 
-def _summed(
-    config: FitConfig, data: FitData, folds: Sequence[Tensor], weights: Tensor
-) -> Summed | None:
-    """Have the moments summed on Ray where that is the engine; it is joined by now."""
-    return RayMoments(config, data, folds, weights) if config.engine == "ray" else None
-
-
-def folds_of(config: FitConfig, data: FitData, seed: int, device: torch.device) -> list[Tensor]:
+def folds_of(config: FitConfig, data: FitData, seed: int) -> list[Tensor]:
     """Draw the stratified folds of the training rows: by default at most as many as rows."""
     rows = data.shares.train
     if len(rows) < config.folds:
@@ -238,10 +220,4 @@ def folds_of(config: FitConfig, data: FitData, seed: int, device: torch.device) 
         )
     generator = np.random.default_rng(seed)
     folds = draw_folds(data.y.numpy(), rows, min(config.n_folds, len(rows)), generator)
-    return [torch.from_numpy(fold).to(device) for fold in folds]
-
-
-def device_of(config: FitConfig) -> torch.device:
-    """Use a GPU where there is one and it is not ruled out; MPS has no float64, so never that."""
-    wants_gpu = config.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
-    return torch.device("cuda", config.device_index) if wants_gpu else torch.device("cpu")
+    return [torch.from_numpy(fold) for fold in folds]
