@@ -24,13 +24,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold
 
-from llmembed.train.config import FitConfig
+from llmembed.train.config import FitConfig, SweepConfig
 from llmembed.train.fitting import train
 from llmembed.train.inputs.data import FitData, load_data
 from llmembed.train.linear.closed import LinearMap, Ridge
 from llmembed.train.linear.crossfit import folds_of
 from llmembed.train.linear.solvers import Problem, SoftmaxSolver, choose_head
-from llmembed.train.sweep_config import SweepConfig
 from llmembed.train.sweeping import run_sweep
 
 N_FOLDS = 5

@@ -167,7 +167,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 weight is not allowed.
             ModelError: the backbone cannot be used.
         """
-        config = self._fit_config()
+        plan = self._fit_config().plan()
         texts, classes = _as_pairs(X, y)
         weights = as_weights(sample_weight, len(texts))
         names, codes = np.unique(classes, return_inverse=True)
@@ -180,7 +180,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self.text_features_ = self._text_features()
         features = _side_by_side(self.text_features_)
         data = data_in_memory(
-            config,
+            plan.reading,
             self._read([texts[row] for row in kept], features),
             codes.astype(np.int64),
             [str(name) for name in self.classes_],
@@ -188,7 +188,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             sample_weights=weights[kept],
             class_weights=None if of_names is None else of_names[np.isin(names, self.classes_)],
         )
-        outcome = train(config, data)
+        outcome = train(plan, data)
         self.features_, self.classifier_ = outcome.data.features, outcome.best.classifier
         return self
 

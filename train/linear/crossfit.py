@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from llmembed.common.errors import ConfigError
-from llmembed.train.config import FitConfig
+from llmembed.train.config import Method
 from llmembed.train.fusions.classifier import Classifier, Trained
 from llmembed.train.fusions.heads import LinearHead
-from llmembed.train.inputs.data import FitData, architecture_of, class_weights
+from llmembed.train.inputs.data import FitData
 from llmembed.train.inputs.shares import draw_folds
-from llmembed.train.inputs.spill import make_room
 from llmembed.train.inputs.weighing import mean_loss, weights_of
 from llmembed.train.linear.closed import LinearMap, without_absent
 from llmembed.train.linear.ray_moments import RayMoments
@@ -47,7 +46,7 @@ class _Solved:
     details: dict[str, Any]
 
 
-def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
+def train_solved(config: Method, data: FitData, seed: int) -> Trained:
     """Solve for one classifier; the seed draws the folds.
 
     Raises:
@@ -55,9 +54,9 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
     """
     started = time.perf_counter()
     device = device_of(config)
-    fusion = Classifier(architecture_of(config, data, "linear")).eval()
+    fusion = Classifier(data.architecture(config.fusion, "linear")).eval()
     folds = folds_of(config, data, seed, device)
-    weights, own = class_weights(config, data).to(device), data.sample_weights
+    weights, own = data.class_weights().to(device), data.sample_weights
     summed = _summed(config, data, folds, weights)
     problem = Problem.of(
         x=fusion.fuse_all(data.x.to(device)),
@@ -79,7 +78,7 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
     return _trained(config, data, seed, started, solved)
 
 
-def train_stack(config: FitConfig, data: FitData, members: Sequence[Member], seed: int) -> Trained:
+def train_stack(config: Method, data: FitData, members: Sequence[Member], seed: int) -> Trained:
     """Solve for the members of a stack, and average them; the seed draws the folds.
 
     The sweep chose the members and their strengths, by the folds of the first seed.
@@ -99,18 +98,15 @@ class Base:
     held_out: Tensor
     """float32 `[N, C]`, logits of the training split by classifiers that had not seen the row."""
 
-    def beside(self, data: FitData, config: FitConfig) -> FitData:
-        """Put the held-out logits beside the features that are trained on.
+    def beneath(self, data: FitData, config: Method) -> FitData:
+        """Give the data with the held-out logits, which a head is trained to complete.
 
         Of rows too few for a validation share they are those of the base itself: a head that sets
         right what bases of fewer rows got wrong, and that nothing stops, would spoil this one.
         """
         is_unwatched = config.val_fraction is None and not len(data.shares.validation)
         logits = self.linear.scores(data.x) if is_unwatched else self.held_out
-        n_rows, width = data.x.shape
-        x, _ = make_room(n_rows, width + logits.shape[1], config.memory_gb)
-        x[:, :width], x[:, width:] = data.x, logits
-        return dataclasses.replace(data, x=x)
+        return dataclasses.replace(data, base_logits=logits)
 
     def complete(self, trained: Trained) -> Trained:
         """Put the stack under the head that was trained to complete it."""
@@ -120,7 +116,7 @@ class Base:
         return trained
 
 
-def solve_base(config: FitConfig, data: FitData) -> Base:
+def solve_base(config: Method, data: FitData) -> Base:
     """Solve for a stack on all rows of the training split, for all seeds.
 
     A validation share that was drawn from it is among them; a validation split is not.
@@ -165,10 +161,8 @@ def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Sol
     )
 
 
-def _trained(
-    config: FitConfig, data: FitData, seed: int, started: float, solved: _Solved
-) -> Trained:
-    classifier = Classifier(architecture_of(config, data, solved.head)).eval()
+def _trained(config: Method, data: FitData, seed: int, started: float, solved: _Solved) -> Trained:
+    classifier = Classifier(data.architecture(config.fusion, solved.head)).eval()
     assert isinstance(classifier.head, LinearHead)
     classifier.head.logits.weight.data.copy_(solved.linear.weight)
     classifier.head.logits.bias.data.copy_(solved.linear.bias)
@@ -177,7 +171,7 @@ def _trained(
     if config.calibrate == "temperature":
         classifier.temperature.fill_(_calibrated(scores[rows], data, rows))
     held_out, own = solved.held_out.cpu(), data.sample_weights
-    weights = weights_of(data.y, held_out, class_weights(config, data), own).double()
+    weights = weights_of(data.y, held_out, data.class_weights(), own).double()
     own = None if own is None else own[held_out].double()
     scores, labels = scores[held_out].double(), data.y[held_out]
     loss = mean_loss(scores / classifier.temperature, labels, sample_weights=own).item()
@@ -204,11 +198,11 @@ def _calibrated(held_out: Tensor, data: FitData, rows: Tensor) -> float:
     return calibrate(held_out.numpy(), data.y[rows].numpy(), own)
 
 
-def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
+def grid_of(config: Method, data: FitData, seed: int) -> Grid:
     """Make the grid of a fit's training rows; the seed draws the folds."""
     device = device_of(config)
     folds = folds_of(config, data, seed, device)
-    weights, own = class_weights(config, data).to(device), data.sample_weights
+    weights, own = data.class_weights().to(device), data.sample_weights
     return Grid(
         x=data.x.to(device),
         y=data.y.to(device),
@@ -222,13 +216,13 @@ def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
 
 
 def _summed(
-    config: FitConfig, data: FitData, folds: Sequence[Tensor], weights: Tensor
+    config: Method, data: FitData, folds: Sequence[Tensor], weights: Tensor
 ) -> Summed | None:
     """Have the moments summed on Ray where that is the engine; it is joined by now."""
     return RayMoments(config, data, folds, weights) if config.engine == "ray" else None
 
 
-def folds_of(config: FitConfig, data: FitData, seed: int, device: torch.device) -> list[Tensor]:
+def folds_of(config: Method, data: FitData, seed: int, device: torch.device) -> list[Tensor]:
     """Draw the stratified folds of the training rows: by default at most as many as rows."""
     rows = data.shares.train
     if len(rows) < config.folds:
@@ -241,7 +235,7 @@ def folds_of(config: FitConfig, data: FitData, seed: int, device: torch.device) 
     return [torch.from_numpy(fold).to(device) for fold in folds]
 
 
-def device_of(config: FitConfig) -> torch.device:
+def device_of(config: Method) -> torch.device:
     """Use a GPU where there is one and it is not ruled out; MPS has no float64, so never that."""
     wants_gpu = config.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
     return torch.device("cuda", config.device_index) if wants_gpu else torch.device("cpu")

@@ -26,9 +26,8 @@ from torch import Tensor
 from llmembed.cache_format import open_cache
 from llmembed.common.cluster import absolute, joined
 from llmembed.common.errors import DataError, EngineError, LLMEmbedError
-from llmembed.train.config import FitConfig
-from llmembed.train.fusions.classifier import Standardiser
-from llmembed.train.fusions.fusion import FUSIONS
+from llmembed.train.config import Method
+from llmembed.train.fusions.classifier import Standardiser, make_fusion
 from llmembed.train.inputs.data import FitData, columns_of, read_features
 from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.spill import GB, default_limit
@@ -81,7 +80,7 @@ class RayMoments:
     """
 
     def __init__(
-        self, config: FitConfig, data: FitData, folds: Sequence[Tensor], class_weights: Tensor
+        self, config: Method, data: FitData, folds: Sequence[Tensor], class_weights: Tensor
     ) -> None:
         self._config, self._data = config, data
         self._device, self._class_weights = class_weights.device, class_weights.cpu()
@@ -146,7 +145,7 @@ def sums_of(share: Share) -> Sums:
     split = cache[share.split]
     rows = slice(share.start, share.start + len(share.fold_of))
     x = share.standardiser.apply_(read_features(split, share.features, rows, share.memory_gb))
-    fusion = FUSIONS[share.fusion]([feature.hidden_size for feature in share.features])
+    fusion = make_fusion(share.fusion, [feature.hidden_size for feature in share.features])
     y = torch.from_numpy(split.labels[rows].astype(np.int64))
     folds = [
         torch.from_numpy(np.flatnonzero(share.fold_of == fold)) for fold in range(share.n_folds)
@@ -157,7 +156,7 @@ def sums_of(share: Share) -> Sums:
 
 
 @contextmanager
-def joined_if_asked(config: FitConfig) -> Iterator[None]:
+def joined_if_asked(config: Method) -> Iterator[None]:
     """Join Ray, or start it, where the engine is Ray.
 
     Raises:
