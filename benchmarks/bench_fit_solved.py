@@ -24,7 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold
 
-from llmembed.train.config import FitConfig
+from llmembed.train.config import FitConfig, SweepConfig
 from llmembed.train.fitting import train
 from llmembed.train.inputs.data import FitData, load_data
 from llmembed.train.linear.choice import choose_head
@@ -32,7 +32,6 @@ from llmembed.train.linear.closed import LinearMap, Ridge
 from llmembed.train.linear.moments import Problem
 from llmembed.train.linear.softmax import SoftmaxSolver
 from llmembed.train.linear.solved import folds_of
-from llmembed.train.sweep_config import SweepConfig
 from llmembed.train.sweeping import run_sweep
 
 N_FOLDS = 5
@@ -181,5 +180,5 @@ def _sweep(config: FitConfig, base: dict[str, Any], repeats: int) -> dict[str, f
 
 def _problem(data: FitData) -> Problem:
     config = FitConfig(cache="", fusion="concat")
-    folds = folds_of(config, data, 0)
+    folds = folds_of(config.plan().method, data, 0)
     return Problem(data.x, data.y, folds, torch.ones(len(data.labels)))

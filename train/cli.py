@@ -19,10 +19,9 @@ from llmembed.common.console import (
     version_option,
 )
 from llmembed.common.errors import shown
-from llmembed.train.config import FitConfig
+from llmembed.train.config import FitConfig, SweepConfig
 from llmembed.train.runs.answers import Answers, check_output, write
 from llmembed.train.runs.report import note_of_absent
-from llmembed.train.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
     from llmembed.train.runs.predict import Input

@@ -6,21 +6,20 @@ the classifier with the lowest validation loss, and `over_seeds` tells how far t
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from llmembed.common.process import peak_memory_bytes
-from llmembed.train.config import FitConfig
+from llmembed.train.config import FitConfig, Plan
+from llmembed.train.fusions import FUSIONS
 from llmembed.train.fusions.classifier import Classifier, Trained
-from llmembed.train.fusions.fusion import FUSIONS
 from llmembed.train.gradient.workspace import LOGS, check_logger, open_workspace
 from llmembed.train.inputs.data import FitData, load_data
 from llmembed.train.linear.ray_moments import joined_if_asked
@@ -35,7 +34,7 @@ from llmembed.train.runs.run import (
     record_config,
     write_run,
 )
-from llmembed.train.sweeping import Chosen, choose_fusion
+from llmembed.train.sweeping import choose_fusion
 
 _SPREAD_FIGURES = ("accuracy", "macro_f1", "nll")
 
@@ -87,11 +86,12 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
     if config.export is not None:
         check_can_export()
     check_logger(config.logger)
-    with joined_if_asked(config):
-        data = load_data(config)
+    plan = config.plan()
+    with joined_if_asked(plan.method):
+        data = load_data(plan.reading)
         read_s = time.perf_counter() - started
         with open_workspace(config.run_path) as workspace:
-            outcome = train(config, data, workspace=workspace, show_progress=show_progress)
+            outcome = train(plan, data, workspace=workspace, show_progress=show_progress)
             return _finish(config, outcome, workspace, started, read_s)
 
 
@@ -124,44 +124,37 @@ def _finish(
 
 
 def train(
-    config: FitConfig,
-    data: FitData,
-    *,
-    workspace: Path | None = None,
-    show_progress: bool = False,
+    plan: Plan, data: FitData, *, workspace: Path | None = None, show_progress: bool = False
 ) -> Outcome:
     """Choose the fusion where that is asked for, and train a classifier a seed.
 
+    Heads that are solved need no Lightning; what seeds share is solved once.
+
     Args:
-        config: all options.
+        plan: what to train.
         data: what to train on.
         workspace: folder of checkpoints and logs of a fit by gradient; None writes neither.
         show_progress: show on stderr how far it is.
     """
-    chosen = choose_fusion(config, data)
-    trained = _train(chosen, workspace=workspace, show_progress=show_progress)
-    return Outcome(data=chosen.data, trained=trained, chosen=chosen.record)
-
-
-def _train(chosen: Chosen, **options: Any) -> list[Trained]:
-    """Solve where that is asked for, which needs no Lightning; what seeds share is solved once."""
-    config, data = chosen.config, chosen.data
-    seeds = range(config.seed, config.seed + config.n_seeds)
+    chosen = choose_fusion(plan.method, data)
+    method, data = chosen.config, chosen.data
     if chosen.members:
-        return [train_stack(config, data, chosen.members, seed) for seed in seeds]
-    if config.is_solved:
-        return [train_solved(config, data, seed) for seed in seeds]
-    completes_a_base = config.preset == "none" and FUSIONS[config.fusion].completes_a_base
-    if completes_a_base:
-        # Lightning takes seconds to import, and a core that would be idle half of the time.
-        Thread(target=import_module, args=["llmembed.train.gradient.fit"], daemon=True).start()
-        base = solve_base(config, data)
-    from llmembed.train.gradient.fit import train_by_gradient
+        trained = [train_stack(method, data, chosen.members, seed) for seed in plan.seeds]
+    elif method.solved_heads:
+        trained = [train_solved(method, data, seed) for seed in plan.seeds]
+    else:
+        base = solve_base(method, data) if FUSIONS[method.fusion].completes_base else None
+        from llmembed.train.gradient.fit import train_by_gradient
 
-    if completes_a_base:
-        beside = base.beside(data, config)
-        return [base.complete(one) for one in train_by_gradient(config, beside, seeds, **options)]
-    return train_by_gradient(config, data, seeds, **options)
+        trained = train_by_gradient(
+            dataclasses.replace(plan, method=method),
+            data if base is None else base.beneath(data, method),
+            workspace=workspace,
+            show_progress=show_progress,
+        )
+        if base is not None:
+            trained = [base.complete(one) for one in trained]
+    return Outcome(data=data, trained=trained, chosen=chosen.record)
 
 
 def _log_proba(logits: Tensor) -> Floats:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from llmembed.common.errors import DataError
-from llmembed.train.config import STACKED_HEADS, FitConfig
+from llmembed.train.config import Method, SweepConfig
+from llmembed.train.fusions import AUTO, HEADS
 from llmembed.train.inputs.data import FitData, columns_of, load_data
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import grid_of
 from llmembed.train.linear.stacking import Member
 from llmembed.train.linear.sweep import Grid, best_of, stack_of, sweep
 from llmembed.train.runs.plot import depth_plot
-from llmembed.train.sweep_config import SweepConfig
 
 TABLE_FILE, PLOT_FILE = "sweep.json", "sweep.svg"
 
@@ -41,11 +41,11 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         EngineError: Ray gave up.
     """
     started = time.perf_counter()
-    fit_config = config.as_fit()
-    with joined_if_asked(fit_config):
-        data = load_data(fit_config, read_evaluation=False)
+    plan = config.as_fit().plan()
+    with joined_if_asked(plan.method):
+        data = load_data(plan.reading, read_evaluation=False)
         read_s = time.perf_counter() - started
-        grid = grid_of(fit_config, data, config.seed)
+        grid = grid_of(plan.method, data, config.seed)
         n_rows = len(grid.held_out)
         if not n_rows:
             raise DataError(
@@ -71,8 +71,8 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
 class Chosen:
     """What `--fusion auto` comes to."""
 
-    config: FitConfig
-    """The options with that fusion."""
+    config: Method
+    """The method with that fusion."""
     data: FitData
     """The data with its features alone."""
     record: dict[str, Any] | None
@@ -81,16 +81,16 @@ class Chosen:
     """Members of the stack, whose features are those of `data`; none where it is no stack."""
 
 
-def choose_fusion(config: FitConfig, data: FitData) -> Chosen:
+def choose_fusion(config: Method, data: FitData) -> Chosen:
     """Resolve `--fusion auto` on the training rows.
 
     Heads that are judged by the sweep are stacked; for others the best candidate is taken.
     """
-    if config.fusion != "auto":
+    if config.fusion != AUTO:
         return Chosen(config=config, data=data, record=None)
     grid = grid_of(config, data, config.seed)
     candidates = sweep(grid)
-    if config.head not in STACKED_HEADS:
+    if config.head != AUTO and HEADS[config.head].is_trained:
         best = best_of(candidates)
         record = best.record(data.features, len(grid.held_out))
         narrowed = _narrow(data, grid, best.features)

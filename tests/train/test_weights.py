@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clustered import MakeCache
+from clustered import MakeCache, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from number_classifier import NumberClassifier
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from llmembed.common.errors import ConfigError, DataError
 from llmembed.train import FitConfig
+from llmembed.train.config import Training
 from llmembed.train.fusions.classifier import Architecture, Classifier, Standardiser
-from llmembed.train.gradient.module import ClassifierModule, Optimisation
-from llmembed.train.gradient.workspace import checkpoint_name
-from llmembed.train.inputs.data import load_data, proportions
+from llmembed.train.gradient.module import ClassifierModule
+from llmembed.train.gradient.workspace import checkpoint_folder
+from llmembed.train.inputs.data import Batch, proportions
 from llmembed.train.inputs.weighing import mean_loss
 from llmembed.train.linear.choice import SOLVERS, choose_head
 from llmembed.train.linear.closed import Ridge
@@ -146,22 +147,21 @@ def test_the_loss_of_a_batch_counts_weights() -> None:
     x, y, _ = rows()
     weights = torch.arange(N) % 4 + 1.0
     of, _ = repeated(weights, [])
-    losses, gradients = [], []
-    for batch in ((x, y, weights), (x[of], y[of], None)):
+    losses, gradients, logged = [], [], []
+    for batch in (Batch(x, y, weights), Batch(x[of], y[of])):
         torch.manual_seed(0)
         architecture = Architecture(
             fusion="concat", head="mlp", widths=(WIDTH,), n_classes=N_CLASSES, dropout=0.0
         )
-        optimisation = Optimisation(lr=0.1, weight_decay=0.0, class_weights=CLASS_WEIGHTS)
-        module = ClassifierModule(Classifier(architecture), optimisation, 0)
+        module = ClassifierModule(Classifier(architecture), Training(), CLASS_WEIGHTS, 0)
+        module.log = lambda name, value, **_: logged.append(value)  # type: ignore[assignment]
         loss = module.loss_of(batch)
         loss.backward()
         losses.append(loss)
         gradients.append(torch.cat([p.grad.flatten() for p in module.parameters()]))  # type: ignore[union-attr]
         module.validation_step(batch, 0)
-        module.on_validation_epoch_end()
-        losses.append(torch.tensor(module.val_loss))
-    torch.testing.assert_close(losses[:2], losses[2:])
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(logged, losses)
     torch.testing.assert_close(*gradients)
 
 
@@ -197,9 +197,9 @@ def test_only_proportions_matter() -> None:
 def test_a_checkpoint_belongs_to_its_weights(make_cache: MakeCache) -> None:
     """A fit with other weights does not go on from the checkpoint of one without."""
     config = FitConfig(cache=str(make_cache()))
-    data = load_data(config)
+    data, plan = load(config), config.plan()
     weighed = dataclasses.replace(data, sample_weights=torch.arange(len(data.y)) + 1.0)
-    assert checkpoint_name(config, weighed, 0) != checkpoint_name(config, data, 0)
+    assert checkpoint_folder(plan, weighed, 0, None) != checkpoint_folder(plan, data, 0, None)
 
 
 def blobs(n: int = 40, n_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -27,9 +27,8 @@ from torch import Tensor
 from llmembed.cache_format import open_cache
 from llmembed.common.cluster import absolute, joined
 from llmembed.common.errors import DataError, EngineError, LLMEmbedError
-from llmembed.train.config import FitConfig
-from llmembed.train.fusions.classifier import Standardiser
-from llmembed.train.fusions.fusion import FUSIONS
+from llmembed.train.config import Method
+from llmembed.train.fusions.classifier import Standardiser, make_fusion
 from llmembed.train.inputs.data import FitData, columns_of, read_features
 from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.spill import GB, default_limit
@@ -72,16 +71,16 @@ class RayMoments:
     """Moments of fused features by fold, summed by the workers of a joined Ray.
 
     Args:
-        config: how many workers, and the limit of memory.
+        method: how many workers, and the limit of memory.
         data: features, labels and standardisation.
         folds: k tensors int64 `[n]`, the rows of each fold.
         class_weights: float32 `[C]`, weight of each row of a class.
     """
 
     def __init__(
-        self, config: FitConfig, data: FitData, folds: Sequence[Tensor], class_weights: Tensor
+        self, method: Method, data: FitData, folds: Sequence[Tensor], class_weights: Tensor
     ) -> None:
-        self._config, self._data, self._n_folds = config, data, len(folds)
+        self._method, self._data, self._n_folds = method, data, len(folds)
         self._class_weights = class_weights
         fold_of = np.full(len(data.y), -1, dtype=np.int16)
         for fold, rows in enumerate(folds):
@@ -102,15 +101,15 @@ class RayMoments:
 
     def shares(self, fusion: str, features: Sequence[int]) -> Iterator[Share]:
         """Cut the rows into a share a worker, or fewer."""
-        config, data, own = self._config, self._data, self._data.sample_weights
+        method, data, own = self._method, self._data, self._data.sample_weights
         columns = columns_of([feature.hidden_size for feature in data.features], features)
         n_blocks = -(-len(self._fold_of) // _SHARE_ROWS)
-        n_shares = min(config.workers, n_blocks)
+        n_shares = min(method.workers, n_blocks)
         ends = [n_blocks * k // n_shares * _SHARE_ROWS for k in range(n_shares + 1)]
-        limit = default_limit() / GB if config.memory_gb is None else config.memory_gb
+        limit = default_limit() / GB if method.memory_gb is None else method.memory_gb
         for start, stop in itertools.pairwise(ends):
             yield Share(
-                cache=absolute(config.cache),
+                cache=absolute(method.cache),
                 fingerprint=data.fingerprint,
                 split=data.shares.train_split,
                 features=tuple(data.features[index] for index in features),
@@ -121,7 +120,7 @@ class RayMoments:
                 n_folds=self._n_folds,
                 class_weights=self._class_weights.cpu(),
                 sample_weights=None if own is None else own[start:stop].clone(),
-                memory_gb=limit / config.workers,
+                memory_gb=limit / method.workers,
             )
 
 
@@ -141,7 +140,7 @@ def sums_of(share: Share) -> dict[str, npt.NDArray[Any]]:
     split = cache[share.split]
     rows = slice(share.start, share.start + len(share.fold_of))
     x = share.standardiser.apply_(read_features(split, share.features, rows, share.memory_gb))
-    fusion = FUSIONS[share.fusion]([feature.hidden_size for feature in share.features])
+    fusion = make_fusion(share.fusion, [feature.hidden_size for feature in share.features])
     y = torch.from_numpy(split.labels[rows].astype(np.int64))
     folds = [torch.from_numpy(np.flatnonzero(share.fold_of == k)) for k in range(share.n_folds)]
     with torch.inference_mode():
@@ -155,14 +154,14 @@ def sums_of(share: Share) -> dict[str, npt.NDArray[Any]]:
         return {name: tensor.numpy() for name, tensor in vars(problem.moments).items()}
 
 
-def joined_if_asked(config: FitConfig) -> AbstractContextManager[None]:
+def joined_if_asked(method: Method) -> AbstractContextManager[None]:
     """Join Ray, or start it, where the engine is Ray.
 
     Raises:
         MissingPackageError: Ray is not installed.
     """
-    is_ray = config.engine == "ray"
-    return joined(config.address, config.workers) if is_ray else contextlib.nullcontext()
+    is_ray = method.engine == "ray"
+    return joined(method.address, method.workers) if is_ray else contextlib.nullcontext()
 
 
 def on_workers(shares: Sequence[Share]) -> list[dict[str, npt.NDArray[Any]]]:

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from llmembed.common.errors import ConfigError
-from llmembed.train.config import FitConfig
+from llmembed.train.config import Method
 from llmembed.train.fusions.classifier import Classifier, Trained
 from llmembed.train.fusions.heads import LinearHead
-from llmembed.train.inputs.data import FitData, architecture_of, class_weights
+from llmembed.train.inputs.data import FitData
 from llmembed.train.inputs.shares import draw_folds
-from llmembed.train.inputs.spill import make_room
 from llmembed.train.inputs.weighing import mean_loss
 from llmembed.train.linear.choice import choose_head
 from llmembed.train.linear.closed import LinearMap, without_absent
@@ -46,17 +45,17 @@ class _Solved:
     details: dict[str, Any]
 
 
-def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
+def train_solved(method: Method, data: FitData, seed: int) -> Trained:
     """Solve for one classifier; the seed draws the folds.
 
     Raises:
         ConfigError: there are fewer training rows than folds.
     """
     started = time.perf_counter()
-    fusion = Classifier(architecture_of(config, data, "linear")).eval()
-    grid = grid_of(config, data, seed)
-    problem = grid.problem(config.fusion, range(len(data.features)), fusion.fuse_all(grid.x))
-    choice = choose_head(problem, config.solved_heads)
+    fusion = Classifier(data.architecture(method.fusion, "linear")).eval()
+    grid = grid_of(method, data, seed)
+    problem = grid.problem(method.fusion, range(len(data.features)), fusion.fuse_all(grid.x))
+    choice = choose_head(problem, method.solved_heads)
     solved = _Solved(
         linear=choice.solve(),
         head=choice.head,
@@ -64,18 +63,18 @@ def train_solved(config: FitConfig, data: FitData, seed: int) -> Trained:
         problem=problem,
         details={"strength": choice.strength},
     )
-    return _trained(config, data, seed, started, solved)
+    return _trained(method, data, seed, started, solved)
 
 
-def train_stack(config: FitConfig, data: FitData, members: Sequence[Member], seed: int) -> Trained:
+def train_stack(method: Method, data: FitData, members: Sequence[Member], seed: int) -> Trained:
     """Solve for the members of a stack, and average them; the seed draws the folds.
 
     The sweep chose the members and their strengths, by the folds of the first seed.
     """
     started = time.perf_counter()
-    grid = grid_of(config, data, seed)
+    grid = grid_of(method, data, seed)
     judged = ((member, grid.judge_again(member)) for member in members)
-    return _trained(config, data, seed, started, _solve_stack(grid, judged))
+    return _trained(method, data, seed, started, _solve_stack(grid, judged))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +86,15 @@ class Base:
     held_out: Tensor
     """float32 `[N, C]`, logits of the training split by classifiers that had not seen the row."""
 
-    def beside(self, data: FitData, config: FitConfig) -> FitData:
-        """Put the held-out logits beside the features that are trained on.
+    def beneath(self, data: FitData, method: Method) -> FitData:
+        """Give the data with the held-out logits, which a head is trained to complete.
 
         Of rows too few for a validation share they are those of the base itself: a head that sets
         right what bases of fewer rows got wrong, and that nothing stops, would spoil this one.
         """
-        is_unwatched = config.val_fraction is None and not len(data.shares.validation)
+        is_unwatched = method.val_fraction is None and not len(data.shares.validation)
         logits = self.linear.scores(data.x) if is_unwatched else self.held_out
-        n_rows, width = data.x.shape
-        x, _ = make_room(n_rows, width + logits.shape[1], config.memory_gb)
-        x[:, :width], x[:, width:] = data.x, logits
-        return dataclasses.replace(data, x=x)
+        return dataclasses.replace(data, base_logits=logits)
 
     def complete(self, trained: Trained) -> Trained:
         """Put the stack under the head that was trained to complete it."""
@@ -108,7 +104,7 @@ class Base:
         return trained
 
 
-def solve_base(config: FitConfig, data: FitData) -> Base:
+def solve_base(method: Method, data: FitData) -> Base:
     """Solve for a stack on all rows of the training split, for all seeds.
 
     A validation share that was drawn from it is among them; a validation split is not.
@@ -120,7 +116,7 @@ def solve_base(config: FitConfig, data: FitData) -> Base:
         train=np.concatenate([shares.train, shares.validation]) if is_drawn else shares.train,
         validation=shares.validation[:0],
     )
-    grid = grid_of(config, dataclasses.replace(data, shares=everything), config.seed)
+    grid = grid_of(method, dataclasses.replace(data, shares=everything), method.seed)
     solved = _solve_stack(grid, stack_of(grid, sweep(grid)).items())
     held_out = solved.scores.nan_to_num()  # of rows without a label
     if not is_drawn:
@@ -151,23 +147,19 @@ def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Sol
     )
 
 
-def _trained(
-    config: FitConfig, data: FitData, seed: int, started: float, solved: _Solved
-) -> Trained:
+def _trained(method: Method, data: FitData, seed: int, started: float, solved: _Solved) -> Trained:
     """Put a solved head into a classifier, calibrate it, and say how well it does."""
-    classifier = Classifier(architecture_of(config, data, solved.head)).eval()
+    classifier = Classifier(data.architecture(method.fusion, solved.head)).eval()
     assert isinstance(classifier.head, LinearHead)
     classifier.head.logits.weight.data.copy_(solved.linear.weight)
     classifier.head.logits.bias.data.copy_(solved.linear.bias)
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
     problem, scores = solved.problem, solved.scores
-    if config.calibrate == "temperature":
+    if method.calibrate == "temperature":
         classifier.temperature.fill_(problem.temperature(scores, calibrate))
     held_out = problem.held_out
-    logits, own = (
-        scores[held_out].double() / float(classifier.temperature),
-        problem.own_weights(held_out),
-    )
+    own = problem.own_weights(held_out)
+    logits = scores[held_out].double() / float(classifier.temperature)
     loss = mean_loss(logits, problem.y[held_out], None, None if own is None else own.double())
     (accuracy,) = problem.accuracies(scores[None], held_out)
     return Trained(
@@ -186,7 +178,7 @@ def _trained(
     )
 
 
-def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
+def grid_of(method: Method, data: FitData, seed: int) -> Grid:
     """Make the grid of a fit's training rows; the seed draws the folds.
 
     It lies on a GPU where there is one and it is not ruled out; MPS has no float64, so never there.
@@ -194,30 +186,30 @@ def grid_of(config: FitConfig, data: FitData, seed: int) -> Grid:
     Raises:
         ConfigError: there are fewer training rows than folds.
     """
-    wants_gpu = config.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
-    device = torch.device("cuda", config.device_index) if wants_gpu else torch.device("cpu")
-    folds = [rows.to(device) for rows in folds_of(config, data, seed)]
-    weights, own = class_weights(config, data).to(device), data.sample_weights
+    wants_gpu = method.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
+    device = torch.device("cuda", method.device_index) if wants_gpu else torch.device("cpu")
+    folds = [rows.to(device) for rows in folds_of(method, data, seed)]
+    weights, own = data.class_weights().to(device), data.sample_weights
     return Grid(
         x=data.x.to(device),
         y=data.y.to(device),
         widths=tuple(feature.hidden_size for feature in data.features),
         folds=folds,
         class_weights=weights,
-        head=config.head if config.head in {"ridge", "lda"} else "lda",
-        summed_of=RayMoments(config, data, folds, weights) if config.engine == "ray" else None,
+        head=method.head if method.head in {"ridge", "lda"} else "lda",
+        summed_of=RayMoments(method, data, folds, weights) if method.engine == "ray" else None,
         sample_weights=None if own is None else own.to(device),
     )
 
 
-def folds_of(config: FitConfig, data: FitData, seed: int) -> list[Tensor]:
+def folds_of(method: Method, data: FitData, seed: int) -> list[Tensor]:
     """Draw the stratified folds of the training rows: by default at most as many as rows."""
     rows = data.shares.train
-    if len(rows) < config.folds:
+    if len(rows) < method.folds:
         raise ConfigError(
-            f"{len(rows)} training rows can't be divided into {config.folds} folds. Pass a "
+            f"{len(rows)} training rows can't be divided into {method.folds} folds. Pass a "
             "smaller --folds, or extract more examples."
         )
     generator = np.random.default_rng(seed)
-    folds = draw_folds(data.y.numpy(), rows, min(config.n_folds, len(rows)), generator)
+    folds = draw_folds(data.y.numpy(), rows, min(method.n_folds, len(rows)), generator)
     return [torch.from_numpy(fold) for fold in folds]

@@ -15,6 +15,7 @@ from typing import Any
 from llmembed.common.errors import RunFormatError
 from llmembed.common.regular import open_regular
 from llmembed.cache_format.layout.schema import MAX_HIDDEN_SIZE, MAX_LAYERS
+from llmembed.train.fusions import FUSIONS, HEADS
 from llmembed.train.fusions.classifier import Architecture
 from llmembed.train.inputs.select import Feature
 
@@ -78,10 +79,24 @@ def check_config(config: Mapping[str, Any], path: Path) -> Architecture:
         _sources(config, features)
     except (KeyError, TypeError, ValueError) as error:
         raise RunFormatError(malformed(path, _told(error))) from error
+    _require_plugins(config, architecture, path)
     widths = tuple(feature.hidden_size for feature in features)
     if widths != architecture.widths or len(labels) != architecture.n_classes:
         raise RunFormatError(malformed(path, "features, labels and architecture disagree"))
     return architecture
+
+
+def _require_plugins(config: Mapping[str, Any], architecture: Architecture, path: Path) -> None:
+    """Refuse a run whose fusion or head comes from a package that is not installed."""
+    packages = _of(dict, config.get("brought_by", {}), "brought_by")
+    for registry, name in ((FUSIONS, architecture.fusion), (HEADS, architecture.head)):
+        if name not in registry:
+            package = packages.get(registry.kind)
+            raise RunFormatError(
+                f"the run at {path.parent} has the {registry.kind} {name!r:.40}, which "
+                f"{f'{package!s:.80} brings' if package else 'nothing here registers'}. "
+                f"{'Install that package' if package else 'Import what registers it'}, or fit again."
+            )
 
 
 def malformed(path: Path, cause: str) -> str:

@@ -42,6 +42,7 @@ from llmembed.common.errors import (
     RunNotFoundError,
 )
 from llmembed.common.regular import require_regular
+from llmembed.train.fusions import FUSIONS, HEADS
 from llmembed.train.fusions.classifier import Architecture, Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.measures.metrics import Floats
@@ -190,7 +191,15 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
         "seed": trained.seed,
         "device": trained.device,
         "versions": {package: version(package) for package in _PACKAGES},
+        "brought_by": _brought_by(trained.classifier.architecture),
     }
+
+
+def _brought_by(architecture: Architecture) -> dict[str, str]:
+    """Name the packages that bring fusion and head, where that is not this one."""
+    kinds = {"fusion": FUSIONS.brought_by(architecture.fusion)}
+    kinds["head"] = HEADS.brought_by(architecture.head)
+    return {kind: package for kind, package in kinds.items() if package is not None}
 
 
 def check_replaceable(config: FitConfig) -> None:
