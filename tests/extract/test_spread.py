@@ -16,7 +16,7 @@ from toy_model import toy_texts
 
 from llmembed.extract import ExtractConfig, Extractor
 from llmembed.extract.backbones.recipe import Recipe
-from llmembed.extract.pipeline import load_extractor, prepare
+from llmembed.extract.pipeline import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(cut at 16 tokens|of the lone token)")
 
@@ -43,8 +43,10 @@ def test_blocks_elsewhere_give_the_same_features(llama: Path, placements: list[o
     """Every layer and pooling is that of a backbone in one place."""
     recipe = Recipe(model=str(llama), max_length=16, compute_dtype="float32", dtype="float32")
     whole, spread = (
-        Extractor(recipe, layers=range(4), poolings=["mean", "last"], device="cpu", spread=spread)
-        for spread in (False, True)
+        Extractor(
+            recipe, layers=range(4), poolings=["mean", "last"], device="cpu", all_gpus=all_gpus
+        )
+        for all_gpus in (False, True)
     )
     assert placements == [None, "auto"]
     on = {parameter.device.type for parameter in spread.backbone.blocks.parameters()}
@@ -67,5 +69,5 @@ def test_a_worker_with_several_gpus_spreads_its_model(
     """--gpus-per-worker beyond 1 means one model on all of them."""
     cache = str(tmp_path / "c.zarr")
     config = ExtractConfig(**settings, cache=cache, engine="ray", gpus_per_worker=n_gpus)
-    load_extractor(prepare(config), (3,))
+    prepare(config).load_extractor((3,))
     assert placements == [place]

@@ -175,7 +175,7 @@ def _read_features(
 def _load(run: Run, source: str, device: str, place: str | None) -> Extractor:
     """Load the backbone of a source; at another place it may be called otherwise."""
     from llmembed.extract import Extractor
-    from llmembed.extract.config import POOLINGS
+    from llmembed.extract.features.poolings import POOLINGS
 
     stored = run.config["sources"][source]
     recipe, expected = dict(stored["recipe"]), dict(stored["fingerprint"])
@@ -185,7 +185,8 @@ def _load(run: Run, source: str, device: str, place: str | None) -> Extractor:
     wanted = [feature for feature in run.features if feature.source == source]
     for feature in wanted:
         if feature.pooling not in POOLINGS:
-            raise RunFormatError.unknown("pooling", feature.pooling, POOLINGS, "Fit again.")
+            remedy = "Install the package that registers it (llmembed.poolings), or fit again."
+            raise RunFormatError.unknown("pooling", feature.pooling, POOLINGS, remedy)
     try:
         return Extractor(
             recipe,
