@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import xxhash
 from llmembed.common.errors import LLMEmbedError, ModelError, ModelNotFoundError
 from llmembed.common.registry import Registry
 from llmembed.common.regular import open_regular, require_regular
+from llmembed.common.replace import replacing
 from llmembed.extract.backbones.packaged import packaged_file
 
 USABLE = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -176,10 +176,8 @@ def _remembered_hash(path: Path) -> str:
             digest.update(block)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=note.parent) as folder:
-            written = Path(folder) / note.name
-            written.write_text(json.dumps({"file": identity, "xxh3_128": digest.hexdigest()}))
-            written.replace(note)
+        with replacing(note) as new:
+            new.write_text(json.dumps({"file": identity, "xxh3_128": digest.hexdigest()}))
     except OSError as error:  # without the note the file is read again the next time
         _LOGGER.info("the hash of the weights is not remembered in %s: %s", note.parent, error)
     return digest.hexdigest()

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from llmembed.cache_format import Block, CacheWriter, SplitPlan, open_cache
 from llmembed.cache_format.writing.units import UnitWriter
 from llmembed.common.errors import LLMEmbedWarning, RowError
-from llmembed.common.memory import return_freed_memory
+from llmembed.common.process import return_freed_memory
 from llmembed.extract.engines.outcome import Counts
 from llmembed.extract.engines.task import Task
 from llmembed.extract.features.extractor import Extractor, Features

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from llmembed.common.memory import return_freed_memory
+from llmembed.common.process import return_freed_memory
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

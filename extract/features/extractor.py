@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from llmembed.common.errors import DataError, LLMEmbedWarning, RowError
-from llmembed.common.memory import keep_freed_memory
+from llmembed.common.process import keep_freed_memory
 from llmembed.extract.backbones.load import has_token_types, load_backbone, quiet, resolve_device
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.fast.cpu import in_lanes
