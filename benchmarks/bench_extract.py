@@ -35,8 +35,9 @@ import transformers
 from llmembed.cache_format.layout.schema import MAX_BLOCK_ROWS
 from llmembed.extract import Extractor, Recipe
 from llmembed.extract.backbones.load import resolve_compute_dtype
-from llmembed.extract.fast.lanes import Lanes
+from llmembed.extract.fast.cpu import in_lanes
 from llmembed.extract.features.batching import padding_share
+from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 
 BASELINE_BATCH = 32
@@ -63,7 +64,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS / "bench_extract.json")
     arguments = parser.parse_args()
-    texts = load_corpus(arguments.dataset).splits["train"].batch(slice(PLANNED_TEXTS))
+    texts = (
+        load_corpus(DatasetOptions(arguments.dataset)).splits["train"].batch(slice(PLANNED_TEXTS))
+    )
     result = measure(
         arguments.model,
         arguments.layer,
@@ -253,13 +256,13 @@ def plain_hugging_face(model: Any, ids: list[list[int]], layer: int) -> np.ndarr
 def best_gemm_ceiling(ours: Extractor) -> float:
     """Time the products on all cores together and side by side as batches run; the faster way."""
     together = gemm_ceiling(ours, rows=ours.token_budget)
-    with Lanes(ours.n_lanes) as lanes:
-        alone = lanes.in_order(
-            lambda _: gemm_ceiling(ours, rows=ours.token_budget),
-            range(ours.n_lanes),
-            first_alone=False,
-        )
-        return max(together, sum(alone))
+    alone = in_lanes(
+        lambda _: gemm_ceiling(ours, rows=ours.token_budget),
+        range(ours.n_lanes),
+        ours.n_lanes,
+        first_alone=False,
+    )
+    return max(together, sum(alone))
 
 
 def gemm_ceiling(ours: Extractor, rows: int, repeats: int = 5) -> float:
