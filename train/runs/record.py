@@ -91,11 +91,12 @@ def _require_plugins(config: Mapping[str, Any], architecture: Architecture, path
     packages = _of(dict, config.get("brought_by", {}), "brought_by")
     for registry, name in ((FUSIONS, architecture.fusion), (HEADS, architecture.head)):
         if name not in registry:
-            package = packages.get(registry.kind)
+            if registry.kind not in packages:
+                unknown = f"nothing registers the {registry.kind} {name!r:.40}"
+                raise RunFormatError(malformed(path, unknown))
             raise RunFormatError(
-                f"the run at {path.parent} has the {registry.kind} {name!r:.40}, which "
-                f"{f'{package!s:.80} brings' if package else 'nothing here registers'}. "
-                f"{'Install that package' if package else 'Import what registers it'}, or fit again."
+                f"the run at {path.parent} has the {registry.kind} {name!r:.40} of the package "
+                f"{packages[registry.kind]!s:.80}, which is not installed. Install it, or fit again."
             )
 
 
