@@ -30,8 +30,7 @@ from llmembed.train.gradient.module import (
     MIN_IMPROVEMENT,
     AtomicFiles,
     ClassifierModule,
-    KeepBest,
-    LogEpochs,
+    Epochs,
     SaveLast,
     epoch_seed,
 )
@@ -51,11 +50,7 @@ _SMALL_STEP = 1 << 28  # multiply-adds, about 3 ms on one core
 
 
 def train_by_gradient(
-    plan: Plan,
-    data: FitData,
-    *,
-    workspace: Path | None = None,
-    show_progress: bool = False,
+    plan: Plan, data: FitData, *, workspace: Path | None = None, show_progress: bool = False
 ) -> list[Trained]:
     """Train a classifier a seed, one after the other.
 
@@ -66,11 +61,9 @@ def train_by_gradient(
         show_progress: show on stderr how far it is.
     """
     fit = functools.partial(_fit, plan, data, workspace=workspace, show_progress=show_progress)
+    sigmas = plan.sigmas or (None,)
     with _quiet_lightning():
-        return [
-            _choose_sigma([fit(seed, sigma) for sigma in plan.sigmas or (None,)])
-            for seed in plan.seeds
-        ]
+        return [_choose_sigma([fit(seed, sigma) for sigma in sigmas]) for seed in plan.seeds]
 
 
 def _fit(
@@ -84,40 +77,46 @@ def _fit(
 ) -> Trained:
     """Train one classifier, then check, calibrate and describe it."""
     started, watches = time.perf_counter(), bool(len(data.shares.validation))
-    best, callbacks, logger, folder = KeepBest(), [], False, None
+    epochs, folder, logger = Epochs(), None, None
+    callbacks: list[pl.Callback] = [epochs]
     if watches:
-        callbacks += [
-            best,
-            EarlyStopping(LOSS, MIN_IMPROVEMENT, plan.training.patience, log_rank_zero_only=True),
-        ]
+        callbacks.append(EarlyStopping(LOSS, MIN_IMPROVEMENT, plan.training.patience))
     if workspace is not None and not plan.trainer.fast_dev_run:
         folder = workspace / checkpoint_folder(plan, data, seed, sigma)
-        callbacks += [LogEpochs(), SaveLast(folder, plan.checkpoint_s)]
+        callbacks.append(SaveLast(folder, plan.checkpoint_s))
         name = f"seed-{seed}" if sigma is None else f"seed-{seed}-sigma-{sigma:g}"
         logger = make_logger(plan, workspace, name)
     trainer = _trainer(plan, callbacks, logger, show_progress=show_progress)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        classifier = _new_classifier(plan, data, sigma)
+        head = "linear" if plan.method.head == AUTO else plan.method.head
+        classifier = Classifier(data.architecture(plan.method.fusion, head, plan.training.dropout))
+        if sigma is not None:
+            classifier.fusion.get_buffer("sigma").fill_(sigma)
         module = ClassifierModule(classifier, plan.training, data.class_weights(), seed)
-        with _small_steps(trainer.strategy.root_device, plan, module):
+        with _small_steps(plan, module, trainer.strategy.root_device):
             _run(trainer, module, _batches(plan, data, module, trainer), folder)
     close_loggers(trainer.loggers)
     _warn_of_max_time(plan, trainer, seed)
     classifier = classifier.cpu().eval()
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
-    _check_converged(plan, classifier, best, watches=watches)
+    finite = all(bool(weight.isfinite().all()) for weight in classifier.parameters())
+    if not finite or (watches and not epochs.best and not math.isfinite(epochs.last_loss)):
+        raise ConfigError(
+            f"the training diverged: the loss became NaN or infinite with lr {plan.training.lr}. "
+            "Pass a smaller --lr."
+        )
     if plan.method.calibrate == "temperature" and watches:
         _calibrate(data, classifier)
     saturated = classifier.fusion.saturated
     return Trained(
         seed=seed,
         classifier=classifier,
-        val_loss=best.loss if watches else None,
+        val_loss=epochs.loss if watches else None,
         fit_s=time.perf_counter() - started,
         device=str(trainer.strategy.root_device),
         details={
-            "head": classifier.architecture.head,
+            "head": head,
             "n_epochs": trainer.current_epoch,
             "saturated_share": None if saturated is None else saturated.item(),
             **({} if sigma is None else {"sigma": sigma}),
@@ -125,24 +124,16 @@ def _fit(
     )
 
 
-def _new_classifier(plan: Plan, data: FitData, sigma: float | None) -> Classifier:
-    head = "linear" if plan.method.head == AUTO else plan.method.head
-    classifier = Classifier(data.architecture(plan.method.fusion, head, plan.training.dropout))
-    if sigma is not None:
-        classifier.fusion.get_buffer("sigma").fill_(sigma)
-    return classifier
-
-
 def _trainer(
     plan: Plan, callbacks: list[pl.Callback], logger: Any, *, show_progress: bool
 ) -> pl.Trainer:
-    flags = plan.trainer
+    flags: dict[str, Any] = dataclasses.asdict(plan.trainer)
     try:
         return pl.Trainer(
-            **cast("dict[str, Any]", dataclasses.asdict(flags)),
+            **flags,
             max_epochs=plan.training.epochs,
             callbacks=callbacks,
-            logger=logger,
+            logger=logger or False,
             plugins=[AtomicFiles()],
             enable_checkpointing=any(isinstance(one, SaveLast) for one in callbacks),
             enable_progress_bar=show_progress and sys.stderr.isatty(),  # a log is no place for it
@@ -151,31 +142,34 @@ def _trainer(
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"Lightning refuses --accelerator {flags.accelerator} with --devices {flags.devices} "
-            f"and --precision {flags.precision}: {error} Pass --accelerator auto --devices 1 "
-            "--precision 32-true."
+            f"Lightning refuses --accelerator {flags['accelerator']} with --devices "
+            f"{flags['devices']} and --precision {flags['precision']}: {error} Pass --accelerator "
+            "auto --devices 1 --precision 32-true."
         ) from error
 
 
 def _batches(
     plan: Plan, data: FitData, module: ClassifierModule, trainer: pl.Trainer
-) -> tuple[FeatureBatches, FeatureBatches | None]:
+) -> list[FeatureBatches]:
     """Give shuffled batches to train on, and those to watch; on the device where all fits there."""
-    device, shares, size = trainer.strategy.root_device, data.shares, plan.training.batch_size
+    device, size = trainer.strategy.root_device, plan.training.batch_size
     if device.type == "cuda" and data.x.nbytes < _GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         data = data.to(device)
-    train = FeatureBatches(
-        data, shares.train, size, device, lambda: epoch_seed(module.seed, module.current_epoch)
-    )
-    if not len(shares.validation):
-        return train, None
-    return train, FeatureBatches(data, shares.validation, max(size, VALIDATION_ROWS), device)
+    train, validation = data.shares.train, data.shares.validation
+    batches = [
+        FeatureBatches(
+            data, train, size, device, lambda: epoch_seed(module.seed, module.current_epoch)
+        )
+    ]
+    if len(validation):
+        batches.append(FeatureBatches(data, validation, max(size, VALIDATION_ROWS), device))
+    return batches
 
 
 def _run(
     trainer: pl.Trainer,
     module: ClassifierModule,
-    batches: tuple[FeatureBatches, FeatureBatches | None],
+    batches: Sequence[FeatureBatches],
     folder: Path | None,
 ) -> None:
     """Run Lightning's fit, from a checkpoint where there is one; Ctrl-C stays Ctrl-C."""
@@ -194,7 +188,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _small_steps(device: torch.device, plan: Plan, module: pl.LightningModule) -> Iterator[None]:
+def _small_steps(plan: Plan, module: pl.LightningModule, device: torch.device) -> Iterator[None]:
     """Run small steps on one thread.
 
     A step of 128 rows and 460,000 weights took 11 ms on one thread and 16-20 ms on two; with
@@ -253,13 +247,4 @@ def _warn_of_max_time(plan: Plan, trainer: Any, seed: int) -> None:
             "the best weights up to then are kept. Pass a longer --max-time to train on.",
             LLMEmbedWarning,
             stacklevel=2,
-        )
-
-
-def _check_converged(plan: Plan, classifier: Classifier, best: KeepBest, *, watches: bool) -> None:
-    finite = all(bool(weight.isfinite().all()) for weight in classifier.parameters())
-    if not finite or (watches and not best.epoch and not math.isfinite(best.last_loss)):
-        raise ConfigError(
-            f"the training diverged: the loss became NaN or infinite with lr {plan.training.lr}. "
-            "Pass a smaller --lr."
         )

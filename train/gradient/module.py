@@ -81,55 +81,35 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed << 24) + 2 * epoch
 
 
-class KeepBest(pl.Callback):
-    """Keeps the weights with the lowest validation loss in memory, the first weights included.
+class Epochs(pl.Callback):
+    """Keeps the best weights, the first ones included, and gives loggers a row an epoch.
 
-    Lightning's own checkpoint would write them to a folder, which another fit of the same run may
-    clear when it ends, and which takes longer than an epoch of a small fit.
+    The weights stay in memory: the folder of Lightning's own best checkpoint may be cleared by
+    another fit of the same run that ends, and writing it takes longer than an epoch of a small fit.
+    Loggers are given the rows before a resumption anew, which that of csv would lose.
 
     Attributes:
         loss: lowest validation loss; infinite where there is none.
-        epoch: epoch it was reached after; 0 for the first weights.
+        best: epoch it was reached after; 0 for the first weights.
         last_loss: validation loss of the last epoch.
     """
 
     def __init__(self) -> None:
-        self.loss, self.epoch, self.last_loss = math.inf, 0, math.inf
+        self.loss, self.best, self.last_loss = math.inf, 0, math.inf
         self._weights: Mapping[str, Tensor] | None = None
+        self._rows: list[dict[str, float]] = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare the epoch with the best one so far."""
         self.last_loss = trainer.callback_metrics[LOSS].item()
         if self.last_loss < self.loss - MIN_IMPROVEMENT:
             self.loss = self.last_loss
-            self.epoch = 0 if trainer.sanity_checking else trainer.current_epoch + 1
-            self._weights = {
-                name: weight.clone() for name, weight in pl_module.state_dict().items()
-            }
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the best weights back."""
-        if self._weights is not None:
-            pl_module.load_state_dict(self._weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give what a checkpoint holds."""
-        return {"loss": self.loss, "epoch": self.epoch, "weights": self._weights}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what a checkpoint holds."""
-        self.loss, self.epoch = state_dict["loss"], state_dict["epoch"]
-        self._weights = state_dict["weights"]
-
-
-class LogEpochs(pl.Callback):
-    """Gives loggers a row an epoch, those before a resumption included, which csv would lose."""
-
-    def __init__(self) -> None:
-        self._rows: list[dict[str, float]] = []
+            self.best = 0 if trainer.sanity_checking else trainer.current_epoch + 1
+            weights = pl_module.state_dict()
+            self._weights = {name: weight.clone() for name, weight in weights.items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Repeat the epochs of an earlier process."""
+        """Repeat the rows of an earlier process."""
         for epoch, row in enumerate(self._rows, start=1):
             _log(trainer, row, epoch)
 
@@ -138,13 +118,18 @@ class LogEpochs(pl.Callback):
         self._rows.append({name: loss.item() for name, loss in trainer.callback_metrics.items()})
         _log(trainer, self._rows[-1], trainer.current_epoch + 1)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the best weights back."""
+        if self._weights is not None:
+            pl_module.load_state_dict(self._weights)
+
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint holds."""
-        return {"rows": self._rows}
+        return dict(vars(self))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what a checkpoint holds."""
-        self._rows = state_dict["rows"]
+        vars(self).update(state_dict)
 
 
 class SaveLast(ModelCheckpoint):

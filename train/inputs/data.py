@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -135,7 +134,10 @@ def load_data(reading: Reading, *, read_evaluation: bool = True) -> FitData:
     if reading.choose is not None:
         features = loaded(reading.choose)(features)
     splits = [split] + [cache[name] for name in [shares.validation_split] if name is not None]
-    x = _read_splits(splits, features, reading.memory_gb)
+    n_rows = [one.n_rows for one in splits]
+    x = make_room(sum(n_rows), sum(one.hidden_size for one in features), reading.memory_gb)[0]
+    for one, part in zip(splits, torch.split(x, n_rows), strict=True):
+        _fill(part, one, features, slice(0, one.n_rows))
     standardiser = Standardiser(x.shape[1])
     if reading.standardises:
         standardiser = Standardiser.of(x, torch.from_numpy(shares.train))
@@ -247,7 +249,7 @@ def read_features(
         split: split to read.
         features: arrays to read, in the order of the columns.
         rows: int64 `[n]`, or a slice from one row to another; None is all.
-        memory_gb: most memory for them; beyond it they are read in blocks into a mapped file.
+        memory_gb: most memory for them; beyond it they are read into a mapped file.
 
     Returns:
         float32 `[n, F]`, with F the sum of the hidden sizes.
@@ -258,58 +260,27 @@ def read_features(
     """
     rows = slice(0, split.n_rows) if rows is None else rows
     n_rows = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-    x, is_mapped = make_room(n_rows, sum(feature.hidden_size for feature in features), memory_gb)
-    _read_rows(x, split, features, rows, in_blocks=is_mapped)
+    x = make_room(n_rows, sum(feature.hidden_size for feature in features), memory_gb)[0]
+    _fill(x, split, features, rows)
     return x
 
 
-def _read_splits(
-    splits: Sequence[Split], features: Sequence[Feature], memory_gb: float | None
-) -> Tensor:
-    """Read all rows of some splits, one below the other."""
-    n_rows = [split.n_rows for split in splits]
-    width = sum(feature.hidden_size for feature in features)
-    x, is_mapped = make_room(sum(n_rows), width, memory_gb)
-    for split, part in zip(splits, torch.split(x, n_rows), strict=True):
-        _read_rows(part, split, features, slice(0, split.n_rows), in_blocks=is_mapped)
-    return x
-
-
-def _read_rows(
-    x: Tensor, split: Split, features: Sequence[Feature], rows: Rows | slice, *, in_blocks: bool
-) -> None:
-    step = _BLOCK_ROWS if in_blocks else max(1, len(x))
-    for first in range(0, len(x), step):
-        block = slice(first, min(first + step, len(x)))
-        _read_block(x.numpy()[block], split, features, _part(rows, block))
-
-
-def _part(rows: Rows | slice, block: slice) -> Rows | slice:
-    if isinstance(rows, slice):
-        return slice(rows.start + block.start, rows.start + block.stop)
-    return rows[block]
-
-
-def _read_block(
-    x: npt.NDArray[np.float32], split: Split, features: Sequence[Feature], rows: Rows | slice
-) -> None:
-    """Fill float32 `[n, F]` with some rows, feature by feature."""
-    start = 0
-    for feature in features:
-        block = x[:, start : start + feature.hidden_size]
-        stored = split.features(
-            feature.layer, feature.source, feature.pooling, rows=rows, verify=True
-        )
-        _widen(stored, block)
-        _check_finite(block, feature, split, rows)
-        start += feature.hidden_size
-
-
-def _widen(stored: np.ndarray, x: npt.NDArray[np.float32]) -> None:
-    """Copy float16 or float32 into float32, six times as fast as numpy does."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        torch.from_numpy(x).copy_(torch.from_numpy(stored))
+def _fill(x: Tensor, split: Split, features: Sequence[Feature], rows: Rows | slice) -> None:
+    """Fill float32 `[n, F]` with some rows, block by block, since all of it may not fit memory."""
+    columns = torch.split(x, [feature.hidden_size for feature in features], dim=1)
+    for start in range(0, len(x), _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, len(x))
+        if isinstance(rows, slice):
+            wanted: Rows | slice = slice(rows.start + start, rows.start + stop)
+        else:
+            wanted = rows[start:stop]
+        for feature, column in zip(features, columns, strict=True):
+            place = feature.layer, feature.source, feature.pooling
+            stored = split.features(*place, rows=wanted, verify=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+                column[start:stop] = torch.from_numpy(stored)  # six times as fast as numpy
+            _check_finite(column[start:stop].numpy(), feature, split, wanted)
 
 
 class Batch(NamedTuple):
