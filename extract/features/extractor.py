@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from llmembed.common.errors import DataError, LLMEmbedWarning, ModelError, RowError
-from llmembed.common.memory import keep_freed_memory
+from llmembed.common.process import keep_freed_memory
 from llmembed.extract.backbones.load import (
     Backbone,
     has_token_types,
