@@ -30,7 +30,7 @@ from llmembed.train.linear.moments import Problem
 from llmembed.train.linear.ray_moments import RayMoments
 from llmembed.train.linear.stacking import Member, average, spread
 from llmembed.train.linear.sweep import Candidate, Grid, stack_of, sweep
-from llmembed.train.measures.calibration import calibrate
+from llmembed.train.measures import calibrate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmembed.train.inputs.weighing import mean_loss
 from llmembed.train.linear.closed import LinearMap
-from llmembed.train.measures.calibration import fit_temperature
+from llmembed.train.measures import fit_temperature
 
 _MAX_PICKS = 12
 

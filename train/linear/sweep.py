@@ -28,8 +28,7 @@ from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, Ridge
 from llmembed.train.linear.moments import FoldMoments, Problem
 from llmembed.train.linear.parallel import map_on_cores
 from llmembed.train.linear.stacking import Member, pick
-from llmembed.train.measures.calibration import fit_temperature
-from llmembed.train.measures.metrics import wilson_interval
+from llmembed.train.measures import fit_temperature, wilson_interval
 
 _KINDS: dict[str, type[Ridge | LDA]] = {"ridge": Ridge, "lda": LDA}
 _POOL_WIDTH = 8192  # of the pool's Gram matrix, 256 MiB a fold

@@ -119,11 +119,11 @@ def check_config(config: Mapping[str, Any], path: Path) -> Architecture:
     for registry, name in ((FUSIONS, architecture.fusion), (HEADS, architecture.head)):
         if name not in registry:
             if registry.kind not in packages:
-                unknown = f"nothing registers the {registry.kind} {name!r:.40}"
-                raise RunFormatError(malformed(path, unknown))
+                raise malformed(path, f"nothing registers the {registry.kind} {name!r:.40}")
             raise RunFormatError(
                 f"the run at {path.parent} has the {registry.kind} {name!r:.40} of the package "
-                f"{packages[registry.kind]!s:.80}, which is not installed. Install it, or fit again."
+                f"{packages[registry.kind]!s:.80}, which is not installed. Install it, or fit "
+                "again."
             )
     widths = tuple(feature.hidden_size for feature in features)
     if widths != architecture.widths or len(labels) != architecture.n_classes:

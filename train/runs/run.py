@@ -47,7 +47,7 @@ from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Classifier
 from llmembed.train.inputs.arguments import as_texts
 from llmembed.train.inputs.select import Feature
-from llmembed.train.measures.metrics import Floats
+from llmembed.train.measures import Floats
 from llmembed.train.runs.predict import Backbones, Places
 from llmembed.train.runs.record import CONFIG_FILE, FORMAT, check_config, malformed, read_json
 from llmembed.train.runs.report import report_page
