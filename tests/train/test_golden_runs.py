@@ -12,7 +12,7 @@ from clustered import LABELS, clustered
 
 from llmembed.train import load_run
 
-GOLDEN = Path(__file__).parent.parent / "golden/runs"
+GOLDEN = Path(__file__).parent.parent / "golden/run_format_1"
 
 
 @pytest.mark.parametrize("name", ["cooc", "auto"])
