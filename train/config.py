@@ -48,7 +48,6 @@ _RANGES = {
     "n_seeds": (1, 1_000),
     "workers": (1, 100_000),
 }
-_Part = TypeVar("_Part")
 _OF_GRADIENT = ("precision", "max_time", "fast_dev_run", "logger", "checkpoint_s")
 _DEVICE = re.compile(r"1|\d+,")
 _MAX_TIME = re.compile(r"\d{2}:\d{2}:\d{2}:\d{2}")  # Lightning's DD:HH:MM:SS
@@ -109,18 +108,23 @@ PRESETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Which features of a cache are read, and which of its rows train, are watched, evaluated."""
+    """Which features of a cache are read, and which of its rows train, are watched, evaluated.
+
+    A field without a line is the option of its name.
+    """
 
     cache: str
     source: tuple[str, ...]
     layers: str | None
     pooling: tuple[str, ...]
-    choose: str | None
-    """Function that chooses among the features of these, as module:name."""
-    standardises: bool
-    """Whether features get mean 0 and deviation 1; else they keep their raw scales."""
     memory_gb: float | None
     eval_split: str | None
+    class_weight: str
+    seed: int
+    choose: str | None
+    """Function that chooses among the features, as module:name."""
+    standardises: bool
+    """Whether features get mean 0 and deviation 1; else they keep their raw scales."""
     val_fraction: float
     """Share of the training rows that early stopping watches; 0 of a head that is solved."""
     draws: bool
@@ -129,35 +133,35 @@ class Reading:
     """Whether a fit can't do without it."""
     epochs: int
     """How long all rows train where they are too few for a share."""
-    class_weight: str
-    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Which classifier, and how what can be solved of it is solved."""
+    """Which classifier, and how what can be solved of it is solved.
 
-    fusion: str
-    head: str
-    solved_heads: tuple[str, ...]
-    """Heads that folds choose among; none where the fit is by gradient."""
-    folds: int
-    """What was asked for; 0 is the default."""
-    n_folds: int
-    """Number of folds, where there are as many rows."""
-    val_fraction: float | None
-    """What was asked for."""
-    calibrate: str
-    accelerator: str
-    device_index: int
-    """Number of the device among those of the accelerator."""
+    A field without a line is the option of its name.
+    """
+
     cache: str
     memory_gb: float | None
+    folds: int
+    val_fraction: float | None
+    calibrate: str
+    accelerator: str
     engine: str
     address: str | None
     workers: int
     seed: int
-    """Of the folds that choose what all seeds share."""
+    fusion: str
+    """Name of the fusion, that of the preset where there is one."""
+    head: str
+    """Name of the head, or auto."""
+    solved_heads: tuple[str, ...]
+    """Heads that folds choose among; none where the fit is by gradient."""
+    n_folds: int
+    """Number of folds, where there are as many rows."""
+    device_index: int
+    """Number of the device among those of the accelerator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +174,9 @@ class TrainerFlags:
     max_time: str | None
     deterministic: bool
     fast_dev_run: bool
+
+
+_Part = TypeVar("_Part", Reading, Method, TrainerFlags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,13 +299,13 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check each name and number once."""
-        self._check_names()
-        self._check_numbers()
+        self._check_values()
         self._check_head()
         self._check_void()
         self._check_preset()
         check_engine(self, ("address", "workers"))
-        if self.engine == "ray" and not self.sums_moments:
+        sums_moments = self.solved_heads or self.operator == AUTO
+        if self.engine == "ray" and not (sums_moments or FUSIONS[self.operator].completes_base):
             raise ConfigError(
                 f"--engine ray would do nothing: fusion {self.operator!r} with head {self.head!r} "
                 "is trained by gradient, in one process, and has no Gram matrix to sum. Leave it "
@@ -312,23 +319,10 @@ class FitConfig:
         >>> FitConfig(cache="r8.zarr", fusion="mean").solved_heads
         ('ridge', 'lda', 'linear')
         """
-        if self._fusion_learns:
+        if self.operator != AUTO and FUSIONS[self.operator].learns:
             return ()
         asked = choices(HEADS) if self.head == AUTO else (self.head,)
         return tuple(name for name in asked if HEADS[name].is_solved)
-
-    @property
-    def sums_moments(self) -> bool:
-        """Whether something is solved from moments: the head, the choice of auto, cooc's base.
-
-        >>> FitConfig(cache="r8.zarr", fusion="cooc").sums_moments
-        True
-        >>> FitConfig(cache="r8.zarr", fusion="gated").sums_moments
-        False
-        """
-        if self.operator == AUTO:
-            return True
-        return bool(self.solved_heads) or FUSIONS[self.operator].completes_base
 
     @property
     def operator(self) -> str:
@@ -394,10 +388,6 @@ class FitConfig:
     def _recipe(self) -> Recipe | None:
         return PRESETS.get(self.preset)
 
-    @property
-    def _fusion_learns(self) -> bool:
-        return self.operator != AUTO and FUSIONS[self.operator].learns
-
     def _part(self, kind: type[_Part], **resolved: Any) -> _Part:
         """Make a part of the plan: of the options of its names, and what is resolved."""
         names = {field.name for field in dataclasses.fields(kind)} - resolved.keys()
@@ -407,15 +397,12 @@ class FitConfig:
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Training)}
         return {name: value for name, value in given.items() if value is not None}
 
-    def _check_names(self) -> None:
+    def _check_values(self) -> None:
         kinds = {"fusion": (AUTO, *choices(FUSIONS)), "head": (AUTO, *choices(HEADS))}
         for name, allowed in {**kinds, "preset": ("none", *PRESETS), **_CHOICES}.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise ConfigError.unknown(name, value, allowed, f"Pass one to {_option(name)}.")
-        for registry, value in ((FUSIONS, self.fusion), (HEADS, self.head)):
-            if value != AUTO:
-                registry[value]  # a package that brings it is there, and registers it
         if not _DEVICE.fullmatch(self.devices):
             raise ConfigError(
                 f"devices {self.devices!r} is not one device; a fit uses one, since its steps are "
@@ -426,8 +413,6 @@ class FitConfig:
                 f"max_time {self.max_time!r} is not DD:HH:MM:SS; pass --max-time 00:00:10:00 "
                 "for ten minutes."
             )
-
-    def _check_numbers(self) -> None:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

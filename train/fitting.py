@@ -19,7 +19,7 @@ from torch import Tensor
 from llmembed.common.process import peak_memory_bytes
 from llmembed.train.config import FitConfig, Plan
 from llmembed.train.fusions import FUSIONS
-from llmembed.train.fusions.classifier import Classifier, Trained
+from llmembed.train.fusions.classifier import Trained
 from llmembed.train.gradient.workspace import LOGS, check_logger, open_workspace
 from llmembed.train.inputs.data import FitData, load_data
 from llmembed.train.linear.ray_moments import joined_if_asked
@@ -101,8 +101,8 @@ def _finish(
     """Evaluate what was trained, and write the run."""
     data, trained = outcome.data, outcome.trained
     eval_started = time.perf_counter()
-    log_probas = [_log_proba(one.classifier.logits_all(data.x_eval)) for one in trained]
-    metrics = _metrics(outcome, log_probas)
+    logits = [one.classifier.logits_all(data.x_eval) for one in trained]
+    metrics = _metrics(outcome, logits)
     now = time.perf_counter()
     metrics["seconds"] = {
         "read": read_s,
@@ -111,7 +111,9 @@ def _finish(
         "total": now - started,
     }
     predictions = Predictions(
-        rows=data.shares.eval, labels=data.y_eval.numpy(), log_proba=log_probas[outcome.kept]
+        rows=data.shares.eval,
+        labels=data.y_eval.numpy(),
+        log_proba=_log_proba(logits[outcome.kept]),
     )
     record = record_config(config, data, outcome.best)
     run = Run(
@@ -162,15 +164,18 @@ def _log_proba(logits: Tensor) -> Floats:
     return log_proba
 
 
-def _metrics(outcome: Outcome, log_probas: Sequence[Floats]) -> dict[str, Any]:
+def _metrics(outcome: Outcome, logits: Sequence[Tensor]) -> dict[str, Any]:
     data, trained, kept = outcome.data, outcome.trained, outcome.kept
-    labels = data.y_eval.numpy()
-    summaries = [summarise(log_proba, labels, data.labels) for log_proba in log_probas]
-    classifier = trained[kept].classifier
+    labels, classifier = data.y_eval.numpy(), outcome.best.classifier
+    summaries = [summarise(_log_proba(one), labels, data.labels) for one in logits]
+    temperature = float(classifier.temperature)
+    uncalibrated = summarise(_log_proba(logits[kept] * temperature), labels, data.labels)
     return {
         "eval_split": data.shares.record()["eval"]["split"],
         **summaries[kept],
-        **_before_calibration(classifier, data),
+        "temperature": temperature,
+        "nll_uncalibrated": uncalibrated["nll"],
+        "ece_uncalibrated": uncalibrated["ece"],
         "n_parameters": sum(weight.numel() for weight in classifier.parameters()),
         "splits": data.shares.record(),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -188,18 +193,6 @@ def _metrics(outcome: Outcome, log_probas: Sequence[Floats]) -> dict[str, Any]:
             name: _spread([summary[name] for summary in summaries]) for name in _SPREAD_FIGURES
         },
         **({} if outcome.chosen is None else {"chosen": outcome.chosen}),
-    }
-
-
-def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, float | None]:
-    """Give the temperature, and what the probabilities would be without it."""
-    temperature = float(classifier.temperature)
-    log_proba = _log_proba(classifier.logits_all(data.x_eval) * temperature)
-    before = summarise(log_proba, data.y_eval.numpy(), data.labels)
-    return {
-        "temperature": temperature,
-        "nll_uncalibrated": before["nll"],
-        "ece_uncalibrated": before["ece"],
     }
 
 

@@ -44,21 +44,16 @@ class Standardiser(nn.Module):
         With weights w `[N]` the mean is `sum w x / sum w`, the variance `sum w x^2 / sum w` less
         its square.
         """
-        total = torch.zeros(x.shape[1], dtype=torch.float64)
-        squares, n = torch.zeros_like(total), 0.0
-        for chunk in torch.split(rows, _rows_in_caches(x)):
+        w = torch.ones(len(rows)).double() if weights is None else weights[rows].double()
+        w /= w.sum()
+        mean = torch.zeros(x.shape[1], dtype=torch.float64)
+        squares = torch.zeros_like(mean)
+        step = _rows_in_caches(x)
+        for chunk, share in zip(torch.split(rows, step), torch.split(w, step), strict=True):
             block = x.index_select(0, chunk).double()
-            if weights is None:
-                n += len(chunk)
-                total += block.sum(dim=0)
-                squares += block.square().sum(dim=0)
-            else:
-                w = weights[chunk].double()
-                n += float(w.sum())
-                total += w @ block
-                squares += w @ block.square_()
-        mean = total / n
-        scale = (squares / n - mean.square()).clamp(min=0).sqrt().float()  # 0 if it is less
+            mean += share @ block
+            squares += share @ block.square_()
+        scale = (squares - mean.square()).clamp(min=0).sqrt().float()  # 0 if it is less
         standardiser = cls(x.shape[1])
         standardiser.mean.copy_(mean)
         standardiser.scale.copy_(torch.where(scale > mean.abs() * 1e-6, scale, torch.inf))

@@ -94,6 +94,8 @@ class Epochs(pl.Callback):
         last_loss: validation loss of the last epoch.
     """
 
+    _KEPT = ("loss", "best", "_weights", "_rows")
+
     def __init__(self) -> None:
         self.loss, self.best, self.last_loss = math.inf, 0, math.inf
         self._weights: Mapping[str, Tensor] | None = None
@@ -125,11 +127,12 @@ class Epochs(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint holds."""
-        return dict(vars(self))
+        return {name: getattr(self, name) for name in self._KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what a checkpoint holds."""
-        vars(self).update(state_dict)
+        for name in self._KEPT:
+            setattr(self, name, state_dict[name])
 
 
 class SaveLast(ModelCheckpoint):

@@ -330,11 +330,9 @@ class FeatureBatches:
             generator = torch.Generator().manual_seed(self._seed())
             rows = rows[torch.randperm(len(rows), generator=generator)]
         for chosen in torch.split(rows.to(self._tensors[0].device), self._batch_size):
-            yield Batch(
-                *(
-                    None if one is None else one.index_select(0, chosen).to(self._device)
-                    for one in self._tensors
-                )
+            yield Batch._make(
+                None if one is None else one.index_select(0, chosen).to(self._device)
+                for one in self._tensors
             )
 
 

@@ -239,18 +239,16 @@ def _learnable(cache: Cache, name: str, trained: Rows) -> Rows:
 
 
 def _check_classes(labels: Rows, names: Sequence[str]) -> None:
-    counts = np.bincount(labels, minlength=len(names))
-    present = [name for name, n in zip(names, counts, strict=True) if n]
+    present = np.unique(labels)
     if len(present) == 1:
         raise DataError(
-            f"all {len(labels)} training rows have the class {present[0]!r}; a classifier needs "
-            "at least two. Extract more examples, or check --label-column."
+            f"all {len(labels)} training rows have the class {names[present[0]]!r}; a classifier "
+            "needs at least two. Extract more examples, or check --label-column."
         )
 
 
 def _warn_of_single(labels: Rows, names: Sequence[str]) -> None:
-    counts = np.bincount(labels, minlength=len(names))
-    single = [name for name, n in zip(names, counts, strict=True) if n == 1]
+    single = [names[k] for k in np.flatnonzero(np.bincount(labels) == 1)]
     if single:
         listed = ", ".join(single[:5]) + (", ..." if len(single) > len(single[:5]) else "")
         _warn(
