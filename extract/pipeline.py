@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmembed.cache_format import CacheWriter, SourceInfo, SplitPlan, open_cache
-from llmembed.cache_format.stores.lock import PATIENCE_S
-from llmembed.cache_format.tools.finalize import finalize
+from llmembed.cache_format.tools import finalize
+from llmembed.cache_format.writing.lock import PATIENCE_S
 from llmembed.common.errors import (
     CacheFormatError,
     CacheLockedError,
