@@ -22,7 +22,7 @@ from typing import Any
 from llmembed.cache_format import Block, SplitPlan
 from llmembed.cache_format.writing import Unit
 from llmembed.common.cluster import joined
-from llmembed.common.memory import peak_memory_bytes
+from llmembed.common.process import peak_memory_bytes
 from llmembed.extract.engines import ray_engine
 from llmembed.extract.engines.outcome import Counts
 from llmembed.extract.engines.ray_worker import Worker

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from llmembed.common.memory import peak_memory_bytes
+from llmembed.common.process import peak_memory_bytes
 
 RAPL = Path("/sys/class/powercap")
 _T = TypeVar("_T")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -38,10 +38,13 @@ def _command(kind: type[Command] = Command) -> Callable[..., Any]:
 
     def decorate(function: Callable[..., tuple[Any, ...]]) -> click.Command:
         @functools.wraps(function)
-        def run(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
-            del debug
+        def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
             lines, document, *bad = function(**options)
-            _print(lines, document, as_json=as_json, quiet=quiet and not any(bad))
+            if as_json:
+                echo_json(document, indent=1)
+            elif any(bad) or not quiet:
+                for line in lines:
+                    click.echo(shown(line))
             if any(bad):
                 sys.exit(EXIT_KNOWN_ERROR)
 
@@ -144,11 +147,3 @@ def convert(cache: str, target: str, *, archive: bool) -> tuple[Any, ...]:
 
     form = convert_cache(cache, target, archive=archive)
     return [f"{target} written as {form}, every hash holds"], {"target": target, "form": form}
-
-
-def _print(lines: Iterable[str], document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    if as_json:
-        echo_json(document, indent=1)
-    elif not quiet:
-        for line in lines:
-            click.echo(shown(line))
