@@ -37,6 +37,7 @@ from llmembed.extract import Extractor, Recipe
 from llmembed.extract.backbones.load import resolve_compute_dtype
 from llmembed.extract.fast.cpu import in_lanes
 from llmembed.extract.features.batching import padding_share
+from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 
 BASELINE_BATCH = 32
@@ -63,7 +64,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS / "bench_extract.json")
     arguments = parser.parse_args()
-    texts = load_corpus(arguments.dataset).splits["train"].batch(slice(PLANNED_TEXTS))
+    texts = (
+        load_corpus(DatasetOptions(arguments.dataset)).splits["train"].batch(slice(PLANNED_TEXTS))
+    )
     result = measure(
         arguments.model,
         arguments.layer,

@@ -138,9 +138,12 @@ def cached_texts(plan: CachePlan, dataset: str, cached: Split) -> list[str]:
     Raises:
         CacheMismatchError: they are not those of the cache, row by row.
     """
+    from llmembed.extract.texts import DatasetOptions
     from llmembed.extract.texts.corpora import load_corpus
 
-    corpus = load_corpus(dataset, splits=[cached.name], limit=plan.splits[cached.name] or None)
+    corpus = load_corpus(
+        DatasetOptions(dataset, splits=[cached.name], limit=plan.splits[cached.name] or None)
+    )
     examples = corpus.splits[cached.name]
     if not np.array_equal(examples.text_hash, cached.text_hash):
         raise CacheMismatchError(

@@ -38,6 +38,7 @@ from prompting import NO_LABEL, prompt
 
 from llmembed.common.errors import ConfigError, LLMEmbedError
 from llmembed.extract import ExtractConfig, extract
+from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 from llmembed.train import FitConfig, fit
 from llmembed.train.measures.metrics import wilson_interval
@@ -118,7 +119,7 @@ def subset(name: str, dataset: str, n_train: int, n_test: int) -> Texts:
     """Draw the training and evaluation texts, class shares kept."""
     splits: list[Split] = []
     for split, limit in (("train", n_train), ("test", n_test)):
-        corpus = load_corpus(dataset, splits=[split], limit=limit)
+        corpus = load_corpus(DatasetOptions(dataset, splits=[split], limit=limit))
         examples = corpus.splits[split]
         splits.append((examples.batch(slice(None)), examples.labels))
     return Texts(name=name, labels=corpus.labels, train=splits[0], test=splits[1])

@@ -32,9 +32,9 @@ from llmembed.extract.config import ExtractConfig
 from llmembed.extract.features.extractor import Extractor, Features
 from llmembed.extract.features.poolings import arrays_of
 from llmembed.extract.pipeline import extract, resolve_recipe
+from llmembed.extract.texts import describe_bad_text
 from llmembed.extract.texts.corpora import Corpus, Examples
-from llmembed.extract.texts.labelling import UNLABELLED
-from llmembed.extract.texts.pairs import describe_bad_text
+from llmembed.extract.texts.labels import UNLABELLED
 
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]

@@ -118,14 +118,12 @@ def predict_main(
     if output is not None:
         check_output(output)
     _let_waiting_threads_sleep()
-    from llmembed.train.runs.predict import named_places
     from llmembed.train.runs.run import load_run
 
     loaded = load_run(run)
     given = _input(loaded, texts, input_path, text_column, csv)
-    places = named_places(loaded, models)
     probabilities = loaded.predict_proba(
-        given.texts, device, model=places, trust_remote_code=trust_remote_code
+        given.texts, device, model=models, trust_remote_code=trust_remote_code
     )
     answers = Answers(
         texts=given.texts,

@@ -24,7 +24,7 @@ from llmembed.common.errors import (
     ModelError,
 )
 from llmembed.extract.backbones.models import ModelFiles, find_model, hash_files
-from llmembed.extract.texts.templates import template_fields
+from llmembed.extract.texts import template_fields
 
 if TYPE_CHECKING:
     from llmembed.extract.backbones.load import ModelShape
@@ -83,7 +83,7 @@ class Recipe:
     template: str | None = None
     """Format string around each text, with the field {text}, or {text_a} and {text_b}."""
     text_pair: bool = False
-    """Whether a text is a pair, as `llmembed.extract.texts.pairs` joins them."""
+    """Whether a text is a pair, as `llmembed.extract.texts` joins them."""
     max_length: int
     """Tokens kept of each text."""
     compute_dtype: str

@@ -27,8 +27,7 @@ from llmembed.common.process import return_freed_memory
 from llmembed.extract.engines.outcome import Counts
 from llmembed.extract.engines.task import Task
 from llmembed.extract.features.extractor import Extractor, Features
-from llmembed.extract.texts.corpora import Examples
-from llmembed.extract.texts.duplicates import DifferentTexts, first_occurrences
+from llmembed.extract.texts.corpora import DifferentTexts, Examples, first_occurrences
 
 T = TypeVar("T")
 

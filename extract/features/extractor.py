@@ -31,7 +31,7 @@ from llmembed.extract.features.packing import (
 )
 from llmembed.extract.features.poolings import POOLINGS, arrays_of
 from llmembed.extract.features.selfcheck import check_first_batch
-from llmembed.extract.texts.pairs import describe_bad_text, fill
+from llmembed.extract.texts import describe_bad_text, fill
 
 Features = dict[tuple[str, int], npt.NDArray[np.floating[Any]]]
 """(pooling, layer) -> float16 or float32 `[N, H]`."""

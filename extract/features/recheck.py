@@ -22,8 +22,8 @@ from llmembed.common.splits import split_name
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.features.extractor import Extractor
 from llmembed.extract.features.selfcheck import allowed
+from llmembed.extract.texts import DatasetOptions, Dialect
 from llmembed.extract.texts.corpora import Corpus, load_corpus
-from llmembed.extract.texts.files.dialect import Dialect
 
 _ROUNDING = {"float16": 1e-3, "float32": 0.0}
 """What storing adds to the relative difference of a row, twice the unit roundoff."""
@@ -121,12 +121,11 @@ def _corpus(cache: Cache, dataset: str | None) -> Corpus:
     chosen = ("text_column", "label_column", "unlabelled")
     place = str(origin.get("origin", ""))
     here = place if place and Path(place).exists() else cache.dataset.name
-    return load_corpus(
-        dataset or here,
-        splits=cache.splits,
-        dialect=Dialect.of(origin),
-        **{key: str(origin[key]) for key in chosen if origin.get(key) is not None},
+    given = {key: str(origin[key]) for key in chosen if origin.get(key) is not None}
+    options = DatasetOptions(
+        dataset or here, splits=cache.splits, dialect=Dialect.of(origin), **given
     )
+    return load_corpus(options)
 
 
 def _extractor(cache: Cache, model: str) -> tuple[str, Extractor]:
