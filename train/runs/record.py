@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmembed.cache_format.layout import MAX_HIDDEN_SIZE, MAX_LAYERS
 from llmembed.common.errors import RunFormatError
 from llmembed.common.regular import open_regular
-from llmembed.cache_format.layout import MAX_HIDDEN_SIZE, MAX_LAYERS
 from llmembed.train.fusions.classifier import Architecture
 from llmembed.train.inputs.select import Feature
 
