@@ -229,14 +229,12 @@ def _read_delimited(
                 escapechar=dialect.escape,
                 strict=True,
             )
-            records = _records(path, reader, quote)
-            header = next(records, (0, []))[1]
-            names = _names(path, header)
+            records = _records(path, reader, quote, skip)
+            names = _names(path, next(records, ([], 0))[0])
             if dialect.delimiter is None:
                 _refuse_other_delimiter(path, names, delimiter)
-            rows = _rows(path, records, len(names), skip)
             schema = pa.schema([(name, pa.large_string()) for name in names])
-            return scratch.gather(schema, (_batch(schema, batch) for batch in _in_batches(rows)))
+            return scratch.gather(schema, (_batch(schema, rows) for rows in _in_batches(records)))
     finally:
         csv.field_size_limit(limit)
 
@@ -246,8 +244,9 @@ def _batch(schema: pa.Schema, rows: list[list[str]]) -> pa.RecordBatch:
     return pa.record_batch(columns, schema=schema)
 
 
-def _records(path: Path, reader: Any, quote: str) -> Iterator[tuple[int, list[str]]]:
-    """Give each record that is not blank, with the line it begins in."""
+def _records(path: Path, reader: Any, quote: str, skip: int) -> Iterator[tuple[list[str], int]]:
+    """Give the header and each row that is not blank, with their sizes."""
+    n_columns, n_records = 0, 0
     while True:
         line = reader.line_num + 1
         try:
@@ -256,8 +255,17 @@ def _records(path: Path, reader: Any, quote: str) -> Iterator[tuple[int, list[st
             raise DataError(f"{path}, {_broken(error, line, reader.line_num, quote)}") from error
         if fields is None:
             return
-        if fields:
-            yield line, fields
+        n_records += bool(fields)
+        if not fields or 1 < n_records <= 1 + skip:
+            continue
+        n_columns = n_columns or len(fields)
+        if len(fields) != n_columns:
+            raise DataError(
+                f"{path}, line {line}: the number of fields is {len(fields)}, but the header has "
+                f"{n_columns}. Quote fields that hold the delimiter, or pass the right "
+                "--delimiter, or --csv-escape '\\' if quotes inside are escaped by it."
+            )
+        yield fields, sum(map(len, fields))
 
 
 def _broken(error: csv.Error, line: int, last_line: int, quote: str) -> str:
@@ -298,22 +306,6 @@ def _refuse_other_delimiter(path: Path, names: list[str], delimiter: str) -> Non
         )
 
 
-def _rows(
-    path: Path, records: Iterator[tuple[int, list[str]]], n_columns: int, skip: int
-) -> Iterator[tuple[list[str], int]]:
-    """Give each row and its size."""
-    for index, (line, fields) in enumerate(records):
-        if index < skip:
-            continue
-        if len(fields) != n_columns:
-            raise DataError(
-                f"{path}, line {line}: the number of fields is {len(fields)}, but the header has "
-                f"{n_columns}. Quote fields that hold the delimiter, or pass the right "
-                "--delimiter, or --csv-escape '\\' if quotes inside are escaped by it."
-            )
-        yield fields, sum(map(len, fields))
-
-
 _BLOCK = 2**20
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _LONGEST_TOKEN = 16
@@ -334,10 +326,6 @@ class _Beyond(str):
     """A number as written that Python does not read, or reads as infinite."""
 
     __slots__ = ()
-
-
-class _DuplicateKeyError(ValueError):
-    """An object has a key twice."""
 
 
 _TEXT, _NULL, _BOOLEAN = "text", "nothing", "true or false"
@@ -567,7 +555,7 @@ class _Values:
                 if not ((is_cut or is_open) and self._read_more()):
                     self._at = error.pos
                     raise self._error(error.msg[:1].lower() + error.msg[1:]) from error
-            except _DuplicateKeyError as error:
+            except ValueError as error:  # of `_object`
                 raise self._error(str(error)) from error
             except RecursionError as error:
                 raise self._error("lists and objects are nested too deeply") from error
@@ -592,7 +580,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         (twice, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
-        raise _DuplicateKeyError(f"an object has the key {twice!r} more than once")
+        raise ValueError(f"an object has the key {twice!r} more than once")
     return members
 
 
