@@ -132,26 +132,30 @@ def judge(
     for fit in suite.fits:
         names = [name for name in comparable if name.partition("/")[2] == fit]
         if len(names) > 1:  # no row is in two data sets
-            pooled = (
+            before, now = (
                 np.concatenate([run[name].correct for name in names])
                 for run in (baseline, outcomes)
             )
-            comparisons[f"{POOLED}/{fit}"] = compare(*pooled, len(outcomes[names[0]].seeds))
+            comparisons[f"{POOLED}/{fit}"] = compare(before, now, len(outcomes[names[0]].seeds))
     corrected = holm({name: one.p for name, one in comparisons.items()})
     judged = []
     for name in [*outcomes, *(name for name in comparisons if name not in outcomes)]:
-        outcome, before, comparison = outcomes.get(name), baseline.get(name), comparisons.get(name)
+        outcome, accepted, comparison = (
+            outcomes.get(name),
+            baseline.get(name),
+            comparisons.get(name),
+        )
         verdicts, ratio = [], None
         if comparison is not None and corrected[name] < suite.alpha:
             verdicts.append("worse" if comparison.now < comparison.before else "better")
         if outcome is not None and outcome.accuracy < suite.lowest(name):
             verdicts.append("below expected")
-        if outcome is not None and before is None:
+        if outcome is not None and accepted is None:
             verdicts.append("new")
         elif outcome is not None and comparison is None:
             verdicts.append("other rows")
-        elif outcome is not None and before is not None:
-            ratio = outcome.yardsticks / before.yardsticks
+        elif outcome is not None and accepted is not None:
+            ratio = outcome.yardsticks / accepted.yardsticks
             verdicts += ["slower"] if ratio > suite.slower else []
         judged.append(
             Judgement(

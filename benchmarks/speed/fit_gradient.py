@@ -160,7 +160,8 @@ def _authors_loop(path: str) -> tuple[float, int]:
     features = [torch.from_numpy(one) for one in (stacked, *others)]
     labels = torch.from_numpy(split.labels.astype(np.int64))
     torch.manual_seed(0)
-    model = AuthorsModel(*stacked.shape[1:], int(labels.max()) + 1).to(device)
+    n_layers, hidden_size = stacked.shape[1:]
+    model = AuthorsModel(n_layers, hidden_size, int(labels.max()) + 1).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     loader = DataLoader(
         TensorDataset(*features, labels),
