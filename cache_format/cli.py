@@ -38,9 +38,8 @@ def _command(name: str, kind: type[Command] = Command) -> Callable[..., Any]:
 
 @_command("info")
 @click.argument("cache")
-def info(cache: str, *, as_json: bool, quiet: bool, debug: bool) -> None:
+def info(cache: str, *, as_json: bool, quiet: bool) -> None:
     """Print what CACHE holds: splits, sources, layers, sizes, completeness, provenance."""
-    del debug
     from llmembed.cache_format.reader import open_cache
     from llmembed.cache_format.tools.describe import describe, tree
 
@@ -53,9 +52,8 @@ def info(cache: str, *, as_json: bool, quiet: bool, debug: bool) -> None:
 @click.option("--model", help="Also extract random rows again with this model, and compare.")
 @click.option("--dataset", help="Where their texts are; default: where the cache says.")
 @click.option("--rows", default=16, show_default=True, help="How many of them a split.")
-def verify(cache: str, *, as_json: bool, quiet: bool, debug: bool, **again: Any) -> None:
+def verify(cache: str, *, as_json: bool, quiet: bool, **again: Any) -> None:
     """Re-hash all of CACHE and name every damaged, missing or truncated file; exit 1 if any."""
-    del debug
     from llmembed.cache_format.stores.base import open_store
     from llmembed.cache_format.tools.verify import summary
     from llmembed.cache_format.tools.verify import verify as verify_store
@@ -76,9 +74,8 @@ def verify(cache: str, *, as_json: bool, quiet: bool, debug: bool, **again: Any)
 
 @_command("finalize", _CopyCommand)
 @click.argument("cache")
-def finalize(cache: str, *, as_json: bool, quiet: bool, debug: bool) -> None:
+def finalize(cache: str, *, as_json: bool, quiet: bool) -> None:
     """Close CACHE after the last of several ranks: re-hash all of it, write its indexes."""
-    del debug
     from llmembed.cache_format.tools.finalize import finalize as finalize_cache
 
     result = finalize_cache(cache)
@@ -89,9 +86,8 @@ def finalize(cache: str, *, as_json: bool, quiet: bool, debug: bool) -> None:
 @_command("copy", _CopyCommand)
 @click.argument("cache")
 @click.argument("target")
-def copy(cache: str, target: str, *, as_json: bool, quiet: bool, debug: bool) -> None:
+def copy(cache: str, target: str, *, as_json: bool, quiet: bool) -> None:
     """Copy CACHE to TARGET, each a folder or a URL such as s3://bucket/r8.zarr, and verify it."""
-    del debug
     from llmembed.cache_format.tools.maintenance import copy as copy_cache
 
     n_files = copy_cache(cache, target)
@@ -102,9 +98,8 @@ def copy(cache: str, target: str, *, as_json: bool, quiet: bool, debug: bool) ->
 @_command("merge", _CopyCommand)
 @click.argument("target")
 @click.argument("caches", nargs=-1, required=True)
-def merge(target: str, caches: tuple[str, ...], *, as_json: bool, quiet: bool, debug: bool) -> None:
+def merge(target: str, caches: tuple[str, ...], *, as_json: bool, quiet: bool) -> None:
     """Add to TARGET (made if need be) what other CACHES of the same data set hold."""
-    del debug
     from llmembed.cache_format.tools.maintenance import merge as merge_caches
 
     n_blocks = merge_caches(target, caches)
@@ -118,9 +113,8 @@ def merge(target: str, caches: tuple[str, ...], *, as_json: bool, quiet: bool, d
 @click.option("--source", help="Of this source only.")
 @click.option("--pooling", help="Of this pooling only.")
 @click.option("--layers", default="", help="Of these layers only, such as 8,16.")
-def remove(cache: str, *, as_json: bool, quiet: bool, debug: bool, **chosen: str) -> None:
+def remove(cache: str, *, as_json: bool, quiet: bool, **chosen: str) -> None:
     """Remove what fits all the options from CACHE: arrays, or whole splits and sources."""
-    del debug
     from llmembed.cache_format.tools.maintenance import parse_layers
     from llmembed.cache_format.tools.maintenance import remove as remove_from
 
@@ -135,11 +129,8 @@ def remove(cache: str, *, as_json: bool, quiet: bool, debug: bool, **chosen: str
 @click.argument("cache")
 @click.argument("target")
 @click.option("--archive", is_flag=True, help="Sharded and compressed Zarr, to be read only.")
-def convert(
-    cache: str, target: str, *, archive: bool, as_json: bool, quiet: bool, debug: bool
-) -> None:
+def convert(cache: str, target: str, *, archive: bool, as_json: bool, quiet: bool) -> None:
     """Write CACHE as HDF5 (TARGET ends in .h5) or as an archive, or read an .h5 file back."""
-    del debug
     from llmembed.cache_format.tools.convert import convert as convert_cache
 
     form = convert_cache(cache, target, archive=archive)

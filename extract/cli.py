@@ -5,16 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from llmembed.common.console import (
-    Command,
-    common_options,
-    config_options,
-    echo_json,
-    version_option,
-)
-from llmembed.common.errors import shown
+from llmembed.common.console import Command, answer, command
 from llmembed.extract.config import ExtractConfig
 
 if TYPE_CHECKING:
@@ -27,18 +18,13 @@ class ExtractCommand(Command):
     resume_hint = "Committed blocks are safe; run the same command again to go on."
 
 
-@click.command(cls=ExtractCommand)
-@config_options(ExtractConfig)
-@common_options
-@version_option
-def main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+@command(ExtractConfig, ExtractCommand)
+def main(config: ExtractConfig, *, as_json: bool, quiet: bool) -> None:
     """Stream texts through a frozen model into a cache of pooled hidden states.
 
     Running the same command again resumes what was interrupted, adds what is missing (layers,
     poolings, splits), and does nothing where all is there.
     """
-    del debug  # Command reads it
-    config = ExtractConfig(**options)
     corpus = _read_inputs(config)
     result: Any
     if config.dry_run:
@@ -49,10 +35,7 @@ def main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
         from llmembed.extract.pipeline import extract
 
         result = extract(config, corpus=corpus, show_progress=not quiet)
-    if as_json:
-        echo_json(dataclasses.asdict(result))
-    elif not quiet:
-        click.echo(shown(result.describe(), keep="\n"))
+    answer(dataclasses.asdict(result), result.describe(), as_json=as_json, quiet=quiet)
 
 
 def _read_inputs(config: ExtractConfig) -> Corpus:

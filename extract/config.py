@@ -8,8 +8,7 @@ from importlib.util import find_spec
 from llmembed.common.cluster import check_engine
 from llmembed.common.errors import ConfigError, MissingPackageError
 from llmembed.common.layers import check_layers
-from llmembed.extract.texts.files.dialect import Dialect
-from llmembed.extract.texts.templates import template_fields
+from llmembed.extract.texts import Dialect, template_fields
 
 POOLINGS = ("mean", "last", "first", "max", "weighted", "mean_padded", "pooler")
 COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")

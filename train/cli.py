@@ -12,8 +12,9 @@ import click
 
 from llmembed.common.console import (
     Command,
+    answer,
+    command,
     common_options,
-    config_options,
     echo_json,
     version_option,
 )
@@ -31,42 +32,27 @@ STDIN = "-"
 _MAX_CLASSES_SHOWN = 20
 
 
-@click.command(cls=Command)
-@config_options(FitConfig)
-@common_options
-@version_option
-def fit_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+@command(FitConfig)
+def fit_main(config: FitConfig, *, as_json: bool, quiet: bool) -> None:
     """Fit a classifier on the features of a cache and write its run."""
-    del debug
-    config = FitConfig(**options)
     _let_waiting_threads_sleep()
     from llmembed.train import fit
 
     run = fit(config, show_progress=not quiet)
-    if as_json:
-        echo_json({"path": str(run.path), **run.metrics})
-    elif not quiet:
-        click.echo(metrics_table(run.metrics))
-        click.echo(shown(f"run: {run.path}"))
+    document = {"path": str(run.path), **run.metrics}
+    table = f"{metrics_table(run.metrics)}\nrun: {run.path}"
+    answer(document, table, as_json=as_json, quiet=quiet)
 
 
-@click.command(cls=Command)
-@config_options(SweepConfig)
-@common_options
-@version_option
-def sweep_main(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+@command(SweepConfig)
+def sweep_main(config: SweepConfig, *, as_json: bool, quiet: bool) -> None:
     """Judge every layer, their mean and the best subsets, by folds of the training split alone."""
-    del debug
-    config = SweepConfig(**options)
     _let_waiting_threads_sleep()
     from llmembed.train.sweeping import run_sweep, table_of
 
     result = run_sweep(config)
-    if as_json:
-        echo_json(result)
-    elif not quiet:
-        click.echo(table_of(result))
-        click.echo(shown(f"table and plot: {config.output_path}"))
+    table = f"{table_of(result)}\ntable and plot: {config.output_path}"
+    answer(result, table, as_json=as_json, quiet=quiet)
 
 
 @click.command(cls=Command)
@@ -120,11 +106,9 @@ def predict_main(
     device: str,
     as_json: bool,
     quiet: bool,
-    debug: bool,
     **csv: str | None,
 ) -> None:
     """Classify new texts with a run."""
-    del debug
     if bool(texts) == (input_path is not None):
         raise click.UsageError("Pass either --text or --input.")
     if input_path in (None, STDIN) and any(csv.values()):
@@ -134,14 +118,12 @@ def predict_main(
     if output is not None:
         check_output(output)
     _let_waiting_threads_sleep()
-    from llmembed.train.runs.predict import named_places
     from llmembed.train.runs.run import load_run
 
     loaded = load_run(run)
     given = _input(loaded, texts, input_path, text_column, csv)
-    places = named_places(loaded, models)
     probabilities = loaded.predict_proba(
-        given.texts, device, model=places, trust_remote_code=trust_remote_code
+        given.texts, device, model=models, trust_remote_code=trust_remote_code
     )
     answers = Answers(
         texts=given.texts,

@@ -1,4 +1,4 @@
-"""Texts in, classes out, with scikit-learn's conventions.
+"""Texts in, classes out, with scikit-learn's conventions: here both stages meet.
 
 The estimator extracts the features of its texts and trains on them as `llmembed-fit` does, all rows
 but the validation share being trained on. Parameters have the names and defaults of `ExtractConfig`
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,9 @@ from llmembed.train.inputs.arguments import (
 from llmembed.train.inputs.data import data_in_memory
 from llmembed.train.inputs.select import Feature
 from llmembed.train.measures.metrics import Floats
-from llmembed.train.runs.predict import text_features
+
+if TYPE_CHECKING:
+    from llmembed.extract import TextFeatures
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -168,7 +170,10 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             ModelError: the backbone cannot be used.
         """
         config = self._fit_config()
-        texts, classes = _as_pairs(X, y)
+        texts, classes = as_texts(X), _one_class_each(y)
+        check_consistent_length(texts, classes)
+        if not texts:
+            raise DataError("X must be a list of strings, and holds none. Pass some of each class.")
         weights = as_weights(sample_weight, len(texts))
         names, codes = np.unique(classes, return_inverse=True)
         of_names = None
@@ -176,9 +181,17 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             of_names = as_class_weights(self.class_weight, names)
         kept = np.flatnonzero(weights if of_names is None else weights * of_names[codes])
         self.classes_, codes = np.unique(classes[kept], return_inverse=True)
-        _check_several(self.classes_, len(kept))
+        if len(self.classes_) < 2:
+            found = f"1 class, {self.classes_.tolist()[0]!r}," if len(kept) else "no class"
+            raise DataError(
+                f"y has {found} in the {len(kept)} texts whose weight is above 0; a classifier "
+                "needs two. Pass texts of another class."
+            )
         self.text_features_ = self._text_features()
-        features = _side_by_side(self.text_features_)
+        made = self.text_features_
+        features = [
+            Feature(made.source, pooling, layer, made.hidden_size) for pooling, layer in made.arrays
+        ]
         data = data_in_memory(
             config,
             self._read([texts[row] for row in kept], features),
@@ -234,13 +247,15 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         parts = [arrays[feature.pooling, feature.layer] for feature in features]
         return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
 
-    def _text_features(self) -> Any:
+    def _text_features(self) -> TextFeatures:
+        from llmembed.extract import ExtractConfig, TextFeatures
+
         given = self.get_params(deep=False)
         own = (_FIT_OPTIONS - _SHARED) | {"class_weight", "random_state"}
         options = {name: value for name, value in given.items() if name not in own}
         poolings = as_list_option(self.pooling).split(",")
         options["pooling"] = tuple(part.strip() for part in poolings)
-        return text_features(options | {"layers": as_list_option(self.layers)})
+        return TextFeatures(ExtractConfig(**options | {"layers": as_list_option(self.layers)}))
 
     def _fit_config(self) -> FitConfig:
         given = self.get_params(deep=False)
@@ -255,20 +270,6 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         return FitConfig(cache="texts", seed=as_seed(self.random_state), **options)
 
 
-def _side_by_side(made: Any) -> list[Feature]:
-    return [
-        Feature(made.source, pooling, layer, made.hidden_size) for pooling, layer in made.arrays
-    ]
-
-
-def _as_pairs(X: Any, y: Any) -> tuple[list[str], npt.NDArray[Any]]:  # noqa: N803
-    texts, classes = as_texts(X), _one_class_each(y)
-    check_consistent_length(texts, classes)
-    if not texts:
-        raise DataError("X must be a list of strings, and holds none. Pass some of each class.")
-    return texts, classes
-
-
 def _one_class_each(y: Any) -> npt.NDArray[Any]:
     if getattr(y, "shape", ())[1:] == (1,):
         y = column_or_1d(y, warn=True)
@@ -281,13 +282,3 @@ def _one_class_each(y: Any) -> npt.NDArray[Any]:
             "to fit one for each label; the cache keeps the features."
         )
     return classes
-
-
-def _check_several(classes: npt.NDArray[Any], n_texts: int) -> None:
-    """Refuse a fit on less than two classes."""
-    if len(classes) < 2:
-        found = f"1 class, {classes.tolist()[0]!r}," if len(classes) else "no class"
-        raise DataError(
-            f"y has {found} in the {n_texts} texts whose weight is above 0; a classifier needs "
-            "two. Pass texts of another class."
-        )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from llmembed.common.memory import peak_memory_bytes
+from llmembed.common.process import peak_memory_bytes
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Classifier, Trained
 from llmembed.train.fusions.fusion import FUSIONS

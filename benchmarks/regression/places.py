@@ -29,6 +29,7 @@ from llmembed.common.errors import (
 )
 from llmembed.common.layers import parse_layers
 from llmembed.extract import ExtractConfig, extract
+from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 
 VARIABLE = "LLMEMBED_CACHES"
@@ -146,7 +147,8 @@ def cached_texts(plan: CachePlan, dataset: str, cached: Split) -> list[str]:
     Raises:
         CacheMismatchError: they are not those of the cache, row by row.
     """
-    corpus = load_corpus(dataset, splits=[cached.name], limit=plan.splits[cached.name] or None)
+    limit = plan.splits[cached.name] or None
+    corpus = load_corpus(DatasetOptions(dataset, splits=[cached.name], limit=limit))
     examples = corpus.splits[cached.name]
     if not np.array_equal(examples.text_hash, cached.text_hash):
         raise CacheMismatchError(

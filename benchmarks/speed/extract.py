@@ -33,6 +33,7 @@ from llmembed.cache_format.layout.schema import MAX_BLOCK_ROWS
 from llmembed.extract import Extractor, Recipe
 from llmembed.extract.backbones.load import resolve_compute_dtype
 from llmembed.extract.features.batching import padding_share
+from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 
 BASELINE_BATCH = 32
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--rounds", type=int, default=5)
     options = vars(parser.parse_args(arguments))
     output, dataset = options.pop("output"), options.pop("dataset")
-    texts = load_corpus(dataset).splits["train"].batch(slice(PLANNED_TEXTS))
+    corpus = load_corpus(DatasetOptions(dataset))
+    texts = corpus.splits["train"].batch(slice(PLANNED_TEXTS))
     options["n_baseline"] = options["n_baseline"] or options["n_texts"]
     result = measure(options.pop("model"), options.pop("layer"), texts, **options)
     print_table(result)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from llmembed.common.errors import (
     ConfigError,
 )
 from llmembed.common.regular import require_regular
+from llmembed.common.replace import replacing
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 _DOCUMENTS = "llmembed_documents"
@@ -110,13 +110,8 @@ def _array_keys(store: Store, header: Header) -> Iterator[tuple[str, int, int | 
 
 
 def _to_hdf5(store: Store, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        with translated(str(target)):
-            _write_hdf5(store, partial)
-            partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with translated(str(target)), replacing(target) as partial:
+        _write_hdf5(store, partial)
 
 
 def _write_hdf5(store: Store, path: Path) -> None:

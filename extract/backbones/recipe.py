@@ -26,7 +26,7 @@ from llmembed.extract.backbones.load import ModelShape, load_tokenizer, read_sha
 from llmembed.extract.backbones.models import ModelFiles, find_model
 from llmembed.extract.backbones.weights import hash_files
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.texts.templates import template_fields
+from llmembed.extract.texts import template_fields
 
 _UNBOUNDED = 1 << 20
 """Tokenizers without a limit of their own say something far beyond this."""
@@ -51,7 +51,7 @@ class Recipe:
     template: str | None = None
     """Format string around each text, with the field {text}, or {text_a} and {text_b}."""
     text_pair: bool = False
-    """Whether a text is a pair, as `llmembed.extract.texts.pairs` joins them."""
+    """Whether a text is a pair, as `llmembed.extract.texts` joins them."""
     max_length: int
     """Tokens kept of each text."""
     compute_dtype: str

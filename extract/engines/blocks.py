@@ -17,13 +17,12 @@ import numpy.typing as npt
 
 from llmembed.cache_format import Block, SplitPlan, open_cache
 from llmembed.common.errors import LLMEmbedWarning, RowError
-from llmembed.common.memory import return_freed_memory
+from llmembed.common.process import return_freed_memory
 from llmembed.extract.engines.outcome import Counts
 from llmembed.extract.engines.overlap import OneBehind, one_ahead
 from llmembed.extract.engines.task import Task
 from llmembed.extract.features.extractor import Extractor, Features
-from llmembed.extract.texts.corpora import Examples
-from llmembed.extract.texts.duplicates import DifferentTexts, first_occurrences
+from llmembed.extract.texts.corpora import DifferentTexts, Examples, first_occurrences
 
 
 class BlockWriter(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmembed.common.memory import return_freed_memory
+from llmembed.common.process import return_freed_memory
 
 _TYPICAL_ROWS = 1024
 """Tokens of a batch that the order is chosen for; any number can be multiplied."""

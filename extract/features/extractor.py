@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from llmembed.common.errors import DataError, LLMEmbedWarning, ModelError, RowError
-from llmembed.common.memory import keep_freed_memory
+from llmembed.common.process import keep_freed_memory
 from llmembed.extract.backbones.load import (
     Backbone,
     has_token_types,
@@ -38,7 +38,7 @@ from llmembed.extract.features.forward import (
     to_device,
 )
 from llmembed.extract.features.selfcheck import check_first_batch
-from llmembed.extract.texts.pairs import describe_bad_text, fill
+from llmembed.extract.texts import describe_bad_text, fill
 
 Features = dict[tuple[str, int], npt.NDArray[np.floating[Any]]]
 """(pooling, layer) -> float16 or float32 `[N, H]`."""

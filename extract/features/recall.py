@@ -31,9 +31,9 @@ from llmembed.common.errors import (
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.features.extractor import Extractor, Features
 from llmembed.extract.pipeline import extract, resolve_recipe
+from llmembed.extract.texts import describe_bad_text
 from llmembed.extract.texts.corpora import Corpus, Examples
-from llmembed.extract.texts.labelling import UNLABELLED
-from llmembed.extract.texts.pairs import describe_bad_text
+from llmembed.extract.texts.labels import UNLABELLED
 
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]

@@ -98,8 +98,8 @@ def recheck(
         ConfigError, DatasetNotFoundError, ModelError: the request cannot be served.
     """
     from llmembed.extract.features.selfcheck import arithmetic
+    from llmembed.extract.texts import DatasetOptions, Dialect
     from llmembed.extract.texts.corpora import load_corpus
-    from llmembed.extract.texts.files.dialect import Dialect
 
     if n_rows < 1:
         raise ConfigError(f"rows is {n_rows}; at least 1 is needed. Pass --rows 16.")
@@ -107,12 +107,14 @@ def recheck(
     source, extractor = _extractor(cache, model)
     origin = cache.dataset.provenance
     corpus = load_corpus(
-        dataset or _origin(cache),
-        splits=cache.splits,
-        text_column=_name(origin, "text_column"),
-        label_column=_name(origin, "label_column"),
-        dialect=Dialect.of(origin),
-        unlabelled=_name(origin, "unlabelled"),
+        DatasetOptions(
+            dataset or _origin(cache),
+            splits=cache.splits,
+            text_column=_name(origin, "text_column"),
+            label_column=_name(origin, "label_column"),
+            dialect=Dialect.of(origin),
+            unlabelled=_name(origin, "unlabelled"),
+        )
     )
     recipe = extractor.recipe
     kind = arithmetic(recipe.compute_dtype, recipe.quantize)

@@ -1,4 +1,4 @@
-"""One column of a table as plain texts or as labels, however Arrow holds it.
+"""Columns of a table as plain texts or as labels, however Arrow holds them.
 
 Text is what Arrow calls a string, also as a category (dictionary), a view, or as bytes that are
 UTF-8. Numbers, dates and lists are not text, and are never turned into it.
@@ -7,14 +7,154 @@ UTF-8. Numbers, dates and lists are not text, and are never turned into it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
-from llmembed.common.errors import DataError
-from llmembed.extract.texts.spool import forget_pages, gather
+from llmembed.common.errors import ConfigError, DataError, listed
+from llmembed.common.scratch import forget_pages, gather
+from llmembed.extract.texts.templates import SEPARATOR
+
+_TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "title")
+LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
+
+
+def label_column_of(columns: Sequence[str], asked: str | None) -> str:
+    """Name the column of labels: the one that is asked for, or the first of the usual ones.
+
+    Raises:
+        ConfigError: the one that is asked for does not exist.
+        DataError: none looks like it.
+    """
+    if asked is None:
+        return _usual("label", columns, LABEL_NAMES)
+    if asked not in columns:
+        raise ConfigError.unknown("column", asked, columns, "Pass one to --label-column.")
+    return asked
+
+
+def text_columns_of(columns: Sequence[str], asked: str | None) -> list[str]:
+    """Name the column of texts, or the two of pairs, which are asked for with a comma between.
+
+    Raises:
+        ConfigError: one that is asked for does not exist, or more than two are.
+        DataError: none looks like it.
+
+    >>> text_columns_of(["premise", "hypothesis", "label"], "premise,hypothesis")
+    ['premise', 'hypothesis']
+    >>> text_columns_of(["id", "Review"], None), text_columns_of(["anything"], None)
+    (['Review'], ['anything'])
+    """
+    if asked is None:
+        return [*columns] if len(columns) == 1 else [_usual("text", columns, _TEXT_NAMES)]
+    if asked in columns:
+        return [asked]
+    names = [name.strip() for name in asked.split(",")]
+    if len(names) > 2:
+        raise ConfigError(f"--text-column {asked} names {len(names)} columns. Name one or two.")
+    for name in names:
+        if name not in columns:
+            raise ConfigError.unknown("column", name, columns, "Pass one to --text-column.")
+    return names
+
+
+def _usual(kind: str, columns: Sequence[str], usual: Sequence[str]) -> str:
+    by_name = {column.lower(): column for column in columns}
+    for name in usual:
+        if name in by_name:
+            return by_name[name]
+    raise DataError(
+        f"no column looks like the {kind} among {listed(columns)}. Name it with --{kind}-column "
+        "NAME."
+    )
+
+
+def texts_of(where: str, table: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
+    """Give a column of texts, or two as pairs, as `as_texts` does."""
+    columns = [as_texts(where, name, table[name]) for name in names]
+    if len(columns) == 1:
+        return columns[0]
+    for column in columns:
+        holds = pyarrow.compute.match_substring(column, SEPARATOR).combine_chunks()
+        row = holds.index(True).as_py()
+        if row >= 0:
+            raise DataError(
+                f"{where}, row {row}: the text holds U+001F, which separates the texts of a pair. "
+                "Remove it."
+            )
+    wide = [column.cast(pa.large_string()) for column in columns]
+    separator = pa.scalar(SEPARATOR, pa.large_string())
+    return pyarrow.compute.binary_join_element_wise(*wide, separator)
+
+
+def as_texts(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Give a column of texts as Arrow strings.
+
+    Args:
+        where: what has the column, as it stands in messages: "split 'train'", "reviews.csv".
+        name: of the column.
+        column: `[N]`, of any type.
+
+    Returns:
+        string or large_string `[N]`, all of them valid UTF-8, none missing.
+
+    Raises:
+        DataError: it holds something else, of which row where they differ.
+
+    >>> as_texts("toy.parquet", "text", pa.chunked_array([[b"a", b"b"]])).to_pylist()
+    ['a', 'b']
+    """
+    plain = _plain(where, name, column)
+    if plain.null_count:
+        row = int(np.flatnonzero(plain.is_null().to_numpy())[0])
+        raise DataError(
+            f"{where}, row {row}: the text is missing ({plain.null_count} rows in all). Remove "
+            "such rows, or write an empty text, which is legal."
+        )
+    if not _is_text(plain.type):
+        raise DataError(
+            f"column {name!r} of {where} holds {column.type}, not text. Name a column of texts "
+            "with --text-column, or write its values as text."
+        )
+    return plain
+
+
+def as_labels(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Give a column of labels in types whose values name classes as they are.
+
+    Args:
+        where: what has the column, as it stands in messages.
+        name: of the column.
+        column: `[N]`, of any type.
+
+    Returns:
+        `[N]`: what holds text as strings, whole decimals as their digits, other decimals as floats,
+        and everything else as it is. A category stays one.
+
+    Raises:
+        DataError: it holds values of several kinds, of an extension, or bytes that are not UTF-8.
+
+    >>> whole = pa.array(["1.0", "0.0"]).cast(pa.decimal128(3, 1))
+    >>> as_labels("toy.parquet", "label", pa.chunked_array([whole])).to_pylist()
+    ['1', '0']
+    """
+    plain = _plain(where, name, column)
+    if pa.types.is_decimal(plain.type):
+        pieces = [chunk.to_pylist() for chunk in plain.chunks]
+        given = {value for piece in pieces for value in piece if value is not None}
+        if any(value != value.to_integral_value() for value in given):
+            return plain.cast(pa.float64())
+        digits = {value: str(int(value)) for value in given}
+        return pa.chunked_array([[*map(digits.get, piece)] for piece in pieces], pa.large_string())
+    if isinstance(plain.type, pa.BaseExtensionType):
+        raise DataError(
+            f"column {name!r} of {where} holds {plain.type}; labels are strings, integers or "
+            "booleans. Name another column with --label-column."
+        )
+    return plain.dictionary_encode() if pa.types.is_dictionary(column.type) else plain
 
 
 class MixedScalar(pa.ExtensionScalar):  # type: ignore[misc]  # pyarrow is untyped
@@ -62,79 +202,14 @@ class MixedType(pa.ExtensionType):  # type: ignore[misc]  # pyarrow is untyped
 pa.register_extension_type(MixedType())
 
 
-def as_texts(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Give a column of texts as Arrow strings.
-
-    Args:
-        where: what has the column, as it stands in messages: "split 'train'", "reviews.csv".
-        name: of the column.
-        column: `[N]`, of any type.
-
-    Returns:
-        string or large_string `[N]`, all of them valid UTF-8, none missing.
-
-    Raises:
-        DataError: it holds something else, of which row where they differ.
-
-    >>> as_texts("toy.parquet", "text", pa.chunked_array([[b"a", b"b"]])).to_pylist()
-    ['a', 'b']
-    """
-    plain = _plain(where, name, column)
-    if plain.null_count:
-        row = int(np.flatnonzero(plain.is_null().to_numpy())[0])
-        message = (
-            f"{where}, row {row}: the text is missing ({plain.null_count} rows in all). Remove "
-            "such rows, or write an empty text, which is legal."
-        )
-        raise DataError(message)
-    if not _is_text(plain.type):
-        message = (
-            f"column {name!r} of {where} holds {column.type}, not text. Name a column of texts "
-            "with --text-column, or write its values as text."
-        )
-        raise DataError(message)
-    return plain
-
-
-def as_labels(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Give a column of labels in types whose values name classes as they are.
-
-    Args:
-        where: what has the column, as it stands in messages.
-        name: of the column.
-        column: `[N]`, of any type.
-
-    Returns:
-        `[N]`: what holds text as strings, whole decimals as their digits, other decimals as floats,
-        and everything else as it is. A category stays one.
-
-    Raises:
-        DataError: it holds values of several kinds, of an extension, or bytes that are not UTF-8.
-
-    >>> whole = pa.array(["1.0", "0.0"]).cast(pa.decimal128(3, 1))
-    >>> as_labels("toy.parquet", "label", pa.chunked_array([whole])).to_pylist()
-    ['1', '0']
-    """
-    plain = _plain(where, name, column)
-    if pa.types.is_decimal(plain.type):
-        return _from_decimals(plain)
-    if isinstance(plain.type, pa.BaseExtensionType):
-        message = (
-            f"column {name!r} of {where} holds {plain.type}; labels are strings, integers or "
-            "booleans. Name another column with --label-column."
-        )
-        raise DataError(message)
-    return plain.dictionary_encode() if pa.types.is_dictionary(column.type) else plain
-
-
 def _plain(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Take off what is around the texts of a column: categories, views, bytes."""
+    """Take off what is around the texts of a column (categories, views, bytes), and check each."""
     if isinstance(column.type, MixedType):
         raise DataError(f"column {name!r} of {where} {column.type.reason}")
     schema = pa.schema([(name, _plain_type(column.type))])
     batches = (pa.record_batch([chunk], schema=schema) for chunk in _pieces(where, name, column))
     if schema.field(0).type == column.type:
-        for _ in batches:  # each is checked
+        for _ in batches:
             forget_pages()
         return column
     return gather(schema, batches)[name]
@@ -149,14 +224,14 @@ def _pieces(where: str, name: str, column: pa.ChunkedArray) -> Iterator[pa.Array
             decoded = _decoded(chunk)
             plain = decoded.cast(_plain_type(decoded.type)) if _is_utf8(decoded) else None
         except pa.ArrowInvalid as error:
-            message = f"column {name!r} of {where} is damaged: {error}. Write the file anew."
-            raise DataError(message) from error
+            raise DataError(
+                f"column {name!r} of {where} is damaged: {error}. Write the file anew."
+            ) from error
         if plain is None:
-            message = (
+            raise DataError(
                 f"{where}, row {n_before + _first_bad(decoded)}: column {name!r} holds bytes that "
                 "are not UTF-8. Decode them with their own encoding and write the file anew."
             )
-            raise DataError(message)
         yield plain
         n_before += len(chunk)
 
@@ -184,11 +259,7 @@ def _decoded(chunk: pa.Array) -> pa.Array:
 
 
 def _is_utf8(chunk: pa.Array) -> bool:
-    """Look at every text, which no cast between types of text does.
-
-    Raises:
-        pa.ArrowInvalid: the array contradicts itself.
-    """
+    """Look at every text, which no cast between types of text does; refuse damaged offsets."""
     is_bytes = pa.types.is_large_binary(_wide(chunk.type))
     try:
         chunk.validate(full=True)
@@ -208,15 +279,6 @@ def _first_bad(chunk: pa.Array) -> int:
         except UnicodeDecodeError:
             return row
     raise AssertionError("all are UTF-8")
-
-
-def _from_decimals(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    pieces = [chunk.to_pylist() for chunk in column.chunks]
-    given = {value for piece in pieces for value in piece if value is not None}
-    if any(value != value.to_integral_value() for value in given):
-        return column.cast(pa.float64())
-    digits = {value: str(int(value)) for value in given}
-    return pa.chunked_array([[*map(digits.get, piece)] for piece in pieces], pa.large_string())
 
 
 def _is_text(kind: pa.DataType) -> bool:

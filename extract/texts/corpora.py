@@ -9,28 +9,33 @@ import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute
 import xxhash
 
 from llmembed.common.errors import ConfigError, DataError, listed
-from llmembed.common.splits import split_name
-from llmembed.extract.config import ExtractConfig
-from llmembed.extract.texts.class_names import class_names
-from llmembed.extract.texts.columns import as_labels, as_texts
-from llmembed.extract.texts.files.dialect import AS_THE_SUFFIX_SAYS, Dialect
-from llmembed.extract.texts.files.tables import split_suffix
-from llmembed.extract.texts.labelling import Labels, encode_labels
-from llmembed.extract.texts.origins import Origin, read_splits
-from llmembed.extract.texts.pairs import column_names, join_columns
-from llmembed.extract.texts.spool import forget_pages, spooled_array
+from llmembed.common.scratch import column_array, forget_pages
+from llmembed.common.splits import draw_share, split_name
+from llmembed.extract.texts.columns import (
+    LABEL_NAMES,
+    as_labels,
+    label_column_of,
+    text_columns_of,
+    texts_of,
+)
+from llmembed.extract.texts.files.tables import read_table, split_suffix
+from llmembed.extract.texts.labels import encode_labels
+from llmembed.extract.texts.options import DatasetOptions, Dialect
+from llmembed.extract.texts.origins import Origin, find_splits
 
-_TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "title")
-_LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
+if TYPE_CHECKING:
+    from llmembed.extract.config import ExtractConfig
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +56,7 @@ class Examples:
     @functools.cached_property
     def text_hash(self) -> npt.NDArray[np.uint64]:
         """xxh3-64 of the UTF-8 text, before any template, uint64 `[N]`."""
-        hashes, n_before = spooled_array(len(self), np.dtype(np.uint64)), 0
+        hashes, n_before = column_array(len(self), np.uint64), 0
         for chunk in self.texts.chunks:
             found = (xxhash.xxh3_64_intdigest(text.as_buffer()) for text in chunk)
             part = hashes[n_before : n_before + len(chunk)]
@@ -86,71 +91,88 @@ class Corpus:
     """Whether each text is a pair."""
 
 
-def load_corpus(
-    dataset: str,
-    *,
-    config: str | None = None,
-    splits: Sequence[str] = (),
-    text_column: str | None = None,
-    label_column: str | None = None,
-    unlabelled: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    dialect: Dialect = AS_THE_SUFFIX_SAYS,
-) -> Corpus:
-    """Find a data set and read its texts and labels.
+def corpus_of(config: ExtractConfig) -> Corpus:
+    """Read the texts and labels that a configuration asks for, as `load_corpus` does."""
+    return load_corpus(
+        DatasetOptions(
+            config.dataset,
+            config=config.config,
+            splits=config.split,
+            text_column=config.text_column,
+            label_column=config.label_column,
+            unlabelled=config.unlabelled,
+            limit=config.limit,
+            seed=config.seed,
+            dialect=Dialect.of(vars(config)),
+        )
+    )
 
-    Args:
-        dataset: alias, Hub id or path.
-        config: configuration of a Hub data set.
-        splits: the wanted ones; none means all labelled ones.
-        text_column: column of the texts; None detects it.
-        label_column: column of the labels; None detects it.
-        unlabelled: what stands in it where there is none; "" is an empty cell, null or NaN.
-        limit: examples a split, stratified by label.
-        seed: seed of that choice.
-        dialect: how delimited files are written, where their suffix does not say it.
+
+def load_corpus(options: DatasetOptions) -> Corpus:
+    """Find a data set and read its texts and labels.
 
     Raises:
         DatasetNotFoundError: no such data set, or it cannot be had here.
         DataError: its texts or labels cannot be used.
         ConfigError: a split or column that does not exist.
     """
-    origin = read_splits(dataset, config, dialect)
-    splits = _known_splits(splits, origin, dataset)
-    text_column, label_column = _columns(origin, splits, text_column, label_column)
-    labels = _labels(origin, label_column, unlabelled, splits)
-    tables = {split: origin.tables[split] for split in splits or labels.labelled_splits}
-    return Corpus(
-        name=_short_name(dataset),
-        labels=labels.names,
-        splits={
-            split: _choose(_texts(split, table, text_column), labels.codes[split], limit, seed)
-            for split, table in tables.items()
+    origin = find_splits(options.dataset, options.config, options.dialect)
+    wanted = _known_splits(options, origin)
+    tables = {split: origin.tables[split] for split in wanted or origin.tables}
+    text_columns, label_column = _columns(tables, options)
+    labels = encode_labels(
+        {
+            split: as_labels(f"split {split!r}", label_column, table[label_column])
+            for split, table in origin.tables.items()
+            if label_column in table.column_names  # a split that is left out may lack it
         },
-        text_pair=text_column not in next(iter(tables.values())).column_names,
+        origin.class_names(label_column),
+        unlabelled=options.unlabelled,
+        wanted=wanted,
+    )
+    splits = {}
+    for split in wanted or labels.labelled_splits:
+        texts = texts_of(f"split {split!r}", tables[split], text_columns)
+        splits[split] = _limited(texts, labels.codes[split], options)
+    stem, _ = split_suffix(Path(options.dataset).name)
+    return Corpus(
+        name=re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "dataset",
+        labels=labels.names,
+        splits=splits,
+        text_pair=len(text_columns) > 1,
         provenance={
             "origin": origin.place,
-            "text_column": text_column,
+            "text_column": options.text_column or text_columns[0],
             "label_column": label_column,
-            **_choices(dialect, unlabelled, limit, seed),
+            **options.recorded,
         },
     )
 
 
-def corpus_of(config: ExtractConfig) -> Corpus:
-    """Read the texts and labels that a configuration asks for, as `load_corpus` does."""
-    return load_corpus(
-        config.dataset,
-        config=config.config,
-        splits=config.split,
-        text_column=config.text_column,
-        label_column=config.label_column,
-        unlabelled=config.unlabelled,
-        limit=config.limit,
-        seed=config.seed,
-        dialect=Dialect.of(vars(config)),
-    )
+def texts_of_file(
+    path: Path, column: str | None, known: str | None, dialect: Dialect
+) -> tuple[list[str], pa.Table]:
+    """Read the texts of a file whose labels may be missing, and the columns beside them.
+
+    Args:
+        path: of the file.
+        column: of the texts, or two for pairs (`a,b`); None detects it, and says which.
+        known: column that is taken if the file has it, before another one is looked for.
+        dialect: how it is written, if it is delimited.
+
+    Raises:
+        DataError: the file cannot be read, or has no column of texts.
+        ConfigError: it has no such column.
+    """
+    table = read_table(path, dialect)
+    names = table.column_names
+    if column is None:
+        held = known is not None and (known in names or {*known.split(",")} <= {*names})
+        others = [name for name in names if name.lower() not in LABEL_NAMES or not names[1:]]
+        column = known if held else text_columns_of(others, None)[0]
+        _log.info("Text from column %r.", column)
+    chosen = text_columns_of(names, column)
+    return texts_of(str(path), table, chosen).to_pylist(), table.drop_columns(chosen)
 
 
 def stratified_rows(labels: npt.NDArray[np.int32], n_rows: int, seed: int) -> npt.NDArray[np.int64]:
@@ -168,124 +190,110 @@ def stratified_rows(labels: npt.NDArray[np.int32], n_rows: int, seed: int) -> np
     >>> np.bincount(labels[stratified_rows(labels, 3, seed=0)])
     array([2, 1])
     """
-    classes, counts = np.unique(labels, return_counts=True)
-    ideal = counts * (n_rows / len(labels))
-    quotas = np.floor(ideal).astype(np.int64)
-    if n_rows >= len(classes):
-        quotas = np.maximum(quotas, 1)
-    while quotas.sum() > n_rows:  # the guaranteed rows of rare classes come from the largest
-        quotas[np.argmax(quotas - ideal - (quotas <= 1) * len(labels))] -= 1
-    for index in np.argsort(quotas - ideal, kind="stable")[: n_rows - quotas.sum()]:
-        quotas[index] += 1
     rng = np.random.default_rng(seed)
-    chosen = [
-        rng.permutation(np.flatnonzero(labels == label))[:quota]
-        for label, quota in zip(classes, quotas, strict=True)
-    ]
-    return np.sort(np.concatenate(chosen))
+    of_classes = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    shuffled = np.concatenate(of_classes)
+    return np.flatnonzero(draw_share(labels, n_rows / len(labels), shuffled, least=1))
 
 
-def _choices(
-    dialect: Dialect, unlabelled: str | None, limit: int | None, seed: int
-) -> dict[str, str | int | None]:
-    """List what a cache records of choices; only what was chosen, where older caches lack it."""
-    marked = {} if unlabelled is None else {"unlabelled": unlabelled}
-    return {"limit": limit, "seed": seed if limit else None, **dialect.given, **marked}
-
-
-def _choose(
-    texts: pa.ChunkedArray, labels: npt.NDArray[np.int32], limit: int | None, seed: int
+def _limited(
+    texts: pa.ChunkedArray, labels: npt.NDArray[np.int32], options: DatasetOptions
 ) -> Examples:
-    if limit is None or limit >= len(labels):
+    if options.limit is None or options.limit >= len(labels):
         return Examples(texts=texts, labels=labels)
-    rows = stratified_rows(labels, limit, seed)
+    rows = stratified_rows(labels, options.limit, options.seed)
     return Examples(texts=texts.take(pa.array(rows)), labels=labels[rows])
 
 
-def _labels(
-    origin: Origin, label_column: str, unlabelled: str | None, wanted: Sequence[str]
-) -> Labels:
-    columns = {
-        split: as_labels(f"split {split!r}", label_column, table[label_column])
-        for split, table in origin.tables.items()
-        if label_column in table.column_names  # a split that is left out may lack it
-    }
-    names = class_names(origin, label_column)
-    return encode_labels(columns, names, unlabelled=unlabelled, wanted=wanted)
-
-
-def _texts(split: str, table: pa.Table, text_column: str) -> pa.ChunkedArray:
-    names = column_names(text_column, table.column_names)
-    columns = [as_texts(f"split {split!r}", name, table[name]) for name in names]
-    return columns[0] if len(columns) == 1 else join_columns(split, *columns)
-
-
-def _columns(
-    origin: Origin, splits: Sequence[str], text_column: str | None, label_column: str | None
-) -> tuple[str, str]:
-    """Name the columns of texts and of labels, which every wanted split must have."""
-    tables = {split: origin.tables[split] for split in splits or origin.tables}
-    names = next(iter(tables.values())).column_names
-    label_column = _column("label", label_column, names, _LABEL_NAMES)
-    others = [name for name in names if name != label_column]
-    text_column = _column("text", text_column, others, _TEXT_NAMES)
-    for split, table in tables.items():
-        for column in (*column_names(text_column, names), label_column):
-            if column not in table.column_names:
-                message = (
-                    f"split {split!r} has no column {column!r}, only {listed(table.column_names)}. "
-                    "Give all splits the same columns, or choose splits with --split."
-                )
-                raise DataError(message)
-    return text_column, label_column
-
-
-def text_column_of(columns: Sequence[str]) -> str:
-    """Detect the column of texts of a file, whose labels may be missing.
-
-    Raises:
-        DataError: none looks like it.
-
-    >>> text_column_of(["id", "label", "Review"]), text_column_of(["anything"])
-    ('Review', 'anything')
-    """
-    labels = [name for name in columns if name.lower() in _LABEL_NAMES] if columns[1:] else []
-    others = [name for name in columns if name not in labels]
-    return _column("text", None, others, _TEXT_NAMES)
-
-
-def _column(kind: str, asked: str | None, columns: Iterable[str], usual: Sequence[str]) -> str:
-    columns = list(columns)
-    if asked is not None:
-        if kind == "text":
-            column_names(asked, columns)  # refuses what is not there
-        elif asked not in columns:
-            raise ConfigError.unknown("column", asked, columns, f"Pass one to --{kind}-column.")
-        return asked
-    by_name = {column.lower(): column for column in columns}
-    for name in usual:
-        if name in by_name:
-            return by_name[name]
-    if kind == "text" and len(columns) == 1:
-        return columns[0]
-    among = listed(columns)
-    message = f"no column looks like the {kind} among {among}. Name it with --{kind}-column NAME."
-    raise DataError(message)
-
-
-def _known_splits(splits: Sequence[str], origin: Origin, dataset: str) -> list[str]:
+def _known_splits(options: DatasetOptions, origin: Origin) -> list[str]:
     """Say what was taken as what, and find the splits that are asked for, by any of their names."""
     for note in origin.notes:
         _log.info("%s", note)
-    known = [split if split in origin.tables else split_name(split) for split in splits]
-    for asked, split in zip(splits, known, strict=True):
+    known = [name if name in origin.tables else split_name(name) for name in options.splits]
+    for asked, split in zip(options.splits, known, strict=True):
         if split not in origin.tables:
             raise ConfigError.unknown(
-                f"{dataset}: split", asked, origin.tables, "Pass one to --split."
+                f"{options.dataset}: split", asked, origin.tables, "Pass one to --split."
             )
     return known
 
 
-def _short_name(dataset: str) -> str:
-    stem, _ = split_suffix(Path(dataset).name)
-    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "dataset"
+def _columns(tables: Mapping[str, pa.Table], options: DatasetOptions) -> tuple[list[str], str]:
+    """Name the columns of texts and of labels, which every split that is taken must have."""
+    names = next(iter(tables.values())).column_names
+    label_column = label_column_of(names, options.label_column)
+    others = [name for name in names if name != label_column]
+    text_columns = text_columns_of(others, options.text_column)
+    for split, table in tables.items():
+        for column in (*text_columns, label_column):
+            if column not in table.column_names:
+                raise DataError(
+                    f"split {split!r} has no column {column!r}, only {listed(table.column_names)}. "
+                    "Give all splits the same columns, or choose splits with --split."
+                )
+    return text_columns, label_column
+
+
+def first_occurrences(examples: Examples) -> npt.NDArray[np.int64]:
+    """Find for each row the first row of the split with the same text.
+
+    Equal hashes only nominate; the texts themselves decide.
+
+    Returns:
+        int64 `[N]`, at most the row itself.
+    """
+    _, first, inverse = np.unique(examples.text_hash, return_index=True, return_inverse=True)
+    rows = np.arange(len(examples))
+    originals = first[inverse]
+    nominated = np.flatnonzero(originals != rows)
+    if len(nominated):
+        same = pyarrow.compute.equal(
+            examples.texts.take(nominated), examples.texts.take(originals[nominated])
+        )
+        collided = nominated[~same.to_numpy()]
+        originals[collided] = collided
+    return originals
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DifferentTexts:
+    """The different texts of consecutive rows, and where each has its feature from.
+
+    A text that stands in a split more than once is computed once.
+    """
+
+    earlier: npt.NDArray[np.int64]
+    """Rows before these ones that have the feature of a text, int64 `[K]`."""
+    own: npt.NDArray[np.int64]
+    """Offsets of the rows to compute, one for every other text, int64 `[M]`."""
+    places: npt.NDArray[np.int64]
+    """For each row the place of its text among `earlier`, then `own`, int64 `[N]`."""
+
+    @classmethod
+    def among(cls, originals: npt.NDArray[np.int64], start: int, stop: int) -> DifferentTexts:
+        """Find the different texts of rows `start` to `stop`, by their `first_occurrences`.
+
+        >>> texts = DifferentTexts.among(np.array([0, 1, 1, 3, 0]), 2, 5)
+        >>> texts.earlier, texts.own, texts.places
+        (array([0, 1]), array([1]), array([1, 2, 0]))
+        """
+        rows, first, places = np.unique(
+            originals[start:stop], return_index=True, return_inverse=True
+        )
+        n_earlier = int(np.searchsorted(rows, start))
+        return cls(earlier=rows[:n_earlier], own=first[n_earlier:], places=places)
+
+    def spread(
+        self,
+        values: npt.NDArray[Any],
+        read_earlier: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
+    ) -> npt.NDArray[Any]:
+        """Give every row the value of its text, `[N, H]`.
+
+        Args:
+            values: values of the rows to compute, `[M, H]`.
+            read_earlier: reads the values of rows, `[K]` -> `[K, H]`.
+        """
+        if len(self.earlier):
+            values = np.concatenate([read_earlier(self.earlier), values])
+        return values[self.places]

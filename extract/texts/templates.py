@@ -1,14 +1,24 @@
-"""Text around a text: a template, whose fields are bare, so that no text can be formatted away."""
+"""What the tokenizer is given: a text, or a pair of texts, and what stands around it.
+
+The texts of a pair (premise and hypothesis, question and answer) are held as one string, joined by
+the unit separator U+001F, which no text may hold by itself. So hashes, duplicates, caches and
+predictions deal with a pair as with any text; only the tokenizer, which has its own way of joining
+two texts, and a template with {text_a} and {text_b} take it apart.
+"""
 
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
+from typing import Any
 
-from llmembed.common.errors import ConfigError
+from llmembed.common.errors import ConfigError, DataError
+
+SEPARATOR = "\x1f"
 
 
 def template_fields(template: str) -> list[str]:
-    """List the fields of a template, which are bare: no width, conversion or attribute.
+    """List the fields of a template: bare, so that no text can be formatted away.
 
     Raises:
         ConfigError: it is no such template.
@@ -19,11 +29,10 @@ def template_fields(template: str) -> list[str]:
     try:
         parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except (ValueError, TypeError) as error:
-        message = (
+        raise ConfigError(
             f"template {template!r} is not a format string ({error}). Write a brace that is text "
             "twice, as in {{, and the place of the text as {text}."
-        )
-        raise ConfigError(message) from error
+        ) from error
     fields = [str(name) for _, name, _, _ in parts]
     is_bare = all(not width and conversion is None for _, _, width, conversion in parts)
     if not is_bare or (fields != ["text"] and sorted(fields) != ["text_a", "text_b"]):
@@ -31,10 +40,46 @@ def template_fields(template: str) -> list[str]:
             f"{{{name}{'' if conversion is None else f'!{conversion}'}{width and f':{width}'}}}"
             for _, name, width, conversion in parts
         ]
-        message = (
+        raise ConfigError(
             f"template {template!r} has the fields {', '.join(written) or 'none'}; it must have "
             "{text}, once and alone, or for pairs {text_a} and {text_b}, once each, with nothing "
             "else inside the braces. Write a brace that is text twice, as in {{."
         )
-        raise ConfigError(message)
     return fields
+
+
+def fill(template: str | None, texts: Sequence[str], *, text_pair: bool) -> list[list[str]]:
+    r"""Give what the tokenizer takes: one list of texts, or for pairs without a template two.
+
+    Raises:
+        DataError: a text is not a pair and should be.
+
+    >>> fill("{text_a} -> {text_b}", ["rain\x1fwet"], text_pair=True)
+    [['rain -> wet']]
+    >>> fill(None, ["rain\x1fwet"], text_pair=True)
+    [['rain'], ['wet']]
+    """
+    if not text_pair:
+        return [[template.format(text=text) for text in texts] if template else list(texts)]
+    pairs = [text.split(SEPARATOR) for text in texts]
+    for row, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise DataError(
+                f"text {row} is not a pair, which the features are made of. Pass a file with two "
+                "columns (--text-column a,b), or join two strings by U+001F."
+            )
+    if template:
+        return [[template.format(text_a=first, text_b=second) for first, second in pairs]]
+    return [[first for first, _ in pairs], [second for _, second in pairs]]
+
+
+def describe_bad_text(texts: Sequence[Any]) -> str:
+    """Name the first text that is no Unicode string."""
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            return f"text {row} is a {type(text).__name__}, not a string. Pass strings only."
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"text {row} holds a lone surrogate, which is not Unicode. Repair its encoding."
+    return "the texts cannot be tokenised. Pass a list of strings."

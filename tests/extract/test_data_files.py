@@ -15,8 +15,8 @@ import pytest
 
 from llmembed.common.errors import LLMEmbedError
 from llmembed.extract.cli import main as extract_main
+from llmembed.extract.texts import Dialect
 from llmembed.extract.texts.columns import as_labels, as_texts
-from llmembed.extract.texts.files.dialect import Dialect
 from llmembed.extract.texts.files.tables import READERS, read_table
 from llmembed.extract.texts.files.unpack import PACKED
 

@@ -17,8 +17,8 @@ from llmembed.common.errors import ConfigError, DataError, DatasetNotFoundError
 from llmembed.extract import ExtractConfig, extract
 from llmembed.extract.cli import main as extract_main
 from llmembed.extract.features.recheck import recheck
+from llmembed.extract.texts import DatasetOptions, Dialect
 from llmembed.extract.texts.corpora import load_corpus
-from llmembed.extract.texts.files.dialect import Dialect
 from llmembed.extract.texts.files.tables import read_table
 
 
@@ -186,12 +186,12 @@ def test_options_of_files_are_refused_for_other_data_sets(dataset: str) -> None:
     with pytest.raises(
         ConfigError, match=f"--csv-escape is for csv, .*the data set '{dataset}' is"
     ):
-        load_corpus(dataset, dialect=Dialect(escape="\\"))
+        load_corpus(DatasetOptions(dataset, dialect=Dialect(escape="\\")))
 
 
 @pytest.mark.parametrize("dataset", ["a" * 5000 + ".csv", "a/" + "b" * 5000, "a\0.csv"])
 def test_what_can_be_no_path_is_one_short_sentence(dataset: str) -> None:
     """A data set that no file system and no Hub can have is not there."""
     with pytest.raises(DatasetNotFoundError, match=r"^data set '.*' does not exist") as caught:
-        load_corpus(dataset)
+        load_corpus(DatasetOptions(dataset))
     assert len(str(caught.value)) < 500

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from llmembed.common.errors import DataError
+from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 
 Change = Callable[[Path], object]
@@ -26,7 +27,7 @@ def test_shards_are_one_split_in_their_order(tmp_path: Path) -> None:
     for index in (10, 2, *range(2), *range(3, 10)):
         name = f"train-{index:05d}-of-00011.parquet"
         write_shard(tmp_path / "data" / name, [f"{index} a", f"{index} b"], [0, 1])
-    examples = load_corpus(str(tmp_path)).splits["train"]
+    examples = load_corpus(DatasetOptions(str(tmp_path))).splits["train"]
     assert examples.batch(slice(0, 99)) == [f"{k} {x}" for k in range(11) for x in "ab"]
 
 
@@ -35,7 +36,7 @@ def test_shards_with_other_columns_are_refused(tmp_path: Path) -> None:
     write_shard(tmp_path / "train-00000-of-00002.parquet", ["a"], [0])
     write_shard(tmp_path / "train-00001-of-00002.parquet", ["b"], ["1"])
     with pytest.raises(DataError, match=r"label \(string\), its first shard .*label \(int64\)"):
-        load_corpus(str(tmp_path))
+        load_corpus(DatasetOptions(str(tmp_path)))
 
 
 def test_splits_left_out_need_no_columns(tmp_path: Path) -> None:
@@ -43,8 +44,8 @@ def test_splits_left_out_need_no_columns(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n")
     (tmp_path / "prices.csv").write_text("item,price\na,0\n")
     with pytest.raises(DataError, match="split 'prices' has no column 'text'"):
-        load_corpus(str(tmp_path))
-    assert list(load_corpus(str(tmp_path), splits=["train"]).splits) == ["train"]
+        load_corpus(DatasetOptions(str(tmp_path)))
+    assert list(load_corpus(DatasetOptions(str(tmp_path), splits=["train"])).splits) == ["train"]
 
 
 def test_two_splits_of_one_purpose_are_refused(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_two_splits_of_one_purpose_are_refused(tmp_path: Path) -> None:
     splits = {"train": part, "dev": part, "validation": part}
     datasets.DatasetDict(splits).save_to_disk(tmp_path)
     with pytest.raises(DataError, match="two splits for 'validation': 'dev' and 'validation'"):
-        load_corpus(str(tmp_path))
+        load_corpus(DatasetOptions(str(tmp_path)))
 
 
 def replace_by_a_folder(path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_description_that_cannot_be_used_is_refused(
         datasets.DatasetDict({"train": part}).save_to_disk(tmp_path)
     change(tmp_path / name)
     with pytest.raises(DataError, match=f"{re.escape(str(tmp_path / name))}.*{message}"):
-        load_corpus(str(tmp_path))
+        load_corpus(DatasetOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_a_saved_data_set_leads_nowhere_else(
     datasets.DatasetDict({"train": part}).save_to_disk(tmp_path / "saved")
     (tmp_path / "saved" / name).write_text(content)
     with pytest.raises(DataError, match=re.escape(message)):
-        load_corpus(str(tmp_path / "saved"))
+        load_corpus(DatasetOptions(str(tmp_path / "saved")))
 
 
 @pytest.mark.parametrize(
@@ -140,4 +141,4 @@ def test_class_names_that_cannot_be_told_apart_or_written_are_refused(
     (tmp_path / "labels.json").write_text(names)
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n")
     with pytest.raises(DataError, match=re.escape(message)):
-        load_corpus(str(tmp_path))
+        load_corpus(DatasetOptions(str(tmp_path)))

@@ -78,11 +78,13 @@ OFFLINE = """
 import sys, warnings
 warnings.simplefilter("ignore")
 from llmembed.common.errors import LLMEmbedError
+from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 from llmembed.extract.backbones.models import find_model
-for find, name in ((find_model, "llama2-7b"), (find_model, "no/model"), (load_corpus, "no/texts")):
+texts = DatasetOptions("no/texts")
+for find, what in ((find_model, "llama2-7b"), (find_model, "no/model"), (load_corpus, texts)):
     try:
-        find(name)
+        find(what)
     except LLMEmbedError as error:
         print(error)
 """
@@ -115,9 +117,10 @@ def test_offline_nothing_is_asked(hub: str, tmp_path: Path, offline: str) -> Non
 UNREACHABLE = """
 import sys
 from llmembed.common.errors import DatasetNotFoundError
+from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 try:
-    load_corpus("no/texts")
+    load_corpus(DatasetOptions("no/texts"))
 except DatasetNotFoundError as error:
     print(error)
 import datasets

@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmembed.common.errors import DataError, LLMEmbedWarning
+from llmembed.extract.texts import DatasetOptions
+from llmembed.extract.texts.columns import as_labels
 from llmembed.extract.texts.corpora import load_corpus
-from llmembed.extract.texts.labelling import Labels, encode_labels
+from llmembed.extract.texts.labels import Labels, encode_labels
 
 NAMES = {"coarse": ["animal", "plant"], "fine": ["cat", "dog", "oak"]}
 
@@ -66,7 +68,7 @@ def test_names_of_classes_are_those_of_the_label_column_alone(
         path = tmp_path / "d" / name
         path.parent.mkdir(parents=True)
         two_class_labels().to_parquet(path)
-    corpus = load_corpus(str(tmp_path / "d"), label_column=column)
+    corpus = load_corpus(DatasetOptions(str(tmp_path / "d"), label_column=column))
     assert (corpus.labels, corpus.splits["train"].labels.tolist()) == (names, codes)
 
 
@@ -79,7 +81,7 @@ def test_splits_that_name_their_classes_differently_are_refused(tmp_path: Path) 
         )
         pyarrow.parquet.write_table(table, tmp_path / f"{split}.parquet")
     with pytest.raises(DataError, match=r"split 'train' \['no', 'yes'\], so the same integer is"):
-        load_corpus(str(tmp_path))
+        load_corpus(DatasetOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_a_description_of_columns_that_is_none_is_refused(
     path = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": about}), path)
     with pytest.raises(DataError, match=re.escape(message)):
-        load_corpus(str(path))
+        load_corpus(DatasetOptions(str(path)))
 
 
 def test_what_has_no_label_is_told_with_counts(
@@ -118,7 +120,7 @@ def test_what_has_no_label_is_told_with_counts(
         rows = "".join(f"text,{label}\n" for label in labels.split(","))
         (tmp_path / f"{split}.csv").write_text("text,label\n" + rows)
     with caplog.at_level(logging.INFO, logger="llmembed"):
-        corpus = load_corpus(str(tmp_path), unlabelled="")
+        corpus = load_corpus(DatasetOptions(str(tmp_path), unlabelled=""))
     assert corpus.splits.keys() == {"train", "validation"}
     assert corpus.labels == ("?", "a", "b")
     assert caplog.messages == [
@@ -187,7 +189,7 @@ def test_labels_of_categories_and_decimals_are_class_names() -> None:
     found = encode_labels({"train": category}, unlabelled="")
     assert (found.names, found.codes["train"].tolist()) == (("a", "b"), [1, -1, 0])
     decimals = pa.chunked_array([pa.array(["1.0", "0.0"]).cast(pa.decimal128(3, 1))])
-    assert encode_labels({"train": decimals}).names == ("0", "1")
+    assert encode_labels({"train": as_labels("t", "label", decimals)}).names == ("0", "1")
 
 
 def test_the_order_of_classes_does_not_depend_on_the_order_of_rows() -> None:

@@ -15,6 +15,7 @@ from toy_model import toy_texts
 from llmembed.cache_format import open_cache
 from llmembed.common.errors import ConfigError, DataError
 from llmembed.extract import ExtractConfig, Extractor, extract
+from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 from llmembed.train.runs.predict import read_input
 
@@ -78,7 +79,7 @@ def test_a_template_places_both_texts(llama: Path, pairs: Path) -> None:
 def test_new_pairs_are_read_as_the_old_ones(bert: Path, pairs: Path) -> None:
     """What prediction reads from two columns is what extraction read; one text alone is refused."""
     texts = read_input(pairs, "premise,hypothesis").texts
-    corpus = load_corpus(str(pairs), text_column="premise,hypothesis")
+    corpus = load_corpus(DatasetOptions(str(pairs), text_column="premise,hypothesis"))
     assert texts == corpus.splits["train"].batch(slice(None))
     path = extract(config(bert, pairs)).path
     recipe = open_cache(path).sources["toy-bert"].recipe
@@ -115,4 +116,4 @@ def test_a_text_that_holds_the_separator_is_refused(pairs: Path) -> None:
     lines[4] = lines[4].replace(" ", "\x1f", 1)
     pairs.write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"split 'train', row 3: the text holds U\+001F"):
-        load_corpus(str(pairs), text_column="premise,hypothesis")
+        load_corpus(DatasetOptions(str(pairs), text_column="premise,hypothesis"))

@@ -24,11 +24,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmembed.common import scratch
 from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
-from llmembed.extract.texts import spool
+from llmembed.extract.texts import Dialect
 from llmembed.extract.texts.columns import as_labels, as_texts
-from llmembed.extract.texts.files import tables, unpack
-from llmembed.extract.texts.files.dialect import Dialect
 from llmembed.extract.texts.files.tables import READERS, read_table, split_suffix
 
 Columns = dict[str, list[Any]]
@@ -128,13 +127,12 @@ STRANGE: Columns = {
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("spool_from", [0, spool.SPOOL_FROM_BYTES])
+@pytest.mark.parametrize("spool_from", [0, scratch.SPOOL_FROM_BYTES])
 def test_every_format_gives_the_same_table(
     tmp_path: Path, suffix: str, spool_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Strings stay as written, also where they look like dates, numbers or nothing."""
-    for module in (spool, tables):
-        monkeypatch.setattr(module, "SPOOL_FROM_BYTES", spool_from)
+    monkeypatch.setattr(scratch, "SPOOL_FROM_BYTES", spool_from)
     assert read(write(tmp_path, f"t{suffix}", content_of(suffix, STRANGE))) == STRANGE
 
 
@@ -170,7 +168,7 @@ def test_a_large_table_of_categories_is_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Row groups that know other categories share no dictionary, and are read all the same."""
-    monkeypatch.setattr(tables, "SPOOL_FROM_BYTES", 0)
+    monkeypatch.setattr(scratch, "SPOOL_FROM_BYTES", 0)
     groups = [pa.table({"text": pa.array(texts).dictionary_encode()}) for texts in ("ab", "cb")]
     with pyarrow.parquet.ParquetWriter(tmp_path / "t.parquet", groups[0].schema) as writer:
         for group in groups:
@@ -194,10 +192,12 @@ def test_a_full_disk_is_told_with_the_way_out(
         def write(self, data: object) -> int:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(spool, "SPOOL_FROM_BYTES", 0)
-    monkeypatch.setattr(tempfile, "TemporaryFile", Full)
+    monkeypatch.setattr(scratch, "SPOOL_FROM_BYTES", 0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
     message = refusal(write(tmp_path, "t.csv", "text,label\na,x\n"))
-    assert re.match(r"the table needs more than 3 MB in .*: No space left on device\. Set", message)
+    assert re.match(
+        r"/.* cannot take the table \(more than 3 MB\): No space .*\. Set TMPDIR", message
+    )
 
 
 def test_categories_views_and_bytes_of_pandas_and_others_are_texts_and_labels(
@@ -300,7 +300,7 @@ def test_a_packed_file_that_grows_without_end_is_refused(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What unpacks to far more than texts do is stopped, not written to the disk."""
-    monkeypatch.setattr(unpack, "SPOOL_FROM_BYTES", 2**20)
+    monkeypatch.setattr(scratch, "SPOOL_FROM_BYTES", 2**20)
     columns = {"text": ["a" * 2**23] * 2, "label": ["x", "y"]}
     path = write(tmp_path, f"t{suffix}", content_of(suffix, columns))
     assert refusal(path) == (

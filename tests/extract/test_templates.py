@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmembed.common.errors import ConfigError, ModelError
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.texts.pairs import SEPARATOR, fill
+from llmembed.extract.texts import SEPARATOR, fill
 
 RECORD = {"model": "m", "max_length": 8, "compute_dtype": "float32", "dtype": "float16"}
 

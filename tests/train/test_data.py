@@ -204,7 +204,7 @@ def test_what_is_spilled_lies_in_a_file(tmp_path: Path, monkeypatch: pytest.Monk
 def test_no_room_for_what_is_spilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features that fit neither memory nor disk are refused; more than half the memory warns."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with pytest.raises(CacheSpaceError, match=r"exceed the memory limit, and .* free for them"):
+    with pytest.raises(CacheSpaceError, match=r"that exceed the memory limit \(.*: No space left"):
         make_room(1 << 40, 1 << 20, memory_gb=1)
     monkeypatch.setattr(spill, "default_limit", lambda: 10.0)
     with pytest.warns(LLMEmbedWarning, match="more than half of the memory"):

@@ -19,7 +19,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from llmembed.common.errors import ConfigError, LLMEmbedWarning
-from llmembed.common.memory import keep_freed_memory
+from llmembed.common.process import keep_freed_memory
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Classifier, Trained
 from llmembed.train.fusions.paper import SIGMAS, PaperCooc

@@ -1,4 +1,4 @@
-"""What users of scikit-learn pass: texts, classes and weights, each checked once.
+"""What users of Python pass: texts, classes, weights and seeds, each checked once.
 
 Rows are counted from 0, by position, in every message.
 """
@@ -17,11 +17,13 @@ from llmembed.common.errors import ConfigError, DataError
 from llmembed.train.measures.metrics import Floats
 
 _N_SEEDS = 1 << 32
-_MISSING = ("NAType", "NaTType")  # pandas' missing values, which are equal to nothing
+_MISSING = ("NoneType", "NAType", "NaTType")  # the last two are pandas', equal to nothing
 
 
-def as_texts(X: Any) -> list[str]:  # noqa: N803 - scikit-learn's name
+def as_texts(given: Any, name: str = "X") -> list[str]:
     """List the texts of a list, an iterator, an array, a series, or a table of one column.
+
+    Messages call them by the name of the argument.
 
     >>> as_texts(np.array([["a"], ["b"]], dtype=object))
     ['a', 'b']
@@ -29,20 +31,29 @@ def as_texts(X: Any) -> list[str]:  # noqa: N803 - scikit-learn's name
     Raises:
         DataError: it is one string, a table of several columns, or holds something else than text.
     """
-    if len(getattr(X, "shape", (0,))) != 1:
-        texts = _column_of(X)
-    elif isinstance(X, str | bytes | Mapping | Set) or not isinstance(X, Iterable):
+    shape: Any = getattr(given, "shape", (0,))
+    if len(shape) != 1:
+        if len(shape) != 2 or shape[1] != 1 or not hasattr(given, "__array__"):
+            names = ", ".join(map(str, list(getattr(given, "columns", []))[:10]))
+            raise DataError(
+                f"{name} has the shape {tuple(shape)}{names and f' ({names})'}, and must be one "
+                f"column of texts. Pass the column that holds them, such as {name}['text']."
+            )
+        texts: list[Any] = np.asarray(given)[:, 0].tolist()
+    elif isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
         raise DataError(
-            f"X must be a list of strings, and is a {type(X).__name__}. Pass [text] for a single "
-            "one, and one column where the texts are part of a table."
+            f"{name} must be a list of strings, and is a {type(given).__name__}. Pass [text] for a "
+            "single one, and one column where the texts are part of a table."
         )
+    elif hasattr(given, "to_pylist"):  # pyarrow's values are no strings
+        texts = given.to_pylist()
     else:
-        texts = X.to_pylist() if hasattr(X, "to_pylist") else list(X)  # pyarrow's are no strings
+        texts = list(given)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(
-                f"X must be a list of strings: row {row} holds {_shown(text)}, which is no text. "
-                "Leave the row out, or make it a string."
+                f"{name} must be a list of strings: row {row} holds {_shown(text)}, which is no "
+                "text. Leave the row out, or make it a string."
             )
     return texts
 
@@ -146,23 +157,9 @@ def as_class_weights(class_weight: Mapping[Any, Any], classes: npt.NDArray[Any])
     return np.array([float(class_weight.get(name, 1)) for name in known])
 
 
-def _column_of(table: Any) -> list[Any]:
-    """List the one column of an array or table `[N, 1]`."""
-    shape = table.shape
-    if len(shape) != 2 or shape[1] != 1 or not hasattr(table, "__array__"):
-        names = list(getattr(table, "columns", []))[:10]
-        named = f" ({', '.join(map(str, names))})" if names else ""
-        raise DataError(
-            f"X has the shape {tuple(shape)}{named}, and must be one column of texts. Pass the "
-            "column that holds them, such as X['text']."
-        )
-    column: list[Any] = np.asarray(table)[:, 0].tolist()
-    return column
-
-
 def _is_missing(value: Any) -> bool:
-    is_finite = not isinstance(value, float) or math.isfinite(value)
-    return value is None or not is_finite or type(value).__name__ in _MISSING
+    is_infinite = isinstance(value, float) and not math.isfinite(value)
+    return is_infinite or type(value).__name__ in _MISSING
 
 
 def _shown(value: Any) -> str:

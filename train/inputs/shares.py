@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from llmembed.cache_format import Cache, Split
 from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
-from llmembed.common.splits import TEST, TRAIN, VALIDATION, split_name
+from llmembed.common.splits import TEST, TRAIN, VALIDATION, draw_share, split_name
 from llmembed.train.config import FitConfig
 
 HELD_OUT_FRACTION = 0.1
@@ -141,10 +141,7 @@ def draw_validation(
 def draw_stratified(
     labels: Rows, rows: Rows, fraction: float, generator: np.random.Generator
 ) -> tuple[Rows, Rows]:
-    """Divide rows into those kept and those drawn, class by class.
-
-    The number drawn of each class is its share rounded so that the total is right (largest
-    remainders), and never the whole class: a class with one example is kept.
+    """Divide rows into those kept and those drawn, class by class and never a whole class.
 
     >>> labels = np.array([0, 0, 0, 0, 1, 1, 2])
     >>> _, drawn = draw_stratified(labels, np.arange(7), 0.4, np.random.default_rng(0))
@@ -152,12 +149,8 @@ def draw_stratified(
     [0, 0, 1]
     """
     of_rows = labels[rows]
-    counts = np.bincount(of_rows)
     shuffled = np.lexsort((generator.random(len(rows)), of_rows))
-    first = np.cumsum(counts) - counts
-    rank = np.arange(len(rows)) - first[of_rows[shuffled]]
-    is_drawn = np.zeros(len(rows), dtype=bool)
-    is_drawn[shuffled] = rank < _apportion(counts, fraction)[of_rows[shuffled]]
+    is_drawn = draw_share(of_rows, fraction, shuffled, spared=1)
     return rows[~is_drawn], rows[is_drawn]
 
 
@@ -194,17 +187,6 @@ def labelled_rows(split: Split) -> Rows:
             "left out."
         )
     return rows
-
-
-def _apportion(counts: Rows, fraction: float) -> Rows:
-    quotas = counts * fraction
-    drawn = np.floor(quotas).astype(np.int64)
-    room = np.maximum(counts - 1, 0)
-    remainders = np.where(drawn < room, quotas - drawn, -1.0)
-    n_short = max(0, round(quotas.sum()) - int(drawn.sum()))
-    drawn[np.argsort(-remainders, kind="stable")[:n_short]] += 1
-    bounded: Rows = np.minimum(drawn, room)
-    return bounded
 
 
 def _eval_split(cache: Cache, asked: str | None) -> str:

@@ -45,7 +45,8 @@ from llmembed.common.regular import require_regular
 from llmembed.train.fusions.classifier import Architecture, Classifier, Trained
 from llmembed.train.config import FitConfig
 from llmembed.train.measures.metrics import Floats
-from llmembed.train.runs.predict import Backbones, Places, predict_proba
+from llmembed.train.inputs.arguments import as_texts
+from llmembed.train.runs.predict import Backbones, Places
 from llmembed.train.runs.record import CONFIG_FILE, FORMAT, check_config, malformed, read_json
 from llmembed.common.replace import check_place, make_beside, put_in_place, recover, standing
 from llmembed.train.runs.report import report_page
@@ -90,7 +91,11 @@ class Run:
     """Content of metrics.json."""
     classifier: Classifier
     """The classifier, on the CPU."""
-    _backbones: Backbones = field(default_factory=Backbones, init=False, repr=False, compare=False)
+    _backbones: Backbones = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Load no backbone yet."""
+        object.__setattr__(self, "_backbones", Backbones(self.path, self.config))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -134,7 +139,7 @@ class Run:
             texts: N texts.
             device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
             model: where the backbone is now, where it is not where it was; of several sources,
-                a mapping from their names to places.
+                a mapping from their names to places, or `source=place` for each.
             trust_remote_code: whether code that a backbone brings may run.
 
         Raises:
@@ -143,9 +148,16 @@ class Run:
             DataError: `texts` is a single string or holds something else than strings.
             ModelError: a backbone is missing, or is not the one the run was trained with.
         """
-        return predict_proba(
-            self, self._backbones, texts, device, model, trust_remote_code=trust_remote_code
+        texts = as_texts(texts, "texts")
+        features = self._backbones.features(
+            texts, device, model, trust_remote_code=trust_remote_code
         )
+        if not texts:
+            return np.empty((0, len(self.labels)))
+        with torch.inference_mode():
+            logits = self.classifier(torch.from_numpy(features))
+            proba: Floats = logits.double().softmax(dim=1).numpy()
+        return proba
 
     def to_onnx(self) -> bytes:
         """Give the classifier as an ONNX model, features in, probabilities out.

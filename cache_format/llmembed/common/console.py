@@ -1,8 +1,8 @@
 """What every command shares: options read off a config dataclass, exit codes, one-line errors.
 
 A field of the config is the single place where an option's name, type, default and help text
-stand: `config_options` makes the click option from it. Names are checked by the config itself,
-so that the Python API and the command line answer with the same sentence.
+stand: `command` makes the click option from it. Names are checked by the config itself, so that
+the Python API and the command line answer with the same sentence.
 """
 
 from __future__ import annotations
@@ -66,21 +66,28 @@ class Command(_Program):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; exit 1 on a known error, 4 if only rows are left, 130 on Ctrl-C.
 
-        At its end the interpreter would search the million objects of torch and Lightning for
-        cycles, for half a second to a second, to free what the process gives back anyway.
+        `--debug` is heeded here, and not passed on.
         """
+        # At its end the interpreter would search the million objects of torch and Lightning for
+        # cycles, for half a second to a second, to free what the process gives back anyway.
         atexit.register(gc.freeze)
+        is_debugged, is_quiet = ctx.params.pop("debug", False), ctx.params.get("quiet", False)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what libraries tell their developers
                 warnings.simplefilter("always", LLMEmbedWarning)
                 warnings.showwarning = _show_warning
-                if not ctx.params.get("quiet"):
+                if not is_quiet:
                     _show_log()
-                _hide_bars_of_libraries(quiet=ctx.params.get("quiet", False))
+                if is_quiet or not sys.stderr.isatty():  # a log is no place for bars
+                    for name in (
+                        "HF_HUB_DISABLE_PROGRESS_BARS",
+                        "HF_DATASETS_DISABLE_PROGRESS_BARS",
+                    ):
+                        os.environ.setdefault(name, "1")
                 return super().invoke(ctx)
         except LLMEmbedError as error:
-            if ctx.params.get("debug"):
+            if is_debugged:
                 traceback.print_exc()
             click.echo(f"error: {error}", err=True)
             sys.exit(EXIT_ROWS_LEFT if isinstance(error, RowError) else EXIT_KNOWN_ERROR)
@@ -95,24 +102,6 @@ class Group(_Program, click.Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # click's own way prints the help, before 8.2 with exit code 0.
         super().__init__(*args, no_args_is_help=False, **kwargs)
-
-
-def _hide_bars_of_libraries(*, quiet: bool) -> None:
-    """Let libraries that are not imported yet draw bars only on a terminal: a log is no place."""
-    if quiet or not sys.stderr.isatty():
-        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
-            os.environ.setdefault(name, "1")
-
-
-def echo_json(document: Any, *, indent: int | None = None) -> None:
-    """Print one JSON document on stdout, in letters that its encoding has.
-
-    What a terminal would obey is escaped, as JSON does.
-    """
-    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    text = json.dumps(document, ensure_ascii=not is_utf8, indent=indent, default=str)
-    obeyed = (c for c in text if not c.isprintable() and c != "\n")
-    click.echo(text.translate({ord(c): json.dumps(c)[1:-1] for c in obeyed}))
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -131,9 +120,61 @@ def _show_log() -> None:
         logger.setLevel(logging.INFO)
 
 
-def field_docs(config_class: type) -> dict[str, str]:
+def answer(document: Any, text: str, *, as_json: bool, quiet: bool) -> None:
+    """Print a result on stdout, as `--json` and `--quiet` ask for."""
+    if as_json:
+        echo_json(document)
+    elif not quiet:
+        click.echo(shown(text, keep="\n"))
+
+
+def echo_json(document: Any, *, indent: int | None = None) -> None:
+    """Print one JSON document on stdout, in letters that its encoding has.
+
+    What a terminal would obey is escaped, as JSON does.
+    """
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(document, ensure_ascii=not is_utf8, indent=indent, default=str)
+    obeyed = (c for c in text if not c.isprintable() and c != "\n")
+    click.echo(text.translate({ord(c): json.dumps(c)[1:-1] for c in obeyed}))
+
+
+def command(config: type, kind: type[Command] = Command) -> Callable[..., click.Command]:
+    """Make a command of a function that takes a config, `as_json` and `quiet`.
+
+    Its options are the fields of the config, the common ones, and `--version`.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @functools.wraps(function)
+        def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
+            function(config(**options), as_json=as_json, quiet=quiet)
+
+        options = [*_options_of(config), common_options, version_option]
+        return click.command(cls=kind)(functools.reduce(lambda f, add: add(f), options[::-1], run))
+
+    return decorate
+
+
+def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--json`, `--quiet` and `--debug`, which mean the same in every command."""
+    for name, parameter, text in (
+        ("--debug", "debug", "Show the traceback of a known error."),
+        ("--quiet", "quiet", "No progress and no summary, errors only."),
+        ("--json", "as_json", "Print the result as one JSON document on stdout."),
+    ):
+        function = click.option(name, parameter, is_flag=True, help=text)(function)
+    return function
+
+
+def version_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--version`."""
+    return click.version_option(package_name="llmembed-cache")(function)
+
+
+def field_docs(config: type) -> dict[str, str]:
     """Read the docstring under each field of a dataclass, as one line each."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(config_class)))
+    tree = ast.parse(textwrap.dedent(inspect.getsource(config)))
     body = typing.cast("ast.ClassDef", tree.body[0]).body
     docs: dict[str, str] = {}
     for field, doc in itertools.pairwise(body):
@@ -147,79 +188,40 @@ def field_docs(config_class: type) -> dict[str, str]:
     return docs
 
 
-def config_options(config_class: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a click function with one option for each field of a config dataclass."""
-    docs = field_docs(config_class)
-    hints = typing.get_type_hints(config_class)
-    options = [
-        _option(field, hints[field.name], docs[field.name])
-        for field in dataclasses.fields(config_class)
+def _options_of(config: Any) -> list[Callable[..., Any]]:
+    """Make a click option of each field."""
+    docs, hints = field_docs(config), typing.get_type_hints(config)
+    return [
+        click.option(
+            f"--{field.name.replace('_', '-')}",
+            field.name,
+            **_attributes(hints[field.name], field.default, docs[field.name]),
+        )
+        for field in dataclasses.fields(config)
     ]
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.reduce(lambda f, option: option(f), reversed(options), function)
 
-    return decorate
-
-
-def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--json`, `--quiet` and `--debug`, which mean the same in every command."""
-    for name, text in (
-        ("--debug", "Show the traceback of a known error."),
-        ("--quiet", "No progress and no summary, errors only."),
-        ("--json", "Print the result as one JSON document on stdout."),
-    ):
-        parameter = "as_json" if name == "--json" else name.removeprefix("--")
-        function = click.option(name, parameter, is_flag=True, help=text)(function)
-    return function
-
-
-def version_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--version`."""
-    return click.version_option(package_name="llmembed-cache")(function)
-
-
-def _option(
-    field: dataclasses.Field[Any], hint: Any, text: str
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    name = f"--{field.name.replace('_', '-')}"
-    if field.default is dataclasses.MISSING:  # to click from 8.3 on, None would be a value
-        return click.option(name, field.name, type=_scalar(hint), required=True, help=text)
-    default: Any = field.default
+def _attributes(hint: Any, default: Any, text: str) -> dict[str, Any]:
     if hint is bool:
-        return click.option(name, field.name, is_flag=True, default=default, help=text)
+        return {"is_flag": True, "default": default, "help": text}
     if typing.get_origin(hint) is tuple:
-        return click.option(
-            name,
-            field.name,
-            multiple=True,
-            metavar="NAME[,NAME...]",
-            default=(),
-            callback=functools.partial(_split_commas, default=default),
-            help=text + (f"  [default: {','.join(default)}]" if default else ""),
-        )
-    return click.option(
-        name,
-        field.name,
-        type=_scalar(hint),
-        default=default,
-        show_default=default is not None,
-        help=text,
-    )
+        return {
+            "multiple": True,
+            "metavar": "NAME[,NAME...]",
+            "default": (),
+            "callback": functools.partial(_split_commas, default=default),
+            "help": text + (f"  [default: {','.join(default)}]" if default else ""),
+        }
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    scalar = next(member for member in members if member is not types.NoneType)
+    if default is dataclasses.MISSING:  # to click from 8.3 on, None would be a value
+        return {"type": scalar, "required": True, "help": text}
+    shows = default is not None
+    return {"type": scalar, "default": default, "show_default": shows, "help": text}
 
 
 def _split_commas(
-    ctx: click.Context,
-    param: click.Parameter,
-    value: tuple[str, ...],
-    *,
-    default: tuple[str, ...],
+    _ctx: click.Context, _param: click.Parameter, value: tuple[str, ...], *, default: Any
 ) -> tuple[str, ...]:
-    del ctx, param
     names = (part.strip() for parts in value for part in parts.split(","))
     return tuple(name for name in names if name) or default
-
-
-def _scalar(hint: Any) -> type:
-    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return typing.cast("type", next(member for member in members if member is not types.NoneType))

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 from llmembed.common.errors import ConfigError
 
+_HOW = "Write numbers (8,16), ranges (start:stop:step), all, or last:5."
+
 
 def parse_layers(specification: str, n_layers: int, model: str) -> tuple[int, ...]:
     """Resolve a specification against a model of `n_layers` blocks.
@@ -40,11 +42,10 @@ def parse_layers(specification: str, n_layers: int, model: str) -> tuple[int, ..
     for part in layer_parts(specification):
         named = named_layers(part, n_layers, range(n_layers + 1))
         if not named:
-            message = (
+            raise ConfigError(
                 f"layer {part} does not exist in {model}, which has {n_layers} layers "
                 f"(1-{n_layers}; 0 is the embeddings). Pass --layers within that range."
             )
-            raise ConfigError(message)
         layers.update(named)
     return tuple(sorted(layers))
 
@@ -70,11 +71,7 @@ def layer_parts(specification: str) -> list[str]:
     """
     parts = [part.strip() for part in specification.split(",") if part.strip()]
     if not parts:
-        message = (
-            f"--layers {specification!r} names no layer. Write numbers (8,16), ranges "
-            "(start:stop:step), all, or last:5."
-        )
-        raise ConfigError(message)
+        raise ConfigError(f"--layers {specification!r} names no layer. {_HOW}")
     return parts
 
 
@@ -97,11 +94,7 @@ def named_layers(part: str, n_layers: int, available: Sequence[int]) -> tuple[in
     try:
         wanted = _read_part(part, n_layers, available)
     except (ValueError, TypeError) as error:
-        message = (
-            f"--layers has {part!r}, which is no layer. Write numbers (8,16), ranges "
-            "(start:stop:step), all, or last:5."
-        )
-        raise ConfigError(message) from error
+        raise ConfigError(f"--layers has {part!r}, which is no layer. {_HOW}") from error
     return tuple(layer for layer in available if layer in wanted)
 
 

@@ -1,7 +1,13 @@
-"""Which process made something, and whether it is gone: for locks and files that are not finished.
+"""What the system tells of processes: whether one has ended, and how this one holds its memory.
 
 A process is known by its host, its id and when it started, for ids are used again. Of another host
 nothing is known, so what it made is taken for the work of a living process.
+
+glibc maps every block above 128 KiB to 32 MiB anew and unmaps it when freed, so each activation of
+a batch costs page faults again: 8 % of the time of SmolLM2 on a CPU, with batches of 1,024 tokens,
+and as many gradients of 4 MiB a tenth of a training step and more. So it is kept between batches.
+Batches of many shapes leave holes between what stays, 80 MB within 25,000 short texts, so it is
+returned after each block of rows, which takes 7 ms.
 """
 
 from __future__ import annotations
@@ -10,19 +16,26 @@ import functools
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 UNKNOWN = "unknown"
 """Start time of a process that exists, where the system does not tell when it started."""
 _PROC = Path("/proc")
-_DEAD = "ZX"
-"""States of a process that has ended and that its parent did not ask about yet."""
+_DEAD = "ZX"  # states of a process that has ended and that its parent did not ask about yet
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+_LARGEST_KEPT = 32 * 2**20  # bytes; glibc takes no more
 
 
 def started(pid: int) -> str | None:
     """Tell one process from a later one with the same id; None if there is no such process."""
     if (_PROC / "self/stat").exists():
-        return _started_by_proc(pid)
+        try:
+            stat = (_PROC / str(pid) / "stat").read_text(encoding="utf-8")
+        except OSError:
+            return UNKNOWN if _is_hidden(pid) else None
+        fields = stat.rpartition(")")[2].split()
+        return None if fields[0] in _DEAD else fields[19]
     try:
         import psutil
     except ImportError:
@@ -34,6 +47,12 @@ def started(pid: int) -> str | None:
         return None
     except psutil.Error:
         return UNKNOWN
+
+
+def has_ended(pid: int, start: str) -> bool:
+    """Tell whether a process of this host, known by id and start, has ended."""
+    now = started(pid)
+    return now is None or (UNKNOWN not in (now, start) and now != start)
 
 
 @functools.lru_cache(maxsize=1)
@@ -51,20 +70,6 @@ def is_gone(name: str) -> bool:
     pid, _, rest = name.partition("_")
     start, _, machine = rest.partition("_")
     return machine == _machine() and pid.isdecimal() and has_ended(int(pid), start)
-
-
-def has_ended(pid: int, start: str) -> bool:
-    """Tell whether a process of this host, known by id and start, has ended."""
-    now = started(pid)
-    return now is None or (UNKNOWN not in (now, start) and now != start)
-
-
-def _started_by_proc(pid: int) -> str | None:
-    try:
-        fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return UNKNOWN if _is_hidden(pid) else None
-    return None if fields[0] in _DEAD else fields[19]
 
 
 def _is_hidden(pid: int) -> bool:
@@ -86,3 +91,41 @@ def _machine() -> str:
     except OSError:
         space = Path()
     return hashlib.blake2s(f"{platform.node()}\0{space}".encode(), digest_size=4).hexdigest()
+
+
+def keep_freed_memory() -> None:
+    """Let freed memory of this process be reused, unless the user set glibc's own variables.
+
+    Other C libraries are left alone.
+    """
+    chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if not chosen:
+        _glibc("mallopt", _MMAP_THRESHOLD, _LARGEST_KEPT)
+        _glibc("mallopt", _TRIM_THRESHOLD, 2**30)
+        _glibc("mallopt", _ARENA_MAX, 1)  # threads reuse what other threads have freed
+
+
+def return_freed_memory() -> None:
+    """Give every page without a living block back to the system."""
+    _glibc("malloc_trim", 0)
+
+
+def peak_memory_bytes() -> int | None:
+    """Tell the most memory that this process ever held; None on Windows, which does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _glibc(function: str, *arguments: int) -> None:
+    if sys.platform == "linux":
+        try:
+            import ctypes
+
+            call = getattr(ctypes.CDLL(None), function)
+        except (ImportError, OSError, TypeError, AttributeError):
+            return
+        call(*arguments)

@@ -156,3 +156,17 @@ def _beside(place: Path) -> Iterator[_Hidden]:
     for path in paths:
         if match := pattern.fullmatch(path.name):
             yield _Hidden(path, match[1], match[2])
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a hidden name beside a file to write to; at the end what was written replaces the file.
+
+    Whatever fails, the old file or the new one is there, whole, and nothing else is left.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

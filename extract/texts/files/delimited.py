@@ -8,20 +8,19 @@ its line and the way out.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from llmembed.common.errors import DataError, LLMEmbedWarning
-from llmembed.extract.texts.files.dialect import NO_QUOTES, Dialect
+from llmembed.common.scratch import gather
 from llmembed.extract.texts.files.unpack import in_batches, open_unpacked
-from llmembed.extract.texts.spool import gather
+from llmembed.extract.texts.options import NO_QUOTES, Dialect
 
 _DELIMITERS = ",;\t|"
 _LONGEST_FIELD = 2**31 - 1
@@ -31,7 +30,7 @@ _LONGEST_FIELD = 2**31 - 1
 def read_delimited(
     path: Path, dialect: Dialect, *, delimiter: str, quote: str = '"', skip: int = 0
 ) -> pa.Table:
-    """Read a delimited file.
+    """Read a delimited file into large_string columns.
 
     Args:
         path: of the file, packed or not.
@@ -40,35 +39,36 @@ def read_delimited(
         quote: what its suffix says.
         skip: rows below the header that are none.
 
-    Returns:
-        A table of large_string columns.
-
     Raises:
         DataError: a row has more or fewer fields than the header, quotes break the rules, or it
             seems to have another delimiter.
         UnicodeDecodeError: it is not UTF-8.
     """
     delimiter, quote = dialect.delimiter or delimiter, dialect.quote or quote
-    with open_unpacked(path) as file, _fields_of_any_length():
-        lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        reader = csv.reader(
-            lines,
-            delimiter=delimiter,
-            quotechar=None if quote == NO_QUOTES else quote,
-            quoting=csv.QUOTE_NONE if quote == NO_QUOTES else csv.QUOTE_MINIMAL,
-            escapechar=dialect.escape,
-            strict=True,
-        )
-        records = _records(path, reader, quote)
-        header = _names(path, next(records, (0, []))[1])
-        if dialect.delimiter is None:
-            _refuse_other_delimiter(path, header, delimiter)
-        rows = _rows(path, records, header, skip)
-        schema = pa.schema([(name, pa.large_string()) for name in header])
-        return gather(schema, (_batch(schema, batch) for batch in in_batches(rows)))
+    limit = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        with open_unpacked(path) as file:
+            reader = csv.reader(
+                io.TextIOWrapper(file, encoding="utf-8-sig", newline=""),
+                delimiter=delimiter,
+                quotechar=None if quote == NO_QUOTES else quote,
+                quoting=csv.QUOTE_NONE if quote == NO_QUOTES else csv.QUOTE_MINIMAL,
+                escapechar=dialect.escape,
+                strict=True,
+            )
+            records = _records(path, reader, quote)
+            header = next(records, (0, []))[1]
+            names = _names(path, header)
+            if dialect.delimiter is None:
+                _refuse_other_delimiter(path, names, delimiter)
+            rows = _rows(path, records, len(names), skip)
+            schema = pa.schema([(name, pa.large_string()) for name in names])
+            return gather(schema, (_batch(schema, batch) for batch in in_batches(rows)))
+    finally:
+        csv.field_size_limit(limit)
 
 
-def _batch(schema: pa.Schema, rows: Sequence[Sequence[str]]) -> pa.RecordBatch:
+def _batch(schema: pa.Schema, rows: list[list[str]]) -> pa.RecordBatch:
     columns = [pa.array(values, pa.large_string()) for values in zip(*rows, strict=True)]
     return pa.record_batch(columns, schema=schema)
 
@@ -103,8 +103,7 @@ def _broken(error: csv.Error, line: int, last_line: int, quote: str) -> str:
     return f"line {line}: {error}. Repair the line."
 
 
-def _names(path: Path, header: Sequence[str]) -> list[str]:
-    names = [name.strip() for name in header]
+def _names(path: Path, header: list[str]) -> list[str]:
     blank = [name for name in header if name != name.strip()]
     if blank:
         warnings.warn(
@@ -113,43 +112,30 @@ def _names(path: Path, header: Sequence[str]) -> list[str]:
             LLMEmbedWarning,
             stacklevel=2,
         )
-    return names
+    return [name.strip() for name in header]
 
 
-def _refuse_other_delimiter(path: Path, header: Sequence[str], delimiter: str) -> None:
-    others = [one for one in _DELIMITERS if one != delimiter and one in "".join(header)]
-    if len(header) != 1 or not others:
-        return
-    shown = {"\t": "tab"}.get(others[0], repr(others[0]))
-    own = {"\t": "tab"}.get(delimiter, repr(delimiter))
-    message = (
-        f"{path} has one column, {header[0]!r}, whose name holds another delimiter. Pass "
-        f"--delimiter {shown}, or --delimiter {own} if it is one column."
-    )
-    raise DataError(message)
+def _refuse_other_delimiter(path: Path, names: list[str], delimiter: str) -> None:
+    others = [one for one in _DELIMITERS if one != delimiter and one in "".join(names)]
+    if len(names) == 1 and others:
+        other, own = ("tab" if one == "\t" else repr(one) for one in (others[0], delimiter))
+        raise DataError(
+            f"{path} has one column, {names[0]!r}, whose name holds another delimiter. Pass "
+            f"--delimiter {other}, or --delimiter {own} if it is one column."
+        )
 
 
 def _rows(
-    path: Path, records: Iterator[tuple[int, list[str]]], header: Sequence[str], skip: int
+    path: Path, records: Iterator[tuple[int, list[str]]], n_columns: int, skip: int
 ) -> Iterator[tuple[list[str], int]]:
     """Give each row and its size."""
     for index, (line, fields) in enumerate(records):
         if index < skip:
             continue
-        if len(fields) != len(header):
-            message = (
+        if len(fields) != n_columns:
+            raise DataError(
                 f"{path}, line {line}: the number of fields is {len(fields)}, but the header has "
-                f"{len(header)}. Quote fields that hold the delimiter, or pass the right "
+                f"{n_columns}. Quote fields that hold the delimiter, or pass the right "
                 "--delimiter, or --csv-escape '\\' if quotes inside are escaped by it."
             )
-            raise DataError(message)
         yield fields, sum(map(len, fields))
-
-
-@contextlib.contextmanager
-def _fields_of_any_length() -> Iterator[None]:
-    before = csv.field_size_limit(_LONGEST_FIELD)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

@@ -19,14 +19,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
 from llmembed.common.errors import DataError
+from llmembed.common.scratch import gather
 from llmembed.extract.texts.columns import MixedType
 from llmembed.extract.texts.files.unpack import in_batches, open_unpacked
-from llmembed.extract.texts.spool import gather
 
 _BLOCK = 2**20
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -37,6 +37,22 @@ _EMPTY_CELLS = 10**7
 _EXACT_IN_FLOAT = 2**53
 _MOST_DIGITS = 1000
 """Of a whole number that is read as one; Python refuses 4,300 or what it was told to."""
+_DEEPEST = 100
+"""Levels of nesting in a value; Python's own bound of some 1,000 depends on the caller."""
+_HOW = 'Write one object a row, such as {"text": "...", "label": "..."}'
+
+Row = Mapping[str, Any]
+
+
+class _Beyond(str):
+    """A number as written that Python does not read, or reads as infinite."""
+
+    __slots__ = ()
+
+
+class _DuplicateKeyError(ValueError):
+    """An object has a key twice."""
+
 
 _TEXT, _NULL, _BOOLEAN = "text", "nothing", "true or false"
 _INTEGER, _LONG, _DECIMAL, _NAN = "a number", "a long number", "a decimal number", "NaN"
@@ -49,9 +65,16 @@ _ALONE: Mapping[str, str] = {
 }
 """Kinds that no column of texts or labels can have, and what to do."""
 _SURROGATE, _BEYOND, _LIST, _OBJECT = _ALONE
-_NESTED = {_LIST, _OBJECT}
-_DEEPEST = 100
-"""Levels of nesting in a value; Python's own bound of some 1,000 depends on the caller."""
+_KINDS: Mapping[type, str] = {
+    str: _TEXT,
+    int: _INTEGER,
+    float: _DECIMAL,
+    bool: _BOOLEAN,
+    type(None): _NULL,
+    _Beyond: _BEYOND,
+    list: _LIST,
+    dict: _OBJECT,
+}
 _TYPES: tuple[tuple[frozenset[str], pa.DataType], ...] = (
     (frozenset(), pa.null()),
     (frozenset({_TEXT}), pa.large_string()),
@@ -61,29 +84,9 @@ _TYPES: tuple[tuple[frozenset[str], pa.DataType], ...] = (
 )
 """The type of a column whose values are all among these kinds, the first that fits."""
 
-_HOW = 'Write one object a row, such as {"text": "...", "label": "..."}'
-
-
-class _Beyond(str):
-    """A number as written that Python does not read, or reads as infinite."""
-
-    __slots__ = ()
-
-
-class _Row(NamedTuple):
-    members: Mapping[str, Any]
-    n_characters: int
-
-
-class _DuplicateKeyError(ValueError):
-    """An object has a key twice."""
-
 
 def read_json(path: Path) -> pa.Table:
-    """Read a file of JSON.
-
-    Args:
-        path: of the file, packed or not.
+    """Read a file of JSON, packed or not.
 
     Returns:
         A table of large_string, int64, float64, bool and null columns, and of `MixedType` where
@@ -94,8 +97,7 @@ def read_json(path: Path) -> pa.Table:
         UnicodeDecodeError: it is not UTF-8.
     """
     schema = _survey(path)
-    batches = in_batches(_rows(path))
-    return gather(schema, (_batch(schema, rows) for rows in batches))
+    return gather(schema, (_batch(schema, rows) for rows in in_batches(_rows(path))))
 
 
 def _survey(path: Path) -> pa.Schema:
@@ -104,32 +106,27 @@ def _survey(path: Path) -> pa.Schema:
     n_rows = n_values = 0
     for row, (members, _) in enumerate(_rows(path)):
         for name, value in members.items():
-            first = columns.get(name)
-            if first is None:
-                first = columns[_checked_name(path, row, name)] = {}
+            if name not in columns:
+                if _is_surrogate(name):
+                    message = f"the key {name!r} holds a lone surrogate. Rename it."
+                    raise DataError(f"{path}, row {row}: {message}")
+                columns[name] = {}
             kind = _kind(value)
-            first.setdefault(kind, row)
-            if kind in _NESTED and _is_deep(value, _DEEPEST):
-                message = f"{path}, row {row}: {name!r} is nested more than {_DEEPEST} deep."
-                raise DataError(f"{message} Repair the file.")
+            columns[name].setdefault(kind, row)
+            if kind in {_LIST, _OBJECT} and _is_deep(value, _DEEPEST):
+                message = f"{name!r} is nested more than {_DEEPEST} deep. Repair the file."
+                raise DataError(f"{path}, row {row}: {message}")
         n_rows, n_values = row + 1, n_values + len(members)
     if n_rows * len(columns) > _EMPTY_CELLS + 100 * n_values:
-        message = (
+        raise DataError(
             f"{path} has {len(columns)} different keys in {n_rows} rows, nearly all of them "
             "missing in each row. Write the same keys in all rows."
         )
-        raise DataError(message)
     return pa.schema([(name, _type(path, first)) for name, first in columns.items()])
 
 
-def _checked_name(path: Path, row: int, name: str) -> str:
-    if _is_surrogate(name):
-        message = f"{path}, row {row}: the key {name!r} holds a lone surrogate. Rename it."
-        raise DataError(message)
-    return name
-
-
 def _type(path: Path, first: Mapping[str, int]) -> pa.DataType:
+    """Choose the type of a column from its kinds, each with the first row that has it."""
     kinds = first.keys() - {_NULL}
     for fitting, kind in _TYPES:
         if kinds <= fitting:
@@ -137,8 +134,7 @@ def _type(path: Path, first: Mapping[str, int]) -> pa.DataType:
     for bad, remedy in _ALONE.items():
         if bad in first:
             return MixedType(f"holds {bad} in row {first[bad]} of {path.name}. {remedy}")
-    found = sorted((row, kind) for kind, row in first.items() if kind != _NULL)
-    (row_a, kind_a), (row_b, kind_b) = found[:2]
+    (row_a, kind_a), (row_b, kind_b) = sorted((first[kind], kind) for kind in kinds)[:2]
     return MixedType(
         f"holds {kind_a} in row {row_a} and {kind_b} in row {row_b} of {path.name}. Write all of "
         "its values in one way, such as in quotes."
@@ -152,18 +148,6 @@ def _kind(value: Any) -> str:
     if kind is _INTEGER and not -_EXACT_IN_FLOAT <= value <= _EXACT_IN_FLOAT:
         return _LONG if -(2**63) <= value < 2**63 else _BEYOND
     return _NAN if kind is _DECIMAL and value != value else kind
-
-
-_KINDS: Mapping[type, str] = {
-    str: _TEXT,
-    int: _INTEGER,
-    float: _DECIMAL,
-    bool: _BOOLEAN,
-    type(None): _NULL,
-    _Beyond: _BEYOND,
-    list: _LIST,
-    dict: _OBJECT,
-}
 
 
 def _is_surrogate(text: str) -> bool:
@@ -184,7 +168,7 @@ def _is_deep(value: object, levels: int) -> bool:
     )
 
 
-def _batch(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+def _batch(schema: pa.Schema, rows: Sequence[Row]) -> pa.RecordBatch:
     columns = []
     for field in schema:
         values = [row.get(field.name) for row in rows]
@@ -197,7 +181,8 @@ def _batch(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBat
     return pa.record_batch(columns, schema=schema)
 
 
-def _rows(path: Path) -> Iterator[_Row]:
+def _rows(path: Path) -> Iterator[tuple[Row, int]]:
+    """Give each row of a file, and the characters it took."""
     with open_unpacked(path) as file:
         values = _Values(path, io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
         found = iter(values)
@@ -209,10 +194,10 @@ def _rows(path: Path) -> Iterator[_Row]:
         for row, (members, size) in enumerate(itertools.chain(start, found)):
             if not isinstance(members, dict):
                 raise DataError(f"{path}, row {row} is {_kind(members)}, not an object. {_HOW}.")
-            yield _Row(members, size)
+            yield members, size
 
 
-def _rows_in(path: Path, whole: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _rows_in(path: Path, whole: Row) -> Sequence[Row]:
     """Find the rows in an object that is all of a file.
 
     >>> _rows_in(Path("t.json"), {"data": [{"text": "a"}, {"text": "b"}], "version": 1})
@@ -237,11 +222,10 @@ def _rows_in(path: Path, whole: Mapping[str, Any]) -> Sequence[Mapping[str, Any]
     nested = (isinstance(one, list | dict) for column in held for one in column)
     if is_columns and not any(nested):
         return [dict(zip(whole, row, strict=True)) for row in zip(*held, strict=True)]
-    message = (
+    raise DataError(
         f"{path} is one JSON object in which it is not clear what a row is. {_HOW}, all in a list "
         "or one a line; in pandas df.to_json(path, orient='records', lines=True)."
     )
-    raise DataError(message)
 
 
 class _Values:
@@ -250,37 +234,30 @@ class _Values:
     Iterating gives each value with the number of characters it took.
     """
 
-    is_list = False
-
     def __init__(self, path: Path, file: io.TextIOBase) -> None:
-        self._path, self._file = path, file
+        self._path, self._file, self.is_list = path, file, False
         self._text, self._at, self._n_lines_before = "", 0, 0
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
-        if self._next() == "[":
-            self.is_list = True
-            self._at += 1
-            yield from self._members()
-            if self._next():
-                raise self._error("there is more after the end of the list")
+        self.is_list = self._next() == "["
+        if not self.is_list:
+            while self._next():
+                yield self._value()
             return
-        while self._next():
-            yield self._value()
-
-    def _members(self) -> Iterator[tuple[Any, int]]:
-        if self._next() == "]":
-            self._at += 1
-            return
-        while True:
+        self._at += 1
+        is_open = self._next() != "]"
+        while is_open:
             yield self._value()
             end = self._next()
-            self._at += 1
-            if end == "]":
-                return
-            if end != ",":
-                self._at -= 1
+            if end not in {",", "]"}:
                 raise self._error("a comma or the end of the list is missing")
-            self._next()
+            is_open = end == ","
+            if is_open:
+                self._at += 1
+                self._next()
+        self._at += 1
+        if self._next():
+            raise self._error("there is more after the end of the list")
 
     def _next(self) -> str:
         """Skip blanks and give the character at which a value can begin; none at the end."""

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
+from llmembed.common import scratch
 from llmembed.common.errors import DataError
 from llmembed.common.regular import open_regular, require_regular
 from llmembed.extract.texts.files.delimited import read_delimited
-from llmembed.extract.texts.files.dialect import AS_THE_SUFFIX_SAYS, NO_QUOTES, Dialect
 from llmembed.extract.texts.files.json_rows import read_json
 from llmembed.extract.texts.files.unpack import PACKED, open_unpacked
-from llmembed.extract.texts.spool import SPOOL_FROM_BYTES, spool
+from llmembed.extract.texts.options import AS_THE_SUFFIX_SAYS, NO_QUOTES, Dialect
 
 _SHOWN_CHARACTERS = 200
 """Of a path in a message."""
@@ -49,13 +49,10 @@ def read_table(path: Path, dialect: Dialect = AS_THE_SUFFIX_SAYS) -> pa.Table:
         raise DataError(_bad_encoding(path)) from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(_unreadable(path, error)) from error
-    for name, count in repeated:
-        if count > 1:
-            message = f"{path} has the column {name!r} more than once. Rename one."
-            raise DataError(message)
+    if repeated and repeated[0][1] > 1:
+        raise DataError(f"{path} has the column {repeated[0][0]!r} more than once. Rename one.")
     if table.num_rows == 0:
-        message = f"{path} has no rows. Pass a file with at least one example."
-        raise DataError(message)
+        raise DataError(f"{path} has no rows. Pass a file with at least one example.")
     return table
 
 
@@ -71,11 +68,7 @@ def split_suffix(name: str) -> tuple[str, str]:
 
 
 def short(name: str) -> str:
-    """Cut what is too long for a message.
-
-    >>> short("reviews.csv"), len(short("a" * 5000))
-    ('reviews.csv', 221)
-    """
+    """Cut what is too long for a message."""
     if len(name) <= _SHOWN_CHARACTERS:
         return name
     return f"{name[:_SHOWN_CHARACTERS]}... ({len(name)} characters)"
@@ -114,12 +107,11 @@ def _read_orange(path: Path, dialect: Dialect) -> pa.Table:
 
 
 def _read_parquet(path: Path) -> pa.Table:
-    """Read into memory, or into a mapped file what would fill it."""
     with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
         groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
-        if sum(group.total_byte_size for group in groups) < SPOOL_FROM_BYTES:
+        if sum(group.total_byte_size for group in groups) < scratch.SPOOL_FROM_BYTES:
             return file.read()
-        return spool(file.schema_arrow, file.iter_batches())
+        return scratch.spool(file.schema_arrow, file.iter_batches())
 
 
 def _read_arrow(path: Path) -> pa.Table:
@@ -127,8 +119,7 @@ def _read_arrow(path: Path) -> pa.Table:
     with open_regular(path) as file:
         is_file = file.read(6) == b"ARROW1"
     source = pa.memory_map(str(path))
-    reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-    return reader.read_all()
+    return (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -147,11 +138,8 @@ def _bad_encoding(path: Path) -> str:
                 try:
                     content.decode()
                 except UnicodeDecodeError as error:
-                    byte = content[error.start]
-                    return (
-                        f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8. Save the file as "
-                        "UTF-8."
-                    )
+                    byte = f"byte 0x{content[error.start]:02x}"
+                    return f"{path}, line {line}: {byte} is not UTF-8. Save the file as UTF-8."
     return f"{path}: the name of a column is not UTF-8. Write the file anew."
 
 
@@ -162,15 +150,11 @@ _DELIMITED: Mapping[str, Callable[[Path, Dialect], pa.Table]] = {
 }
 _TEXT_READERS: Mapping[str, Callable[..., pa.Table]] = {
     **_DELIMITED,
-    ".json": read_json,
-    ".jsonl": read_json,
-    ".ndjson": read_json,
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), read_json),
 }
 READERS: Mapping[str, Callable[..., pa.Table]] = {
     **_TEXT_READERS,
     ".parquet": _read_parquet,
-    ".arrow": _read_arrow,
-    ".ipc": _read_arrow,
-    ".feather": _read_arrow,
+    **dict.fromkeys((".arrow", ".ipc", ".feather"), _read_arrow),
 }
 """Suffix -> who reads such a file."""

@@ -1,8 +1,4 @@
-"""Files opened as they would be unpacked, and rows cut into batches, so that none fills the memory.
-
-What a packed file may become is bounded: texts pack to a tenth, perhaps to a hundredth, and what
-grows far beyond that was made to fill a disk.
-"""
+"""Packed files as they would be unpacked, and rows in batches, so that none fills the memory."""
 
 from __future__ import annotations
 
@@ -13,13 +9,14 @@ from typing import BinaryIO, TypeVar
 
 import pyarrow as pa
 
+from llmembed.common import scratch
 from llmembed.common.errors import DataError
 from llmembed.common.regular import open_regular
-from llmembed.extract.texts.spool import SPOOL_FROM_BYTES
 
 PACKED: Mapping[str, str] = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Suffix -> codec, as Arrow names it."""
 _MOST_GROWTH = 250
+"""Texts pack to a tenth, perhaps to a hundredth; what grows far beyond was made to fill a disk."""
 _AT_ONCE = 2**24
 """Characters of the rows that are turned into Arrow together."""
 
@@ -62,26 +59,22 @@ class _Unpacked(io.RawIOBase):
         self._file, self._stream, self._path = file, pa.CompressedInputStream(file, codec), path
         size_bytes = file.seek(0, io.SEEK_END)
         file.seek(0)
-        self._left_bytes = max(SPOOL_FROM_BYTES, _MOST_GROWTH * size_bytes)
+        self._left_bytes = max(scratch.SPOOL_FROM_BYTES, _MOST_GROWTH * size_bytes)
 
     def readable(self) -> bool:
-        """Say that it can be read."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Unpack as much as the buffer takes."""
         data = self._stream.read(len(buffer))
         self._left_bytes -= len(data)
         if self._left_bytes < 0:
-            message = (
+            raise DataError(
                 f"{self._path} unpacks to more than {_MOST_GROWTH} times its size, which texts do "
                 "not. If it is meant so, unpack it first."
             )
-            raise DataError(message)
         buffer[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
-        """Close the file."""
         super().close()
         self._file.close()

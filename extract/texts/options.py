@@ -1,21 +1,21 @@
-"""How a delimited file is written, where its suffix does not say it."""
+"""What a text is, as the options say it: which data set, which splits and columns of it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from llmembed.common.errors import ConfigError
 
-_NAMED = {"tab": "\t", "\\t": "\t", "space": " "}
 NO_QUOTES = "none"
+_NAMED = {"tab": "\t", "\\t": "\t", "space": " "}
 _OPTIONS = {"delimiter": "delimiter", "escape": "csv_escape", "quote": "csv_quote"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dialect:
-    r"""What was given of `--delimiter`, `--csv-escape` and `--csv-quote`; None is the suffix's way.
+    r"""How a delimited file is written, where its suffix does not say it.
 
     Raises:
         ConfigError: one of them is not a single character that can serve so.
@@ -43,14 +43,12 @@ class Dialect:
         given = {option: value for option, value in characters.items() if value is not None}
         for option, value in given.items():
             if len(value) != 1 or value in "\r\n\0\ufeff":
-                message = (
+                raise ConfigError(
                     f"{option} is {value!r}, which is not one character. Pass one, such as ';' or "
                     "tab for --delimiter, '\\' for --csv-escape, \"'\" or none for --csv-quote."
                 )
-                raise ConfigError(message)
         if len(set(given.values())) < len(given):
-            message = f"{' and '.join(given)} are the same character. Pass different ones."
-            raise ConfigError(message)
+            raise ConfigError(f"{' and '.join(given)} are the same character. Pass different ones.")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
@@ -71,8 +69,44 @@ class Dialect:
         """
         if self.given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in self.given)
-            message = f"{names} is for csv, tsv and tab files; {what} is none. Leave it away."
-            raise ConfigError(message)
+            raise ConfigError(
+                f"{names} is for csv, tsv and tab files; {what} is none. Leave it away."
+            )
 
 
 AS_THE_SUFFIX_SAYS = Dialect()
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetOptions:
+    """Which texts and labels are meant; the command's options of the same names say more."""
+
+    dataset: str
+    """Alias, Hub id or path."""
+    _: dataclasses.KW_ONLY
+    config: str | None = None
+    """Configuration of a Hub data set."""
+    splits: Sequence[str] = ()
+    """The wanted ones, by any of their names; none means all labelled ones."""
+    text_column: str | None = None
+    """Column of the texts, or two with a comma between; None detects it."""
+    label_column: str | None = None
+    """Column of the labels; None detects it."""
+    unlabelled: str | None = None
+    """What stands in it where there is no label; "" is an empty cell, null or NaN."""
+    limit: int | None = None
+    """Examples a split, stratified by label."""
+    seed: int = 0
+    """Seed of that choice."""
+    dialect: Dialect = AS_THE_SUFFIX_SAYS
+    """How delimited files are written."""
+
+    @property
+    def recorded(self) -> dict[str, str | int | None]:
+        """What a cache records of these choices, under the names of the options.
+
+        What later versions added is there only where it was given, since older caches lack it.
+        """
+        marked = {} if self.unlabelled is None else {"unlabelled": self.unlabelled}
+        seed = self.seed if self.limit else None
+        return {"limit": self.limit, "seed": seed, **self.dialect.given, **marked}
