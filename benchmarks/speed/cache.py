@@ -14,12 +14,13 @@ The answers of all readers are compared after timing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,25 +98,48 @@ def make_features(n_rows: int, hidden_size: int) -> Array:
 def make_stores(folder: Path, features: Array) -> None:
     """Write the same layer as a flat file, as a cache, and in zarr-python's default layout."""
     features.tofile(folder / "flat")
-    write_cache(folder / "cache.zarr", features)
+    write_cache(folder / "cache.zarr", {1: features})
     array = zarr.create_array(folder / "default.zarr", shape=features.shape, dtype="float16")
     array[:] = features
 
 
-def write_cache(path: Path, features: Array) -> None:
-    """Write a cache of one layer, block by block, as an extraction does."""
-    n_rows, hidden_size = features.shape
-    zeros = np.zeros(n_rows, np.int32)
-    source = SourceInfo(name="s", fingerprint={}, recipe={}, hidden_size=hidden_size, n_layers=1)
-    dataset = DatasetInfo(name="bench", labels=("a",), provenance={})
-    with CacheWriter(path, dataset=dataset) as writer:
-        writer.add_source(source)
-        writer.add_split("train", labels=zeros, text_hash=np.arange(n_rows, dtype=np.uint64))
-        plan = writer.plan("train", "s", arrays=[("mean", 1)])
+@contextlib.contextmanager
+def planned(
+    path: Path | str,
+    layers: Iterable[int],
+    hidden_size: int,
+    labels: Array,
+    *,
+    split: str = "train",
+    source: str = "s",
+    classes: tuple[str, ...] = ("a",),
+    first_hash: int = 0,
+    **options: Any,
+) -> Iterator[tuple[CacheWriter, Any]]:
+    """Plan the means of some layers of a made-up cache, as far as they are missing."""
+    layers = tuple(layers)
+    made_up: dict[str, Any] = {"fingerprint": {}, "recipe": {}, "hidden_size": hidden_size}
+    dataset = DatasetInfo(name="made-up", labels=classes, provenance={})
+    with CacheWriter(path, dataset=dataset, **options) as writer:
+        writer.add_source(SourceInfo(name=source, n_layers=max(layers) + 1, **made_up))
+        text_hash = np.arange(first_hash, first_hash + len(labels), dtype=np.uint64)
+        writer.add_split(split, labels=labels, text_hash=text_hash)
+        yield writer, writer.plan(split, source, arrays=[("mean", layer) for layer in layers])
+
+
+def write_cache(
+    path: Path, features: Mapping[int, Array], labels: Array | None = None, **options: Any
+) -> None:
+    """Write layers, `[N, H]` each, block by block, as an extraction does."""
+    n_rows, hidden_size = next(iter(features.values())).shape
+    n_tokens = np.zeros(n_rows, np.int32)
+    labels = n_tokens if labels is None else labels
+    with planned(path, features, hidden_size, labels, **options) as (writer, plan):
         for block in plan.blocks:
-            rows = slice(block.start, block.stop)
-            writer.write(plan, block, n_tokens=zeros[rows], features={("mean", 1): features[rows]})
-        writer.finish("train", "s")
+            rows = slice(block.compute_from, block.stop)
+            arrays = {key: features[key[1]][rows] for key in block.missing}
+            writer.write(plan, block, n_tokens=n_tokens[rows], features=arrays)
+        writer.finish(plan.split, plan.source)
 
 
 def reading(folder: Path, shape: tuple[int, ...], chosen: Array) -> tuple[Workload, Workload]:
@@ -167,7 +191,7 @@ def writing(folder: Path, features: Array) -> Workload:
 
     def ours() -> None:
         shutil.rmtree(folder / "written.zarr", ignore_errors=True)
-        write_cache(folder / "written.zarr", features)
+        write_cache(folder / "written.zarr", {1: features})
 
     def unbuffered() -> float:
         n_rows = max(APPEND_ROWS, len(features) // 16)

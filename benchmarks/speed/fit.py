@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from harness import least, most
 from speed import fit_accuracy, fit_gradient, fit_solved
+from speed.cache import write_cache
 
-from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo
 from llmembed.train import FitConfig
 
 DATA_SETS = ("mr", "sst2", "r8", "r52")
@@ -63,18 +63,6 @@ BARS = {
 }
 COMMAND = "import sys; from llmembed.train.cli import fit_main; fit_main()"
 OTHER_SEEDS = ("1", "2", "3", "4")
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "ridge": ("--fusion", "concat", "--head", "ridge"),
-    **{
-        f"{name}{fusion}{suffix}": ("--fusion", fusion, *options)
-        for fusion in ("cooc", "scalar-mix")
-        for name, suffix, options in (
-            ("", "", ()),
-            *(("", f", seed {k}", ("--seed", k)) for k in OTHER_SEEDS),
-            ("five seeds of ", "", ("--n-seeds", "5")),
-        )
-    },
-}
 Measured = tuple[dict[str, Any], dict[str, float]]
 """What a part measured, and its figures."""
 
@@ -175,6 +163,18 @@ def _config(name: str, options: argparse.Namespace) -> FitConfig:
     return FitConfig(cache=str(path), source=source, pooling=("mean",), layers=LAYERS)
 
 
+def _named_commands() -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {"ridge": ("--fusion", "concat", "--head", "ridge")}
+    for fusion in ("cooc", "scalar-mix"):
+        found[fusion] = ("--fusion", fusion)
+        found |= {f"{fusion}, seed {k}": ("--fusion", fusion, "--seed", k) for k in OTHER_SEEDS}
+        found[f"five seeds of {fusion}"] = ("--fusion", fusion, "--n-seeds", "5")
+    return found
+
+
+COMMANDS = _named_commands()
+
+
 def measure_commands(config: FitConfig, repeats: int) -> Measured:
     """Run each command some times, by turns: seconds, and the figures of the last run."""
     metrics: dict[str, Any] = {}
@@ -226,29 +226,16 @@ def write_features(
         n_classes: C.
     """
     generator = np.random.default_rng(0)
-    names = tuple(f"class {k}" for k in range(n_classes))
-    with CacheWriter(
-        path, dataset=DatasetInfo(name="made-up", labels=names, provenance={})
-    ) as writer:
-        for source, n_layers in sources.items():
-            width = hidden_size if n_layers > 1 or len(sources) == 1 else 1024
-            info = SourceInfo(
-                name=source, fingerprint={}, recipe={}, hidden_size=width, n_layers=n_layers
-            )
-            writer.add_source(info)
-            centres = generator.normal(size=(n_classes, width)) * 0.2
-            arrays = [("mean", layer) for layer in range(n_layers)]
-            for split, n, first in (("train", n_rows, 0), ("test", n_rows // 2, n_rows)):
-                labels = np.random.default_rng(n).integers(0, n_classes, n).astype(np.int32)
-                text_hash = np.arange(first, first + n, dtype=np.uint64)
-                writer.add_split(split, labels=labels, text_hash=text_hash)
-                plan = writer.plan(split, source, arrays=arrays)
-                for block in plan.blocks:
-                    own = centres[labels[block.compute_from : block.stop]]
-                    features = {
-                        array: (own + generator.normal(size=own.shape)).astype(np.float16)
-                        for array in arrays
-                    }
-                    n_tokens = np.full(len(own), 9, dtype=np.int32)
-                    writer.write(plan, block, n_tokens=n_tokens, features=features)
-                writer.finish(split, source)
+    classes = tuple(f"class {k}" for k in range(n_classes))
+    for source, n_layers in sources.items():
+        width = hidden_size if n_layers > 1 or len(sources) == 1 else 1024
+        centres = generator.standard_normal((n_classes, width), dtype=np.float32) * 0.2
+        for split, n, first in (("train", n_rows, 0), ("test", n_rows // 2, n_rows)):
+            labels = np.random.default_rng(n).integers(0, n_classes, n).astype(np.int32)
+            own = centres[labels]
+            features = {
+                layer: (own + generator.standard_normal((n, width), dtype=np.float32)).astype("f2")
+                for layer in range(n_layers)
+            }
+            names: dict[str, Any] = {"split": split, "source": source, "classes": classes}
+            write_cache(path, features, labels, first_hash=first, **names)

@@ -29,13 +29,13 @@ from typing import Any
 import fsspec
 import harness
 import numpy as np
+from speed.cache import planned, write_cache
 
-from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo, open_cache
+from llmembed.cache_format import open_cache
 from llmembed.cache_format.tools.finalize import finalize
 from llmembed.cache_format.writing.units import UnitWriter
 
 LAYERS = (8, 16, 24, 32)
-ARRAYS = [("mean", layer) for layer in LAYERS]
 HIDDEN_SIZE = 4
 BLOCK_ROWS = 1024
 TARGET_ROWS = 10_000_000
@@ -48,8 +48,6 @@ KINDS: dict[str, str] = {
     "find": "LIST",
     "rm_file": "DELETE",
 }
-DATASET = DatasetInfo(name="scaling", labels=("a",), provenance={})
-SOURCE = SourceInfo(name="s", fingerprint={}, recipe={}, hidden_size=HIDDEN_SIZE, n_layers=32)
 Array = np.ndarray[Any, Any]
 Counts = dict[str, dict[str, float]]
 
@@ -87,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(path: Path, n_rows: int) -> dict[str, float]:
     """Write a cache of that many rows and measure it."""
     features = np.arange(n_rows * HIDDEN_SIZE, dtype=np.float32).reshape(n_rows, HIDDEN_SIZE) % 99
-    write_s = harness.median_s(lambda: write(path, features), 1)[0]
+    four = dict.fromkeys(LAYERS, features)
+    write_s = harness.median_s(lambda: write_cache(path, four), 1)[0]
     sizes = {file: file.stat().st_size for file in path.rglob("*") if file.is_file()}
     chunks = [file for file in sizes if file.name.startswith("c.")]
     indexes = list(path.rglob(".llmembed/index/**/*.json"))
@@ -113,7 +112,7 @@ def measure(path: Path, n_rows: int) -> dict[str, float]:
         "write_s": write_s,
         "open_s": median_s(lambda: open_cache(path), 7),
         "open_and_read_10_rows_s": median_s(lambda: read(path, slice(0, 10)), 7),
-        "resume_complete_s": median_s(lambda: write(path, features), 3),
+        "resume_complete_s": median_s(lambda: write_cache(path, four), 3),
         "plan_bytes": peak_bytes(partial(plan_units, path / "new", n_rows)),
     }
     reopened()
@@ -124,30 +123,13 @@ def measure(path: Path, n_rows: int) -> dict[str, float]:
     return result
 
 
-@contextlib.contextmanager
-def planned(path: Path | str, n_rows: int, **options: Any) -> Iterator[tuple[CacheWriter, Any]]:
-    """Plan a cache of four layers, as far as it is missing."""
-    with CacheWriter(path, dataset=DATASET, **options) as writer:
-        writer.add_source(SOURCE)
-        labels, text_hash = np.zeros(n_rows, np.int32), np.arange(n_rows, dtype=np.uint64)
-        writer.add_split("train", labels=labels, text_hash=text_hash)
-        yield writer, writer.plan("train", "s", arrays=ARRAYS)
-
-
-def write(path: Path, features: Array) -> None:
-    """Write what is missing of a cache of four layers."""
-    n_tokens = np.zeros(len(features), np.int32)
-    with planned(path, len(features)) as (writer, plan):
-        for block in plan.blocks:
-            rows = slice(block.start, block.stop)
-            arrays = dict.fromkeys(block.missing, features[rows])
-            writer.write(plan, block, n_tokens=n_tokens[rows], features=arrays)
-        writer.finish("train", "s")
+def four_layers(path: Path | str, n_rows: int, **options: Any) -> Any:
+    return planned(path, LAYERS, HIDDEN_SIZE, np.zeros(n_rows, np.int32), **options)
 
 
 def plan_units(path: Path, n_rows: int) -> list[str]:
     """Plan a cache that has nothing yet, and make its blocks ready for workers."""
-    with planned(path, n_rows, dry_run=True) as (writer, plan):
+    with four_layers(path, n_rows, dry_run=True) as (writer, plan):
         parts = (plan.blocks[first : first + 16] for first in range(0, len(plan.blocks), 16))
         units = [writer.unit(plan, part) for part in parts]
         return [unit.dumps() for unit in units]
@@ -187,9 +169,9 @@ def requests(n_blocks: int) -> Counts:
     url, n_rows = f"memory://requests-{n_blocks}", n_blocks * BLOCK_ROWS
     rows = np.arange(n_rows * HIDDEN_SIZE, dtype=np.float32).reshape(n_rows, HIDDEN_SIZE) % 99
     counts: Counts = {}
-    with counted(counts, "plan"), planned(url, n_rows) as (writer, _):
+    with counted(counts, "plan"), four_layers(url, n_rows) as (writer, _):
         writer.register()
-    with planned(url, n_rows, shared="ray") as (writer, plan), counted(counts, "work"):
+    with four_layers(url, n_rows, shared="ray") as (writer, plan), counted(counts, "work"):
         for block in plan.blocks:
             unit = writer.unit(plan, [block])
             worker = UnitWriter(url, unit, writer.lease)
@@ -202,7 +184,7 @@ def requests(n_blocks: int) -> Counts:
     with counted(counts, "finalize"):
         finalize(url, only_new=True)
     counts["finalize"]["seconds"] = time.perf_counter() - began
-    with counted(counts, "resume"), planned(url, n_rows, dry_run=True):
+    with counted(counts, "resume"), four_layers(url, n_rows, dry_run=True):
         pass
     check(url, rows)
     return counts

@@ -215,25 +215,35 @@ def whole(assumed: Assumed, measured: Measured) -> dict[str, float]:
 
 
 def run(assumed: Assumed, measured: Measured, n_gpus: int) -> dict[str, float]:
-    """Play an extraction on so many GPUs, one a worker."""
+    """Play an extraction on so many GPUs, one a worker, which takes the next unit when it is free.
+
+    A unit whose GPU fails is done again in the next round.
+    """
     choice = random.Random(n_gpus)  # noqa: S311 - a seed, so that the tables stay
-    n_each = blocks_a_unit(assumed.n_blocks, n_gpus)
-    n_units = math.ceil(assumed.n_blocks / n_each)
-    start_s = (
-        measured.start_s
-        + assumed.model_bytes / assumed.read_bytes_per_s
-        + assumed.n_texts * measured.load_s_a_row
-    )
-    pending = [
-        min(n_each, assumed.n_blocks - first) for first in range(0, assumed.n_blocks, n_each)
-    ]
-    fleet = Fleet(assumed, n_gpus, choice, start_s, measured.engine_s_a_unit)
-    n_rounds = n_lost = 0
+    n_each, n_blocks = blocks_a_unit(assumed.n_blocks, n_gpus), assumed.n_blocks
+    start_s = measured.start_s + assumed.model_bytes / assumed.read_bytes_per_s
+    start_s += assumed.n_texts * measured.load_s_a_row
+    pending = [min(n_each, n_blocks - first) for first in range(0, n_blocks, n_each)]
+    is_slow = [choice.random() < assumed.slow_share for _ in range(n_gpus)]
+    n_units, n_rounds, n_lost, now, waited_s = len(pending), 0, 0, 0.0, 0.0
     while pending:
-        lost = fleet.do(pending)
+        workers = [(now + start_s, worker) for worker in range(n_gpus)]
+        lost, ends = [], [now] * n_gpus
+        for unit in pending:
+            free, worker = heapq.heappop(workers)
+            block_s = _block_s(assumed, choice, unit, n_gpus, is_slow=is_slow[worker])
+            end = free + (unit * block_s + measured.engine_s_a_unit)
+            fails = free + choice.expovariate(1 / (assumed.hours_between_failures * HOUR_S))
+            if fails < end:
+                lost.append(unit)
+                end = fails + assumed.minutes_to_replace * 60 + start_s
+            else:
+                ends[worker] = end
+            heapq.heappush(workers, (end, worker))
+        now = max(ends)
+        waited_s += sum(now - end for end in ends)  # of all workers, for the last unit
         n_rounds, n_lost, pending = n_rounds + 1, n_lost + len(lost), lost
     n_machines = math.ceil(n_gpus / assumed.gpus_a_machine)
-    ideal_s = assumed.n_texts * assumed.tokens_a_text / assumed.tokens_per_s / n_gpus
     return {
         "n_gpus": n_gpus,
         "blocks_a_unit": n_each,
@@ -242,84 +252,29 @@ def run(assumed: Assumed, measured: Measured, n_gpus: int) -> dict[str, float]:
         "start_s": start_s,
         "n_lost": n_lost,
         "n_rounds": n_rounds,
-        "wall_s": fleet.now,
-        "ideal_s": ideal_s,
-        "waited_s": fleet.waited_s / n_gpus,
+        "wall_s": now,
+        "ideal_s": assumed.n_texts * assumed.tokens_a_text / assumed.tokens_per_s / n_gpus,
+        "waited_s": waited_s / n_gpus,
         "close_read_s": assumed.feature_bytes / assumed.network_bytes_per_s / n_machines,
-        "driver_cpu_share": n_units * measured.driver_cpu_s_a_unit / fleet.now,
+        "driver_cpu_share": n_units * measured.driver_cpu_s_a_unit / now,
         "driver_bytes": measured.driver_bytes
         + assumed.n_texts * measured.bytes_a_row
-        + assumed.n_blocks * measured.plan_bytes_a_block
+        + n_blocks * measured.plan_bytes_a_block
         + n_units * measured.driver_bytes_a_unit,
     }
 
 
-class Fleet:
-    """Workers that take the next unit whenever they are free, each on its GPU.
-
-    Args:
-        assumed: how fast and how reliable they are.
-        n_gpus: how many.
-        choice: of slow ones, of failures and of what units take.
-        start_s: until a worker takes its first unit.
-        engine_s: beside the work of a unit.
-    """
-
-    def __init__(
-        self,
-        assumed: Assumed,
-        n_gpus: int,
-        choice: random.Random,
-        start_s: float,
-        engine_s: float,
-    ) -> None:
-        self._assumed, self._choice = assumed, choice
-        self._start_s, self._engine_s = start_s, engine_s
-        self._slow = [choice.random() < assumed.slow_share for _ in range(n_gpus)]
-        sharing = min(n_gpus, assumed.gpus_a_machine)
-        self._write_s = assumed.block_bytes / (assumed.network_bytes_per_s / sharing)
-        self.now = 0.0
-        """End of the last round."""
-        self.waited_s = 0.0
-        """Of all workers, for the last unit of each round."""
-
-    def do(self, units: Sequence[int]) -> list[int]:
-        """Play a round.
-
-        Args:
-            units: the blocks of each.
-
-        Returns:
-            The units whose worker failed.
-        """
-        workers = [(self.now + self._start_s, worker) for worker in range(len(self._slow))]
-        lost, ends = [], dict.fromkeys(range(len(self._slow)), self.now)
-        for n_blocks in units:
-            free, worker = heapq.heappop(workers)
-            end = free + self._unit_s(n_blocks, worker)
-            fails = free + self._choice.expovariate(
-                1 / (self._assumed.hours_between_failures * HOUR_S)
-            )
-            if fails < end:
-                lost.append(n_blocks)
-                end = fails + self._assumed.minutes_to_replace * 60 + self._start_s
-            else:
-                ends[worker] = end
-            heapq.heappush(workers, (end, worker))
-        last = max(ends.values())
-        self.waited_s += sum(last - max(end, self.now) for end in ends.values())
-        self.now = last
-        return lost
-
-    def _unit_s(self, n_blocks: int, worker: int) -> float:
-        """Draw what a unit takes: its tokens, and what they do not explain."""
-        assumed = self._assumed
-        n_texts = n_blocks * assumed.rows_a_block
-        spread = math.hypot(assumed.token_spread / math.sqrt(n_texts), assumed.noise)
-        work_s = assumed.block_s * max(0.1, self._choice.gauss(1.0, spread))
-        if self._slow[worker]:
-            work_s /= assumed.slow_speed
-        return n_blocks * max(work_s, self._write_s) + self._engine_s
+def _block_s(
+    assumed: Assumed, choice: random.Random, n_blocks: int, n_gpus: int, *, is_slow: bool
+) -> float:
+    """Draw what a block of a unit takes: its tokens, and what they do not explain."""
+    n_texts = n_blocks * assumed.rows_a_block
+    spread = math.hypot(assumed.token_spread / math.sqrt(n_texts), assumed.noise)
+    work_s = assumed.block_s * max(0.1, choice.gauss(1.0, spread))
+    if is_slow:
+        work_s /= assumed.slow_speed
+    sharing = min(n_gpus, assumed.gpus_a_machine)
+    return max(work_s, assumed.block_bytes / (assumed.network_bytes_per_s / sharing))
 
 
 def table_of_whole(once: dict[str, float]) -> list[str]:
