@@ -73,9 +73,8 @@ def _bare_loop(classifier: Any, config: FitConfig, data: FitData) -> None:
     torch.set_num_threads(1)
     for weight in classifier.parameters():
         weight.requires_grad_()
-    optimizer = torch.optim.AdamW(
-        classifier.parameters(), lr=training.lr, weight_decay=training.weight_decay
-    )
+    options = {"lr": training.lr, "weight_decay": training.weight_decay}
+    optimizer = torch.optim.AdamW(classifier.parameters(), fused=True, **options)
     rows, held_out = (torch.from_numpy(one) for one in (data.shares.train, data.shares.validation))
     for _ in range(training.epochs):
         classifier.train()
@@ -163,6 +162,7 @@ def _authors_loop(path: str) -> tuple[float, int]:
     n_layers, hidden_size = stacked.shape[1:]
     model = AuthorsModel(n_layers, hidden_size, int(labels.max()) + 1).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
     loader = DataLoader(
         TensorDataset(*features, labels),
         batch_size=1024,
@@ -187,8 +187,6 @@ def _authors_loop(path: str) -> tuple[float, int]:
                 f1_score(expected, found)
                 loss.item()
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
-        seconds, _ = harness.timed(epochs)
+    seconds, _ = harness.timed(epochs)
     n_weights = sum(weight.numel() for weight in model.parameters())
     return len(labels) * AUTHORS_EPOCHS / seconds, n_weights
