@@ -21,7 +21,6 @@ import functools
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import harness
@@ -32,6 +31,7 @@ import transformers
 from llmembed.cache_format.layout.schema import MAX_BLOCK_ROWS
 from llmembed.extract import Extractor, Recipe
 from llmembed.extract.backbones.load import resolve_compute_dtype
+from llmembed.extract.fast.cpu import in_lanes
 from llmembed.extract.features.batching import padding_share
 from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
@@ -214,15 +214,10 @@ def pad(
 
 def best_gemm_ceiling(ours: Extractor) -> float:
     """Time the products on all cores together and side by side as batches run; the faster way."""
-    n_threads, n_lanes = torch.get_num_threads(), ours.n_lanes
-    together = gemm_ceiling(ours, rows=ours.token_budget)
-    if n_lanes == 1:
-        return together
-    share = (max(1, n_threads // n_lanes),)
-    with ThreadPoolExecutor(n_lanes, initializer=torch.set_num_threads, initargs=share) as pool:
-        alone = sum(pool.map(lambda _: gemm_ceiling(ours, ours.token_budget), range(n_lanes)))
-    torch.set_num_threads(n_threads)  # the pool's is that of later threads
-    return max(together, alone)
+    rows, n_lanes = ours.token_budget, ours.n_lanes
+    together = gemm_ceiling(ours, rows)
+    alone = in_lanes(lambda _: gemm_ceiling(ours, rows), range(n_lanes), n_lanes, first_alone=False)
+    return max(together, sum(alone))
 
 
 def gemm_ceiling(ours: Extractor, rows: int, repeats: int = 5) -> float:

@@ -203,11 +203,10 @@ def _text(row: int) -> str:
 def _start_here(model: str, layers: str) -> dict[str, float]:
     """Extract 64 texts, and note when the first batch was done."""
     from llmembed.extract import pipeline
-    from llmembed.extract.engines.progress import Progress
 
     found: list[float] = []
 
-    class Noting(Progress):
+    class Noting(pipeline.Progress):
         def advance(self, n_rows: int, n_tokens: int) -> None:
             found.append(time.time())
             super().advance(n_rows, n_tokens)

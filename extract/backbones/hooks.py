@@ -17,7 +17,7 @@ from torch import Tensor
 Show = Callable[[int, Tensor], None]
 """Takes a layer and its hidden states `[B, T, H]`."""
 
-_shown: ContextVar[tuple[Collection[int], Show]] = ContextVar("shown")
+_shown: ContextVar[tuple[Collection[int], Show] | None] = ContextVar("shown", default=None)
 
 
 def tap(blocks: torch.nn.ModuleList, n_layers: int) -> None:
@@ -48,26 +48,20 @@ def showing(layers: Collection[int], show: Show) -> Iterator[None]:
 
 
 def _show(layer: int, hidden: Tensor) -> None:
-    layers, show = _shown.get(((), _nothing))
-    if layer in layers:
-        show(layer, hidden)
-
-
-def _nothing(layer: int, hidden: Tensor) -> None:
-    del layer, hidden
+    shown = _shown.get()
+    if shown is not None and layer in shown[0]:
+        shown[1](layer, hidden)
 
 
 def _entering(layer: int) -> Callable[..., None]:
-    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del module
+    def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _show(layer, args[0] if args else kwargs["hidden_states"])
 
     return hook
 
 
 def _leaving(layer: int) -> Callable[..., None]:
-    def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        del module, inputs
+    def hook(_: torch.nn.Module, __: Any, output: Any) -> None:
         _show(layer, output[0] if isinstance(output, tuple) else output)
 
     return hook

@@ -22,6 +22,7 @@ from llmembed.common.splits import split_name
 
 if TYPE_CHECKING:
     from llmembed.cache_format.reader import Cache, Split
+    from llmembed.extract.backbones.recipe import Recipe
     from llmembed.extract.features.extractor import Extractor
     from llmembed.extract.texts.corpora import Corpus
 
@@ -97,7 +98,6 @@ def recheck(
         DataError: the data set has none of the texts.
         ConfigError, DatasetNotFoundError, ModelError: the request cannot be served.
     """
-    from llmembed.extract.features.selfcheck import arithmetic
     from llmembed.extract.texts import DatasetOptions, Dialect
     from llmembed.extract.texts.corpora import load_corpus
 
@@ -117,14 +117,13 @@ def recheck(
         )
     )
     recipe = extractor.recipe
-    kind = arithmetic(recipe.compute_dtype, recipe.quantize)
     found: list[Difference] = []
     compared = {}
     for name in cache.splits:
         rows, texts = _choose(cache[name], corpus, n_rows, seed)
         compared[name] = len(rows)
-        features = extractor.compute(extractor.tokenize(texts).ids)
-        found += _differences(cache[name], source, rows, features, recipe.dtype, kind)
+        features = extractor.compute(extractor.tokenize(texts))
+        found += _differences(cache[name], source, rows, features, recipe)
     return Recheck(
         source=source,
         n_rows=compared,
@@ -189,8 +188,7 @@ def _differences(
     source: str,
     rows: npt.NDArray[np.int64],
     features: Mapping[tuple[str, int], npt.NDArray[Any]],
-    dtype: str,
-    arithmetic: str,
+    recipe: Recipe,
 ) -> list[Difference]:
     from llmembed.extract.features.selfcheck import allowed
 
@@ -207,7 +205,8 @@ def _differences(
                 array=f"{split.name}/{source}/{pooling}/layer_{layer:03d}",
                 row=int(rows[worst]),
                 difference=float(distance[worst]),
-                tolerance=allowed(arithmetic, pooling) + _ROUNDING[dtype],
+                tolerance=allowed(recipe.compute_dtype, recipe.quantize, pooling)
+                + _ROUNDING[recipe.dtype],
             )
         )
     return found

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmembed.extract.engines.overlap import OneBehind, one_ahead
+from llmembed.extract.engines.blocks import OneBehind, one_ahead
 
 SOON = 30.0
 """Seconds after which a thread that should have run has not."""

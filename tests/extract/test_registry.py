@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from llmembed.common.errors import ConfigError, ModelError, ModelNotFoundError
-from llmembed.extract.backbones.gguf import as_safetensors
-from llmembed.extract.backbones.load import read_shape, resolve_device
-from llmembed.extract.backbones.models import find_model
+from llmembed.extract.backbones.load import as_safetensors, read_shape, resolve_device
+from llmembed.extract.backbones.models import find_model, hash_files
 from llmembed.extract.backbones.recipe import Recipe
-from llmembed.extract.backbones.weights import hash_files
 
 
 def recipe(folder: Path, max_length: int = 16) -> Recipe:

@@ -142,7 +142,7 @@ class Backbones:
         self, source: str, wanted: Sequence[Feature], device: str, place: str | None
     ) -> Extractor:
         from llmembed.extract import Extractor
-        from llmembed.extract.config import POOLINGS
+        from llmembed.extract.features.poolings import POOLINGS
 
         stored = self._record["sources"][source]
         recipe, expected = dict(stored["recipe"]), dict(stored["fingerprint"])
@@ -151,7 +151,8 @@ class Backbones:
             expected = {key: value for key, value in expected.items() if key not in _WHERE_FOUND}
         for feature in wanted:
             if feature.pooling not in POOLINGS:
-                raise RunFormatError.unknown("pooling", feature.pooling, POOLINGS, "Fit again.")
+                remedy = "Install the package that registers it (llmembed.poolings), or fit again."
+                raise RunFormatError.unknown("pooling", feature.pooling, POOLINGS, remedy)
         try:
             return Extractor(
                 recipe,

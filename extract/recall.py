@@ -30,6 +30,7 @@ from llmembed.common.errors import (
 )
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.features.extractor import Extractor, Features
+from llmembed.extract.features.poolings import arrays_of
 from llmembed.extract.pipeline import extract, resolve_recipe
 from llmembed.extract.texts import describe_bad_text
 from llmembed.extract.texts.corpora import Corpus, Examples
@@ -72,14 +73,8 @@ class TextFeatures:
 
     @property
     def arrays(self) -> list[tuple[str, int]]:
-        """(pooling, layer) of all features; the pooler belongs to the last layer alone."""
-        last = self.recipe.shape.n_layers
-        return [
-            (pooling, layer)
-            for pooling in sorted(self.config.pooling)
-            for layer in self.layers
-            if pooling != "pooler" or layer == last
-        ]
+        """(pooling, layer) of all features."""
+        return arrays_of(sorted(self.config.pooling), self.layers, self.recipe.shape.n_layers)
 
     def features(self, texts: Sequence[str]) -> Features:
         """Give the features of N texts, each float16 or float32 `[N, H]`.
