@@ -37,6 +37,7 @@ from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 
 BASELINE_BATCH = 32
+Ids = Sequence[Sequence[int]]
 PLANNED_TEXTS = 2000
 """Texts whose padding is counted, batched as extraction does, without computing them."""
 TARGETS = {
@@ -97,7 +98,7 @@ def measure(
     ids, few = planned[:n_texts], planned[:n_baseline]
     ours.compute(ids[:8])  # warm up: the kernels are chosen at first use
     whole, shelf = load_whole(ours), load_sentence_transformer(ours)
-    ways: dict[str, tuple[list[Any], Callable[[], Any]]] = {
+    ways: dict[str, tuple[Ids, Callable[[], Any]]] = {
         "ours": (ids, lambda: ours.compute(ids)),
         "plain_hugging_face": (few, lambda: plain_hugging_face(whole, few, layer)),
         "sentence_transformers": (few, lambda: shelf.encode(texts[:n_baseline])),
@@ -187,7 +188,7 @@ def load_sentence_transformer(ours: Extractor, **model_kwargs: Any) -> Any:
     return model
 
 
-def plain_hugging_face(model: Any, ids: list[list[int]], layer: int) -> np.ndarray:
+def plain_hugging_face(model: Any, ids: Ids, layer: int) -> np.ndarray:
     """Pool all hidden states of padded batches in data-set order."""
     features = []
     for start in range(0, len(ids), BASELINE_BATCH):
@@ -201,7 +202,7 @@ def plain_hugging_face(model: Any, ids: list[list[int]], layer: int) -> np.ndarr
 
 
 def pad(
-    rows: Sequence[Sequence[int]], width: int, device: torch.device | None = None
+    rows: Ids, width: int, device: torch.device | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad token ids on the right; ids and mask, int64 `[B, T]` both."""
     padded = np.zeros((len(rows), width), dtype=np.int64)

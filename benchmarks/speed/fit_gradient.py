@@ -73,7 +73,7 @@ def _bare_loop(classifier: Any, config: FitConfig, data: FitData) -> None:
     torch.set_num_threads(1)
     for weight in classifier.parameters():
         weight.requires_grad_()
-    options = {"lr": training.lr, "weight_decay": training.weight_decay}
+    options: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay}
     optimizer = torch.optim.AdamW(classifier.parameters(), fused=True, **options)
     rows, held_out = (torch.from_numpy(one) for one in (data.shares.train, data.shares.validation))
     for _ in range(training.epochs):

@@ -43,7 +43,7 @@ import torch
 import transformers
 from harness import least, most
 from speed import process
-from speed.extract import gemm_ceiling, load_sentence_transformer, pad, relative_error
+from speed.extract import Ids, gemm_ceiling, load_sentence_transformer, pad, relative_error
 from speed.made_up import DATA_SETS, llama_config, make_up_llama, make_up_texts, n_words
 
 from llmembed.extract import ExtractConfig, Extractor, Recipe, extract
@@ -76,7 +76,6 @@ N_OFFICIAL = {"sst2": 256, "r8": 32, "agnews": 128}
 N_OFFICIAL_LAYERS = 5  # the paper takes the last five
 FEW = 0.2  # share of the texts on which batch sizes are tried
 N_ALONE = 32
-Ids = Sequence[Sequence[int]]
 Vectors = npt.NDArray[np.float32]
 Ways = dict[str, Callable[[], Any]]
 
@@ -118,7 +117,7 @@ class Bench:
         return {name: make_up_texts(one, self.n_tokens, words) for name, one in DATA_SETS.items()}
 
     @functools.cached_property
-    def ids(self) -> Mapping[str, list[list[int]]]:
+    def ids(self) -> Mapping[str, Ids]:
         """Their token ids."""
         return {name: self.ours.tokenize(texts).ids for name, texts in self.texts.items()}
 
