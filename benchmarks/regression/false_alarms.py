@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import harness
 import torch
@@ -35,8 +36,7 @@ from regression.places import places_of, require_cache
 from regression.rerun import Judgement, judge
 from regression.suites import Suite, load_suite
 
-from llmembed.train import FitConfig, fitting
-from llmembed.train.inputs.data import FitData
+from llmembed.train import fitting
 
 ACCURACY_VERDICTS = {"worse", "below expected"}
 
@@ -165,21 +165,16 @@ def summary(trials: Sequence[Trial]) -> dict[str, Any]:
 @contextmanager
 def weakened(fusion: str, keep: int) -> Iterator[None]:
     """Let only one column of `keep` reach a fusion, and the stack beneath it if it has one."""
-    module: Any = fitting
-    load = module.load_data
+    train = fitting.train
 
-    def lose_columns(config: FitConfig) -> FitData:
-        data: FitData = load(config)
-        if config.fusion == fusion:
+    def lose_columns(plan: Any, data: Any, **options: Any) -> Any:
+        if plan.method.fusion == fusion:
             lost = torch.arange(data.x.shape[1]) % keep != 0
             data.x[:, lost] = data.x_eval[:, lost] = 0.0
-        return data
+        return train(plan, data, **options)
 
-    module.load_data = lose_columns
-    try:
+    with patch.object(fitting, "train", lose_columns):
         yield
-    finally:
-        module.load_data = load
 
 
 def _alarms(judgements: Sequence[Judgement]) -> list[str]:

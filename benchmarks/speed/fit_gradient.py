@@ -52,10 +52,11 @@ def measure(config: FitConfig, repeats: int) -> Measured:
     """
     config = dataclasses.replace(config, fusion="scalar-mix", accelerator="cpu", calibrate="none")
     config = dataclasses.replace(config, epochs=EPOCHS, patience=EPOCHS)
-    data = load_data(config)
-    classifier = train(config, data).best.classifier
+    plan = config.plan()
+    data = load_data(plan.reading)
+    classifier = train(plan, data).best.classifier
     ways = {
-        "fit_s": lambda: train(config, data).best.fit_s,
+        "fit_s": lambda: train(plan, data).best.fit_s,
         "bare_loop_s": lambda: _bare_loop(copy.deepcopy(classifier), config, data),
     }
     n_steps = EPOCHS * -(-len(data.shares.train) // config.training.batch_size)
@@ -121,8 +122,9 @@ def _preset(path: str) -> tuple[float, int]:
     kind = "gpu" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {"epochs": AUTHORS_EPOCHS, "calibrate": "none", "accelerator": kind}
     config = FitConfig(cache=path, preset="paper", sigma=SIGMA, val_fraction=0, **options)
-    data = load_data(config)
-    trained = train(config, data).best
+    plan = config.plan()
+    data = load_data(plan.reading)
+    trained = train(plan, data).best
     n_weights = sum(weight.numel() for weight in trained.classifier.parameters())
     return len(data.x) * AUTHORS_EPOCHS / trained.fit_s, n_weights
 

@@ -33,8 +33,9 @@ from llmembed.train import FitConfig, SweepConfig, run_sweep
 from llmembed.train.fitting import train
 from llmembed.train.inputs.data import FitData, load_data
 from llmembed.train.linear.closed import LinearMap, Ridge
-from llmembed.train.linear.crossfit import folds_of
-from llmembed.train.linear.solvers import Problem, SoftmaxSolver
+from llmembed.train.linear.moments import Problem
+from llmembed.train.linear.softmax import SoftmaxSolver
+from llmembed.train.linear.solved import folds_of
 
 N_FOLDS, EPOCHS = 5, 10
 Measured = tuple[dict[str, Any], dict[str, float]]
@@ -94,7 +95,7 @@ def measure(configs: Sequence[FitConfig], one_layer: str, repeats: int) -> Measu
 
 
 def _read(config: FitConfig, layers: str | None) -> FitData:
-    return load_data(_options(config, layers, "auto"))
+    return load_data(_options(config, layers, "auto").plan().reading)
 
 
 def _options(config: FitConfig, layers: str | None, head: str) -> FitConfig:
@@ -104,8 +105,8 @@ def _options(config: FitConfig, layers: str | None, head: str) -> FitConfig:
 
 
 def _solved(data: FitData, head: str, repeats: int) -> dict[str, float]:
-    options = _options(FitConfig(cache=""), None, head)
-    seconds, outcome = harness.median_s(functools.partial(train, options, data), repeats)
+    plan = _options(FitConfig(cache=""), None, head).plan()
+    seconds, outcome = harness.median_s(functools.partial(train, plan, data), repeats)
     found = outcome.best.classifier.logits_all(data.x_eval).argmax(dim=1)
     return {"s": seconds, "accuracy": (found == data.y_eval).double().mean().item()}
 
@@ -146,15 +147,15 @@ def _loss(linear: LinearMap, data: FitData, penalty: float) -> float:
 
 
 def _problem(data: FitData, device: str = "cpu") -> Problem:
-    folds = folds_of(FitConfig(cache="", fusion="concat"), data, 0, torch.device(device))
-    weights = torch.ones(len(data.labels), device=device)
-    return Problem.of(data.x.to(device), data.y.to(device), folds, weights)
+    folds = folds_of(FitConfig(cache="", fusion="concat").plan().method, data, 0)
+    folds, weights = [fold.to(device) for fold in folds], torch.ones(len(data.labels))
+    return Problem(data.x.to(device), data.y.to(device), folds, weights.to(device))
 
 
 def _sweep(config: FitConfig, repeats: int) -> dict[str, float]:
     def concat() -> None:
-        options = _options(config, config.layers, "lda")
-        train(options, load_data(options))
+        plan = _options(config, config.layers, "lda").plan()
+        train(plan, load_data(plan.reading))
 
     with tempfile.TemporaryDirectory() as folder:
         swept = SweepConfig(
@@ -169,17 +170,18 @@ def measure_large(path: Path, device: str) -> Measured:
     accelerator = "gpu" if device == "cuda" else "cpu"
     common: dict[str, Any] = {"cache": str(path), "calibrate": "none", "accelerator": accelerator}
     ridges = [
-        FitConfig(**common, layers=str(layer), fusion="single", head="ridge") for layer in range(4)
+        FitConfig(**common, layers=str(layer), fusion="single", head="ridge").plan()
+        for layer in range(4)
     ]
-    paper = FitConfig(**common, preset="paper", sigma=0.1, val_fraction=0, epochs=EPOCHS)
+    paper = FitConfig(**common, preset="paper", sigma=0.1, val_fraction=0, epochs=EPOCHS).plan()
     result: dict[str, Any] = {"device": device}
     if device == "cuda":
         result["device"] = torch.cuda.get_device_name()
-    one, data = load_data(ridges[0]), load_data(paper)
+    one, data = load_data(ridges[0].reading), load_data(paper.reading)
     result |= {"n_rows": len(one.x), "hidden_size": one.x.shape[1]}
     middle = SoftmaxSolver.STRENGTHS[len(SoftmaxSolver.STRENGTHS) // 2]
     for _ in range(2):
-        each = [train(ridge, load_data(ridge)).best.fit_s for ridge in ridges]
+        each = [train(ridge, load_data(ridge.reading)).best.fit_s for ridge in ridges]
         solver = SoftmaxSolver(_problem(one, device))
         result["ridge_sweep_s"] = sum(each)
         result["softmax_s"] = harness.timed(functools.partial(solver.solve, middle))[0]

@@ -32,8 +32,8 @@ import numpy as np
 from speed.cache import planned, write_cache
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.tools.finalize import finalize
-from llmembed.cache_format.writing.units import UnitWriter
+from llmembed.cache_format.tools import finalize
+from llmembed.cache_format.writing import UnitWriter
 
 LAYERS = (8, 16, 24, 32)
 HIDDEN_SIZE = 4

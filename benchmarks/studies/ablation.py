@@ -15,10 +15,9 @@ one will.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -28,47 +27,38 @@ from regression.places import places_of, require_cache
 from regression.suites import FitPlan, load_suite
 from torch import nn
 
-from llmembed.train.fusions.heads import Dropout, MLPHead
+from llmembed.train import register_head
 
 WITHIN = 0.002
+SOLVED = ("ridge", "lda", "linear")
+WIDTHS = {  # of the hidden layers
+    "depth 0": (),
+    "depth 2": (256, 256),
+    "depth 3": (256, 256, 256),
+    "width 16": (16,),
+    "width 64": (64,),
+    "width 1024": (1024,),
+}
+HEADS: dict[str, dict[str, Any]] = {  # options of the fit
+    **{f"{head}, solved": {"head": head} for head in SOLVED},
+    "1 x 256, dropout 0.5, decay 0.01": {"head": "mlp"},
+    **{name: {"head": name.replace(" ", "-")} for name in WIDTHS},
+    **{f"dropout {share:g}": {"head": "mlp", "dropout": share} for share in (0.0, 0.25, 0.75)},
+    **{f"decay {decay:g}": {"head": "mlp", "weight_decay": decay} for decay in (0.0, 0.1, 1.0)},
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """One way to classify the fused features."""
+class Hidden(nn.Sequential):
+    """Hidden layers, ReLU after each, dropout before every linear map."""
 
-    name: str
-    widths: tuple[int, ...] = (256,)
-    """Widths of its hidden layers."""
-    options: Mapping[str, Any] = field(default_factory=lambda: {"head": "mlp"})
-    """Fields of `FitConfig`."""
-
-    @property
-    def is_solved(self) -> bool:
-        """Whether seeds change nothing that matters."""
-        return bool(self.options["head"] != "mlp")
-
-
-def _trained(name: str, widths: tuple[int, ...] = (256,), **options: float) -> Head:
-    return Head(name=name, widths=widths, options={"head": "mlp", **options})
-
-
-HEADS = (
-    *(Head(name=f"{head}, solved", options={"head": head}) for head in ("ridge", "lda", "linear")),
-    _trained("1 x 256, dropout 0.5, decay 0.01"),
-    _trained("depth 0", ()),
-    _trained("depth 2", (256, 256)),
-    _trained("depth 3", (256, 256, 256)),
-    _trained("width 16", (16,)),
-    _trained("width 64", (64,)),
-    _trained("width 1024", (1024,)),
-    _trained("dropout 0", dropout=0.0),
-    _trained("dropout 0.25", dropout=0.25),
-    _trained("dropout 0.75", dropout=0.75),
-    _trained("decay 0", weight_decay=0.0),
-    _trained("decay 0.1", weight_decay=0.1),
-    _trained("decay 1", weight_decay=1.0),
-)
+    def __init__(
+        self, widths: Sequence[int], fused_width: int, n_classes: int, dropout: float
+    ) -> None:
+        layers: list[nn.Module] = []
+        for width, wider in pairwise((fused_width, *widths)):
+            layers += [nn.Dropout(dropout), nn.Linear(width, wider), nn.ReLU()]
+        last = nn.Linear((fused_width, *widths)[-1], n_classes)
+        super().__init__(*layers, nn.Dropout(dropout), last)
 
 
 @harness.known_errors
@@ -85,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     suite, places = load_suite(options.suite), places_of(options)
     plans = [suite.caches[name] for name in options.names.split(",")]
     paths = {plan.name: require_cache(plan, places) for plan in plans}
+    for name, widths in WIDTHS.items():
+        register_head(str(HEADS[name]["head"]))(functools.partial(Hidden, widths))
     yardstick_s()  # to warm up
     print(harness.row("head", "weights", *paths, "mean", "CPU s"))
     print("|---|---|" + "---|" * len(paths) + "---|---|")
@@ -98,47 +90,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_head(head: Head, cache: str, plan: Any, options: argparse.Namespace) -> Outcome:
+def run_head(head: str, cache: str, plan: Any, options: argparse.Namespace) -> Outcome:
     """Fit one head on one cache, on the first source's means over tokens."""
+    features = {"source": (plan.sources[0].name,), "pooling": ("mean",), "layers": options.layers}
+    is_solved = HEADS[head]["head"] in SOLVED  # seeds change nothing that matters
     fit_plan = FitPlan(
-        name=head.name,
-        options={
-            "fusion": "concat",
-            "source": (plan.sources[0].name,),
-            "pooling": ("mean",),
-            "layers": options.layers,
-            **head.options,
-        },
-        seeds=(0,) if head.is_solved else tuple(range(options.seeds)),
+        name=head,
+        options={"fusion": "concat", **features, **HEADS[head]},
+        seeds=(0,) if is_solved else tuple(range(options.seeds)),
     )
-    with hidden_layers(head.widths):
-        return run_case(cache, plan, fit_plan)
+    return run_case(cache, plan, fit_plan)
 
 
-@contextmanager
-def hidden_layers(widths: Sequence[int]) -> Iterator[None]:
-    """Give the head mlp these hidden layers, ReLU after each, dropout before every linear map."""
-    original = MLPHead.__init__
-
-    def build(self: MLPHead, fused_width: int, n_classes: int, dropout: float) -> None:
-        nn.Module.__init__(self)
-        layers: list[nn.Module] = []
-        for width, wider in pairwise((fused_width, *widths)):
-            layers += [Dropout(dropout), nn.Linear(width, wider), nn.ReLU()]
-        last = nn.Linear((fused_width, *widths)[-1], n_classes)
-        self.layers = nn.Sequential(*layers, Dropout(dropout), last)
-
-    MLPHead.__init__ = build  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        MLPHead.__init__ = original  # type: ignore[method-assign]
-
-
-def row_of(head: Head, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+def row_of(head: str, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """Gather what one head came to."""
     return {
-        "head": head.name,
+        "head": head,
         "n_parameters": {name: one.n_parameters for name, one in outcomes.items()},
         "accuracy": {name: one.accuracy for name, one in outcomes.items()},
         "mean_accuracy": statistics.mean(one.accuracy for one in outcomes.values()),
