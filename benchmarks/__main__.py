@@ -28,7 +28,7 @@ def main() -> int:
             print(f"  {stem:<13} {doc.splitlines()[0]}")
         return 0 if name in {"", "-h", "--help"} else 2
     sys.path[0] = str(HERE)
-    sys.argv = [str(HERE / name), *sys.argv[2:]]  # Ray's workers look for modules beside it
+    sys.argv = [str(HERE / name), *sys.argv[2:]]  # Ray's workers find modules where this lies
     module = importlib.import_module(f"{known[name].parent.name}.{name}")
     return module.main() or 0
 

@@ -6,10 +6,11 @@ import dataclasses
 import json
 from pathlib import Path
 
+import harness
 import pytest
 from speed.scaling import LAYERS, requests
-from speed.simulate import (
-    RESULTS,
+from studies.simulate import (
+    MEASURED,
     Assumed,
     Measured,
     run,
@@ -26,7 +27,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "scaling.md"
 @pytest.fixture
 def measured() -> Measured:
     """What the benchmarks last found."""
-    return Measured.read(RESULTS)
+    return Measured.read(MEASURED)
 
 
 def test_a_block_costs_the_requests_that_its_design_says() -> None:
@@ -68,7 +69,7 @@ def test_lost_units_are_done_again(measured: Measured) -> None:
 
 def test_the_tables_of_the_docs_are_those_of_the_simulator(measured: Measured) -> None:
     """docs/scaling.md shows what the committed results and assumptions give."""
-    document = json.loads((RESULTS / "simulate.json").read_text())
+    document = json.loads((harness.RESULTS / "studies" / "simulate.json").read_text())
     assumed = Assumed(**document["assumed"])
     runs = [run(assumed, measured, one["n_gpus"]) for one in document["runs"]]
     assert json.loads(json.dumps(runs)) == document["runs"]

@@ -24,7 +24,7 @@ import harness
 from llmembed.cache_format.layout import MAX_BLOCK_ROWS, block_rows
 from llmembed.extract.engines.ray_engine import blocks_a_unit
 
-RESULTS = harness.RESULTS / "speed"
+MEASURED = harness.RESULTS / "speed"
 HOUR_S = 3600.0
 SPOOLED_BYTES_A_ROW = 12
 """Label and hash of a text, in a mapped file."""
@@ -171,12 +171,12 @@ class Measured:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate each number of GPUs, print the tables and one JSON line."""
-    parser = harness.command_line(__doc__, "speed/simulate.json")
+    parser = harness.command_line(__doc__, "studies/simulate.json")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 512])
     for field in dataclasses.fields(Assumed):
         name, kind = f"--{field.name.replace('_', '-')}", type(field.default)
         parser.add_argument(name, type=kind, default=field.default)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the benchmarks'")
+    parser.add_argument("--results", type=Path, default=MEASURED, help="folder of the benchmarks'")
     options = vars(parser.parse_args(arguments))
     gpus, results, output = (options.pop(name) for name in ("gpus", "results", "output"))
     assumed, measured = Assumed(**options), Measured.read(results)
