@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import itertools
 import json
 from collections.abc import Callable
@@ -26,7 +24,6 @@ from llmembed.common.errors import CacheCorruptError, CacheMismatchError, Config
 
 pytestmark = pytest.mark.slow
 
-MODULES = ("suites", "places", "compare", "cases", "rerun", "false_alarms")
 SUITE = """
 about = "toy"
 slower = 100
@@ -77,13 +74,6 @@ def write_suite(tmp_path: Path) -> WriteSuite:
 
 def looking_in(tmp_path: Path, *others: str, **options: bool) -> places.Places:
     return places.Places(work=tmp_path / "work", others=others, **options)
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_docstrings_hold(name: str) -> None:
-    """Every doctest of the benchmark's modules gives what it says."""
-    failed, _ = doctest.testmod(importlib.import_module(f"regression.{name}"))
-    assert failed == 0
 
 
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=9))

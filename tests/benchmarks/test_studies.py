@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import json
 from pathlib import Path
 
@@ -59,15 +57,6 @@ def two(tmp_path: Path) -> Path:
     features, labels = clustered(60, 3)
     splits = {"train": clustered(90, 2), "test": (features, (labels + 1) % 3)}
     return write_cache(tmp_path / "two.zarr", splits)
-
-
-@pytest.mark.parametrize("name", ["transfer", "ablation", "plots"])
-def test_the_examples_in_docstrings_hold(name: str) -> None:
-    """Every doctest of these modules gives what it says."""
-    if name == "plots":
-        pytest.importorskip("matplotlib")
-    failed, _ = doctest.testmod(importlib.import_module(f"studies.{name}"))
-    assert failed == 0
 
 
 def test_a_run_is_tested_on_its_own_and_on_the_other_data(one: Path, two: Path) -> None:
