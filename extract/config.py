@@ -9,7 +9,7 @@ from llmembed.common.errors import ConfigError
 from llmembed.common.layers import check_layers
 from llmembed.extract.backbones.recipe import check_options
 from llmembed.extract.features.poolings import POOLINGS
-from llmembed.extract.texts import Dialect
+from llmembed.extract.texts import DatasetOptions, Dialect
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,6 +120,13 @@ class ExtractConfig:
         Dialect.of(vars(self))
         self._check_rank()
         self._check_engine()
+
+    @property
+    def dataset_options(self) -> DatasetOptions:
+        """Which texts and labels are meant."""
+        names = {field.name for field in dataclasses.fields(DatasetOptions)}
+        same = {name: value for name, value in vars(self).items() if name in names}
+        return DatasetOptions(**same, splits=self.split, dialect=Dialect.of(vars(self)))
 
     def _check_rank(self) -> None:
         if (self.rank is None) != (self.world is None):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from llmembed.cache_format import SourceInfo, SplitPlan, open_cache
-from llmembed.cache_format.tools.finalize import finalize
+from llmembed.cache_format.tools import finalize
 from llmembed.common.errors import CacheFormatError, CacheNotFoundError, ConfigError
 from llmembed.common.layers import parse_layers
 from llmembed.common.progress import Steps
@@ -29,7 +29,7 @@ from llmembed.extract.engines.ray_engine import Cluster, extract_on_ray
 from llmembed.extract.engines.task import Placement, Rank, Task, layers_to_run
 from llmembed.extract.features.extractor import Extractor
 from llmembed.extract.features.poolings import POOLINGS
-from llmembed.extract.texts.corpora import Corpus, corpus_of
+from llmembed.extract.texts.corpora import Corpus, load_corpus
 
 _COMPILE_FROM_ROWS = 100_000
 """A run of so many texts on a GPU outlasts the minute that compiling takes many times."""
@@ -88,7 +88,7 @@ class Progress(Steps):
 
 def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
     """Resolve options against the data set and the model, and refuse what cannot be."""
-    corpus = corpus or corpus_of(config)
+    corpus = corpus or load_corpus(config.dataset_options)
     cache = config.cache or f"{corpus.name}.zarr"
     recipe, layers = resolve_recipe(config, cache, text_pair=corpus.text_pair)
     rank = None
@@ -165,7 +165,7 @@ def _cluster(config: ExtractConfig) -> Cluster:
         gpus_per_worker=config.gpus_per_worker,
         on_cpu=config.device.startswith("cpu"),
         arithmetic_is_ours=config.compute_dtype == "auto",
-        texts=dataclasses.asdict(config),
+        texts=config.dataset_options,
     )
 
 

@@ -35,7 +35,7 @@ from llmembed.train.inputs.arguments import (
 )
 from llmembed.train.inputs.data import data_in_memory
 from llmembed.train.inputs.select import Feature
-from llmembed.train.measures.metrics import Floats
+from llmembed.train.measures import Floats
 
 if TYPE_CHECKING:
     from llmembed.extract import TextFeatures

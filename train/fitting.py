@@ -22,16 +22,16 @@ from llmembed.train.fusions import FUSIONS
 from llmembed.train.fusions.classifier import Trained
 from llmembed.train.gradient.workspace import LOGS, check_logger, open_workspace
 from llmembed.train.inputs.data import FitData, load_data
-from llmembed.train.linear.crossfit import solve_base, train_solved, train_stack
 from llmembed.train.linear.ray_moments import joined_if_asked
-from llmembed.train.measures.metrics import Floats, summarise
+from llmembed.train.linear.solved import solve_base, train_solved, train_stack
+from llmembed.train.measures import Floats, summarise
 from llmembed.train.runs.export import check_can_export, onnx_of
+from llmembed.train.runs.record import record_config
 from llmembed.train.runs.run import (
     ONNX_FILE,
     Predictions,
     Run,
     check_replaceable,
-    record_config,
     write_run,
 )
 from llmembed.train.sweeping import choose_fusion

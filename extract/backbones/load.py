@@ -2,8 +2,10 @@
 
 Only the blocks that are needed are read and kept, without a language-model head: a model cut at
 layer k costs k/n of the whole. What the cut model returns at its end has passed the final norm of
-the whole model, which is right for the last layer alone; all others are taken where their block
-ends (see `hooks`).
+the whole model, which is right for the last layer alone; hooks show all others where their block
+ends to whoever runs a pass, several passes at once. They are put on the blocks once, since a hook
+that comes and goes while another thread is in the model would be seen there. Which layers are
+shown, and to whom, belongs to the thread.
 """
 
 from __future__ import annotations
@@ -15,16 +17,17 @@ import logging
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import Tensor
 
 from llmembed.common.errors import ConfigError, ModelError
-from llmembed.extract.backbones.hooks import tap
 from llmembed.extract.backbones.models import ModelFiles, hash_files, user_cache_folder
 from llmembed.extract.fast.attention import use_products
 from llmembed.extract.fast.cpu import is_fast_at_bfloat16, multiply_in_float32, reorder_weights
@@ -34,6 +37,11 @@ _LEARNED_OFFSET = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpn
 _NOT_BY_LAYER = {"pos_att_type"}
 """Lists of a configuration that are not one entry a layer, whatever their length."""
 _LOGGER = logging.getLogger(__name__)
+
+Show = Callable[[int, Tensor], None]
+"""Takes a layer and its hidden states `[B, T, H]`."""
+
+_shown: ContextVar[tuple[Collection[int], Show] | None] = ContextVar("shown", default=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -381,3 +389,46 @@ def _is_causal(model: Any) -> bool:
         return False  # a decoder made bidirectional by its configuration; its blocks do not say so
     said: list[Any] = [m.is_causal for m in model.modules() if hasattr(m, "is_causal")]
     return bool(said) and all(value is True for value in said)
+
+
+def tap(blocks: torch.nn.ModuleList, n_layers: int) -> None:
+    """Put the hooks on.
+
+    Layer k is what enters block k + 1, since some models work between two blocks (DeBERTa-v2 has a
+    convolution after the first); above the topmost of the blocks kept it is what leaves that block.
+    Layer `n_layers`, which passes the final norm, is not seen here.
+    """
+    for layer, block in enumerate(blocks):
+        block.register_forward_pre_hook(_entering(layer), with_kwargs=True)
+    if len(blocks) < n_layers:
+        blocks[-1].register_forward_hook(_leaving(len(blocks)))
+
+
+@contextlib.contextmanager
+def showing(layers: Collection[int], show: Show) -> Iterator[None]:
+    """Show these layers of all passes of this thread meanwhile."""
+    before = _shown.set((layers, show))
+    try:
+        yield
+    finally:
+        _shown.reset(before)
+
+
+def _show(layer: int, hidden: Tensor) -> None:
+    shown = _shown.get()
+    if shown is not None and layer in shown[0]:
+        shown[1](layer, hidden)
+
+
+def _entering(layer: int) -> Callable[..., None]:
+    def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _show(layer, args[0] if args else kwargs["hidden_states"])
+
+    return hook
+
+
+def _leaving(layer: int) -> Callable[..., None]:
+    def hook(_: torch.nn.Module, __: Any, output: Any) -> None:
+        _show(layer, output[0] if isinstance(output, tuple) else output)
+
+    return hook

@@ -10,17 +10,18 @@ block holds depends on its rows alone.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from llmembed.cache_format import Block, CacheWriter, SplitPlan, open_cache
-from llmembed.cache_format.writing.units import UnitWriter
+from llmembed.cache_format.writing import UnitWriter
 from llmembed.common.errors import LLMEmbedWarning, RowError
 from llmembed.common.process import return_freed_memory
 from llmembed.extract.engines.outcome import Counts
@@ -57,35 +58,28 @@ def extract_blocks(
     examples = task.corpus.splits[plan.split]
     originals = first_occurrences(examples) if look_back else None
     texts = (examples.batch(slice(block.compute_from, block.stop)) for block in plan.blocks)
-    with OneBehind() as writing:
-        for block, tokenized in zip(
-            plan.blocks, one_ahead(map(extractor.tokenize, texts)), strict=True
-        ):
+    tokenized_blocks = one_ahead(map(extractor.tokenize, texts))
+    with one_behind() as write:
+        for block, tokenized in zip(plan.blocks, tokenized_blocks, strict=True):
             first, stop = block.compute_from, block.stop
-            different = (
-                _within(examples.part(first, stop))
-                if originals is None
-                else DifferentTexts.among(originals, first, stop)
-            )
-            named = partial(_row_name, plan.split, first + different.own)
+            if originals is None:
+                different = _within(examples.part(first, stop))
+            else:
+                different = DifferentTexts.among(originals, first, stop)
+            name = partial(_row_name, plan.split, first + different.own)
             try:
-                features = extractor.compute(tokenized.take(different.own), on_batch, named)
+                features = extractor.compute(tokenized.take(different.own), on_batch, name)
             except RowError as error:
-                warnings.warn(
-                    f"{error} Going on with the other blocks of rows.",
-                    LLMEmbedWarning,
-                    stacklevel=2,
-                )
+                going_on = f"{error} Going on with the other blocks of rows."
+                warnings.warn(going_on, LLMEmbedWarning, stacklevel=2)
                 counts += Counts(left=(str(error),))
                 counts.refuse_hopeless()
                 originals = None  # who looked back would miss rows
                 continue
             n_tokens = tokenized.n_tokens
-            writing.do(
-                partial(_write, task.cache, writer, plan, block, n_tokens, features, different)
-            )
+            write(partial(_write, task.cache, writer, plan, block, n_tokens, features, different))
             return_freed_memory()
-            on_batch(len(tokenized.ids) - len(different.own), 0)
+            on_batch(len(n_tokens) - len(different.own), 0)
             counts += Counts.of(tokenized, n_computed=len(different.own))
     return counts
 
@@ -118,10 +112,7 @@ def _write(
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """Make each item in a thread while the one before it is used.
-
-    Raises:
-        Exception: whatever making an item raises, at the item's turn.
+    """Make each item in a thread while the one before it is used; errors come at its turn.
 
     >>> list(one_ahead(number * 10 for number in range(3)))
     [0, 10, 20]
@@ -134,32 +125,21 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
             yield made[0]
 
 
-class OneBehind:
-    """Does work in a thread, in order, while the caller goes on to the next.
+@contextlib.contextmanager
+def one_behind() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Do work in a thread, in order, while the caller goes on to the next.
 
-    Used as a context manager; leaving it waits for the last work, after an error too.
+    What is given waits for the work before and raises its error. Leaving waits for the last work;
+    its error comes out there, unless another one does.
     """
+    last: list[Future[None]] = []
 
-    def __enter__(self) -> Self:
-        self._thread = ThreadPoolExecutor(1, "behind")
-        self._last: Future[None] | None = None
-        return self
+    def do(work: Callable[[], None]) -> None:
+        while last:
+            last.pop().result()
+        last.append(thread.submit(work))
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown()
-        if kind is None:
-            self._raise_last()
-
-    def do(self, work: Callable[[], None]) -> None:
-        """Wait for the work before, then begin this one.
-
-        Raises:
-            Exception: whatever the work before raised.
-        """
-        self._raise_last()
-        self._last = self._thread.submit(work)
-
-    def _raise_last(self) -> None:
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
+    with ThreadPoolExecutor(1, "behind") as thread:
+        yield do
+    while last:
+        last.pop().result()

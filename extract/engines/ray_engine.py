@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llmembed.cache_format import CacheWriter, SplitPlan
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.tools.finalize import Part, finalize
-from llmembed.cache_format.writing.units import Unit
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.tools import Part, finalize
+from llmembed.cache_format.writing import Unit
 from llmembed.common.cluster import absolute, joined
 from llmembed.common.errors import (
     ConfigError,
@@ -32,6 +32,7 @@ from llmembed.extract.backbones.load import resolve_device
 from llmembed.extract.engines.outcome import HOPELESS, Counts
 from llmembed.extract.engines.ray_worker import Worker, hash_part
 from llmembed.extract.engines.task import Task
+from llmembed.extract.texts import DatasetOptions
 
 _IN_FLIGHT = 2
 """Units at a worker, the one it works on included, so that it never waits for the driver. In the
@@ -69,8 +70,8 @@ class Cluster:
     """Whether workers are to compute on the CPU."""
     arithmetic_is_ours: bool
     """Whether the compute dtype was chosen for the device of this process."""
-    texts: Mapping[str, Any]
-    """Options of the data set, which each worker reads by itself."""
+    texts: DatasetOptions
+    """Which texts each worker is to read."""
 
 
 def extract_on_ray(
@@ -251,10 +252,11 @@ def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
 
 def _job(task: Task, layers: Sequence[int], cluster: Cluster, lease: str) -> str:
     """Say what every worker must know, in absolute paths: it stands in another folder."""
+    texts = dataclasses.replace(cluster.texts, dataset=absolute(cluster.texts.dataset))
     recipe = {**task.source.recipe, "model": absolute(task.recipe.model)}
     return json.dumps(
         {
-            "texts": {**cluster.texts, "dataset": absolute(cluster.texts["dataset"])},
+            "texts": dataclasses.asdict(texts),
             "source": dataclasses.asdict(dataclasses.replace(task.source, recipe=recipe)),
             "layers": list(layers),
             "poolings": task.poolings,

@@ -11,12 +11,11 @@ import json
 import os
 import platform
 import warnings
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.tools.finalize import Part
-from llmembed.cache_format.writing.units import Unit, UnitWriter
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.tools import Part
+from llmembed.cache_format.writing import Unit, UnitWriter
 from llmembed.common.errors import (
     CacheLockedError,
     CacheSpaceError,
@@ -81,12 +80,14 @@ class Worker:
             from llmembed.cache_format import SourceInfo
             from llmembed.extract.backbones.recipe import Recipe
             from llmembed.extract.engines.task import Placement, Task
-            from llmembed.extract.texts.corpora import corpus_of
+            from llmembed.extract.texts import DatasetOptions, Dialect
+            from llmembed.extract.texts.corpora import load_corpus
 
             job = self._job
-            texts: Any = SimpleNamespace(**job["texts"])
+            dialect = Dialect(**job["texts"]["dialect"])
+            options = DatasetOptions(**job["texts"] | {"dialect": dialect})
             task = Task(
-                corpus=corpus_of(texts),
+                corpus=load_corpus(options),
                 recipe=Recipe.from_record(job["source"]["recipe"]),
                 source=SourceInfo(**job["source"]),
                 layers=tuple(job["layers"]),

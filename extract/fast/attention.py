@@ -35,12 +35,9 @@ _packed: ContextVar[tuple[Tensor, int] | None] = ContextVar("packed", default=No
 def packed_texts(bounds: Tensor, longest: int) -> Iterator[None]:
     """Let models that `use_packing` attend within each of these texts meanwhile.
 
-    This does not go through the model, since not every model hands on what it does not know, and
-    a compiled block would be compiled anew for each length.
-
-    Args:
-        bounds: int32 `[n + 1]`, where each text begins, and the number of all positions.
-        longest: tokens of the longest text, or more.
+    `bounds` tells where each text begins, and the number of all positions, int32 `[n + 1]`;
+    `longest` is the tokens of the longest text, or more. Neither goes through the model: not every
+    model hands on what it does not know, and a compiled block would be compiled for each length.
     """
     before = _packed.set((bounds, longest))
     try:
@@ -83,18 +80,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attend as transformers' attention interface asks.
 
-    Args:
-        module: the attention module, which says whether it is causal.
-        query: `[B, n_heads, T, D]`; of packed texts B is 1, and T all their tokens.
-        key: `[B, n_groups, T, D]`.
-        value: `[B, n_groups, T, D]`.
-        attention_mask: None where causality is all that hides a token.
-        scaling: factor of the scores; None is D**-0.5.
-        is_causal: overrides what the module says.
-        others: what this architecture passes besides.
-
-    Returns:
-        `[B, T, n_heads, D]`, and None in place of the weights.
+    Queries are `[B, n_heads, T, D]`, keys and values `[B, n_groups, T, D]`; of packed texts B is 1,
+    and T all their tokens. The answer is `[B, T, n_heads, D]`, and None in place of the weights.
     """
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -116,16 +103,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     """Attend from each token to those before it and itself (Vaswani et al. 2017, eq. 1).
 
     A block of queries meets all keys before it at once, and the queries that share a key
-    (grouped-query attention, Ainslie et al. 2023) are rows of one product.
-
-    Args:
-        query: `[B, n_heads, T, D]`; heads that share a key follow each other.
-        key: `[B, n_groups, T, D]`.
-        value: `[B, n_groups, T, D]`.
-        scaling: factor of the scores.
-
-    Returns:
-        `[B, T, n_heads, D]`, contiguous.
+    (grouped-query attention, Ainslie et al. 2023) are rows of one product. Queries are
+    `[B, n_heads, T, D]`, keys and values `[B, n_groups, T, D]`, the answer `[B, T, n_heads, D]`.
 
     >>> ones = torch.ones(1, 1, 2, 1)
     >>> causal_attention(ones, ones, torch.tensor([[[[2.0], [4.0]]]]), 1.0).flatten().tolist()
@@ -166,19 +145,9 @@ def varlen(
     causal: bool,
     scaling: float,
 ) -> Tensor:
-    """Attend within each of the packed texts, by torch's kernel for CUDA.
+    """Attend within each of the packed texts (see `packed_texts`), by torch's kernel for CUDA.
 
-    Args:
-        query: `[T, n_heads, D]`, float16 or bfloat16.
-        key: `[T, n_groups, D]`.
-        value: `[T, n_groups, D]`.
-        bounds: int32 `[n + 1]`, where each text begins, and T.
-        longest: tokens of the longest text, or more.
-        causal: whether a token sees only those before it.
-        scaling: factor of the scores.
-
-    Returns:
-        `[T, n_heads, D]`.
+    Queries are `[T, n_heads, D]`, keys and values `[T, n_groups, D]`, float16 or bfloat16.
     """
     from torch.nn.attention.varlen import varlen_attn
 

@@ -27,14 +27,9 @@ def in_lanes(
     All cores on one batch wait for each other after each operation. Two batches on half of the
     cores each wait for nothing: 1.07 to 1.17 times the speed on two cores.
 
-    Args:
-        work: called with each item.
-        items: what to work on; at most `n_lanes` ahead of what is taken.
-        n_lanes: threads; 1 works in the caller's.
-        first_alone: begin the second item when the first is done.
-
-    Raises:
-        Exception: whatever the work raises, at the item's turn.
+    Work is at most `n_lanes` items ahead of what is taken; one lane is the caller's own thread.
+    With `first_alone` the second item begins when the first is done. What the work raises comes out
+    at the item's turn.
 
     >>> list(in_lanes(abs, [-1, 2, -3], 2, first_alone=True))
     [1, 2, 3]
@@ -100,7 +95,7 @@ def reorder_weights(blocks: torch.nn.ModuleList) -> None:
                 if reordered is None:
                     return
                 linear.weight.data = torch.empty(0, dtype=torch.bfloat16)
-                linear.forward = _product(reordered, linear.bias)  # type: ignore[method-assign,assignment]
+                linear.forward = _product(reordered, linear.bias)  # type: ignore[assignment,method-assign]
         return_freed_memory()
 
 
@@ -129,12 +124,9 @@ def multiply_in_float32(model: Any, blocks: torch.nn.ModuleList) -> None:
 
     For CPUs that multiply float32 faster: 1.4 times the speed of bfloat16 products, at half the
     memory of a float32 model. Just before a block runs, its weights are copied into one float32
-    block that all share. Of the table of token embeddings, half of a small model, only the rows of
-    a batch's own tokens are widened.
-
-    Args:
-        model: the backbone; norms and the like, outside its blocks, become float32.
-        blocks: its blocks, run one at a time.
+    block that all share, so blocks run one at a time. Of the table of token embeddings, half of a
+    small model, only the rows of a batch's own tokens are widened. Norms and the like, outside the
+    blocks, become float32.
     """
     resting: set[Tensor] = {*blocks.parameters()}
     tokens = model.get_input_embeddings()

@@ -19,15 +19,8 @@ def plan_batches(lengths: Sequence[int], token_budget: int, batch_cost: int = 0)
     """Group texts of similar length so that no padded batch exceeds the budget.
 
     A text that alone exceeds the budget is a batch of its own. The longest come first: if memory
-    is too small, that shows at once.
-
-    Args:
-        lengths: tokens of each text, each at least 1.
-        token_budget: tokens a batch, pads included.
-        batch_cost: padded tokens that are worth one batch less; 0 pads nothing.
-
-    Returns:
-        Indices into `lengths`, one array a batch; together each index once.
+    is too small, that shows at once. `batch_cost` is how many padded tokens are worth one batch
+    less; 0 pads nothing.
 
     >>> [batch.tolist() for batch in plan_batches([3, 9, 3, 1], token_budget=6, batch_cost=1)]
     [[1], [0, 2], [3]]
@@ -42,8 +35,6 @@ def plan_batches(lengths: Sequence[int], token_budget: int, batch_cost: int = 0)
 
 def plan_packed(lengths: Sequence[int], token_budget: int) -> list[Batch]:
     """Group texts so that their real tokens fill the budget, for passes without pads.
-
-    Arguments and result are those of `plan_batches`.
 
     >>> [batch.tolist() for batch in plan_packed([3, 9, 3, 1], token_budget=7)]
     [[1], [0, 2, 3]]

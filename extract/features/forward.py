@@ -1,6 +1,6 @@
 """Pooled hidden states of chosen layers from one forward pass, never all hidden states at once.
 
-Each chosen layer is pooled where it passes (see `hooks`) and let go. Layer n, the last, is the
+Each chosen layer is pooled where it passes (see `showing`) and let go. Layer n, the last, is the
 model's output, which has passed the final norm, and the others have not: so each equals Hugging
 Face's `hidden_states[k]`.
 """
@@ -16,13 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmembed.extract.backbones.hooks import showing
-from llmembed.extract.backbones.load import Backbone, has_token_types
+from llmembed.extract.backbones.load import Backbone, has_token_types, showing
 from llmembed.extract.features.pooling import pool
 from llmembed.extract.features.poolings import POOLINGS
 
 Pooled = dict[tuple[str, int], Tensor]
-"""(pooling, layer) -> float32 `[B, H]`."""
+"""(pooling, layer) -> float32 `[B, H]` on the backbone's device."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,20 +59,9 @@ def pooled_hidden_states(
 ) -> Pooled:
     """Run one batch and pool the wanted layers.
 
-    Pads on the right of a causal model cannot influence the tokens before them, so it needs no
-    attention mask and keeps its fastest kernel; every other model gets one, and so does a pooling
-    that reads the pads themselves.
-
-    Args:
-        backbone: the model, cut at the highest of `layers` or above.
-        texts: B texts.
-        layers: wanted layers, at most those kept.
-        poolings: wanted poolings.
-        width: positions a text, pads included; None is the longest text's tokens.
-        pad: token in padded places.
-
-    Returns:
-        (pooling, layer) -> float32 `[B, H]` on the backbone's device.
+    Texts are padded on the right to `width` tokens, or to the longest. Such pads cannot influence
+    the tokens before them in a causal model, so it needs no attention mask and keeps its fastest
+    kernel; every other model gets one, and so does a pooling that reads the pads themselves.
     """
     lengths = texts.n_tokens.astype(np.int64)
     width = int(lengths.max()) if width is None else width
@@ -107,12 +95,7 @@ def run_and_pool(
 ) -> Pooled:
     """Run the model, and pool each wanted layer where it passes.
 
-    Args:
-        backbone: the model.
-        inputs: what it takes.
-        layers: wanted layers.
-        poolings: wanted poolings.
-        by_text: makes `[B, T, H]` of a hidden state, with the real tokens of each text, `[B]`.
+    `by_text` makes `[B, T, H]` of a hidden state, and tells the real tokens of each text, `[B]`.
     """
     pooled: Pooled = {}
     n_layers = backbone.n_layers

@@ -44,16 +44,8 @@ def packed_hidden_states(
 ) -> Pooled:
     """Run texts packed behind each other, without a pad between them, and pool the wanted layers.
 
-    Args:
-        backbone: a model for which `try_packing` said yes, cut at the highest layer or above.
-        texts: B texts.
-        layers: wanted layers, at most those kept.
-        poolings: wanted poolings, none that reads pads or is the model's own.
-        n_positions: positions to compute, the rest filled with texts that nobody reads, so that a
-            compiled block always has the same shape; None is as many as there are tokens.
-
-    Returns:
-        (pooling, layer) -> float32 `[B, H]` on the backbone's device.
+    No pooling may read pads or be the model's own. Positions beyond the tokens, up to
+    `n_positions`, are filled with texts that nobody reads: a compiled block has one shape then.
     """
     device, lengths = backbone.device, texts.n_tokens.astype(np.int64)
     longest, n_tokens = int(lengths.max()), int(lengths.sum())
@@ -88,11 +80,9 @@ def _fillers(n_positions: int, longest: int) -> list[int]:
 
 
 def try_packing(backbone: Backbone, max_length: int) -> bool:
-    """Let the model run packed texts, if it gives the same for them as for each alone.
+    """Let the model run packed texts of up to `max_length` tokens, and tell whether it can.
 
-    Args:
-        backbone: its attention is changed where the answer is yes.
-        max_length: tokens of the longest text to come.
+    It can where it gives the same for them as for each alone; else it is left as it is.
     """
     model: Any = backbone.model
     windows = (getattr(model.config, name, 0) for name in ("sliding_window", "local_attention"))

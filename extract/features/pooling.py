@@ -19,14 +19,6 @@ from llmembed.extract.features.poolings import POOLINGS
 def pool(hidden: Tensor, n_tokens: Tensor, poolings: Iterable[str]) -> dict[str, Tensor]:
     """Compute the wanted poolings of one layer, but those that the model itself computes.
 
-    Args:
-        hidden: hidden states, any floating dtype, `[B, T, H]`, padded on the right.
-        n_tokens: real tokens of each text, int64 `[B]`, at least 1.
-        poolings: their names.
-
-    Returns:
-        float32 `[B, H]` for each name.
-
     >>> states = torch.tensor([[[1.0], [3.0], [100.0]]])
     >>> pooled = pool(states, torch.tensor([2]), ["mean", "last", "max", "weighted"])
     >>> {name: round(value.item(), 3) for name, value in pooled.items()}

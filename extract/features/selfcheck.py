@@ -71,14 +71,9 @@ def check_first_batch(
     pooled: Pooled,
     wanted: Iterable[tuple[str, int]],
 ) -> None:
-    """Refuse a backbone whose batched features are not those of its texts alone.
+    """Refuse a backbone that lacks wanted features, or gives others for texts alone.
 
-    Args:
-        backbone: the model.
-        name: its name, for the message.
-        texts: those of the batch, longest first.
-        pooled: what the batch gave.
-        wanted: (pooling, layer) that it should have given.
+    Texts are the longest first.
 
     Raises:
         ExtractionError: naming pooling, layer, the difference and the tolerance.

@@ -26,7 +26,7 @@ from llmembed.train.inputs.data import data_in_memory
 from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.shares import draw_stratified
 from llmembed.train.linear.closed import ABSENT_BIAS, LDA, factorise
-from llmembed.train.linear.gram import Moments
+from llmembed.train.linear.moments import Moments
 from llmembed.train.sweeping import run_sweep
 
 LEARNED_FUSIONS = [name for name in choices(FUSIONS) if FUSIONS[name].learns]

@@ -9,8 +9,8 @@ from llmembed.cache_format import open_cache
 from llmembed.train import FitConfig, fit, load_run
 from llmembed.train.inputs.data import read_features
 from llmembed.train.linear.closed import LinearMap
-from llmembed.train.linear.crossfit import solve_base
-from llmembed.train.linear.stack import average, pick, spread
+from llmembed.train.linear.solved import solve_base
+from llmembed.train.linear.stacking import average, pick, spread
 
 
 def test_a_weak_member_that_knows_something_else_is_picked() -> None:

@@ -24,8 +24,10 @@ from llmembed.train.gradient.module import ClassifierModule
 from llmembed.train.gradient.workspace import checkpoint_folder
 from llmembed.train.inputs.data import Batch, proportions
 from llmembed.train.inputs.weighing import mean_loss
+from llmembed.train.linear.choice import SOLVERS, choose_head
 from llmembed.train.linear.closed import Ridge
-from llmembed.train.linear.solvers import SOLVERS, Problem, SoftmaxSolver, choose_head
+from llmembed.train.linear.moments import Problem
+from llmembed.train.linear.softmax import SoftmaxSolver
 from llmembed.train.linear.sweep import Grid, sweep
 from llmembed.train.measures.calibration import calibrate, calibrate_trained, fit_temperature
 
@@ -70,8 +72,8 @@ def test_integer_weights_are_copies(head: str, weights: Tensor) -> None:
     """A row of weight w is w copies of it: to the head, to what is held out, to the choice."""
     x, y, folds = rows()
     of, copies = repeated(weights, folds)
-    weighed = Problem.of(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
-    copied = Problem.of(x[of], y[of], copies, CLASS_WEIGHTS)
+    weighed = Problem(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
+    copied = Problem(x[of], y[of], copies, CLASS_WEIGHTS)
     for strength in (0.01, 0.4):
         one, other = (SOLVERS[head](problem).solve(strength) for problem in (weighed, copied))
         # Both softmax regressions end within 1e-6 nats of the same optimum.
@@ -105,7 +107,7 @@ def test_ridge_is_scikit_learns_with_weights(strength: float) -> None:
     """With weights of rows and classes the scores are those of scikit-learn's Ridge."""
     x, y, folds = rows()
     weights = torch.rand(N, generator=torch.Generator().manual_seed(0)) + 0.1
-    problem = Problem.of(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
+    problem = Problem(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
     system = Ridge(problem.moments.total())
     total = (weights * CLASS_WEIGHTS[y]).double().numpy()
     centred = x.double().numpy() - np.average(x.double().numpy(), axis=0, weights=total)
@@ -119,7 +121,7 @@ def test_softmax_regression_is_scikit_learns_with_weights(strength: float) -> No
     """With weights of rows and classes the probabilities are LogisticRegression's."""
     x, y, folds = rows()
     weights = torch.rand(N, generator=torch.Generator().manual_seed(0)) + 0.1
-    problem = Problem.of(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
+    problem = Problem(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
     total = (weights * CLASS_WEIGHTS[y]).double().numpy()
     centred = x.double().numpy() - np.average(x.double().numpy(), axis=0, weights=total)
     penalty = strength * np.average(centred**2, axis=0, weights=total).mean()

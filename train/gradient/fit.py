@@ -43,7 +43,7 @@ from llmembed.train.gradient.workspace import (
 )
 from llmembed.train.inputs.data import FeatureBatches, FitData
 from llmembed.train.linear.parallel import one_thread_each
-from llmembed.train.measures.calibration import calibrate, calibrate_trained
+from llmembed.train.measures import calibrate, calibrate_trained
 
 VALIDATION_ROWS = 1024  # of a batch, where the steps' are smaller
 _GPU_SHARE = 0.8  # of the free memory of a GPU that a split may take

@@ -36,7 +36,7 @@ from llmembed.train.inputs.shares import (
     draw_validation,
 )
 from llmembed.train.inputs.spill import make_room
-from llmembed.train.measures.metrics import Floats
+from llmembed.train.measures import Floats
 
 _BLOCK_ROWS = 1 << 14  # whole blocks of any cache, which have at most 1,024 rows
 
