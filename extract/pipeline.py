@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from llmembed.cache_format import SourceInfo, SplitPlan, open_cache
-from llmembed.cache_format.tools.finalize import finalize
+from llmembed.cache_format.tools import finalize
 from llmembed.common.errors import CacheFormatError, CacheNotFoundError, ConfigError
 from llmembed.common.layers import parse_layers
 from llmembed.common.progress import Steps

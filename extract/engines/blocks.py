@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmembed.cache_format import Block, CacheWriter, SplitPlan, open_cache
-from llmembed.cache_format.writing.units import UnitWriter
+from llmembed.cache_format.writing import UnitWriter
 from llmembed.common.errors import LLMEmbedWarning, RowError
 from llmembed.common.process import return_freed_memory
 from llmembed.extract.engines.outcome import Counts

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llmembed.cache_format import CacheWriter, SplitPlan
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.tools.finalize import Part, finalize
-from llmembed.cache_format.writing.units import Unit
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.tools import Part, finalize
+from llmembed.cache_format.writing import Unit
 from llmembed.common.cluster import absolute, joined
 from llmembed.common.errors import (
     ConfigError,

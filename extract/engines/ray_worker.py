@@ -13,9 +13,9 @@ import platform
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.tools.finalize import Part
-from llmembed.cache_format.writing.units import Unit, UnitWriter
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.tools import Part
+from llmembed.cache_format.writing import Unit, UnitWriter
 from llmembed.common.errors import (
     CacheLockedError,
     CacheSpaceError,

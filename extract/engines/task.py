@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo, SplitPlan
-from llmembed.cache_format.stores.lock import PATIENCE_S
+from llmembed.cache_format.writing.lock import PATIENCE_S
 from llmembed.common.errors import CacheLockedError
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.features.extractor import Extractor

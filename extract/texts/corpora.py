@@ -29,7 +29,7 @@ from llmembed.extract.texts.columns import (
     text_columns_of,
     texts_of,
 )
-from llmembed.extract.texts.files.tables import read_table, split_suffix
+from llmembed.extract.texts.files import read_table, split_suffix
 from llmembed.extract.texts.labels import encode_labels
 from llmembed.extract.texts.options import DatasetOptions, Dialect
 from llmembed.extract.texts.origins import Origin, find_splits
@@ -186,9 +186,7 @@ def _limited(
 
 
 def _known_splits(options: DatasetOptions, origin: Origin) -> list[str]:
-    """Say what was taken as what, and find the splits that are asked for, by any of their names."""
-    for note in origin.notes:
-        _log.info("%s", note)
+    """Find the splits that are asked for, by any of their names."""
     known = [name if name in origin.tables else split_name(name) for name in options.splits]
     for asked, split in zip(options.splits, known, strict=True):
         if split not in origin.tables:

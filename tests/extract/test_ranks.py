@@ -17,8 +17,8 @@ from toy_cache import tree
 
 from llmembed.cache_format import open_cache
 from llmembed.cache_format.cli import main as cache_main
-from llmembed.cache_format.stores import lock
-from llmembed.cache_format.tools.finalize import finalize
+from llmembed.cache_format.tools import finalize
+from llmembed.cache_format.writing import lock
 from llmembed.common.errors import (
     CacheCorruptError,
     CacheIncompleteError,

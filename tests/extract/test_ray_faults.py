@@ -19,7 +19,7 @@ from faulty_proxy import faulty_proxy
 from sabotaged import before_first_record, fatal_to_worker, in_workers, two_units
 from toy_cache import tree
 
-from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.stores import open_store
 from llmembed.common.errors import ConfigError, LLMEmbedWarning, RowError
 from llmembed.extract import ExtractConfig, extract
 
