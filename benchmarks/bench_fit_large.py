@@ -21,7 +21,8 @@ from llmembed.train.gradient.fit import train_by_gradient
 from llmembed.train.inputs.data import FitData
 from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.shares import Shares, draw_folds
-from llmembed.train.linear.solvers import Problem, SoftmaxSolver
+from llmembed.train.linear.moments import Problem
+from llmembed.train.linear.softmax import SoftmaxSolver
 from llmembed.train.linear.sweep import Grid
 
 N_LAYERS, N_CLASSES, N_FOLDS, EPOCHS = 4, 2, 5, 10
@@ -62,7 +63,7 @@ def _solve_s(device: torch.device, n_rows: int, hidden_size: int) -> dict[str, f
 
     def softmax() -> Any:
         one = grid.fuse("single", [0])
-        solver = SoftmaxSolver(Problem.of(one, y, grid.folds, grid.class_weights))
+        solver = SoftmaxSolver(Problem(one, y, grid.folds, grid.class_weights))
         return solver.solve(SoftmaxSolver.STRENGTHS[len(SoftmaxSolver.STRENGTHS) // 2])
 
     return {"ridge_sweep_s": _seconds(device, sweep), "softmax_s": _seconds(device, softmax)}

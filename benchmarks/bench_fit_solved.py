@@ -24,13 +24,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold
 
-from llmembed.train.config import FitConfig
+from llmembed.train.config import FitConfig, SweepConfig
 from llmembed.train.fitting import train
 from llmembed.train.inputs.data import FitData, load_data
+from llmembed.train.linear.choice import choose_head
 from llmembed.train.linear.closed import LinearMap, Ridge
-from llmembed.train.linear.crossfit import folds_of
-from llmembed.train.linear.solvers import Problem, SoftmaxSolver, choose_head
-from llmembed.train.sweep_config import SweepConfig
+from llmembed.train.linear.moments import Problem
+from llmembed.train.linear.softmax import SoftmaxSolver
+from llmembed.train.linear.solved import folds_of
 from llmembed.train.sweeping import run_sweep
 
 N_FOLDS = 5
@@ -109,7 +110,7 @@ def median_of(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 def _solved(data: FitData, head: str, repeats: int) -> dict[str, float]:
     def choose() -> Any:
         choice = choose_head(_problem(data), (head,))
-        return choice, choice.solver.solve(choice.strength)
+        return choice, choice.solve()
 
     seconds, (choice, linear) = median_of(choose, repeats)
     found = linear.scores(data.x_eval).argmax(dim=1)
@@ -179,5 +180,5 @@ def _sweep(config: FitConfig, base: dict[str, Any], repeats: int) -> dict[str, f
 
 def _problem(data: FitData) -> Problem:
     config = FitConfig(cache="", fusion="concat")
-    folds = folds_of(config, data, 0, torch.device("cpu"))
-    return Problem.of(data.x, data.y, folds, torch.ones(len(data.labels)))
+    folds = folds_of(config.plan().method, data, 0)
+    return Problem(data.x, data.y, folds, torch.ones(len(data.labels)))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llmembed.cache_format import Block, SplitPlan
-from llmembed.cache_format.writing.units import Unit
+from llmembed.cache_format.writing import Unit
 from llmembed.common.cluster import joined
 from llmembed.common.process import peak_memory_bytes
 from llmembed.extract.engines import ray_engine
@@ -116,12 +116,19 @@ def toy_unit(number: int) -> Unit:
     keys = tuple(("mean", layer) for layer in (8, 16, 24, 32))
     first = number * 16
     blocks = tuple(
-        Block(start=k * 1024, stop=(k + 1) * 1024, compute_from=k * 1024, missing=keys)
+        Block(
+            start=k * 1024,
+            stop=(k + 1) * 1024,
+            compute_from=k * 1024,
+            missing=keys,
+            texts="0" * 32,
+            old={},
+        )
         for k in range(first, first + 16)
     )
     plan: dict[str, Any] = {"split": "train", "source": "s", "n_rows": 10**9, "block_rows": 1024}
     plan |= {"hidden_size": 4096, "dtype": "float16", "arrays": keys, "blocks": blocks}
-    return Unit(plan=SplitPlan(**plan), texts=("0" * 32,) * 16, old=({},) * 16)
+    return Unit(plan=SplitPlan(**plan))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ import fsspec
 import numpy as np
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo, open_cache
-from llmembed.cache_format.tools.finalize import finalize
-from llmembed.cache_format.writing.units import UnitWriter
+from llmembed.cache_format.tools import finalize
+from llmembed.cache_format.writing import UnitWriter
 
 RESULTS = Path(__file__).parent / "results"
 LAYERS = (8, 16, 24, 32)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo, open_cache
-from llmembed.cache_format.tools.finalize import finalize
+from llmembed.cache_format.tools import finalize
 
 RESULTS = Path(__file__).parent / "results"
 LAYERS = (1, 2, 3, 4)

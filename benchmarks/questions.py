@@ -41,7 +41,7 @@ from llmembed.extract import ExtractConfig, extract
 from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 from llmembed.train import FitConfig, fit
-from llmembed.train.measures.metrics import wilson_interval
+from llmembed.train.measures import wilson_interval
 
 METHODS = (
     "frozen lda",

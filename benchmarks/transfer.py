@@ -35,7 +35,7 @@ from llmembed.cache_format import open_cache
 from llmembed.common.errors import ConfigError, DataError, LLMEmbedError
 from llmembed.train import Run, fit
 from llmembed.train.inputs.data import read_features
-from llmembed.train.measures.metrics import wilson_interval
+from llmembed.train.measures import wilson_interval
 
 RUN_OF_WORDS = 6
 Bools = npt.NDArray[np.bool_]

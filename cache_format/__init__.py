@@ -10,10 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmembed.cache_format.layout.schema import DatasetInfo, SourceInfo, plan_bytes
+    from llmembed.cache_format.layout import DatasetInfo, SourceInfo, plan_bytes
     from llmembed.cache_format.reader import Cache, Split, open_cache
-    from llmembed.cache_format.writing.plan import Block, SplitPlan
-    from llmembed.cache_format.writing.writer import CacheWriter
+    from llmembed.cache_format.writing import Block, CacheWriter, SplitPlan
 
 __all__ = [
     "Block",
@@ -28,10 +27,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "writing.plan": ("Block", "SplitPlan"),
+    "layout": ("DatasetInfo", "SourceInfo", "plan_bytes"),
     "reader": ("Cache", "Split", "open_cache"),
-    "layout.schema": ("DatasetInfo", "SourceInfo", "plan_bytes"),
-    "writing.writer": ("CacheWriter",),
+    "writing": ("Block", "CacheWriter", "SplitPlan"),
 }
 
 

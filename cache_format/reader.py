@@ -10,74 +10,57 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout.arrays import RowSelection, StoredArray, allocate
-from llmembed.cache_format.layout.columns import LABEL, TEXT_HASH, read_column, require_rows
-from llmembed.cache_format.layout.commits import Commits
-from llmembed.cache_format.layout.header import Header, require_header
-from llmembed.cache_format.layout.schema import (
+from llmembed.cache_format.layout import (
+    LABEL,
     N_TOKENS,
+    TEXT_HASH,
     ArrayKey,
-    DatasetInfo,
-    SourceInfo,
+    Commits,
+    Header,
+    RowSelection,
+    SourceLayout,
+    StoredArray,
+    allocate,
     array_name,
+    read_column,
+    read_layout,
+    require_header,
+    require_rows,
 )
-from llmembed.cache_format.layout.sources import SourceLayout, read_layout
-from llmembed.cache_format.stores.base import Store, open_store
-from llmembed.common.errors import (
-    CacheIncompleteError,
-    ConfigError,
-)
+from llmembed.cache_format.stores import Store, open_store
+from llmembed.common.errors import CacheIncompleteError, ConfigError
 
 
 class Cache:
-    """A cache; `cache["train"]` is a split. Made by `open_cache`."""
+    """A cache; `cache["train"]` is a split. Made by `open_cache`.
+
+    Attributes:
+        path: the folder, or the URL of a remote cache.
+        dataset: the `DatasetInfo`.
+        labels: class names.
+        splits: names of the splits, sorted.
+        sources: `SourceInfo` by name.
+        created: when the cache was created, ISO 8601.
+        versions: of the software that created the cache.
+    """
 
     def __init__(self, store: Store, header: Header) -> None:
         self._store = store
         self._header = header
+        self.path = store.path or store.location
+        self.dataset = header.dataset
+        self.labels = header.dataset.labels
+        self.splits = tuple(sorted(header.splits))
+        self.sources = dict(sorted(header.sources.items()))
+        self.created = header.created
+        self.versions = header.versions
 
-    @property
-    def path(self) -> Path | str:
-        """The folder, or the URL of a remote cache."""
-        return self._store.path or self._store.location
-
-    @property
-    def dataset(self) -> DatasetInfo:
-        """The data set."""
-        return self._header.dataset
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Class names."""
-        return self._header.dataset.labels
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits, sorted."""
-        return tuple(sorted(self._header.splits))
-
-    @property
-    def sources(self) -> Mapping[str, SourceInfo]:
-        """The sources by name."""
-        return dict(sorted(self._header.sources.items()))
-
-    @property
-    def created(self) -> str:
-        """When the cache was created, ISO 8601."""
-        return self._header.created
-
-    @property
-    def versions(self) -> Mapping[str, Any]:
-        """Versions of the software that created the cache."""
-        return self._header.versions
-
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what the features depend on: texts, labels, and the sources' identities."""
         return self._header.fingerprint()
@@ -95,19 +78,20 @@ class Cache:
 
 
 class Split:
-    """The rows of a split. Made by `cache[name]`."""
+    """The rows of a split. Made by `cache[name]`.
+
+    Attributes:
+        name: such as "train".
+        n_rows: N.
+    """
 
     def __init__(self, store: Store, header: Header, name: str) -> None:
         self._store = store
         self._header = header
         self._info = header.splits[name]
         self.name = name
+        self.n_rows = self._info.n_rows
         self._layouts: dict[str, tuple[SourceLayout, Commits]] = {}
-
-    @property
-    def n_rows(self) -> int:
-        """N."""
-        return self._info.n_rows
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
@@ -122,20 +106,17 @@ class Split:
     @cached_property
     def arrays(self) -> Mapping[tuple[str, str, int], int]:
         """Committed rows of each (source, pooling, layer); complete where they are `n_rows`."""
-        found = {}
-        for source in sorted(self._header.sources):
-            layout = self._layout(source)
-            if layout is not None:
-                for pooling, layer in layout[0].arrays:
-                    n = layout[1].n_committed(array_name((pooling, layer)))
-                    found[source, pooling, layer] = n
-        return found
+        return {
+            (source, *key): self._layouts[source][1].n_committed(array_name(key))
+            for source, layout in self.layouts.items()
+            for key in layout.arrays
+        }
 
     @property
     def layouts(self) -> Mapping[str, SourceLayout]:
         """Which arrays each source has in this split, complete or not."""
-        found = {name: self._layout(name) for name in sorted(self._header.sources)}
-        return {name: pair[0] for name, pair in found.items() if pair is not None}
+        found = ((name, self._layout(name)) for name in sorted(self._header.sources))
+        return {name: pair[0] for name, pair in found if pair is not None}
 
     def committed(
         self, source: str, arrays: Sequence[ArrayKey], rows: slice
@@ -153,7 +134,7 @@ class Split:
             found = commits.array(name)
             if (found.rows[blocks] < commits.expected[blocks]).any():
                 return None
-            read.append(self._stored(source, name, layout, found.hashes).read(rows))
+            read.append(self._stored(source, name, found.hashes).read(rows))
         return read[0], dict(zip(arrays, read[1:], strict=True))
 
     def layers(self, source: str | None = None, pooling: str | None = None) -> tuple[int, ...]:
@@ -167,8 +148,7 @@ class Split:
 
     def n_tokens(self, source: str | None = None) -> NDArray[np.int32]:
         """int32 `[N]`: tokens of each text as the source's tokenizer and max_length give them."""
-        name = self._source(source)
-        return self._complete(name, N_TOKENS, verify=False).read().copy()
+        return self._complete(self._source(source), N_TOKENS, verify=False).read().copy()
 
     def features(
         self,
@@ -225,9 +205,9 @@ class Split:
             raise ConfigError("stack was given no layers; give at least one.")
         arrays = [self._complete(source, name, verify=verify) for name in names]
         chosen = None if rows is None else np.arange(self.n_rows)[rows]
-        shape = (len(arrays), self.n_rows if chosen is None else len(chosen))
-        width = (self._header.sources[source].hidden_size,)
-        out = allocate((*shape, *width), arrays[0].info, self._store.location)
+        n_rows = self.n_rows if chosen is None else len(chosen)
+        shape = (len(arrays), n_rows, self._header.sources[source].hidden_size)
+        out = allocate(shape, arrays[0].info, self._store.location)
         for array, target in zip(arrays, out, strict=True):
             if chosen is None:
                 array.read_into(target)
@@ -245,7 +225,7 @@ class Split:
                 f"{self._store.location} are not committed. Run llmembed-extract again with the "
                 "same options to complete them, or pass allow_partial=True to get NaN for them."
             )
-        array = self._stored(source, name, layout, found.hashes if verify else None)
+        array = self._stored(source, name, found.hashes if verify else None)
         is_count = name == N_TOKENS
         width = () if is_count else (self._header.sources[source].hidden_size,)
         array.require("int32" if is_count else layout.dtype, width)
@@ -255,7 +235,7 @@ class Split:
         layout, commits = self._require_layout(source)
         committed = commits.array(name).rows
         width = self._header.sources[source].hidden_size
-        array = self._stored(source, name, layout, None)
+        array = self._stored(source, name, None)
         if (array.info.dtype, *array.info.shape[1:]) != (layout.dtype, width):
             array.require(layout.dtype, (width,))
         if rows is not None:
@@ -265,16 +245,13 @@ class Split:
                 return array.read(numbers)
         out = allocate((self.n_rows, width), array.info, self._store.location)
         out.fill(np.nan)
-        for index in np.flatnonzero(committed):
-            start, n = int(index) * layout.block_rows, int(committed[index])
-            out[start : start + n] = array.block(int(index))[:n]
+        for index in np.flatnonzero(committed).tolist():
+            start, n = index * layout.block_rows, committed[index]
+            out[start : start + n] = array.block(index)[:n]
         return out if rows is None else out[rows]
 
-    def _stored(
-        self, source: str, name: str, layout: SourceLayout, hashes: Sequence[str | None] | None
-    ) -> StoredArray:
-        key = f"{self.name}/{source}/{name}"
-        rows = layout.block_rows
+    def _stored(self, source: str, name: str, hashes: Sequence[str | None] | None) -> StoredArray:
+        key, rows = f"{self.name}/{source}/{name}", self._layouts[source][0].block_rows
         return StoredArray(self._store, key, self.n_rows, block_rows=rows, hashes=hashes)
 
     def _layout(self, source: str) -> tuple[SourceLayout, Commits] | None:
@@ -282,7 +259,7 @@ class Split:
             layout = read_layout(self._store, self.name, source)
             if layout is None:
                 return None
-            require_rows(self._store, self.name, self._info.n_rows)
+            require_rows(self._store, self.name, self.n_rows)
             commits = Commits(self._store, self.name, self._info, source, layout.block_rows)
             self._layouts[source] = (layout, commits)
         return self._layouts[source]

@@ -24,7 +24,7 @@ from suites import FOLDER, load_suite
 from toy_model import save_toy_model, toy_texts
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.tools.maintenance import copy
+from llmembed.cache_format.tools import copy
 from llmembed.common.errors import CacheCorruptError, CacheMismatchError, ConfigError
 
 pytestmark = pytest.mark.slow

@@ -5,23 +5,36 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from llmembed.train.config import FitConfig
-from llmembed.train.sweep_config import SweepConfig
+from llmembed.train.config import FitConfig, SweepConfig
+from llmembed.train.fusions import register_fusion, register_head
 
 if TYPE_CHECKING:
     from llmembed.train.estimator import LLMEmbedClassifier
     from llmembed.train.fitting import fit
+    from llmembed.train.fusions.fixed import Fusion
     from llmembed.train.runs.run import Run, load_run
     from llmembed.train.sweeping import run_sweep
 
 _HOME = {
+    "Fusion": "fusions.fixed",
     "LLMEmbedClassifier": "estimator",
     "Run": "runs.run",
     "fit": "fitting",
     "load_run": "runs.run",
     "run_sweep": "sweeping",
 }
-__all__ = ["FitConfig", "LLMEmbedClassifier", "Run", "SweepConfig", "fit", "load_run", "run_sweep"]
+__all__ = [
+    "FitConfig",
+    "Fusion",
+    "LLMEmbedClassifier",
+    "Run",
+    "SweepConfig",
+    "fit",
+    "load_run",
+    "register_fusion",
+    "register_head",
+    "run_sweep",
+]
 
 
 def __getattr__(name: str) -> Any:

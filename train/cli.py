@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,17 +19,15 @@ from llmembed.common.console import (
     version_option,
 )
 from llmembed.common.errors import shown
-from llmembed.train.config import FitConfig
+from llmembed.train.config import FitConfig, SweepConfig
 from llmembed.train.runs.answers import Answers, check_output, write
-from llmembed.train.runs.report import note_of_absent
-from llmembed.train.sweep_config import SweepConfig
+from llmembed.train.runs.report import metrics_table
 
 if TYPE_CHECKING:
     from llmembed.train.runs.predict import Input
     from llmembed.train.runs.run import Run
 
 STDIN = "-"
-_MAX_CLASSES_SHOWN = 20
 
 
 @command(FitConfig)
@@ -165,67 +163,3 @@ def _let_waiting_threads_sleep() -> None:
     wanted one of two cores.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """Lay out the figures of a run for reading."""
-    head = f"head             {_describe_head(metrics)}"
-    if not metrics["n_eval"]:
-        return f"{head}\nevaluated on     nothing, since all rows train"
-    low, high = metrics["accuracy_ci95"]
-    absent = note_of_absent(metrics)
-    lines = [
-        head,
-        *_validated_on(metrics["splits"]),
-        f"evaluated on     {metrics['eval_split']}, {metrics['n_eval']} examples",
-        f"accuracy         {metrics['accuracy']:.4f}  (95 % interval {low:.4f}-{high:.4f})",
-        f"macro F1         {metrics['macro_f1']:.4f}" + (f"  ({absent})" if absent else ""),
-        f"NLL              {metrics['nll']:.4f}",
-        f"ECE              {metrics['ece']:.4f}  (uncalibrated {metrics['ece_uncalibrated']:.4f})",
-        f"parameters       {metrics['n_parameters']:,}",
-        f"seconds          {metrics['seconds']['total']:.1f}",
-    ]
-    if len(metrics["per_seed"]) > 1:
-        spread = metrics["over_seeds"]["accuracy"]
-        lines.append(
-            f"over {len(metrics['per_seed'])} seeds     accuracy {spread['mean']:.4f} "
-            f"(standard deviation {spread['std']:.4f})"
-        )
-    return "\n".join(lines + _class_lines(metrics["per_class"]))
-
-
-def _validated_on(splits: Mapping[str, Any]) -> list[str]:
-    """Say which split stopped the training early, where that is not the training split."""
-    share = splits["validation"]
-    if share["split"] == splits["train"]["split"]:
-        return []
-    return [f"early stopping   {share['split']}, {share['n']} examples"]
-
-
-def _describe_head(metrics: Mapping[str, Any]) -> str:
-    kept = next(row for row in metrics["per_seed"] if row["kept"])
-    if "n_epochs" in kept:
-        return f"{kept['head']}, {kept['n_epochs']} epochs"
-    chosen = f", {metrics['chosen']['fusion']}" if "chosen" in metrics else ""
-    how = (
-        f"mean of {kept['n_members']}"
-        if "n_members" in kept
-        else f"strength {kept['strength']:.3g}"
-    )
-    accuracy = kept["held_out_accuracy"]
-    if accuracy is None:
-        return f"{kept['head']}{chosen}, {how}, no row held out"
-    return f"{kept['head']}{chosen}, {how}, accuracy {accuracy:.4f} on the rows that chose it"
-
-
-def _class_lines(per_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    names = [shown(name) for name in per_class]
-    width = max(len("class"), *map(len, names))
-    lines = ["", f"{'class':<{width}}  precision  recall     F1      n"]
-    for name, row in [*zip(names, per_class.values(), strict=True)][:_MAX_CLASSES_SHOWN]:
-        lines.append(
-            f"{name:<{width}}  {row['precision']:9.4f}  {row['recall']:6.4f} {row['f1']:6.4f} "
-            f"{row['n']:6d}"
-        )
-    n_hidden = len(per_class) - _MAX_CLASSES_SHOWN
-    return [*lines, f"and {n_hidden} more, in metrics.json"] if n_hidden > 0 else lines

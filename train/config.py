@@ -1,10 +1,13 @@
-"""What `llmembed-fit` can be told: one frozen dataclass that holds every default.
+"""What `llmembed-fit` and `llmembed-sweep` can be told, and what it comes to.
+
+`FitConfig` and `SweepConfig` hold every option with its default. Names are checked here, once,
+before anything is read; whether the cache has the layers, poolings and sources asked for is known
+only to the cache, and checked there. `FitConfig.plan` resolves the options into a `Plan`, which is
+all that the rooms below see.
 
 The defaults of heads and gradient fits were chosen by cross-validation on training splits of real
 features; while the stack under `auto` and `cooc` was designed, test figures stood beside the
-held-out ones (benchmarks/LOG.md). Names are checked here, once, before anything is read; whether
-the cache has the layers, poolings and sources asked for is known only to the cache, and checked
-there.
+held-out ones (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -13,27 +16,39 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmembed.common.cluster import check_engine
 from llmembed.common.errors import ConfigError
+from llmembed.train.fusions import AUTO, FUSIONS, HEADS, choices
 
-COMPLETING_FUSIONS = ("cooc", "cooc-cosine", "cooc-sqrt")  # they complete a solved classifier
-LEARNED_FUSIONS = (*COMPLETING_FUSIONS, "scalar-mix", "attention", "gated")
-FIXED_FUSIONS = ("mean", "max", "concat", "single", "auto")  # without weights of their own
-FUSIONS = (*FIXED_FUSIONS, *LEARNED_FUSIONS)
-SOLVED_HEADS = ("ridge", "lda", "linear")  # on a fusion without weights
-STACKED_HEADS = ("auto", "ridge", "lda")  # of fusion auto; its auto is lda
-HEADS = ("auto", "linear", "mlp", "ridge", "lda")
-CALIBRATIONS = ("temperature", "none")
 DEFAULT_FOLDS, MIN_FOLDS = 5, 2
-PRESETS = ("none", "paper")
-CLASS_WEIGHTS = ("none", "balanced")
-ACCELERATORS = ("auto", "cpu", "gpu", "mps")
-LOGGERS = ("csv", "tensorboard", "wandb")
-EXPORTS = ("onnx",)
 FLOAT32 = "32-true"
-PRECISIONS = (FLOAT32, "bf16-mixed", "16-mixed")
+_CHOICES = {
+    "class_weight": ("none", "balanced"),
+    "calibrate": ("temperature", "none"),
+    "accelerator": ("auto", "cpu", "gpu", "mps"),
+    "precision": (FLOAT32, "bf16-mixed", "16-mixed"),
+    "logger": ("csv", "tensorboard", "wandb"),
+    "export": ("onnx",),
+}
+_RANGES = {
+    "val_fraction": (0, 0.9),
+    "folds": (0, 1_000),
+    "epochs": (1, 1_000_000),
+    "batch_size": (1, 1 << 30),
+    "lr": (1e-9, 100),
+    "weight_decay": (0, 1e6),
+    "dropout": (0, 0.99),
+    "patience": (1, 1_000_000),
+    "sigma": (1e-9, 1e9),
+    "memory_gb": (0, 1e9),
+    "checkpoint_s": (0, 1e6),
+    "seed": (0, 2**32 - 1),
+    "n_seeds": (1, 1_000),
+    "workers": (1, 100_000),
+}
+_OF_GRADIENT = ("precision", "max_time", "fast_dev_run", "logger", "checkpoint_s")
 _DEVICE = re.compile(r"1|\d+,")
 _MAX_TIME = re.compile(r"\d{2}:\d{2}:\d{2}:\d{2}")  # Lightning's DD:HH:MM:SS
 
@@ -58,11 +73,127 @@ class Training:
     """Epochs without a lower validation loss."""
 
 
-TRAINING = {
-    "none": Training(),
-    "paper": Training(batch_size=1024, lr=1e-4, weight_decay=0.0, patience=10),
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a preset fixes, and what it leaves to its own tuning."""
+
+    fusion: str
+    """Its fusion."""
+    head: str
+    """Its head."""
+    fixes: tuple[str, ...]
+    """Options that can't be given beside it."""
+    training: Training
+    """Numbers that were tuned, where the options leave them open."""
+    features: str
+    """Function that chooses among the features, as module:name."""
+    sigmas: tuple[float, ...]
+    """Of the power normalisation; the lowest validation loss decides."""
+
+
+PRESETS = {
+    "paper": Recipe(
+        fusion="paper",
+        head="paper",
+        fixes=(
+            *("fusion", "head", "layers", "batch_size", "lr", "weight_decay", "dropout"),
+            "class_weight",
+        ),
+        training=Training(batch_size=1024, lr=1e-4, weight_decay=0.0, patience=10),
+        features="llmembed.train.fusions.paper:paper_features",
+        sigmas=(1.0, 0.1, 0.01, 0.001),
+    )
 }
-_FIXED_BY_PAPER = ("head", "layers", "batch_size", "lr", "weight_decay", "dropout", "class_weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Which features of a cache are read, and which of its rows train, are watched, evaluated.
+
+    A field without a line is the option of its name.
+    """
+
+    cache: str
+    source: tuple[str, ...]
+    layers: str | None
+    pooling: tuple[str, ...]
+    memory_gb: float | None
+    eval_split: str | None
+    class_weight: str
+    seed: int
+    choose: str | None
+    """Function that chooses among the features, as module:name."""
+    standardises: bool
+    """Whether features get mean 0 and deviation 1; else they keep their raw scales."""
+    val_fraction: float
+    """Share of the training rows that early stopping watches; 0 of a head that is solved."""
+    draws: bool
+    """Whether an option names this share, so that it is drawn although there is a split for it."""
+    needs_share: bool
+    """Whether a fit can't do without it."""
+    epochs: int
+    """How long all rows train where they are too few for a share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Which classifier, and how what can be solved of it is solved.
+
+    A field without a line is the option of its name.
+    """
+
+    cache: str
+    memory_gb: float | None
+    folds: int
+    val_fraction: float | None
+    calibrate: str
+    accelerator: str
+    engine: str
+    address: str | None
+    workers: int
+    seed: int
+    fusion: str
+    """Name of the fusion, that of the preset where there is one."""
+    head: str
+    """Name of the head, or auto."""
+    solved_heads: tuple[str, ...]
+    """Heads that folds choose among; none where the fit is by gradient."""
+    n_folds: int
+    """Number of folds, where there are as many rows."""
+    device_index: int
+    """Number of the device among those of the accelerator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerFlags:
+    """Flags of Lightning's trainer, as it names and reads them."""
+
+    accelerator: str
+    devices: str
+    precision: str
+    max_time: str | None
+    deterministic: bool
+    fast_dev_run: bool
+
+
+_Part = TypeVar("_Part", Reading, Method, TrainerFlags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a fit does: every option resolved."""
+
+    name: str
+    """Of the run."""
+    reading: Reading
+    method: Method
+    training: Training
+    trainer: TrainerFlags
+    sigmas: tuple[float, ...]
+    """Fits of one seed, each with a sigma; none where the fusion has none to choose."""
+    seeds: range
+    logger: str
+    checkpoint_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,21 +299,17 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check each name and number once."""
-        self._check_names()
-        self._check_numbers()
+        self._check_values()
         self._check_head()
         self._check_void()
         self._check_preset()
-        self._check_engine()
-        if not _DEVICE.fullmatch(self.devices):
+        check_engine(self, ("address", "workers"))
+        sums_moments = self.solved_heads or self.operator == AUTO
+        if self.engine == "ray" and not (sums_moments or FUSIONS[self.operator].completes_base):
             raise ConfigError(
-                f"devices {self.devices!r} is not one device; a fit uses one, since its steps are "
-                "too short to be shared. Pass --devices 1, or 1, with the comma for number 1."
-            )
-        if self.max_time is not None and not _MAX_TIME.fullmatch(self.max_time):
-            raise ConfigError(
-                f"max_time {self.max_time!r} is not DD:HH:MM:SS; pass --max-time 00:00:10:00 "
-                "for ten minutes."
+                f"--engine ray would do nothing: fusion {self.operator!r} with head {self.head!r} "
+                "is trained by gradient, in one process, and has no Gram matrix to sum. Leave it "
+                "out, or pass --fusion auto, cooc, or mean with another --head than mlp."
             )
 
     @property
@@ -192,38 +319,15 @@ class FitConfig:
         >>> FitConfig(cache="r8.zarr", fusion="mean").solved_heads
         ('ridge', 'lda', 'linear')
         """
-        if self.fusion not in FIXED_FUSIONS:
+        if self.operator != AUTO and FUSIONS[self.operator].learns:
             return ()
-        return SOLVED_HEADS if self.head == "auto" else tuple({self.head} & set(SOLVED_HEADS))
-
-    @property
-    def is_solved(self) -> bool:
-        """Whether the head is solved, and folds take the place of a validation share."""
-        return bool(self.solved_heads)
-
-    @property
-    def sums_moments(self) -> bool:
-        """Whether something is solved from moments: the head, the choice of auto, cooc's base.
-
-        >>> FitConfig(cache="r8.zarr", fusion="cooc").sums_moments
-        True
-        >>> FitConfig(cache="r8.zarr", fusion="gated").sums_moments
-        False
-        """
-        solves = self.is_solved or self.fusion == "auto" or self.fusion in COMPLETING_FUSIONS
-        return solves and self.preset == "none"
-
-    @property
-    def gradient_head(self) -> str:
-        """Name of the head of a fit by gradient."""
-        if self.preset != "none":
-            return self.preset
-        return "linear" if self.head == "auto" else self.head
+        asked = choices(HEADS) if self.head == AUTO else (self.head,)
+        return tuple(name for name in asked if HEADS[name].is_solved)
 
     @property
     def operator(self) -> str:
         """Name of the fusion that is built: that of the preset, where there is one."""
-        return self.fusion if self.preset == "none" else self.preset
+        return self._recipe.fusion if self._recipe else self.fusion
 
     @property
     def training(self) -> Training:
@@ -234,31 +338,8 @@ class FitConfig:
         >>> FitConfig(cache="r8.zarr", preset="paper").training.batch_size
         1024
         """
-        return dataclasses.replace(TRAINING[self.preset], **self._given_training())
-
-    @property
-    def needs_validation(self) -> bool:
-        """Whether a fit by gradient can't do without a validation share: one is asked for.
-
-        >>> FitConfig(cache="r8.zarr").needs_validation
-        False
-        """
-        chooses_sigma = self.preset == "paper" and self.sigma is None
-        return chooses_sigma or bool(self.val_fraction)
-
-    @property
-    def device_index(self) -> int:
-        """Number of the device among those of the accelerator.
-
-        >>> FitConfig(cache="r8.zarr", devices="3,").device_index
-        3
-        """
-        return int(self.devices.rstrip(",")) if self.devices.endswith(",") else 0
-
-    @property
-    def n_folds(self) -> int:
-        """Number of folds, 0 resolved."""
-        return self.folds or DEFAULT_FOLDS
+        tuned = self._recipe.training if self._recipe else Training()
+        return dataclasses.replace(tuned, **self._given_training())
 
     @property
     def run_path(self) -> Path:
@@ -272,62 +353,100 @@ class FitConfig:
         name = f"{Path(self.cache.rstrip('/')).stem}-{self.operator}-{self.seed}"
         return Path("runs") / (f"{name}-dev" if self.fast_dev_run else name)
 
+    def plan(self) -> Plan:
+        """Resolve the options."""
+        recipe, training, solved = self._recipe, self.training, self.solved_heads
+        sigmas = recipe.sigmas if recipe and self.sigma is None else (self.sigma,)
+        reading = {
+            "choose": recipe and recipe.features,
+            "standardises": recipe is None,
+            "val_fraction": 0.0 if solved else training.val_fraction,
+            "draws": self.val_fraction is not None,
+            "needs_share": bool(self.val_fraction) or len(sigmas) > 1,
+            "epochs": training.epochs,
+        }
+        method = {
+            "fusion": self.operator,
+            "head": recipe.head if recipe else self.head,
+            "solved_heads": solved,
+            "n_folds": self.folds or DEFAULT_FOLDS,
+            "device_index": int(self.devices[:-1]) if self.devices.endswith(",") else 0,
+        }
+        return Plan(
+            name=self.run_path.name,
+            reading=self._part(Reading, **reading),
+            method=self._part(Method, **method),
+            training=training,
+            trainer=self._part(TrainerFlags),
+            sigmas=tuple(sigma for sigma in sigmas if sigma is not None),
+            seeds=range(self.seed, self.seed + self.n_seeds),
+            logger=self.logger,
+            checkpoint_s=self.checkpoint_s,
+        )
+
+    @property
+    def _recipe(self) -> Recipe | None:
+        return PRESETS.get(self.preset)
+
+    def _part(self, kind: type[_Part], **resolved: Any) -> _Part:
+        """Make a part of the plan: of the options of its names, and what is resolved."""
+        names = {field.name for field in dataclasses.fields(kind)} - resolved.keys()
+        return kind(**{name: getattr(self, name) for name in names}, **resolved)
+
     def _given_training(self) -> dict[str, Any]:
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Training)}
         return {name: value for name, value in given.items() if value is not None}
 
-    def _check_names(self) -> None:
-        for name, allowed in (
-            ("fusion", FUSIONS),
-            ("head", HEADS),
-            ("preset", PRESETS),
-            ("class_weight", CLASS_WEIGHTS),
-            ("calibrate", CALIBRATIONS),
-            ("accelerator", ACCELERATORS),
-            ("precision", PRECISIONS),
-            ("logger", LOGGERS),
-            ("export", EXPORTS),
-        ):
+    def _check_values(self) -> None:
+        kinds = {"fusion": (AUTO, *choices(FUSIONS)), "head": (AUTO, *choices(HEADS))}
+        for name, allowed in {**kinds, "preset": ("none", *PRESETS), **_CHOICES}.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise ConfigError.unknown(name, value, allowed, f"Pass one to {_option(name)}.")
+        if not _DEVICE.fullmatch(self.devices):
+            raise ConfigError(
+                f"devices {self.devices!r} is not one device; a fit uses one, since its steps are "
+                "too short to be shared. Pass --devices 1, or 1, with the comma for number 1."
+            )
+        if self.max_time is not None and not _MAX_TIME.fullmatch(self.max_time):
+            raise ConfigError(
+                f"max_time {self.max_time!r} is not DD:HH:MM:SS; pass --max-time 00:00:10:00 "
+                "for ten minutes."
+            )
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(
+                    f"{name} {value} is out of range: it must lie between {low} and {high}. "
+                    f"Pass another {_option(name)}."
+                )
 
     def _check_head(self) -> None:
-        if self.head in {"ridge", "lda"} and not self.is_solved:
+        if self.head != AUTO and not HEADS[self.head].is_trained and not self.solved_heads:
             raise ConfigError(
                 f"head {self.head!r} is solved in closed form, which fusion {self.fusion!r} does "
                 "not allow, since it learns weights of its own. Pass --head linear or mlp, or "
-                f"one of these to --fusion: {', '.join(FIXED_FUSIONS)}."
+                f"one of these to --fusion: {', '.join(_fusions(learn=False))}."
             )
-        if self.folds and not self.is_solved:
+        if self.folds and not self.solved_heads:
             raise ConfigError(
                 f"--folds {self.folds} would do nothing: fusion {self.fusion!r} with head "
-                f"{self.head!r} is trained by gradient and watches --val-fraction. Leave it out, "
-                f"or pass --fusion {' or '.join(FIXED_FUSIONS)} and another --head than mlp."
+                f"{self.head!r} is trained by gradient and watches --val-fraction. Leave it out, or"
+                f" pass --fusion {' or '.join(_fusions(learn=False))} and another --head than mlp."
             )
         if self.folds == 1:
             raise ConfigError("--folds 1 leaves nothing to fit on. Pass 2 or more.")
 
     def _check_void(self) -> None:
         """Refuse what only a fit by gradient uses where the head is solved."""
-        given = self._given_training() | {
-            name: getattr(self, name)
-            for name, default in (
-                ("precision", FLOAT32),
-                ("max_time", None),
-                ("fast_dev_run", False),
-                ("logger", "csv"),
-                ("checkpoint_s", 10.0),
-            )
-            if getattr(self, name) != default
-        }
-        if self.is_solved and given:
+        changed = (name for name in _OF_GRADIENT if getattr(self, name) != _default(self, name))
+        given = [*self._given_training(), *changed]
+        if self.solved_heads and given:
             raise ConfigError(
                 f"{' '.join(map(_option, given))} would do nothing: fusion {self.fusion!r} with "
                 f"head {self.head!r} is solved, not trained by gradient. Leave it out, or pass "
-                f"--head mlp, or one of these to --fusion: {', '.join(LEARNED_FUSIONS)}."
+                f"--head mlp, or one of these to --fusion: {', '.join(_fusions(learn=True))}."
             )
-
         if self.val_fraction == 0 and self.patience is not None:
             raise ConfigError(
                 f"--patience {self.patience} would do nothing with --val-fraction 0, which leaves "
@@ -335,57 +454,93 @@ class FitConfig:
             )
 
     def _check_preset(self) -> None:
-        if self.preset == "none":
+        if self._recipe is None:
             if self.sigma is not None:
                 raise ConfigError(
                     f"--sigma {self.sigma} would do nothing: cooc learns its own. Leave it out, or "
                     "pass --preset paper."
                 )
             return
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in ("fusion", *_FIXED_BY_PAPER):
-            if getattr(self, name) != defaults[name]:
+        for name in self._recipe.fixes:
+            if getattr(self, name) != _default(self, name):
                 raise ConfigError(
-                    f"{_option(name)} {getattr(self, name)} contradicts --preset paper, which "
-                    "fixes it. Leave one of the two out."
+                    f"{_option(name)} {getattr(self, name)} contradicts --preset {self.preset}, "
+                    "which fixes it. Leave one of the two out."
                 )
         if self.sigma is None and self.val_fraction == 0:
             raise ConfigError(
-                "--val-fraction 0 leaves --preset paper nothing to choose sigma by. Pass --sigma, "
-                "or leave it out."
+                f"--val-fraction 0 leaves --preset {self.preset} nothing to choose sigma by. Pass "
+                "--sigma, or leave it out."
             )
 
-    def _check_engine(self) -> None:
-        check_engine(self, ("address", "workers"))
-        if self.engine == "ray" and not self.sums_moments:
-            raise ConfigError(
-                f"--engine ray would do nothing: fusion {self.operator!r} with head {self.head!r} "
-                "is trained by gradient, in one process, and has no Gram matrix to sum. Leave it "
-                "out, or pass --fusion auto, cooc, or mean with another --head than mlp."
-            )
 
-    def _check_numbers(self) -> None:
-        for name, value, low, high in (
-            ("val_fraction", self.val_fraction, 0, 0.9),
-            ("folds", self.folds, 0, 1_000),
-            ("epochs", self.epochs, 1, 1_000_000),
-            ("batch_size", self.batch_size, 1, 1 << 30),
-            ("lr", self.lr, 1e-9, 100),
-            ("weight_decay", self.weight_decay, 0, 1e6),
-            ("dropout", self.dropout, 0, 0.99),
-            ("patience", self.patience, 1, 1_000_000),
-            ("sigma", self.sigma, 1e-9, 1e9),
-            ("memory_gb", self.memory_gb, 0, 1e9),
-            ("checkpoint_s", self.checkpoint_s, 0, 1e6),
-            ("seed", self.seed, 0, 2**32 - 1),
-            ("n_seeds", self.n_seeds, 1, 1_000),
-            ("workers", self.workers, 1, 100_000),
-        ):
-            if value is not None and not low <= value <= high:
-                raise ConfigError(
-                    f"{name} {value} is out of range: it must lie between {low} and {high}. "
-                    f"Pass another {_option(name)}."
-                )
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Every option of a sweep; the docstring under a field is its `--help` text.
+
+    Raises:
+        ConfigError: a name is unknown or a number is out of its range.
+    """
+
+    cache: str
+    """Cache to read; of its splits, the training split alone."""
+    source: tuple[str, ...] = ()
+    """Sources to use; without it, all of the cache."""
+    layers: str | None = None
+    """Layers to use of those in the cache, as in llmembed-fit; without it, all."""
+    pooling: tuple[str, ...] = ()
+    """Poolings to use; without it, all of the cache."""
+    head: str = "lda"
+    """Head that judges: lda or ridge."""
+    folds: int = DEFAULT_FOLDS
+    """Stratified folds of the training rows."""
+    class_weight: str = "none"
+    """Weights of the classes: none, or balanced (inverse to their counts)."""
+    seed: int = 0
+    """Seed of the folds."""
+    engine: str = "local"
+    """Who sums the Gram matrices: local (this process), or ray (workers on this machine or in a
+    cluster, which read their share of the cache themselves)."""
+    address: str | None = None
+    """Ray cluster to join: auto, or host:port; without it Ray is started on this machine."""
+    workers: int = 1
+    """Workers of --engine ray, at most; each takes one CPU."""
+    output: str | None = None
+    """Folder for sweep.json and sweep.svg; without it, runs/<cache>-sweep-<seed>."""
+
+    def __post_init__(self) -> None:
+        """Check each name and number once."""
+        if self.head not in {"lda", "ridge"}:
+            raise ConfigError.unknown("head", self.head, ("lda", "ridge"), "Pass one to --head.")
+        if self.folds < MIN_FOLDS:
+            raise ConfigError(f"--folds {self.folds} leaves nothing to fit on. Pass 2 or more.")
+        self.as_fit()
+
+    def as_fit(self) -> FitConfig:
+        """Give the options of the fit that would choose its fusion by this sweep."""
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return FitConfig(**{**shared, "output": None}, fusion=AUTO)
+
+    @property
+    def output_path(self) -> Path:
+        """Folder that the table and the plot are written to.
+
+        >>> SweepConfig(cache="data/sst2.zarr").output_path.as_posix()
+        'runs/sst2-sweep-0'
+        """
+        name = f"{Path(self.cache.rstrip('/')).stem}-sweep-{self.seed}"
+        return Path("runs") / name if self.output is None else Path(self.output)
+
+
+def _fusions(*, learn: bool) -> tuple[str, ...]:
+    """List fusions that learn weights of their own, or those that don't; no package is imported."""
+    known = (name for name in choices(FUSIONS) if not FUSIONS.brought_by(name))
+    found = tuple(name for name in known if FUSIONS[name].learns == learn)
+    return found if learn else (*found, AUTO)
+
+
+def _default(config: FitConfig, name: str) -> Any:
+    return type(config).__dataclass_fields__[name].default
 
 
 def _option(name: str) -> str:

@@ -35,7 +35,7 @@ from llmembed.train.inputs.arguments import (
 )
 from llmembed.train.inputs.data import data_in_memory
 from llmembed.train.inputs.select import Feature
-from llmembed.train.measures.metrics import Floats
+from llmembed.train.measures import Floats
 
 if TYPE_CHECKING:
     from llmembed.extract import TextFeatures
@@ -169,7 +169,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 weight is not allowed.
             ModelError: the backbone cannot be used.
         """
-        config = self._fit_config()
+        plan = self._fit_config().plan()
         texts, classes = as_texts(X), _one_class_each(y)
         check_consistent_length(texts, classes)
         if not texts:
@@ -193,7 +193,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             Feature(made.source, pooling, layer, made.hidden_size) for pooling, layer in made.arrays
         ]
         data = data_in_memory(
-            config,
+            plan.reading,
             self._read([texts[row] for row in kept], features),
             codes.astype(np.int64),
             [str(name) for name in self.classes_],
@@ -201,7 +201,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             sample_weights=weights[kept],
             class_weights=None if of_names is None else of_names[np.isin(names, self.classes_)],
         )
-        outcome = train(config, data)
+        outcome = train(plan, data)
         self.features_, self.classifier_ = outcome.data.features, outcome.best.classifier
         return self
 

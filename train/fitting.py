@@ -6,36 +6,35 @@ the classifier with the lowest validation loss, and `over_seeds` tells how far t
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from llmembed.common.process import peak_memory_bytes
-from llmembed.train.config import FitConfig
-from llmembed.train.fusions.classifier import Classifier, Trained
-from llmembed.train.fusions.fusion import FUSIONS
+from llmembed.train.config import FitConfig, Plan
+from llmembed.train.fusions import FUSIONS
+from llmembed.train.fusions.classifier import Trained
 from llmembed.train.gradient.workspace import LOGS, check_logger, open_workspace
 from llmembed.train.inputs.data import FitData, load_data
-from llmembed.train.linear.crossfit import solve_base, train_solved, train_stack
 from llmembed.train.linear.ray_moments import joined_if_asked
-from llmembed.train.measures.metrics import Floats, summarise
+from llmembed.train.linear.solved import solve_base, train_solved, train_stack
+from llmembed.train.measures import Floats, summarise
 from llmembed.train.runs.export import check_can_export, onnx_of
+from llmembed.train.runs.record import record_config
 from llmembed.train.runs.run import (
     ONNX_FILE,
     Predictions,
     Run,
     check_replaceable,
-    record_config,
     write_run,
 )
-from llmembed.train.sweeping import Chosen, choose_fusion
+from llmembed.train.sweeping import choose_fusion
 
 _SPREAD_FIGURES = ("accuracy", "macro_f1", "nll")
 
@@ -87,11 +86,12 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
     if config.export is not None:
         check_can_export()
     check_logger(config.logger)
-    with joined_if_asked(config):
-        data = load_data(config)
+    plan = config.plan()
+    with joined_if_asked(plan.method):
+        data = load_data(plan.reading)
         read_s = time.perf_counter() - started
         with open_workspace(config.run_path) as workspace:
-            outcome = train(config, data, workspace=workspace, show_progress=show_progress)
+            outcome = train(plan, data, workspace=workspace, show_progress=show_progress)
             return _finish(config, outcome, workspace, started, read_s)
 
 
@@ -101,8 +101,8 @@ def _finish(
     """Evaluate what was trained, and write the run."""
     data, trained = outcome.data, outcome.trained
     eval_started = time.perf_counter()
-    log_probas = [_log_proba(one.classifier.logits_all(data.x_eval)) for one in trained]
-    metrics = _metrics(outcome, log_probas)
+    logits = [one.classifier.logits_all(data.x_eval) for one in trained]
+    metrics = _metrics(outcome, logits)
     now = time.perf_counter()
     metrics["seconds"] = {
         "read": read_s,
@@ -111,7 +111,9 @@ def _finish(
         "total": now - started,
     }
     predictions = Predictions(
-        rows=data.shares.eval, labels=data.y_eval.numpy(), log_proba=log_probas[outcome.kept]
+        rows=data.shares.eval,
+        labels=data.y_eval.numpy(),
+        log_proba=_log_proba(logits[outcome.kept]),
     )
     record = record_config(config, data, outcome.best)
     run = Run(
@@ -124,44 +126,37 @@ def _finish(
 
 
 def train(
-    config: FitConfig,
-    data: FitData,
-    *,
-    workspace: Path | None = None,
-    show_progress: bool = False,
+    plan: Plan, data: FitData, *, workspace: Path | None = None, show_progress: bool = False
 ) -> Outcome:
     """Choose the fusion where that is asked for, and train a classifier a seed.
 
+    Heads that are solved need no Lightning; what seeds share is solved once.
+
     Args:
-        config: all options.
+        plan: what to train.
         data: what to train on.
         workspace: folder of checkpoints and logs of a fit by gradient; None writes neither.
         show_progress: show on stderr how far it is.
     """
-    chosen = choose_fusion(config, data)
-    trained = _train(chosen, workspace=workspace, show_progress=show_progress)
-    return Outcome(data=chosen.data, trained=trained, chosen=chosen.record)
-
-
-def _train(chosen: Chosen, **options: Any) -> list[Trained]:
-    """Solve where that is asked for, which needs no Lightning; what seeds share is solved once."""
-    config, data = chosen.config, chosen.data
-    seeds = range(config.seed, config.seed + config.n_seeds)
+    chosen = choose_fusion(plan.method, data)
+    method, data = chosen.config, chosen.data
     if chosen.members:
-        return [train_stack(config, data, chosen.members, seed) for seed in seeds]
-    if config.is_solved:
-        return [train_solved(config, data, seed) for seed in seeds]
-    completes_a_base = config.preset == "none" and FUSIONS[config.fusion].completes_a_base
-    if completes_a_base:
-        # Lightning takes seconds to import, and a core that would be idle half of the time.
-        Thread(target=import_module, args=["llmembed.train.gradient.fit"], daemon=True).start()
-        base = solve_base(config, data)
-    from llmembed.train.gradient.fit import train_by_gradient
+        trained = [train_stack(method, data, chosen.members, seed) for seed in plan.seeds]
+    elif method.solved_heads:
+        trained = [train_solved(method, data, seed) for seed in plan.seeds]
+    else:
+        base = solve_base(method, data) if FUSIONS[method.fusion].completes_base else None
+        from llmembed.train.gradient.fit import train_by_gradient
 
-    if completes_a_base:
-        beside = base.beside(data, config)
-        return [base.complete(one) for one in train_by_gradient(config, beside, seeds, **options)]
-    return train_by_gradient(config, data, seeds, **options)
+        trained = train_by_gradient(
+            dataclasses.replace(plan, method=method),
+            data if base is None else base.beneath(data, method),
+            workspace=workspace,
+            show_progress=show_progress,
+        )
+        if base is not None:
+            trained = [base.complete(one) for one in trained]
+    return Outcome(data=data, trained=trained, chosen=chosen.record)
 
 
 def _log_proba(logits: Tensor) -> Floats:
@@ -169,15 +164,18 @@ def _log_proba(logits: Tensor) -> Floats:
     return log_proba
 
 
-def _metrics(outcome: Outcome, log_probas: Sequence[Floats]) -> dict[str, Any]:
+def _metrics(outcome: Outcome, logits: Sequence[Tensor]) -> dict[str, Any]:
     data, trained, kept = outcome.data, outcome.trained, outcome.kept
-    labels = data.y_eval.numpy()
-    summaries = [summarise(log_proba, labels, data.labels) for log_proba in log_probas]
-    classifier = trained[kept].classifier
+    labels, classifier = data.y_eval.numpy(), outcome.best.classifier
+    summaries = [summarise(_log_proba(one), labels, data.labels) for one in logits]
+    temperature = float(classifier.temperature)
+    uncalibrated = summarise(_log_proba(logits[kept] * temperature), labels, data.labels)
     return {
         "eval_split": data.shares.record()["eval"]["split"],
         **summaries[kept],
-        **_before_calibration(classifier, data),
+        "temperature": temperature,
+        "nll_uncalibrated": uncalibrated["nll"],
+        "ece_uncalibrated": uncalibrated["ece"],
         "n_parameters": sum(weight.numel() for weight in classifier.parameters()),
         "splits": data.shares.record(),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -195,18 +193,6 @@ def _metrics(outcome: Outcome, log_probas: Sequence[Floats]) -> dict[str, Any]:
             name: _spread([summary[name] for summary in summaries]) for name in _SPREAD_FIGURES
         },
         **({} if outcome.chosen is None else {"chosen": outcome.chosen}),
-    }
-
-
-def _before_calibration(classifier: Classifier, data: FitData) -> dict[str, float | None]:
-    """Give the temperature, and what the probabilities would be without it."""
-    temperature = float(classifier.temperature)
-    log_proba = _log_proba(classifier.logits_all(data.x_eval) * temperature)
-    before = summarise(log_proba, data.y_eval.numpy(), data.labels)
-    return {
-        "temperature": temperature,
-        "nll_uncalibrated": before["nll"],
-        "ece_uncalibrated": before["ece"],
     }
 
 

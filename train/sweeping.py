@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llmembed.common.errors import DataError
-from llmembed.train.config import STACKED_HEADS, FitConfig
+from llmembed.common.replace import replacing
+from llmembed.train.config import Method, SweepConfig
+from llmembed.train.fusions import AUTO, HEADS
 from llmembed.train.inputs.data import FitData, columns_of, load_data
-from llmembed.train.linear.crossfit import grid_of
 from llmembed.train.linear.ray_moments import joined_if_asked
-from llmembed.train.linear.stack import Member
-from llmembed.train.linear.sweep import Grid, Report, best_of, stack_of, sweep
+from llmembed.train.linear.solved import grid_of
+from llmembed.train.linear.stacking import Member
+from llmembed.train.linear.sweep import Grid, best_of, stack_of, sweep
 from llmembed.train.runs.plot import depth_plot
-from llmembed.train.sweep_config import SweepConfig
 
 TABLE_FILE, PLOT_FILE = "sweep.json", "sweep.svg"
+_MOST_OTHERS = 5  # in the printed table
 
 
-def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, Any]:
+def run_sweep(config: SweepConfig) -> dict[str, Any]:
     """Sweep over the features of a cache, and write the table and a plot of accuracy over depth.
 
     Args:
         config: all options.
-        report: called with each candidate as soon as it is judged.
 
     Returns:
         The table: its candidates, and the best of them.
@@ -42,18 +41,18 @@ def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, An
         EngineError: Ray gave up.
     """
     started = time.perf_counter()
-    fit_config = config.as_fit()
-    with joined_if_asked(fit_config):
-        data = load_data(fit_config, read_evaluation=False)
+    plan = config.as_fit().plan()
+    with joined_if_asked(plan.method):
+        data = load_data(plan.reading, read_evaluation=False)
         read_s = time.perf_counter() - started
-        grid = grid_of(fit_config, data, config.seed)
+        grid = grid_of(plan.method, data, config.seed)
         n_rows = len(grid.held_out)
         if not n_rows:
             raise DataError(
                 f"each of the {len(data.shares.train)} training rows is the only one of its class, "
                 "so none can be held out to judge a feature. Extract two examples a class or more."
             )
-        candidates = sweep(grid, report)
+        candidates = sweep(grid)
     table = {
         "cache": {"fingerprint": data.fingerprint},
         "sweep": dataclasses.asdict(config),
@@ -63,8 +62,10 @@ def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, An
         "seconds": {"read": read_s, "total": time.perf_counter() - started},
     }
     config.output_path.mkdir(parents=True, exist_ok=True)
-    _write(config.output_path / TABLE_FILE, json.dumps(table, indent=2, allow_nan=False) + "\n")
-    _write(config.output_path / PLOT_FILE, depth_plot(table))
+    document = json.dumps(table, indent=2, allow_nan=False) + "\n"
+    for name, content in ((TABLE_FILE, document), (PLOT_FILE, depth_plot(table))):
+        with replacing(config.output_path / name) as partial:
+            partial.write_text(content, encoding="utf-8")
     return table
 
 
@@ -72,8 +73,8 @@ def run_sweep(config: SweepConfig, report: Report | None = None) -> dict[str, An
 class Chosen:
     """What `--fusion auto` comes to."""
 
-    config: FitConfig
-    """The options with that fusion."""
+    config: Method
+    """The method with that fusion."""
     data: FitData
     """The data with its features alone."""
     record: dict[str, Any] | None
@@ -82,21 +83,21 @@ class Chosen:
     """Members of the stack, whose features are those of `data`; none where it is no stack."""
 
 
-def choose_fusion(config: FitConfig, data: FitData) -> Chosen:
+def choose_fusion(config: Method, data: FitData) -> Chosen:
     """Resolve `--fusion auto` on the training rows.
 
     Heads that are judged by the sweep are stacked; for others the best candidate is taken.
     """
-    if config.fusion != "auto":
+    if config.fusion != AUTO:
         return Chosen(config=config, data=data, record=None)
     grid = grid_of(config, data, config.seed)
     candidates = sweep(grid)
-    if config.head not in STACKED_HEADS:
+    if config.head != AUTO and HEADS[config.head].is_trained:
         best = best_of(candidates)
-        record = best.record(data.features, len(grid.held_out))
-        narrowed = _narrow(data, grid, best.features)
         return Chosen(
-            config=dataclasses.replace(config, fusion=best.fusion), data=narrowed, record=record
+            config=dataclasses.replace(config, fusion=best.fusion),
+            data=_narrow(data, grid, best.features),
+            record=best.record(data.features, len(grid.held_out)),
         )
     stack = stack_of(grid, candidates)
     used = sorted({feature for member in stack for feature in member.features})
@@ -104,15 +105,14 @@ def choose_fusion(config: FitConfig, data: FitData) -> Chosen:
         dataclasses.replace(member, features=tuple(map(used.index, member.features)))
         for member in stack
     )
-    record = {
-        "fusion": "concat",
-        "features": [data.features[index]._asdict() for index in used],
-        "members": [dataclasses.asdict(member) for member in members],
-    }
     return Chosen(
         config=dataclasses.replace(config, fusion="concat"),
         data=_narrow(data, grid, used),
-        record=record,
+        record={
+            "fusion": "concat",
+            "features": [data.features[index]._asdict() for index in used],
+            "members": [dataclasses.asdict(member) for member in members],
+        },
         members=members,
     )
 
@@ -130,20 +130,16 @@ def _narrow(data: FitData, grid: Grid, features: Sequence[int]) -> FitData:
 
 def table_of(result: Mapping[str, Any]) -> str:
     """Lay out a sweep for reading: every single feature, then the best of the others."""
-    rows = result["candidates"]
-    others = sorted(
-        (row for row in rows if row["fusion"] != "single"), key=lambda row: -row["accuracy"]
-    )
-    shown = [row for row in rows if row["fusion"] == "single"] + others[:5]
+    singles = [row for row in result["candidates"] if row["fusion"] == "single"]
+    others = [row for row in result["candidates"] if row["fusion"] != "single"]
+    others.sort(key=lambda row: -row["accuracy"])
     lines = ["held out  95 % interval   features"]
-    for row in shown:
+    for row in singles + others[:_MOST_OTHERS]:
         low, high = row["accuracy_ci95"]
         mark = "  <- best" if row == result["best"] else ""
         lines.append(f"{row['accuracy']:8.4f}  {low:.4f}-{high:.4f}  {describe(row)}{mark}")
-    lines.append(
-        "The best was chosen on these rows, so its figure flatters; llmembed-fit evaluates."
-    )
-    return "\n".join(lines)
+    note = "The best was chosen on these rows, so its figure flatters; llmembed-fit evaluates."
+    return "\n".join([*lines, note])
 
 
 def describe(row: Mapping[str, Any]) -> str:
@@ -154,12 +150,3 @@ def describe(row: Mapping[str, Any]) -> str:
         groups.setdefault(group, []).append(str(feature["layer"]))
     parts = " + ".join(f"{group} {','.join(layers)}" for group, layers in groups.items())
     return f"{row['fusion']:<7} {parts}"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,12 +3,14 @@
 A record is written last, after every chunk it names, and created only if absent; rows without one
 do not exist. Records are the truth; the index repeats what they say about one complete array, so
 that a reader need not open thousands of them. An index that does not fit the split is ignored.
+
+The document of a source's group says which arrays it has in a split and how many rows a block has.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,21 +18,28 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout.arrays import in_parallel
-from llmembed.cache_format.layout.chunks import digest
-from llmembed.cache_format.layout.documents import dump, parse
+from llmembed.cache_format.layout.arrays import digest, in_parallel, require_rows
+from llmembed.cache_format.layout.documents import (
+    DOCUMENT,
+    FEATURE_DTYPES,
+    JSON,
+    Fields,
+    dump,
+    group_document,
+    parse,
+)
+from llmembed.cache_format.layout.header import Header
 from llmembed.cache_format.layout.schema import (
     FORMAT_VERSION,
-    HIDDEN,
-    JSON,
     MAX_BLOCK_ROWS,
     MAX_BLOCKS,
     N_TOKENS,
-    Fields,
+    ArrayKey,
     SplitInfo,
+    array_name,
     parse_array_name,
 )
-from llmembed.cache_format.stores.base import Store
+from llmembed.cache_format.stores import HIDDEN, Store
 from llmembed.common.errors import CacheFormatError, CacheMismatchError, shown
 
 COMMITS = f"{HIDDEN}/commits"
@@ -60,7 +69,7 @@ class Record:
         """Key of the record: block, rows, and which arrays, so that no two records share one."""
         arrays = xxhash.xxh3_64_hexdigest("\n".join(sorted(self.arrays)).encode())[:8]
         name = f"{self.start // block_rows:08d}-{self.stop - self.start:04d}-{arrays}.json"
-        return f"{records_key(self.split, self.source)}/{name}"
+        return f"{COMMITS}/{self.split}/{self.source}/{name}"
 
     def document(self) -> dict[str, JSON]:
         """Make the JSON document."""
@@ -78,7 +87,7 @@ class OldRows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockCommits:
+class ArrayCommits:
     """What is committed of one array."""
 
     rows: NDArray[np.int64]
@@ -125,24 +134,17 @@ class Commits:
         starts = np.arange(0, self._info.n_rows, self.block_rows, dtype=np.int64)
         return np.minimum(self.block_rows, self._info.n_rows - starts)
 
-    @property
-    def records(self) -> list[Record]:
-        """Every readable record, read once."""
-        if self._records is None:
-            self._records = [record for _, record in self.read_records()]
-        return self._records
-
-    def array(self, name: str) -> BlockCommits:
+    def array(self, name: str) -> ArrayCommits:
         """Say what is committed of an array, by its index or else by the records."""
         return self._by_index(name) or self._by_records(name)
-
-    def is_complete(self, name: str) -> bool:
-        """Tell whether every row of an array is committed."""
-        return bool((self.array(name).rows == self.expected).all())
 
     def n_committed(self, name: str) -> int:
         """Count the committed rows of an array."""
         return int(self.array(name).rows.sum())
+
+    def is_complete(self, name: str) -> bool:
+        """Tell whether every row of an array is committed."""
+        return bool((self.array(name).rows == self.expected).all())
 
     def is_indexed(self, name: str) -> bool:
         """Tell whether an array has an index that fits."""
@@ -184,7 +186,7 @@ class Commits:
         """
         for key in [*self.half_written, *(self.index_key(name) for name in lost)]:
             self._store.delete(key)
-        for record in self.records if lost else ():
+        for record in self._read() if lost else ():
             block = record.start // self.block_rows
             kept = {k: v for k, v in record.arrays.items() if block not in lost.get(k, ())}
             if len(kept) < len(record.arrays):
@@ -194,18 +196,13 @@ class Commits:
                 self._store.delete(record.key(self.block_rows))
         self._records = None
 
-    def superseded(self) -> list[str]:
-        """Name the records whose every array has more rows of the block by a later record."""
-        names = {name for record in self.records for name in record.arrays}
-        rows = {name: self._by_records(name).rows for name in names}
-        return [
-            record.key(self.block_rows)
-            for record in self.records
-            if all(
-                rows[name][record.start // self.block_rows] > record.stop - record.start
-                for name in record.arrays
-            )
-        ]
+    def delete_superseded(self) -> None:
+        """Delete the records whose every array has more rows of the block by a later record."""
+        rows = {name: self._by_records(name).rows for one in self._read() for name in one.arrays}
+        for record in self._read():
+            block, n = record.start // self.block_rows, record.stop - record.start
+            if all(rows[name][block] > n for name in record.arrays):
+                self._store.delete(record.key(self.block_rows))
 
     def read_records(self) -> list[tuple[str, Record]]:
         """Read all records with their keys; a half-written one is left out with a warning.
@@ -213,7 +210,7 @@ class Commits:
         Raises:
             CacheFormatError: if a record belongs to another split, source or plan.
         """
-        folder = records_key(self.split, self.source)
+        folder = f"{COMMITS}/{self.split}/{self.source}"
         keys = [f"{folder}/{name}" for name in self._store.names(folder)]
         found: list[Record | None] = [None] * len(keys)
         self.half_written = []
@@ -224,6 +221,12 @@ class Commits:
         in_parallel(self._store, read, range(len(keys)))
         self.half_written.sort()
         return [(key, record) for key, record in zip(keys, found, strict=True) if record]
+
+    def _read(self) -> list[Record]:
+        """Give every readable record, read once."""
+        if self._records is None:
+            self._records = [record for _, record in self.read_records()]
+        return self._records
 
     def _read_record(self, key: str) -> Record | None:
         where = shown(f"{self._store.location}/{key}")
@@ -246,32 +249,32 @@ class Commits:
             )
         return record
 
-    def _by_records(self, name: str) -> BlockCommits:
+    def _by_records(self, name: str) -> ArrayCommits:
         rows = np.zeros(len(self.expected), np.int64)
         hashes: list[str | None] = [None] * len(rows)
-        for record in self.records:
+        for record in self._read():
             block, n = record.start // self.block_rows, record.stop - record.start
             if name in record.arrays and n > rows[block]:
                 rows[block], hashes[block] = n, record.arrays[name]
-        return BlockCommits(rows=rows, hashes=tuple(hashes))
+        return ArrayCommits(rows=rows, hashes=tuple(hashes))
 
-    def _by_index(self, name: str) -> BlockCommits | None:
+    def _by_index(self, name: str) -> ArrayCommits | None:
         data = self._store.get(self.index_key(name))
         if data is None:
             return None
-        head = self._index_head()
         try:
             fields = parse(data, f"{self._store.location}/{self.index_key(name)}")
             joined = fields.get("hashes", str)
         except CacheFormatError as error:
             _log.warning("The commit records are read instead: %s", error)
             return None
+        head = self._index_head()
         fits = {key: fields.value.get(key) for key in head} == head
         if not fits or len(joined) != _HEX_DIGITS * len(self.expected):
             return None
         cuts = range(0, len(joined), _HEX_DIGITS)
         hashes = tuple(joined[cut : cut + _HEX_DIGITS] for cut in cuts)
-        return BlockCommits(rows=self.expected, hashes=hashes)
+        return ArrayCommits(rows=self.expected, hashes=hashes)
 
     def _index(self, name: str) -> bytes:
         hashes = "".join(h or "" for h in self._by_records(name).hashes)
@@ -284,11 +287,6 @@ class Commits:
             "block_rows": self.block_rows,
             "texts": self._info.texts,
         }
-
-
-def records_key(split: str, source: str) -> str:
-    """Key of the folder that holds the records of a source in a split."""
-    return f"{COMMITS}/{split}/{source}"
 
 
 def is_half_written(data: bytes) -> bool:
@@ -316,3 +314,68 @@ def _parse_record(fields: Fields) -> Record:
         texts=fields.get("texts", str),
         arrays=arrays.value,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceLayout:
+    """The attributes of `<split>/<source>/zarr.json`."""
+
+    block_rows: int
+    """R: rows of a block, and of a chunk while the cache is not an export."""
+    dtype: str
+    """Of the features."""
+    arrays: tuple[ArrayKey, ...]
+    """(pooling, layer) of the arrays that exist, complete or not, sorted."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all arrays within the source, n_tokens included."""
+        return (*(array_name(key) for key in self.arrays), N_TOKENS)
+
+    def document(self) -> dict[str, JSON]:
+        """Make the group document."""
+        arrays = [array_name(key) for key in self.arrays]
+        return group_document({"llmembed": vars(self) | {"arrays": arrays}})
+
+
+def read_layout(store: Store, split: str, source: str) -> SourceLayout | None:
+    """Read which arrays a source has in a split; None if it has none.
+
+    Raises:
+        CacheFormatError: if the document is not one of ours.
+    """
+    key = f"{split}/{source}/{DOCUMENT}"
+    data = store.get(key)
+    if data is None:
+        return None
+    where = f"{store.location}/{key}"
+    fields = parse(data, where).fields("attributes").fields("llmembed")
+    dtype = fields.get("dtype", str)
+    if dtype not in FEATURE_DTYPES:
+        raise CacheFormatError(f"{where}: dtype {dtype[:40]!r} is none of {FEATURE_DTYPES}.")
+    return SourceLayout(
+        block_rows=fields.integer("block_rows", 1, MAX_BLOCK_ROWS),
+        dtype=dtype,
+        arrays=tuple(sorted(parse_array_name(name, where) for name in fields.strings("arrays"))),
+    )
+
+
+def layouts(store: Store, header: Header) -> Iterator[tuple[str, str, SourceLayout, Commits]]:
+    """Yield split, source, layout and commits of everything a cache holds.
+
+    Raises:
+        CacheCorruptError: if a split claims rows for which there are no files.
+    """
+    for split, info in sorted(header.splits.items()):
+        require_rows(store, split, info.n_rows)
+        for source in sorted(header.sources):
+            layout = read_layout(store, split, source)
+            if layout is not None:
+                commits = Commits(store, split, info, source, layout.block_rows)
+                yield split, source, layout, commits
+
+
+def purge(store: Store, below: str) -> None:
+    """Delete what lies under a split, or a source of a split, that the root does not name."""
+    for folder in (f"{COMMITS}/{below}", f"{INDEX}/{below}", below):
+        store.delete_below(folder)

@@ -1,39 +1,122 @@
-"""The `zarr.json` documents: written by us, parsed against an allow-list.
+"""The JSON documents of a cache: written by us, parsed against an allow-list.
 
 Writing them ourselves keeps them atomic and byte-for-byte reproducible; parsing them ourselves
-keeps zarr-python (0.4 s to import) off the fast path and lets no foreign codec run. Source: Zarr
-core specification, version 3.1.
+keeps zarr-python (0.4 s to import) off the fast path and lets no foreign codec run. Everything that
+comes out of a foreign cache passes through `Fields`, which turns each surprise into one
+`CacheFormatError`. Source: Zarr core specification, version 3.1.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from llmembed.cache_format.layout.schema import JSON, MAX_HIDDEN_SIZE, MAX_ROWS, Fields
-from llmembed.cache_format.stores.base import Store
+from llmembed.cache_format.stores import Store
 from llmembed.common.errors import CacheCorruptError, CacheFormatError
 
+JSON: TypeAlias = Any
+"""What `json.loads` gives. It is checked where it enters, by `Fields`."""
 DOCUMENT = "zarr.json"
+MAX_ROWS = 2**40
+MAX_HIDDEN_SIZE = 2**20
 CRC_BYTES = 4
 MAX_DEPTH = 64
 """Levels of a document: ours have ten, and a recipe or provenance brings few."""
 MAX_PART_BYTES = 2**30
 """Of what is decoded at once, in an export."""
-FILL_VALUES: Mapping[str, JSON] = {
-    "float16": "NaN",
-    "float32": "NaN",
-    "int32": -1,
-    "uint64": 0,
-}
+FILL_VALUES: Mapping[str, JSON] = {"float16": "NaN", "float32": "NaN", "int32": -1, "uint64": 0}
 FEATURE_DTYPES = ("float16", "float32")
 _PLAIN_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _EXPORT_CODECS = frozenset({"bytes", "crc32c", "zstd", "blosc", "gzip", "sharding_indexed"})
 _DIMENSIONS = ("sample", "hidden")
+_DAMAGED = "The cache is damaged or was not written by llmembed-extract."
+_T = TypeVar("_T")
+
+
+class Fields:
+    """A JSON object from outside, read field by field.
+
+    Args:
+        value: what `json.loads` gave.
+        where: the place to name in an error, such as "r8.zarr/zarr.json".
+
+    Raises:
+        CacheFormatError: here and below, if something has another type or size.
+    """
+
+    def __init__(self, value: JSON, where: str) -> None:
+        if not isinstance(value, dict):
+            raise CacheFormatError(
+                f"{where} holds {_kind(value)} where a JSON object belongs. {_DAMAGED}"
+            )
+        self.value: dict[str, JSON] = value
+        self.where = where
+
+    def get(self, key: str, kind: type[_T]) -> _T:
+        """Return a field that must have this JSON type."""
+        found = self.value.get(key)
+        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+            raise CacheFormatError(
+                f"{self.where}: {key!r} must be of type {kind.__name__} and is {_kind(found)}. "
+                f"{_DAMAGED}"
+            )
+        return found
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """Return an integer field within [low, high]."""
+        number = self.get(key, int)
+        if not low <= number <= high:
+            digits = len(str(abs(number)))
+            short = str(number) if digits <= 20 else f"about 10^{digits - 1}"
+            raise CacheFormatError(
+                f"{self.where}: {key!r} is {short}, allowed is {low} to {high}. {_DAMAGED}"
+            )
+        return number
+
+    def fields(self, key: str) -> Fields:
+        """Return a field that is an object itself."""
+        return Fields(self.value.get(key), f"{self.where}: {key}")
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        """Return a field that is a list of strings."""
+        found = self.get(key, list)
+        if not all(isinstance(item, str) for item in found):
+            raise CacheFormatError(f"{self.where}: {key!r} must be a list of strings.")
+        return tuple(found)
+
+
+def dump(document: Mapping[str, JSON]) -> bytes:
+    r"""Serialise a document, always to the same bytes.
+
+    >>> dump({"b": 1, "a": (2,)})
+    b'{\n "a": [\n  2\n ],\n "b": 1\n}\n'
+    """
+    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=True)
+    return text.encode() + b"\n"
+
+
+def parse(data: bytes, where: str) -> Fields:
+    """Read a JSON object that may be hostile.
+
+    Raises:
+        CacheFormatError: if it is not JSON, holds a number that is not finite or is nested too
+            deeply, or is no object.
+    """
+    try:
+        value = json.loads(data, parse_constant=_finite, parse_float=_finite)
+        if _is_deep(value, MAX_DEPTH):
+            raise RecursionError
+    except (ValueError, RecursionError) as error:
+        raise CacheFormatError(
+            f"{where} is not a JSON document ({type(error).__name__}). The file is damaged or "
+            "was not written by llmembed-extract."
+        ) from error
+    return Fields(value, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +138,12 @@ class ArrayInfo:
     def numpy_dtype(self) -> np.dtype[np.generic]:
         """The dtype in memory, little-endian as on disk."""
         return np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def fill_value(self) -> np.generic:
+        """What rows that were not written hold."""
+        scalar: np.generic = self.numpy_dtype.type(FILL_VALUES[self.dtype])
+        return scalar
 
     @property
     def row_bytes(self) -> int:
@@ -80,34 +169,6 @@ class ArrayInfo:
         return self.separator.join(["c", str(index), *["0"] * (len(self.shape) - 1)])
 
 
-def dump(document: Mapping[str, JSON]) -> bytes:
-    r"""Serialise a document, always to the same bytes.
-
-    >>> dump({"b": 1, "a": (2,)})
-    b'{\n "a": [\n  2\n ],\n "b": 1\n}\n'
-    """
-    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=True)
-    return text.encode() + b"\n"
-
-
-def parse(data: bytes, where: str) -> Fields:
-    """Read a JSON object that may be hostile.
-
-    Raises:
-        CacheFormatError: if it is not JSON, holds a number that is not finite or is nested too
-            deeply, or is no object.
-    """
-    try:
-        value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
-        _refuse_depth(value)
-    except (ValueError, RecursionError) as error:
-        raise CacheFormatError(
-            f"{where} is not a JSON document ({type(error).__name__}). The file is damaged or "
-            "was not written by llmembed-extract."
-        ) from error
-    return Fields(value, where)
-
-
 def group_document(attributes: Mapping[str, JSON]) -> dict[str, JSON]:
     """Make the document of a Zarr group."""
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
@@ -115,15 +176,13 @@ def group_document(attributes: Mapping[str, JSON]) -> dict[str, JSON]:
 
 def array_document(info: ArrayInfo) -> dict[str, JSON]:
     """Make the document of a plain Zarr array."""
+    chunk_shape = [info.chunk_rows, *info.shape[1:]]
     return {
         "zarr_format": 3,
         "node_type": "array",
         "shape": list(info.shape),
         "data_type": info.dtype,
-        "chunk_grid": {
-            "name": "regular",
-            "configuration": {"chunk_shape": [info.chunk_rows, *info.shape[1:]]},
-        },
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
         "chunk_key_encoding": {
             "name": "default",
             "configuration": {"separator": info.separator},
@@ -158,14 +217,18 @@ def parse_array(data: bytes, where: str) -> ArrayInfo:
     separator = encoding.fields("configuration").get("separator", str)
     if encoding.get("name", str) != "default" or separator not in ("/", "."):
         raise CacheFormatError(f"{where}: its chunk key encoding is not 'default' with '.' or '/'.")
+    codecs = fields.get("codecs", list)
+    for name in _codec_names(codecs, where):
+        if name not in _EXPORT_CODECS:
+            raise CacheFormatError(
+                f"{where}: codec {name[:40]!r} is not one a cache may use: "
+                f"{', '.join(sorted(_EXPORT_CODECS))}."
+            )
+    plain = codecs == _PLAIN_CODECS
     info = ArrayInfo(
-        shape=shape,
-        chunk_rows=chunks[0],
-        dtype=dtype,
-        plain=_is_plain(fields.get("codecs", list), where),
-        separator=separator,
+        shape=shape, chunk_rows=chunks[0], dtype=dtype, plain=plain, separator=separator
     )
-    if not info.plain:
+    if not plain:
         _check_export(fields, info)
     return info
 
@@ -197,33 +260,21 @@ def _sizes(fields: Fields, key: str) -> tuple[int, ...]:
         raise CacheFormatError(
             f"{fields.where}: {key!r} has {len(numbers)} dimensions, not 1 or 2."
         )
-    axes = {f"{key}[{axis}]": number for axis, number in enumerate(numbers)}
-    checked = Fields(axes, fields.where)
-    return tuple(checked.integer(f"{key}[{axis}]", 0, limits[axis]) for axis in range(len(numbers)))
+    axes = Fields({f"{key}[{axis}]": n for axis, n in enumerate(numbers)}, fields.where)
+    return tuple(axes.integer(name, 0, limits[axis]) for axis, name in enumerate(axes.value))
 
 
-def _is_plain(codecs: Sequence[JSON], where: str) -> bool:
-    names = [Fields(codec, f"{where}: codecs").get("name", str) for codec in codecs]
+def _codec_names(codecs: Sequence[JSON], where: str) -> Iterator[str]:
     for codec in codecs:
-        inner = codec.get("configuration", {}) if isinstance(codec, dict) else {}
+        yield Fields(codec, f"{where}: codecs").get("name", str)
+        inner = codec.get("configuration")
         for key in ("codecs", "index_codecs"):
             if isinstance(inner, dict) and isinstance(inner.get(key), list):
-                names += [Fields(c, f"{where}: {key}").get("name", str) for c in inner[key]]
-    for name in names:
-        if name not in _EXPORT_CODECS:
-            raise CacheFormatError(
-                f"{where}: codec {name[:40]!r} is not one a cache may use: "
-                f"{', '.join(sorted(_EXPORT_CODECS))}."
-            )
-    return list(codecs) == _PLAIN_CODECS
+                yield from _codec_names(inner[key], where)
 
 
 def _check_export(fields: Fields, info: ArrayInfo) -> None:
-    """Refuse shards whose parts do not fit, and parts too large to be decoded at once.
-
-    Raises:
-        CacheFormatError: naming the document.
-    """
+    """Refuse shards whose parts do not fit, and parts too large to be decoded at once."""
     parts = info.chunk_rows
     for codec in fields.get("codecs", list):
         if codec["name"] == "sharding_indexed":
@@ -247,27 +298,18 @@ def _check_export(fields: Fields, info: ArrayInfo) -> None:
         )
 
 
-def _refuse_constant(name: str) -> JSON:
-    raise ValueError(name)
-
-
 def _finite(text: str) -> float:
     number = float(text)
-    if math.isinf(number):  # such as 1e400, which cannot be written again
+    if not math.isfinite(number):  # NaN, or such as 1e400, which cannot be written again
         raise ValueError(text)
     return number
 
 
-def _refuse_depth(value: JSON) -> None:
-    """Refuse what is nested so deeply that to write or print it again would fail."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return
-    raise RecursionError
+def _is_deep(value: JSON, n_levels: int) -> bool:
+    """Tell what is nested so deeply that to write or print it again would fail."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not n_levels or any(_is_deep(item, n_levels - 1) for item in inner)
+
+
+def _kind(value: JSON) -> str:
+    return "missing" if value is None else f"of type {type(value).__name__}"

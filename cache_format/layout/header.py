@@ -10,30 +10,32 @@ import datetime as dt
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import xxhash
 
-from llmembed.cache_format.layout.documents import DOCUMENT, dump, group_document, parse
-from llmembed.cache_format.layout.schema import (
-    FORMAT_VERSION,
-    HIDDEN,
+from llmembed.cache_format.layout.documents import (
+    DOCUMENT,
     JSON,
     MAX_HIDDEN_SIZE,
-    MAX_LAYERS,
     MAX_ROWS,
-    DatasetInfo,
     Fields,
+    dump,
+    group_document,
+    parse,
+    put_document,
+)
+from llmembed.cache_format.layout.schema import (
+    FORMAT_VERSION,
+    MAX_LAYERS,
+    DatasetInfo,
     SourceInfo,
     SplitInfo,
     foreign_name,
 )
-from llmembed.cache_format.stores.base import Store
+from llmembed.cache_format.stores import HIDDEN, Store
 from llmembed.common.errors import CacheCorruptError, CacheFormatError, CacheNotFoundError
-
-_Info = TypeVar("_Info", SplitInfo, SourceInfo)
 
 CONVENTION: Mapping[str, JSON] = {
     "name": "llmembed",
@@ -72,19 +74,26 @@ class Header:
 
     def document(self) -> dict[str, JSON]:
         """Make the root's `zarr.json`."""
+        sources = {name: vars(source).copy() for name, source in self.sources.items()}
+        for source in sources.values():
+            del source["name"]
         content = {
             "format": FORMAT_VERSION,
             "created": self.created,
             "versions": self.versions,
             "dataset": vars(self.dataset),
             "splits": {name: vars(split) for name, split in self.splits.items()},
-            "sources": {name: _without_name(source) for name, source in self.sources.items()},
+            "sources": sources,
         }
         content["digest"] = content_digest(content)
         document = group_document({"zarr_conventions": [CONVENTION], "llmembed": content})
         if self.consolidated is not None:
             document["consolidated_metadata"] = self.consolidated
         return document
+
+    def save(self, store: Store) -> None:
+        """Write the root document, unless it is there as it is."""
+        put_document(store, DOCUMENT, self.document())
 
     def fingerprint(
         self, splits: Collection[str] | None = None, sources: Collection[str] | None = None
@@ -95,20 +104,20 @@ class Header:
             splits: None is all.
             sources: None is all.
         """
+        chosen = self.splits if splits is None else self.splits.keys() & splits
+        used = self.sources if sources is None else self.sources.keys() & sources
         identity = {
             "labels": self.dataset.labels,
-            "splits": {
-                name: vars(split)
-                for name, split in self.splits.items()
-                if splits is None or name in splits
-            },
-            "sources": {
-                name: source.fingerprint
-                for name, source in self.sources.items()
-                if sources is None or name in sources
-            },
+            "splits": {name: vars(self.splits[name]) for name in chosen},
+            "sources": {name: self.sources[name].fingerprint for name in used},
         }
         return hashlib.sha256(dump(identity)).hexdigest()
+
+
+def content_digest(content: Mapping[str, JSON]) -> str:
+    """xxh3-128 of the content without its digest, so that a flipped bit is found."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return xxhash.xxh3_128_hexdigest(dump(rest))
 
 
 def read_header(store: Store) -> Header | None:
@@ -131,7 +140,7 @@ def read_own_header(store: Store) -> Header | None:
     is_taken = store.is_folder() is False or set(store.names("")) - {HIDDEN}
     header = read_header(store)
     if header is None and is_taken:
-        raise CacheFormatError(not_a_cache(store.location))
+        raise _not_a_cache(store.location)
     return header
 
 
@@ -147,15 +156,14 @@ def require_header(store: Store) -> Header:
     if header is not None:
         return header
     if is_taken:
-        raise CacheFormatError(not_a_cache(store.location))
+        raise _not_a_cache(store.location)
     raise CacheNotFoundError(
         f"there is no cache at {store.location}. Make one with llmembed-extract, or check the path."
     )
 
 
-def not_a_cache(location: str) -> str:
-    """Say that something else lies where a cache is expected."""
-    return (
+def _not_a_cache(location: str) -> CacheFormatError:
+    return CacheFormatError(
         f"{location} exists and is not a cache (it has no zarr.json with the attribute llmembed). "
         "It is left as it is; choose another path with --cache."
     )
@@ -166,7 +174,7 @@ def _parse_header(data: bytes, location: str) -> Header:
     document = parse(data, where)
     attributes = document.value.get("attributes")
     if not isinstance(attributes, dict) or "llmembed" not in attributes:
-        raise CacheFormatError(not_a_cache(location))
+        raise _not_a_cache(location)
     fields = Fields(attributes["llmembed"], f"{where}: llmembed")
     version = fields.integer("format", 1, 2**31)
     if version > FORMAT_VERSION:
@@ -179,44 +187,28 @@ def _parse_header(data: bytes, location: str) -> Header:
             f"{where}: the attribute llmembed is not as it was written (its digest differs). "
             "Restore the file from a copy, or delete the cache and extract it again."
         )
+    dataset = fields.fields("dataset")
+    splits, sources = fields.fields("splits"), fields.fields("sources")
+    consolidated = document.value.get("consolidated_metadata")
+    if consolidated is not None:
+        document.fields("consolidated_metadata").fields("metadata")
     return Header(
-        dataset=_parse_dataset(fields.fields("dataset")),
+        dataset=DatasetInfo(
+            name=dataset.get("name", str),
+            labels=dataset.strings("labels"),
+            provenance=dataset.get("provenance", dict),
+        ),
         created=fields.get("created", str),
         versions=fields.get("versions", dict),
-        splits=_named(fields, "split", _parse_split),
-        sources=_named(fields, "source", _parse_source),
-        consolidated=_parse_consolidated(document),
+        splits={name: _parse_split(name, splits) for name in splits.value},
+        sources={name: _parse_source(name, sources) for name in sources.value},
+        consolidated=consolidated,
     )
 
 
-def _parse_consolidated(document: Fields) -> Mapping[str, JSON] | None:
-    if document.value.get("consolidated_metadata") is None:
-        return None
-    consolidated = document.fields("consolidated_metadata")
-    consolidated.fields("metadata")
-    return consolidated.value
-
-
-def _named(
-    fields: Fields, kind: str, parse_one: Callable[[str, Fields], _Info]
-) -> dict[str, _Info]:
-    group = fields.fields(f"{kind}s")
-    return {
-        foreign_name(kind, name, group.where): parse_one(name, group.fields(name))
-        for name in group.value
-    }
-
-
-def _parse_dataset(fields: Fields) -> DatasetInfo:
-    return DatasetInfo(
-        name=fields.get("name", str),
-        labels=fields.strings("labels"),
-        provenance=fields.get("provenance", dict),
-    )
-
-
-def _parse_split(name: str, fields: Fields) -> SplitInfo:
-    del name
+def _parse_split(name: str, splits: Fields) -> SplitInfo:
+    foreign_name("split", name, splits.where)
+    fields = splits.fields(name)
     return SplitInfo(
         n_rows=fields.integer("n_rows", 0, MAX_ROWS),
         texts=fields.get("texts", str),
@@ -224,21 +216,12 @@ def _parse_split(name: str, fields: Fields) -> SplitInfo:
     )
 
 
-def _parse_source(name: str, fields: Fields) -> SourceInfo:
+def _parse_source(name: str, sources: Fields) -> SourceInfo:
+    fields = sources.fields(name)
     return SourceInfo(
-        name=name,
+        name=foreign_name("source", name, sources.where),
         fingerprint=fields.get("fingerprint", dict),
         recipe=fields.get("recipe", dict),
         hidden_size=fields.integer("hidden_size", 1, MAX_HIDDEN_SIZE),
         n_layers=fields.integer("n_layers", 0, MAX_LAYERS),
     )
-
-
-def content_digest(content: Mapping[str, JSON]) -> str:
-    """xxh3-128 of the content without its digest, so that a flipped bit is found."""
-    rest = {key: value for key, value in content.items() if key != "digest"}
-    return xxhash.xxh3_128_hexdigest(dump(rest))
-
-
-def _without_name(source: SourceInfo) -> dict[str, JSON]:
-    return {key: value for key, value in vars(source).items() if key != "name"}

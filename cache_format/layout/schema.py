@@ -1,8 +1,7 @@
-"""What a cache says about itself: data set, sources, splits, and the names they may carry.
+"""What a cache says about itself: data set, sources, splits, the names they may carry, and sizes.
 
-The classes here are values; nothing in this module touches a disk. Everything that comes out of a
-foreign cache passes through `Fields`, which turns each surprise (a missing key, another type, a
-number out of range) into one `CacheFormatError`. The specification is `FORMAT.md`.
+The classes here are values; nothing in this module touches a disk. The specification is
+`FORMAT.md`.
 """
 
 from __future__ import annotations
@@ -10,29 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias
 
+from llmembed.cache_format.layout.documents import JSON
 from llmembed.common.errors import CacheFormatError, ConfigError
 
-JSON: TypeAlias = Any
-"""What `json.loads` gives. It is checked where it enters, by `Fields`."""
-
 FORMAT_VERSION = 1
-HIDDEN = ".llmembed"
-"""Folder of what no Zarr reader sees: records, indexes, locks, unfinished files."""
-MAX_ROWS = 2**40
-MAX_HIDDEN_SIZE = 2**20
 MAX_LAYERS = 2**12
 CHUNK_TARGET_BYTES = 8 * 2**20
 MAX_BLOCKS = 2**24
 MAX_BLOCK_ROWS = 1024
 MIN_BLOCK_ROWS = 64
 MAX_COLUMN_ROWS = 2**16
+LABEL = "label"
+TEXT_HASH = "text_hash"
 N_TOKENS = "n_tokens"
-RESERVED_NAMES = frozenset({"label", "text_hash", N_TOKENS, "c", "zarr.json"})
+RESERVED_NAMES = frozenset({LABEL, TEXT_HASH, N_TOKENS, "c", "zarr.json"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _ARRAY_NAME = re.compile(r"([A-Za-z0-9._-]+)/layer_(\d{3,4})")
-_T = TypeVar("_T")
 
 ArrayKey: TypeAlias = tuple[str, int]
 """(pooling, layer): one feature array of a source."""
@@ -63,7 +57,7 @@ class SourceInfo:
     hidden_size: int
     """H, the width of every layer."""
     n_layers: int
-    """Blocks of the whole model: layers 0..n_layers exist, 0 is the embedding."""
+    """Layers of the whole model: 0..n_layers exist, 0 is the embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,56 +72,7 @@ class SplitInfo:
     """xxh3-128 of the label column, hexadecimal."""
 
 
-class Fields:
-    """A JSON object from outside, read field by field.
-
-    Args:
-        value: what `json.loads` gave.
-        where: the place to name in an error, such as "r8.zarr/zarr.json".
-    """
-
-    def __init__(self, value: JSON, where: str) -> None:
-        if not isinstance(value, dict):
-            raise CacheFormatError(
-                f"{where} holds {_kind(value)} where a JSON object belongs. "
-                "The cache is damaged or was not written by llmembed-extract."
-            )
-        self.value: dict[str, JSON] = value
-        self.where = where
-
-    def get(self, key: str, kind: type[_T]) -> _T:
-        """Return a field that must have this JSON type."""
-        found = self.value.get(key)
-        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
-            raise CacheFormatError(
-                f"{self.where}: {key!r} must be of type {kind.__name__} and is {_kind(found)}. "
-                "The cache is damaged or was not written by llmembed-extract."
-            )
-        return found
-
-    def integer(self, key: str, low: int, high: int) -> int:
-        """Return an integer field within [low, high]."""
-        number = self.get(key, int)
-        if not low <= number <= high:
-            raise CacheFormatError(
-                f"{self.where}: {key!r} is {_short(number)}, allowed is {low} to {high}. "
-                "The cache is damaged or was not written by llmembed-extract."
-            )
-        return number
-
-    def fields(self, key: str) -> Fields:
-        """Return a field that is an object itself."""
-        return Fields(self.value.get(key), f"{self.where}: {key}")
-
-    def strings(self, key: str) -> tuple[str, ...]:
-        """Return a field that is a list of strings."""
-        found = self.get(key, list)
-        if not all(isinstance(item, str) for item in found):
-            raise CacheFormatError(f"{self.where}: {key!r} must be a list of strings.")
-        return tuple(found)
-
-
-def check_name(kind: str, name: str, where: str = "") -> str:
+def check_name(kind: str, name: str) -> str:
     """Return a split's, source's or pooling's name if it may become a folder of the cache.
 
     >>> check_name("source", "smollm2-135m")
@@ -139,7 +84,7 @@ def check_name(kind: str, name: str, where: str = "") -> str:
     """
     if len(name) > 100 or not _NAME.fullmatch(name) or name.casefold() in RESERVED_NAMES:
         raise ConfigError(
-            f"{name[:100]!r} cannot name a {kind}{where}. Allowed are letters, digits, '_', '-' "
+            f"{name[:100]!r} cannot name a {kind}. Allowed are letters, digits, '_', '-' "
             f"and single dots inside, at most 100 characters, and none of "
             f"{', '.join(sorted(RESERVED_NAMES))}. Choose another name."
         )
@@ -214,11 +159,3 @@ def plan_bytes(n_rows: int, hidden_size: int, n_arrays: int, dtype: str = "float
     row_bytes = hidden_size * {"float16": 2, "float32": 4}[dtype]
     rows = block_rows(n_rows, row_bytes)
     return n_arrays * -(-n_rows // rows) * (rows * row_bytes + 4)
-
-
-def _kind(value: JSON) -> str:
-    return "missing" if value is None else f"of type {type(value).__name__}"
-
-
-def _short(number: int) -> str:
-    return str(number) if abs(number) < 10**20 else f"about 10^{len(str(abs(number))) - 1}"

@@ -32,29 +32,16 @@ _HOME = {
     "open_cache": "cache_format",
 }
 _PACKAGES = ("cache_format", "extract", "train")
-__all__ = [
-    "ExtractConfig",
-    "FitConfig",
-    "LLMEmbedClassifier",
-    "__version__",
-    "cache_format",
-    "extract",
-    "fit",
-    "load_run",
-    "open_cache",
-    "train",
-]
+__all__ = ["__version__", *_HOME, *_PACKAGES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     if name == "__version__":
-        from importlib.metadata import version
-
-        return version("llmembed-cache")
+        return importlib.import_module("importlib.metadata").version("llmembed-cache")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -17,26 +17,26 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
-from llmembed.cache_format.layout.schema import HIDDEN
-from llmembed.cache_format.stores.base import (
-    MAX_DOCUMENT_BYTES,
-    Buffer,
-    translated,
-    wrong_size,
-)
 from llmembed.cache_format.stores.mapping import can_map, map_behind_each_other
 from llmembed.common.errors import (
     CacheCorruptError,
     CacheFormatError,
+    CacheSpaceError,
+    CacheStorageError,
+    LLMEmbedError,
 )
 from llmembed.common.process import is_gone, owner
 from llmembed.common.regular import regular_descriptor
 
+Buffer: TypeAlias = bytes | memoryview
+HIDDEN = ".llmembed"
+"""Folder of what no Zarr reader sees: records, indexes, locks, unfinished files."""
 TEMPORARY = f"{HIDDEN}/tmp"  # noqa: S108 - within the cache
+MAX_DOCUMENT_BYTES = 64 * 2**20
 _OLD_S = 7 * 24 * 3600.0
 """After a week a temporary file is a leftover, whoever made it."""
 _NO_LINKS = {
@@ -49,10 +49,6 @@ _WAITS_S = (0.01, 0.1, 1.0) if os.name == "nt" else ()
 """Windows replaces no file that is open; those who read documents are soon done."""
 
 
-class _AbsentError(Exception):
-    """There is no such file."""
-
-
 class LocalStore:
     """A folder.
 
@@ -62,19 +58,11 @@ class LocalStore:
     """
 
     def __init__(self, root: Path, *, fsync: bool = False) -> None:
+        self.path: Path | None = root
+        self.location = str(root)
         self._root = root
         self._fsync = fsync
         self._checked: set[str] = set()
-
-    @property
-    def location(self) -> str:
-        """The path, as given."""
-        return str(self._root)
-
-    @property
-    def path(self) -> Path | None:
-        """The folder."""
-        return self._root
 
     def is_folder(self) -> bool | None:
         """Tell whether a folder lies there, or something else; None for nothing."""
@@ -83,57 +71,57 @@ class LocalStore:
 
     def get(self, key: str) -> bytes | None:
         """Return a document, or None if there is none."""
-        try:
-            with self._open(key) as (file, size_bytes):
-                if size_bytes > MAX_DOCUMENT_BYTES:
-                    raise CacheFormatError(f"{self.location}/{key} is too large for a document.")
-                with os.fdopen(os.dup(file), "rb") as stream:
-                    return stream.read(size_bytes)
-        except _AbsentError:
-            return None
+        with self._opened(key) as file:
+            if file is None:
+                return None
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > MAX_DOCUMENT_BYTES:
+                raise CacheFormatError(f"{self.location}/{key} is too large for a document.")
+            return file.read(size_bytes)
 
     def view(self, key: str, size_bytes: int) -> Buffer:
-        """Map a file into memory, read-only.
+        """Map a file that must have this size into memory, read-only.
 
         Raises:
             CacheCorruptError: if the file is missing or has another size.
         """
-        with self._open_chunk(key, size_bytes) as file:
+        with self._opened_chunk(key, size_bytes) as file:
             try:
                 return memoryview(mmap.mmap(file, size_bytes, access=mmap.ACCESS_READ))
             except ValueError:  # truncated since it was opened
                 found = os.fstat(file).st_size
-                raise CacheCorruptError(wrong_size(self.location, key, found, size_bytes)) from None
+                raise wrong_size(self.location, key, found, size_bytes) from None
 
     def view_together(self, keys: Sequence[str], size_bytes: int, head_bytes: int) -> Buffer | None:
-        """Map the heads of several files behind each other, where they fill whole pages.
+        """Map the heads of several files behind each other; None where they fill no whole pages.
 
         Raises:
             CacheCorruptError: if a file is missing or has another size.
         """
         if not can_map(len(keys), head_bytes):
             return None
-        files = [self._open_chunk(key, size_bytes) for key in keys]
         with self._translated(keys[0]):
+            files = [self._opened_chunk(key, size_bytes) for key in keys]
             return map_behind_each_other(files, head_bytes)
 
     def read_pieces(
         self, key: str, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]
     ) -> None:
-        """Read from a file without mapping it, which costs less than the faults of few pages.
+        """Fill buffers, each from its offset in a file that must have this size.
+
+        It is not mapped: that costs more than to read a few pages.
 
         Raises:
             CacheCorruptError: if the file is missing or has another size.
         """
-        with self._open_chunk(key, size_bytes) as file:
+        with self._opened_chunk(key, size_bytes) as file:
             for offset, target in pieces:
                 n_read = _read_at(file, target, offset)
                 if n_read != len(target):  # truncated since it was opened
-                    found = offset + n_read
-                    raise CacheCorruptError(wrong_size(self.location, key, found, size_bytes))
+                    raise wrong_size(self.location, key, offset + n_read, size_bytes)
 
     def put(self, key: str, parts: Iterable[Buffer]) -> None:
-        """Write a file under a temporary name, then rename it."""
+        """Write a value atomically, replacing what is there."""
         with self._translated(key):
             path = self._path(key)
             with self._temporary(parts) as temporary:
@@ -142,22 +130,30 @@ class LocalStore:
             self._sync_folder(path.parent)
 
     def create(self, key: str, value: bytes) -> bool:
-        """Write a file under a temporary name, then link it to its own, which fails if taken.
+        """Write a value atomically if there is none; tell whether it was written.
 
-        Without hard links the file is made under its own name, if there is none: a process that
-        dies in between leaves it empty, which a record or a lock may be.
+        A link to the temporary file fails if the name is taken. Without hard links the file is made
+        under its own name: a process that dies in between leaves it empty, which a record or a lock
+        may be.
         """
         with self._translated(key):
             path = self._path(key)
             with self._temporary([value]) as temporary:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if not self._place_new(temporary, path, value):
+                try:
+                    try:
+                        path.hardlink_to(temporary)
+                    except OSError as error:
+                        if error.errno not in _NO_LINKS:
+                            raise
+                        self._write_new(path, [value])
+                except FileExistsError:
                     return False
             self._sync_folder(path.parent)
         return True
 
     def names(self, prefix: str) -> list[str]:
-        """List a folder."""
+        """List the names directly below a prefix, sorted."""
         with self._translated(prefix):
             try:
                 return sorted(path.name for path in self._path(prefix).iterdir())
@@ -165,7 +161,7 @@ class LocalStore:
                 return []
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Map the plain files of a folder to their sizes."""
+        """Map the plain files directly below a prefix to their sizes in bytes."""
         with self._translated(prefix):
             try:
                 with os.scandir(self._path(prefix)) as entries:
@@ -178,7 +174,7 @@ class LocalStore:
                 return {}
 
     def walk(self, prefix: str = "") -> Iterator[str]:
-        """Yield the keys of all files below a folder, links included, temporary ones not."""
+        """Yield the keys of all files below a prefix, sorted: links too, temporary ones not."""
         pending = self._below(prefix)
         while pending:
             key = pending.pop()
@@ -188,23 +184,20 @@ class LocalStore:
                 pending += self._below(key)
 
     def delete(self, key: str) -> None:
-        """Unlink a file."""
+        """Delete a value; it need not exist."""
         with self._translated(key):
             path = self._path(key)
             _patiently(lambda: path.unlink(missing_ok=True))
 
     def delete_below(self, prefix: str) -> None:
-        """Remove a folder and everything in it."""
+        """Delete everything below a prefix; there need not be anything."""
         with self._translated(prefix):
             path = self._path(prefix)
             if path.is_dir():
                 shutil.rmtree(path)
 
     def clear_leftovers(self) -> None:
-        """Delete the temporary files of processes that are gone, and those older than a week.
-
-        Those of living processes stay, and of another host nothing is known.
-        """
+        """Delete the temporary files of dead processes of this machine, and very old ones."""
         for name in self.names(TEMPORARY):
             path = self._path(TEMPORARY) / name
             with contextlib.suppress(OSError):  # nothing depends on a leftover
@@ -228,7 +221,7 @@ class LocalStore:
         import zarr
 
         for file in self.walk(key):
-            with self._open(file):
+            with self._opened(file):
                 pass
         return zarr.open_array(self._path(key), mode="r", zarr_format=3)
 
@@ -243,13 +236,13 @@ class LocalStore:
                 return False
 
     def _path(self, key: str) -> Path:
+        """Find the place of a key; no folder on the way to it, nor itself, may be a link."""
         folder = key.rpartition("/")[0]
         if folder not in self._checked:
             path = self._root
-            for name in folder.split("/"):
+            for name in filter(None, folder.split("/")):
                 path /= name
-                if path != self._root:
-                    _refuse_link(path)
+                _refuse_link(path)
             self._checked.add(folder)
         path = self._root / key
         if key:
@@ -257,27 +250,25 @@ class LocalStore:
         return path
 
     @contextmanager
-    def _open(self, key: str) -> Iterator[tuple[int, int]]:
+    def _opened(self, key: str) -> Iterator[BinaryIO | None]:
         with self._translated(key):
-            path = self._path(key)
-            try:
-                file = regular_descriptor(path, CacheFormatError, follow_links=False)
-            except (FileNotFoundError, NotADirectoryError) as error:
-                raise _AbsentError from error
-            try:
-                yield file, os.fstat(file).st_size
-            finally:
-                os.close(file)
+            descriptor = None
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path = self._path(key)
+                descriptor = regular_descriptor(path, CacheFormatError, follow_links=False)
+            if descriptor is None:
+                yield None
+            else:
+                with os.fdopen(descriptor, "rb") as file:
+                    yield file
 
     @contextmanager
-    def _open_chunk(self, key: str, size_bytes: int) -> Iterator[int]:
-        try:
-            with self._open(key) as (file, found):
-                if found != size_bytes:
-                    raise CacheCorruptError(wrong_size(self.location, key, found, size_bytes))
-                yield file
-        except _AbsentError:
-            raise CacheCorruptError(wrong_size(self.location, key, None, size_bytes)) from None
+    def _opened_chunk(self, key: str, size_bytes: int) -> Iterator[int]:
+        with self._opened(key) as file:
+            found = None if file is None else os.fstat(file.fileno()).st_size
+            if file is None or found != size_bytes:
+                raise wrong_size(self.location, key, found, size_bytes)
+            yield file.fileno()
 
     @contextmanager
     def _temporary(self, parts: Iterable[Buffer]) -> Iterator[Path]:
@@ -290,26 +281,14 @@ class LocalStore:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _place_new(self, temporary: Path, path: Path, value: bytes) -> bool:
-        try:
-            path.hardlink_to(temporary)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            try:
-                self._write_new(path, [value])
-            except FileExistsError:
-                return False
-        return True
-
     def _write_new(self, path: Path, parts: Iterable[Buffer]) -> None:
         """Write a file that must not exist yet; nothing is left of it if that fails."""
         with path.open("xb", buffering=0) as file:
             try:
                 for part in parts:
-                    _write_all(file.fileno(), part)
+                    view = memoryview(part).cast("B")
+                    while view:
+                        view = view[os.write(file.fileno(), view) :]
                 if self._fsync:
                     os.fsync(file.fileno())
             except BaseException:
@@ -324,8 +303,41 @@ class LocalStore:
             finally:
                 os.close(descriptor)
 
-    def _translated(self, key: str) -> AbstractContextManager[None]:
+    def _translated(self, key: str) -> contextlib.AbstractContextManager[None]:
         return translated(f"{self.location}/{key}".rstrip("/"))
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Say in an error of the tree what an operating system refuses."""
+    try:
+        yield
+    except LLMEmbedError:
+        raise
+    except OSError as error:
+        raise storage_error(where, error) from error
+
+
+def storage_error(where: str, error: OSError) -> CacheSpaceError | CacheStorageError:
+    """Translate what an operating system or a client says into an error of our tree."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CacheSpaceError(
+            f"no space was left while writing {where}. What was committed before is safe: free "
+            "some space and run the same command again to resume."
+        )
+    return CacheStorageError(
+        f"{where} could not be read or written: {error.strerror or error}. What was committed "
+        "before is safe: remove the cause and run the same command again to resume."
+    )
+
+
+def wrong_size(location: str, key: str, found: int | None, expected: int) -> CacheCorruptError:
+    """Make the error for a chunk that is missing (`found` is None) or truncated."""
+    state = "is missing" if found is None else f"has {found} bytes instead of {expected}"
+    return CacheCorruptError(
+        f"{location}/{key} {state}. Find all damage with `llmembed-cache verify {location}` and "
+        "extract again what it names."
+    )
 
 
 def _refuse_link(path: Path) -> None:
@@ -354,9 +366,3 @@ def _read_at(file: int, target: memoryview, offset: int) -> int:
     with os.fdopen(os.dup(file), "rb", buffering=0) as stream:
         stream.seek(offset)
         return stream.readinto(target) or 0
-
-
-def _write_all(file: int, part: Buffer) -> None:
-    view = memoryview(part).cast("B")
-    while view:
-        view = view[os.write(file, view) :]

@@ -54,31 +54,27 @@ def map_behind_each_other(
     """
     import ctypes
 
-    libc: Any = _libc()
+    libc = _libc()
+
+    def place(address: int | None, n_bytes: int, flags: int, file: int) -> int:
+        found = libc.mmap(address, n_bytes, mmap.PROT_READ, flags, file, 0)
+        if found == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return int(found)
+
     total = len(files) * size_bytes
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANON | _MAP_NORESERVE
-    base = _map(libc, None, total, private, -1)
+    base = place(None, total, mmap.MAP_PRIVATE | mmap.MAP_ANON | _MAP_NORESERVE, -1)
     mapped = (ctypes.c_char * total).from_address(base)
     weakref.finalize(mapped, libc.munmap, ctypes.c_void_p(base), ctypes.c_size_t(total))
 
-    def place(index: int) -> None:
+    def place_file(index: int) -> None:
         shared = mmap.MAP_SHARED | _MAP_FIXED | _MAP_POPULATE
         with files[index] as file:
-            _map(libc, base + index * size_bytes, size_bytes, shared, file)
+            place(base + index * size_bytes, size_bytes, shared, file)
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(place, range(len(files))):
-            pass
+        list(pool.map(place_file, range(len(files))))
     return memoryview(mapped).cast("B").toreadonly()
-
-
-def _map(libc: Any, address: int | None, size_bytes: int, flags: int, file: int) -> int:
-    import ctypes
-
-    found = libc.mmap(address, size_bytes, mmap.PROT_READ, flags, file, 0)
-    if found == ctypes.c_void_p(-1).value:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return int(found)
 
 
 @functools.cache
@@ -94,8 +90,6 @@ def _libc() -> Any:
         libc.munmap.restype = ctypes.c_int
     except (ImportError, OSError, TypeError, AttributeError):
         return None
-    libc.mmap.argtypes = (
-        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
-        ctypes.c_int64,
-    )
+    place = (ctypes.c_void_p, ctypes.c_size_t)
+    libc.mmap.argtypes = (*place, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
     return libc

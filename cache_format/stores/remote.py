@@ -9,29 +9,30 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llmembed.cache_format.stores.base import MAX_DOCUMENT_BYTES, Buffer, storage_error, wrong_size
-from llmembed.common.errors import (
-    CacheCorruptError,
-    CacheFormatError,
-    CacheStorageError,
-    ConfigError,
+from llmembed.cache_format.stores.local import (
+    MAX_DOCUMENT_BYTES,
+    Buffer,
+    storage_error,
+    wrong_size,
 )
+from llmembed.common.errors import CacheFormatError, CacheStorageError, ConfigError
 
 _CLIENT_ERRORS = {
     "botocore.exceptions": "BotoCoreError",
     "aiohttp": "ClientError",
     "gcsfs.retry": "HttpError",
 }
+"""Those that are no OSError; no client is imported to find its class."""
 _log = logging.getLogger(__name__)
 
 
 class FsspecStore:
-    """A prefix in an object store.
+    """A prefix in an object store; its methods do what those of `LocalStore` do.
 
     Args:
         url: such as `s3://bucket/r8.zarr`; credentials come from the environment, never from here.
@@ -40,12 +41,14 @@ class FsspecStore:
         ConfigError: if no client is installed for the URL.
     """
 
+    path: Path | None = None
+
     def __init__(self, url: str) -> None:
         import fsspec
 
-        self._url = url.rstrip("/")
+        self.location = url.rstrip("/")
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self._url)
+            self._fs, self._root = fsspec.core.url_to_fs(self.location)
         except (ImportError, ValueError) as error:
             raise ConfigError(
                 f"{url} cannot be opened: {error}. Install the client, for S3 with "
@@ -53,29 +56,15 @@ class FsspecStore:
             ) from error
         self._conditional = True
 
-    @property
-    def location(self) -> str:
-        """The URL, as given."""
-        return self._url
-
-    @property
-    def path(self) -> Path | None:
-        """None: it is no folder."""
-        return None
-
     def is_folder(self) -> bool | None:
         """Tell whether anything lies there."""
         return True if self.names("") else None
 
     def get(self, key: str) -> bytes | None:
         """Return a document, or None if there is none."""
-        with self._translated(key):
-            try:
-                data: bytes = self._fs.cat_file(self._key(key), start=0, end=MAX_DOCUMENT_BYTES + 1)
-            except FileNotFoundError:
-                return None
-        if len(data) > MAX_DOCUMENT_BYTES:
-            raise CacheFormatError(f"{self._url}/{key} is too large for a document.")
+        data = self._head(key, MAX_DOCUMENT_BYTES)
+        if data is not None and len(data) > MAX_DOCUMENT_BYTES:
+            raise CacheFormatError(f"{self.location}/{key} is too large for a document.")
         return data
 
     def view(self, key: str, size_bytes: int) -> Buffer:
@@ -84,31 +73,11 @@ class FsspecStore:
         Raises:
             CacheCorruptError: if it is missing or has another size.
         """
-        with self._translated(key):
-            try:
-                data: bytes = self._fs.cat_file(self._key(key), start=0, end=size_bytes + 1)
-            except FileNotFoundError:
-                raise CacheCorruptError(wrong_size(self._url, key, None, size_bytes)) from None
-        if len(data) != size_bytes:
-            raise CacheCorruptError(wrong_size(self._url, key, len(data), size_bytes))
+        data = self._head(key, size_bytes)
+        if data is None or len(data) != size_bytes:
+            found = None if data is None else len(data)
+            raise wrong_size(self.location, key, found, size_bytes)
         return data
-
-    def view_together(self, keys: Sequence[str], size_bytes: int, head_bytes: int) -> Buffer | None:
-        """Tell that downloads cannot be put together without copying."""
-        del keys, size_bytes, head_bytes
-        return None
-
-    def read_pieces(
-        self, key: str, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]
-    ) -> None:
-        """Download a value that must have this size once, and copy from it.
-
-        Raises:
-            CacheCorruptError: if it is missing or has another size.
-        """
-        data = memoryview(self.view(key, size_bytes))
-        for offset, target in pieces:
-            target[:] = data[offset : offset + len(target)]
 
     def put(self, key: str, parts: Iterable[Buffer]) -> None:
         """Put an object."""
@@ -117,30 +86,34 @@ class FsspecStore:
 
     def create(self, key: str, value: bytes) -> bool:
         """Put an object if there is none, conditionally where the store can."""
+        place = self._key(key)
         with self._translated(key):
-            if not self._conditional:
-                return self._create_after_looking(key, value)
-            try:
-                self._fs.pipe_file(self._key(key), value, mode="create")
-            except FileExistsError:
+            if self._conditional:
+                try:
+                    self._fs.pipe_file(place, value, mode="create")
+                except FileExistsError:
+                    return False
+                except (NotImplementedError, TypeError) as error:
+                    _log.warning(
+                        "%s has no conditional put (%s): two writers at the same moment would not "
+                        "notice each other. Start one writer only.",
+                        *(self.location, error),
+                    )
+                    self._conditional = False
+                else:
+                    return True
+            if self._fs.exists(place):
                 return False
-            except (NotImplementedError, TypeError) as error:
-                _log.warning(
-                    "%s has no conditional put (%s): two writers at the same moment would not "
-                    "notice each other. Start one writer only.",
-                    *(self._url, error),
-                )
-                self._conditional = False
-                return self._create_after_looking(key, value)
+            self._fs.pipe_file(place, value)
         return True
 
     def names(self, prefix: str) -> list[str]:
-        """List the names directly below a prefix."""
-        return sorted(name for name, _ in self._entries(prefix))
+        """List the names directly below a prefix, sorted."""
+        return sorted(self._entries(prefix))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Map the objects directly below a prefix to their sizes."""
-        entries = self._entries(prefix)
+        """Map the objects directly below a prefix to their sizes in bytes."""
+        entries = self._entries(prefix).items()
         return {name: int(entry["size"]) for name, entry in entries if entry["type"] == "file"}
 
     def walk(self, prefix: str = "") -> Iterator[str]:
@@ -171,22 +144,25 @@ class FsspecStore:
         """Open an array with zarr-python."""
         import zarr
 
-        return zarr.open_array(f"{self._url}/{key}", mode="r", zarr_format=3)
+        return zarr.open_array(f"{self.location}/{key}", mode="r", zarr_format=3)
 
-    def _create_after_looking(self, key: str, value: bytes) -> bool:
-        if self._fs.exists(self._key(key)):
-            return False
-        self._fs.pipe_file(self._key(key), value)
-        return True
+    def _head(self, key: str, size_bytes: int) -> bytes | None:
+        """Download that many bytes of an object, and one more if it has more."""
+        with self._translated(key):
+            try:
+                data: bytes = self._fs.cat_file(self._key(key), start=0, end=size_bytes + 1)
+            except FileNotFoundError:
+                return None
+        return data
 
-    def _entries(self, prefix: str) -> list[tuple[str, dict[str, Any]]]:
+    def _entries(self, prefix: str) -> dict[str, dict[str, Any]]:
         with self._translated(prefix):
             try:
                 found = self._fs.ls(self._key(prefix), detail=True, refresh=True)
             except FileNotFoundError:
-                return []
-        named = [(str(entry["name"]).rstrip("/").rpartition("/")[2], entry) for entry in found]
-        return [(name, entry) for name, entry in named if name]
+                return {}
+        named = ((str(entry["name"]).rstrip("/").rpartition("/")[2], entry) for entry in found)
+        return {name: entry for name, entry in named if name}
 
     def _key(self, key: str) -> str:
         return f"{self._root}/{key}".rstrip("/")
@@ -196,19 +172,15 @@ class FsspecStore:
         try:
             yield
         except OSError as error:
-            raise storage_error(f"{self._url}/{key}", error) from error
+            raise storage_error(f"{self.location}/{key}", error) from error
         except _client_errors() as error:
             raise CacheStorageError(
-                f"{self._url}/{key} could not be read or written: {type(error).__name__}: "
+                f"{self.location}/{key} could not be read or written: {type(error).__name__}: "
                 f"{str(error)[:200]}. What was committed before is safe: check the credentials and "
                 "the address, and run the same command again to resume."
             ) from error
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
-    """Error classes of the clients in use that are no OSError, without importing any client."""
-    return tuple(
-        getattr(sys.modules[module], name)
-        for module, name in _CLIENT_ERRORS.items()
-        if module in sys.modules
-    )
+    known = ((sys.modules.get(module), name) for module, name in _CLIENT_ERRORS.items())
+    return tuple(getattr(module, name) for module, name in known if module is not None)

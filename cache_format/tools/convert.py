@@ -16,25 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.cache_format.layout.arrays import StoredArray
-from llmembed.cache_format.layout.chunks import encode
-from llmembed.cache_format.layout.columns import LABEL, SHARD_BLOCKS, TEXT_HASH
-from llmembed.cache_format.layout.commits import COMMITS
-from llmembed.cache_format.layout.documents import (
+from llmembed.cache_format.layout import (
+    COMMITS,
     DOCUMENT,
-    FILL_VALUES,
-    ArrayInfo,
+    LABEL,
+    SHARD_BLOCKS,
+    TEXT_HASH,
+    Header,
+    StoredArray,
     dump,
+    encode,
+    layouts,
     parse,
     parse_array,
-    put_document,
+    require_header,
 )
-from llmembed.cache_format.layout.header import Header, require_header
-from llmembed.cache_format.layout.sources import layouts
-from llmembed.cache_format.stores.base import MAX_DOCUMENT_BYTES, Store, open_store, translated
-from llmembed.cache_format.stores.lock import refuse_if_held
+from llmembed.cache_format.stores import MAX_DOCUMENT_BYTES, Store, open_store, translated
 from llmembed.cache_format.tools.verify import require_sound
-from llmembed.cache_format.writing.consolidate import consolidated_metadata
+from llmembed.cache_format.writing import consolidate, refuse_if_held
 from llmembed.common.errors import (
     CacheFormatError,
     CacheIncompleteError,
@@ -69,23 +68,26 @@ def convert(
     from_hdf5 = str(cache).endswith(HDF5_SUFFIXES)
     if "://" not in str(target) and Path(target).exists():
         raise ConfigError(f"{target} exists. It is left as it is; choose another target.")
-    if from_hdf5 and not to_hdf5 and not archive:
+    if to_hdf5 + from_hdf5 + archive != 1:
+        raise ConfigError(
+            f"{cache} to {target}: a cache becomes HDF5 (target ends in .h5), an .h5 file becomes "
+            "a cache, and --archive makes a sharded, compressed copy. To copy a cache as it is, "
+            "use llmembed-cache copy."
+        )
+    if from_hdf5:
         _from_hdf5(Path(cache), open_store(target))
         return "Zarr"
-    if to_hdf5 and not from_hdf5 and not archive:
-        _to_hdf5(_complete(open_store(cache)), Path(target))
+    store = open_store(cache)
+    header = _require_complete(store)
+    if to_hdf5:
+        with translated(str(target)), replacing(Path(target)) as partial:
+            _write_hdf5(store, header, partial)
         return "HDF5"
-    if archive and not from_hdf5 and not to_hdf5:
-        _to_archive(_complete(open_store(cache)), open_store(target))
-        return "an archive"
-    raise ConfigError(
-        f"{cache} to {target}: a cache becomes HDF5 (target ends in .h5), an .h5 file becomes a "
-        "cache, and --archive makes a sharded, compressed copy. To copy a cache as it is, use "
-        "llmembed-cache copy."
-    )
+    _write_archive(store, header, open_store(target))
+    return "an archive"
 
 
-def _complete(store: Store) -> Store:
+def _require_complete(store: Store) -> Header:
     refuse_if_held(store)
     header = require_header(store)
     for split, source, layout, commits in layouts(store, header):
@@ -96,36 +98,30 @@ def _complete(store: Store) -> Store:
                     f"{commits.n_committed(name)} of {header.splits[split].n_rows} rows. Complete "
                     "it with llmembed-extract before it is converted."
                 )
-    return store
+    return header
 
 
-def _array_keys(store: Store, header: Header) -> Iterator[tuple[str, int, int | None]]:
-    """Yield key, N and R of every array; R is None for columns."""
+def _arrays(store: Store, header: Header) -> Iterator[StoredArray]:
     for split, info in sorted(header.splits.items()):
-        yield f"{split}/{LABEL}", info.n_rows, None
-        yield f"{split}/{TEXT_HASH}", info.n_rows, None
+        for name in (LABEL, TEXT_HASH):
+            yield StoredArray(store, f"{split}/{name}", info.n_rows)
     for split, source, layout, _ in layouts(store, header):
-        n_rows = header.splits[split].n_rows
-        yield from ((f"{split}/{source}/{n}", n_rows, layout.block_rows) for n in layout.names)
+        n_rows, block_rows = header.splits[split].n_rows, layout.block_rows
+        for name in layout.names:
+            yield StoredArray(store, f"{split}/{source}/{name}", n_rows, block_rows=block_rows)
 
 
-def _to_hdf5(store: Store, target: Path) -> None:
-    with translated(str(target)), replacing(target) as partial:
-        _write_hdf5(store, partial)
-
-
-def _write_hdf5(store: Store, path: Path) -> None:
+def _write_hdf5(store: Store, header: Header, path: Path) -> None:
     import h5py
 
     documents = {k: (store.get(k) or b"").decode() for k in store.walk() if k.endswith(".json")}
     with h5py.File(path, "w") as file:
-        for key, n_rows, block_rows in _array_keys(store, require_header(store)):
-            array = StoredArray(store, key, n_rows, block_rows=block_rows)
+        for array in _arrays(store, header):
             if not array.info.plain:
                 raise ConfigError(
                     f"{store.location} is an archive; convert the cache it was made from instead."
                 )
-            dataset = file.create_dataset(key, array.info.shape, array.info.numpy_dtype)
+            dataset = file.create_dataset(array.key, array.info.shape, array.info.numpy_dtype)
             for index in range(array.n_blocks):
                 start = index * array.block_rows
                 dataset[start : start + array.block_rows] = array.block(index)
@@ -148,10 +144,9 @@ def _from_hdf5(source: Path, store: Store) -> None:
     with file:
         documents = _read_documents(file, str(source))
         for key, text in documents.items():
-            if key.endswith(f"/{DOCUMENT}") and parse_node_type(text, key) == "array":
-                array_key = key.removesuffix(f"/{DOCUMENT}")
-                info = parse_array(text, f"{source}: {key}")
-                _write_chunks(store, array_key, info, _plain_dataset(file, array_key))
+            is_zarr = key.endswith(f"/{DOCUMENT}")
+            if is_zarr and parse(text, key).get("node_type", str) == "array":
+                _copy_chunks(file, store, key.removesuffix(f"/{DOCUMENT}"), text)
         for key in sorted(documents, key=lambda key: (key == DOCUMENT, key)):
             store.put(key, [documents[key]])
     require_sound(store)
@@ -198,7 +193,9 @@ def _plain_dataset(file: Any, key: str) -> Any:
     return dataset
 
 
-def _write_chunks(store: Store, key: str, info: ArrayInfo, dataset: Any) -> None:
+def _copy_chunks(file: Any, store: Store, key: str, document: bytes) -> None:
+    info = parse_array(document, f"{file.filename}: {key}/{DOCUMENT}")
+    dataset = _plain_dataset(file, key)
     if dataset.shape != info.shape or dataset.dtype != info.numpy_dtype or not info.plain:
         raise CacheFormatError(
             f"{key}: the dataset is {dataset.dtype} {dataset.shape}, but its document says "
@@ -209,24 +206,21 @@ def _write_chunks(store: Store, key: str, info: ArrayInfo, dataset: Any) -> None
         store.put(f"{key}/{info.chunk_key(index)}", encode(info, np.ascontiguousarray(rows)))
 
 
-def _to_archive(store: Store, target: Store) -> None:
+def _write_archive(store: Store, header: Header, target: Store) -> None:
     """Write sharded, zstd-compressed arrays; documents and indexes as they are, the root last."""
-    header = require_header(store)
-    root = target.path
-    if root is None:
+    if target.path is None:
         raise ConfigError(
             f"{target.location} is remote; make the archive in a folder, then use "
             "llmembed-cache copy."
         )
-    for key, n_rows, block_rows in _array_keys(store, header):
-        _write_archive_array(StoredArray(store, key, n_rows, block_rows=block_rows), root / key)
+    for array in _arrays(store, header):
+        _write_archive_array(array, target.path / array.key)
     for key in store.walk():
         is_document = key.endswith(".json") and not key.startswith(COMMITS) and key != DOCUMENT
         if is_document and target.get(key) is None:
             target.put(key, [store.get(key) or b""])
-    put_document(target, DOCUMENT, header.document())
-    header.consolidated = consolidated_metadata(target, header)
-    put_document(target, DOCUMENT, header.document())
+    header.save(target)
+    consolidate(target, header)
     require_sound(target)
 
 
@@ -236,22 +230,17 @@ def _write_archive_array(array: StoredArray, path: Path) -> None:
 
     info = array.info
     width = info.shape[1:]
+    shard_rows = array.block_rows * SHARD_BLOCKS
     created = zarr.create_array(
         str(path),
         shape=info.shape,
         dtype=info.dtype,
         chunks=(array.block_rows, *width),
-        shards=(array.block_rows * SHARD_BLOCKS, *width),
+        shards=(shard_rows, *width),
         compressors=[ZstdCodec(level=3), Crc32cCodec()],
-        fill_value=float("nan") if info.dtype.startswith("float") else FILL_VALUES[info.dtype],
+        fill_value=info.fill_value,
         dimension_names=["sample", "hidden"][: len(info.shape)],
         zarr_format=3,
     )
-    rows = array.block_rows * SHARD_BLOCKS  # a shard is written whole: a part rewrites it
-    for start in range(0, array.n_rows, rows):
-        created[start : start + rows] = array.read(slice(start, start + rows))
-
-
-def parse_node_type(data: bytes, where: str) -> str:
-    """Tell whether a Zarr document is of a group or an array."""
-    return parse(data, where).get("node_type", str)
+    for start in range(0, array.n_rows, shard_rows):  # a shard is written whole: a part rewrites it
+        created[start : start + shard_rows] = array.read(slice(start, start + shard_rows))

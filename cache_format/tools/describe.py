@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmembed.cache_format.layout.schema import JSON, array_name
+from llmembed.cache_format.layout import JSON, array_name
 from llmembed.cache_format.reader import Cache, Split
 from llmembed.common.errors import shown
 
@@ -47,10 +47,9 @@ def tree(description: dict[str, JSON]) -> Iterator[str]:
 
 
 def _describe_split(cache: Cache, split: Split) -> dict[str, JSON]:
-    arrays = []
+    arrays, layouts = [], split.layouts
     for (source, pooling, layer), n_committed in split.arrays.items():
-        hidden_size = cache.sources[source].hidden_size
-        dtype = split.layouts[source].dtype
+        hidden_size, dtype = cache.sources[source].hidden_size, layouts[source].dtype
         arrays.append(
             {
                 "name": f"{source}/{array_name((pooling, layer))}",

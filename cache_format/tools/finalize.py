@@ -14,17 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Self, TypeAlias
 
-from llmembed.cache_format.layout.arrays import StoredArray, in_parallel
-from llmembed.cache_format.layout.commits import Commits
-from llmembed.cache_format.layout.header import require_header
-from llmembed.cache_format.layout.sources import SourceLayout, layouts
-from llmembed.cache_format.stores.base import Store, open_store
-from llmembed.cache_format.stores.lock import SHARED, WriterLock, holders
-from llmembed.cache_format.writing.writer import CacheWriter
+from llmembed.cache_format.layout import (
+    Commits,
+    SourceLayout,
+    StoredArray,
+    in_parallel,
+    layouts,
+    require_header,
+)
+from llmembed.cache_format.stores import Store, open_store
+from llmembed.cache_format.writing import SHARED, CacheWriter, WriterLock, holders
 from llmembed.common.errors import CacheCorruptError, CacheIncompleteError
 
-Damaged: TypeAlias = dict[tuple[str, str], dict[str, set[int]]]
-"""(split, source) -> array name -> blocks."""
 Layouts: TypeAlias = list[tuple[str, str, SourceLayout, Commits]]
 """Split, source, its arrays and what is committed of them; the records are read once."""
 _PART_BLOCKS = 256
@@ -113,11 +114,8 @@ def finalize(
     if not only_new:
         _refuse_incomplete(store, found)
     parts = list(_parts(found, only_new=only_new))
-    damaged: Damaged = {}
-    for part, bad in check(parts) if check else ((one, one.bad_blocks(store)) for one in parts):
-        if bad:
-            arrays = damaged.setdefault((part.split, part.source), {})
-            arrays.setdefault(part.name, set()).update(bad)
+    checked = check(parts) if check else ((part, part.bad_blocks(store)) for part in parts)
+    damaged = [(part, bad) for part, bad in checked if bad]
     if damaged:
         _withdraw(store, found, damaged)
     for name in store.names(SHARED):  # all is committed: who still holds one is done, or a zombie
@@ -162,18 +160,20 @@ def _refuse_incomplete(store: Store, found: Layouts) -> None:
         )
 
 
-def _withdraw(store: Store, found: Layouts, damaged: Damaged) -> None:
+def _withdraw(store: Store, found: Layouts, damaged: list[tuple[Part, list[int]]]) -> None:
     lock = WriterLock(store)
     try:
         for split, source, _, commits in found:
-            commits.drop(damaged.get((split, source), {}))
+            lost: dict[str, set[int]] = {}
+            for part, bad in damaged:
+                if (part.split, part.source) == (split, source):
+                    lost.setdefault(part.name, set()).update(bad)
+            commits.drop(lost)
     finally:
         lock.release()
-    (split, source), names = next(iter(damaged.items()))
-    name, blocks = next(iter(names.items()))
-    n_blocks = sum(len(bad) for arrays in damaged.values() for bad in arrays.values())
+    part, bad = damaged[0]
     raise CacheCorruptError(
-        f"{store.location}/{split}/{source}/{name}: block {min(blocks)} does not hold what was "
-        f"committed ({n_blocks} blocks in all). They were withdrawn: run the command again, or "
-        "the ranks and then finalize."
+        f"{store.location}/{part.split}/{part.source}/{part.name}: block {min(bad)} does not hold "
+        f"what was committed ({sum(len(bad) for _, bad in damaged)} blocks in all). They were "
+        "withdrawn: run the command again, or the ranks and then finalize."
     )

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from llmembed.cache_format.layout.commits import COMMITS
-from llmembed.cache_format.layout.documents import DOCUMENT, put_document
-from llmembed.cache_format.layout.header import require_header
-from llmembed.cache_format.layout.schema import ArrayKey, array_name
-from llmembed.cache_format.layout.sources import (
+from llmembed.cache_format.layout import (
+    COMMITS,
+    DOCUMENT,
+    ArrayKey,
+    Header,
     SourceLayout,
+    array_name,
     layouts,
-    purge_source,
-    purge_split,
+    purge,
+    put_document,
+    require_header,
 )
-from llmembed.cache_format.reader import Cache, Split, open_cache
-from llmembed.cache_format.stores.base import Store, open_store
-from llmembed.cache_format.stores.lock import LOCK, SHARED, WriterLock, refuse_if_held
+from llmembed.cache_format.reader import Cache, open_cache
+from llmembed.cache_format.stores import Store, open_store
 from llmembed.cache_format.tools.verify import require_sound
-from llmembed.cache_format.writing.consolidate import consolidated_metadata
-from llmembed.cache_format.writing.plan import Block, SplitPlan
-from llmembed.cache_format.writing.writer import CacheWriter
-from llmembed.common.errors import (
-    CacheCorruptError,
-    CacheFormatError,
-    ConfigError,
+from llmembed.cache_format.writing import (
+    LOCK,
+    SHARED,
+    CacheWriter,
+    WriterLock,
+    consolidate,
+    refuse_if_held,
 )
+from llmembed.common.errors import CacheCorruptError, CacheFormatError, ConfigError
 
 PathLike = str | os.PathLike[str]
 
@@ -55,7 +57,12 @@ def copy(source: PathLike, target: PathLike) -> int:
         )
     for key in sorted(keys, key=_copy_order):
         if key not in there or key.endswith(".json"):
-            copied.put(key, [_read_file(origin, key)])
+            data = origin.get(key)
+            if data is None:
+                raise CacheCorruptError(
+                    f"{origin.location}/{key} vanished while it was copied. Try again."
+                )
+            copied.put(key, [data])
     require_sound(copied)
     return len(keys)
 
@@ -103,114 +110,17 @@ def remove(
     require_header(store)
     lock = WriterLock(store)
     try:
-        if pooling is None and not layers:
-            removed = _remove_groups(store, split, source)
-        else:
-            removed = _remove_arrays(store, split, source, pooling, layers)
         header = require_header(store)
-        header.consolidated = consolidated_metadata(store, header)
-        put_document(store, DOCUMENT, header.document())
+        if pooling is None and not layers:
+            removed = _remove_groups(store, header, split, source)
+        else:
+            removed = _remove_arrays(store, header, (split, source, pooling), layers)
+        consolidate(store, header)
     finally:
         lock.release()
     if not removed:
         raise ConfigError(f"nothing in {store.location} fits that choice; see llmembed-cache info.")
     return removed
-
-
-def _copy_order(key: str) -> tuple[int, str]:
-    """Chunks, then the documents and records that speak of them, the root last."""
-    if key == DOCUMENT:
-        return 3, key
-    if key.startswith(COMMITS):
-        return 2, key
-    return (1 if key.endswith(".json") else 0), key
-
-
-def _read_file(store: Store, key: str) -> bytes:
-    data = store.get(key)
-    if data is None:
-        raise CacheCorruptError(f"{store.location}/{key} vanished while it was copied. Try again.")
-    return data
-
-
-def _merge_one(target: PathLike, cache: Cache) -> int:
-    n_blocks = 0
-    with CacheWriter(target, dataset=cache.dataset) as writer:
-        for info in cache.sources.values():
-            writer.add_source(info)
-        for name in cache.splits:
-            split = cache[name]
-            writer.add_split(name, labels=split.labels, text_hash=split.text_hash)
-            for source, layout in split.layouts.items():
-                for _, keys in itertools.groupby(layout.arrays, key=lambda key: key[0]):
-                    plan = writer.plan(name, source, arrays=keys, dtype=layout.dtype)
-                    n_blocks += sum(_merge_block(writer, plan, b, split) for b in plan.blocks)
-                writer.finish(name, source)
-    return n_blocks
-
-
-def _merge_block(writer: CacheWriter, plan: SplitPlan, block: Block, split: Split) -> bool:
-    rows = slice(block.compute_from, block.stop)
-    arrays = split.committed(plan.source, block.missing, rows)
-    if arrays is None:
-        return False
-    n_tokens, features = arrays
-    writer.write(plan, block, n_tokens=n_tokens, features=features)
-    return True
-
-
-def _remove_groups(store: Store, split: str | None, source: str | None) -> list[str]:
-    header = require_header(store)
-    for kind, name, known in (("split", split, header.splits), ("source", source, header.sources)):
-        if name is not None and name not in known:
-            raise ConfigError.unknown(kind, name, list(known), "See llmembed-cache info.")
-    header.consolidated = None
-    if source is None:
-        del header.splits[str(split)]
-    elif split is None:
-        del header.sources[source]
-    put_document(store, DOCUMENT, header.document())
-    if source is None:
-        purge_split(store, str(split))
-        return [str(split)]
-    splits = [split] if split is not None else list(header.splits)
-    for name in splits:
-        purge_source(store, name, source)
-    return [f"{name}/{source}" for name in splits]
-
-
-def _remove_arrays(
-    store: Store, split: str | None, source: str | None, pooling: str | None, layers: Sequence[int]
-) -> list[str]:
-    header = require_header(store)
-    chosen: Mapping[str, str | None] = {"split": split, "source": source, "pooling": pooling}
-    removed = []
-    for split_name, source_name, layout, commits in layouts(store, header):
-        gone = [
-            key
-            for key in layout.arrays
-            if chosen["split"] in (None, split_name)
-            and chosen["source"] in (None, source_name)
-            and chosen["pooling"] in (None, key[0])
-            and (not layers or key[1] in layers)
-        ]
-        if gone:
-            _drop_arrays(store, f"{split_name}/{source_name}", layout, gone)
-            blocks = set(range(len(commits.expected)))
-            commits.drop({array_name(key): blocks for key in gone})
-            for key in gone:
-                store.delete_below(f"{split_name}/{source_name}/{array_name(key)}")
-            removed += [f"{split_name}/{source_name}/{array_name(key)}" for key in gone]
-    return removed
-
-
-def _drop_arrays(store: Store, key: str, layout: SourceLayout, gone: list[ArrayKey]) -> None:
-    """Strike arrays from the source's document, and its pooling group if none are left."""
-    kept = tuple(array for array in layout.arrays if array not in gone)
-    smaller = SourceLayout(block_rows=layout.block_rows, dtype=layout.dtype, arrays=kept)
-    put_document(store, f"{key}/{DOCUMENT}", smaller.document())
-    for pooling in {pooling for pooling, _ in gone} - {pooling for pooling, _ in kept}:
-        store.delete_below(f"{key}/{pooling}")
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -226,3 +136,91 @@ def parse_layers(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() for part in parts):
         raise ConfigError(f"--layers {text!r} is no list of layer numbers such as 8,16.")
     return tuple(int(part) for part in parts)
+
+
+def _copy_order(key: str) -> tuple[int, str]:
+    """Chunks, then the documents and records that speak of them, the root last."""
+    if key == DOCUMENT:
+        return 3, key
+    if key.startswith(COMMITS):
+        return 2, key
+    return (1 if key.endswith(".json") else 0), key
+
+
+def _merge_one(target: PathLike, cache: Cache) -> int:
+    n_blocks = 0
+    with CacheWriter(target, dataset=cache.dataset) as writer:
+        for info in cache.sources.values():
+            writer.add_source(info)
+        for name in cache.splits:
+            split = cache[name]
+            writer.add_split(name, labels=split.labels, text_hash=split.text_hash)
+            for source, layout in split.layouts.items():
+                for _, keys in itertools.groupby(layout.arrays, key=lambda key: key[0]):
+                    plan = writer.plan(name, source, arrays=keys, dtype=layout.dtype)
+                    for block in plan.blocks:
+                        rows = slice(block.compute_from, block.stop)
+                        found = split.committed(source, block.missing, rows)
+                        if found is not None:
+                            writer.write(plan, block, n_tokens=found[0], features=found[1])
+                            n_blocks += 1
+                writer.finish(name, source)
+    return n_blocks
+
+
+def _remove_groups(
+    store: Store, header: Header, split: str | None, source: str | None
+) -> list[str]:
+    for kind, name, known in (("split", split, header.splits), ("source", source, header.sources)):
+        if name is not None and name not in known:
+            raise ConfigError.unknown(kind, name, list(known), "See llmembed-cache info.")
+    splits = list(header.splits) if split is None else [split]
+    removed = splits if source is None else [f"{name}/{source}" for name in splits]
+    header.consolidated = None
+    if source is None:
+        for name in splits:
+            del header.splits[name]
+    elif split is None:
+        del header.sources[source]
+    header.save(store)
+    for name in removed:
+        purge(store, name)
+    return removed
+
+
+def _remove_arrays(
+    store: Store,
+    header: Header,
+    chosen: tuple[str | None, str | None, str | None],
+    layers: Sequence[int],
+) -> list[str]:
+    removed = []
+    for split, source, layout, commits in layouts(store, header):
+        gone = [
+            (pooling, layer)
+            for pooling, layer in layout.arrays
+            if all(
+                one in (None, name)
+                for one, name in zip(chosen, (split, source, pooling), strict=True)
+            )
+            and (not layers or layer in layers)
+        ]
+        if gone:
+            key = f"{split}/{source}"
+            _strike(store, key, layout, gone)
+            blocks = set(range(len(commits.expected)))
+            names = [array_name(array) for array in gone]
+            commits.drop(dict.fromkeys(names, blocks))
+            for name in names:
+                store.delete_below(f"{key}/{name}")
+            removed += [f"{key}/{name}" for name in names]
+    return removed
+
+
+def _strike(store: Store, key: str, layout: SourceLayout, gone: list[ArrayKey]) -> None:
+    """Strike arrays from the source's document, and its pooling group if none are left."""
+    kept = tuple(array for array in layout.arrays if array not in gone)
+    smaller = SourceLayout(block_rows=layout.block_rows, dtype=layout.dtype, arrays=kept)
+    put_document(store, f"{key}/{DOCUMENT}", smaller.document())
+    for pooling in {pooling for pooling, _ in gone} - {pooling for pooling, _ in kept}:
+        store.delete_below(f"{key}/{pooling}")

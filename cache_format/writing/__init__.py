@@ -1,1 +1,34 @@
-"""How blocks of rows get into a cache."""
+"""How blocks of rows get into a cache: register, plan, write, finish."""
+
+from __future__ import annotations
+
+from llmembed.cache_format.writing.blocks import Unit, UnitWriter
+from llmembed.cache_format.writing.lock import (
+    LOCK,
+    PATIENCE_S,
+    SHARED,
+    SharedLock,
+    WriterLock,
+    holders,
+    refuse_if_held,
+)
+from llmembed.cache_format.writing.plan import Block, SplitPlan
+from llmembed.cache_format.writing.register import consolidate, consolidated_metadata
+from llmembed.cache_format.writing.writer import CacheWriter
+
+__all__ = [
+    "LOCK",
+    "PATIENCE_S",
+    "SHARED",
+    "Block",
+    "CacheWriter",
+    "SharedLock",
+    "SplitPlan",
+    "Unit",
+    "UnitWriter",
+    "WriterLock",
+    "consolidate",
+    "consolidated_metadata",
+    "holders",
+    "refuse_if_held",
+]

@@ -1,29 +1,47 @@
-"""One block of rows: check what is there, write its chunks, commit it."""
+"""One block of rows: check what is there, write its chunks, commit it.
+
+Blocks may be written by other processes than the one that planned them. The plan of a cache and its
+records grow with the rows, so a worker reads neither: it is sent a `Unit`. Nor does it take a lock:
+it borrows the planner's. When that is gone, or another planner's, no worker of the first writes
+another block.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout.chunks import decode, digest, encode
-from llmembed.cache_format.layout.commits import (
-    BlockCommits,
+from llmembed.cache_format.layout import (
+    JSON,
+    N_TOKENS,
+    ArrayCommits,
+    ArrayInfo,
+    ArrayKey,
     Commits,
     OldRows,
     Record,
+    array_name,
+    decode,
+    digest,
+    dump,
+    encode,
     is_half_written,
+    read_array_info,
 )
-from llmembed.cache_format.layout.documents import ArrayInfo, dump, read_array_info
-from llmembed.cache_format.layout.schema import N_TOKENS, ArrayKey, array_name
-from llmembed.cache_format.stores.base import Store
+from llmembed.cache_format.stores import Store, open_store
+from llmembed.cache_format.writing.lock import borrowed_lock
 from llmembed.cache_format.writing.plan import Block, SplitPlan
 from llmembed.common.errors import (
     CacheCorruptError,
     CacheMismatchError,
+    DataError,
     ExtractionError,
 )
 
@@ -31,34 +49,91 @@ _log = logging.getLogger(__name__)
 _EXPONENT = {2: (np.uint16, 0x7C00, 0x7FFF), 4: (np.uint32, 0x7F800000, 0x7FFFFFFF)}
 
 
-def recheck(
-    store: Store,
-    commits: Commits,
-    names: Sequence[str],
-    text_hash: NDArray[np.uint64],
-    *,
-    repair: bool,
-) -> dict[str, BlockCommits]:
-    """Say what is committed of each array, leaving out blocks whose chunk is gone or truncated.
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Some blocks of a plan, as work for another process."""
 
-    A power cut can leave a record without its chunk. Such a block is redone; with `repair` the
-    array is struck from its records, so that it can be committed anew.
+    plan: SplitPlan
+    """The plan of the split, with these blocks alone."""
+
+    def dumps(self) -> str:
+        """Write the unit as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Self:
+        """Read what `dumps` wrote."""
+        plan = json.loads(text)["plan"]
+        for block in plan["blocks"]:
+            block["missing"] = _keys(block["missing"])
+            block["old"] = {name: OldRows(**rows) for name, rows in block["old"].items()}
+        blocks = tuple(Block(**block) for block in plan["blocks"])
+        return cls(plan=SplitPlan(**plan | {"arrays": _keys(plan["arrays"]), "blocks": blocks}))
+
+
+class UnitWriter:
+    """Writes the blocks of a unit for the writer that planned it.
+
+    Args:
+        path: the cache's folder or URL.
+        unit: the blocks.
+        lease: of the writer that planned them.
     """
-    found = {name: commits.array(name) for name in names}
-    commits.check_texts(text_hash)
-    lost = {name: _lost_blocks(store, commits, name, found[name].rows) for name in names}
-    lost = {name: blocks for name, blocks in lost.items() if blocks}
-    if repair:
-        commits.drop(lost)
-    return {name: _without(found[name], lost.get(name, set())) for name in names}
+
+    def __init__(self, path: str | os.PathLike[str], unit: Unit, lease: str) -> None:
+        self._store = open_store(path)
+        self._lock = borrowed_lock(self._store, lease)
+        self._plan = unit.plan
+
+    def left(self) -> SplitPlan:
+        """List the blocks without those that an earlier attempt at this unit committed."""
+        blocks = (block for block in self._plan.blocks if not self._is_committed(block))
+        return replace(self._plan, blocks=tuple(blocks))
+
+    def check_texts(self, block: Block, text_hash: NDArray[Any]) -> None:
+        """Refuse texts that are not those of the planner.
+
+        Args:
+            block: which rows.
+            text_hash: uint64 `[rows]` of rows `start` to `stop`, as this process sees them.
+
+        Raises:
+            DataError: naming the rows.
+        """
+        if digest(text_hash) != block.texts:
+            raise DataError(
+                f"rows {block.start}-{block.stop} of split {self._plan.split!r} are other "
+                "texts for this worker than for the process that planned the work. Put the same "
+                "file where every machine reads --dataset."
+            )
+
+    def write(
+        self,
+        plan: SplitPlan,
+        block: Block,
+        *,
+        n_tokens: NDArray[Any],
+        features: Mapping[ArrayKey, NDArray[Any]],
+    ) -> None:
+        """Write a block and commit it, as `CacheWriter.write` does.
+
+        Raises:
+            CacheLockedError: if the planner gave its lock back, or lost it.
+            ExtractionError, CacheMismatchError, CacheSpaceError, CacheStorageError: as there.
+        """
+        self._lock.check()
+        write_block(self._store, plan, block, n_tokens, features)
+
+    def _is_committed(self, block: Block) -> bool:
+        record = _record(self._plan, block, dict.fromkeys(block.names, ""))
+        found = self._store.get(record.key(self._plan.block_rows))
+        return found is not None and not is_half_written(found)
 
 
 def write_block(
     store: Store,
     plan: SplitPlan,
     block: Block,
-    old: Mapping[str, OldRows],
-    texts: str,
     n_tokens: NDArray[Any],
     features: Mapping[ArrayKey, NDArray[Any]],
 ) -> None:
@@ -71,43 +146,9 @@ def write_block(
         store: where the cache lies.
         plan: where the block comes from.
         block: which rows.
-        old: what is committed of the block, by the names of the arrays that have any of it.
-        texts: xxh3-128 of the block's text_hash.
         n_tokens: int32 `[rows]`.
         features: `[rows, H]` for each of `block.missing`.
     """
-    hashes = _write_chunks(store, plan, block, old, n_tokens, features)
-    commit(store, record_of(plan, block, texts, hashes), plan.block_rows)
-
-
-def names_to_write(block: Block, old: Mapping[str, OldRows]) -> list[str]:
-    """List the arrays that a block's record will name."""
-    names = [array_name(key) for key in block.missing]
-    counted = N_TOKENS in old and old[N_TOKENS].n_rows == block.stop - block.start
-    return names if counted else [*names, N_TOKENS]
-
-
-def record_of(plan: SplitPlan, block: Block, texts: str, hashes: Mapping[str, str]) -> Record:
-    """Make the record of a block."""
-    return Record(
-        split=plan.split,
-        source=plan.source,
-        start=block.start,
-        stop=block.stop,
-        texts=texts,
-        arrays=hashes,
-    )
-
-
-def _write_chunks(
-    store: Store,
-    plan: SplitPlan,
-    block: Block,
-    old: Mapping[str, OldRows],
-    n_tokens: NDArray[Any],
-    features: Mapping[ArrayKey, NDArray[Any]],
-) -> dict[str, str]:
-    """Write the chunks of a block; give the xxh3-128 of the rows of each, by array name."""
     if set(features) != set(block.missing):
         raise CacheMismatchError(
             f"rows {block.start}-{block.stop} of {plan.split!r} lack {sorted(block.missing)}, but "
@@ -115,18 +156,19 @@ def _write_chunks(
         )
     arrays = {array_name(key): (plan.feature_info, features[key]) for key in block.missing}
     arrays[N_TOKENS] = (plan.n_tokens_info, n_tokens)
-    index = block.start // plan.block_rows
     hashes = {}
-    for name in names_to_write(block, old):
+    for name in block.names:
         info, given = arrays[name]
         key = f"{plan.split}/{plan.source}/{name}"
+        chunk_key = f"{key}/{info.chunk_key(block.start // plan.block_rows)}"
         rows = _checked_rows(info, block, f"{store.location}/{key}", given)
-        if name in old:
-            new_rows = rows[block.start + old[name].n_rows - block.compute_from :]
-            rows = np.concatenate([_old_rows(store, key, info, index, old[name]), new_rows])
-        store.put(f"{key}/{info.chunk_key(index)}", encode(info, rows))
+        if name in block.old:
+            old = block.old[name]
+            new_rows = rows[block.start + old.n_rows - block.compute_from :]
+            rows = np.concatenate([_old_rows(store, chunk_key, info, old), new_rows])
+        store.put(chunk_key, encode(info, rows))
         hashes[name] = digest(rows)
-    return hashes
+    commit(store, _record(plan, block, hashes), plan.block_rows)
 
 
 def commit(store: Store, record: Record, block_rows: int) -> None:
@@ -146,6 +188,66 @@ def commit(store: Store, record: Record, block_rows: int) -> None:
             f"{store.location}/{key} was committed by another writer with other features. Run "
             f"`llmembed-cache verify {store.location}`, then extract again what it names."
         )
+
+
+def sound_commits(
+    store: Store,
+    commits: Commits,
+    names: Sequence[str],
+    text_hash: NDArray[np.uint64],
+    *,
+    repair: bool,
+) -> dict[str, ArrayCommits]:
+    """Say what is committed of each array, leaving out blocks whose chunk is gone or truncated.
+
+    A power cut can leave a record without its chunk. Such a block is redone; with `repair` the
+    array is struck from its records, so that it can be committed anew.
+    """
+    found = {name: commits.array(name) for name in names}
+    commits.check_texts(text_hash)
+    lost = {}
+    for name, one in found.items():
+        key = f"{commits.split}/{commits.source}/{name}"
+        blocks = _lost_blocks(store, key, np.flatnonzero(one.rows).tolist())
+        if blocks:
+            lost[name] = blocks
+            rows = one.rows.copy()
+            rows[list(blocks)] = 0
+            found[name] = replace(one, rows=rows)
+    if repair:
+        commits.drop(lost)
+    return found
+
+
+def _lost_blocks(store: Store, key: str, committed: list[int]) -> set[int]:
+    if not committed:
+        return set()
+    info = read_array_info(store, key)
+    if not info.plain:
+        raise CacheMismatchError(
+            f"{store.location}/{key} is sharded or compressed: an export is only read. Extend the "
+            "cache it was made from, or convert it back with `llmembed-cache convert`."
+        )
+    sizes = store.sizes(key)
+    lost = {i for i in committed if sizes.get(info.chunk_key(i)) != info.chunk_bytes}
+    if lost:
+        _log.warning(
+            "%s/%s: %d committed chunks are missing or truncated, from rows %d on; their blocks "
+            "are extracted again.",
+            *(store.location, key, len(lost), min(lost) * info.chunk_rows),
+        )
+    return lost
+
+
+def _record(plan: SplitPlan, block: Block, hashes: Mapping[str, str]) -> Record:
+    return Record(
+        split=plan.split,
+        source=plan.source,
+        start=block.start,
+        stop=block.stop,
+        texts=block.texts,
+        arrays=hashes,
+    )
 
 
 def _checked_rows(info: ArrayInfo, block: Block, where: str, given: NDArray[Any]) -> NDArray[Any]:
@@ -176,44 +278,15 @@ def _check_finite(rows: NDArray[Any], block: Block, where: str) -> None:
         )
 
 
-def _old_rows(store: Store, key: str, info: ArrayInfo, index: int, old: OldRows) -> NDArray[Any]:
-    chunk = store.view(f"{key}/{info.chunk_key(index)}", info.chunk_bytes)
-    rows = decode(info, chunk)[: old.n_rows]
+def _old_rows(store: Store, chunk_key: str, info: ArrayInfo, old: OldRows) -> NDArray[Any]:
+    rows = decode(info, store.view(chunk_key, info.chunk_bytes))[: old.n_rows]
     if digest(rows) != old.hash:
         raise CacheCorruptError(
-            f"{store.location}/{key}/{info.chunk_key(index)} does not hold the rows that were "
-            f"committed, so no rows can be added to it. Run `llmembed-cache verify "
-            f"{store.location}`."
+            f"{store.location}/{chunk_key} does not hold the rows that were committed, so no rows "
+            f"can be added to it. Run `llmembed-cache verify {store.location}`."
         )
     return rows
 
 
-def _lost_blocks(store: Store, commits: Commits, name: str, rows: NDArray[np.int64]) -> set[int]:
-    if not rows.any():
-        return set()
-    key = f"{commits.split}/{commits.source}/{name}"
-    info = read_array_info(store, key)
-    if not info.plain:
-        raise CacheMismatchError(
-            f"{store.location}/{key} is sharded or compressed: an export is only read. Extend the "
-            "cache it was made from, or convert it back with `llmembed-cache convert`."
-        )
-    sizes = store.sizes(key)
-    lost = {
-        int(i)
-        for i in np.flatnonzero(rows)
-        if sizes.get(info.chunk_key(int(i))) != info.chunk_bytes
-    }
-    if lost:
-        _log.warning(
-            "%s/%s: %d committed chunks are missing or truncated, from rows %d on; their blocks "
-            "are extracted again.",
-            *(store.location, key, len(lost), min(lost) * info.chunk_rows),
-        )
-    return lost
-
-
-def _without(commits: BlockCommits, lost: set[int]) -> BlockCommits:
-    rows = commits.rows.copy()
-    rows[list(lost)] = 0
-    return BlockCommits(rows=rows, hashes=commits.hashes)
+def _keys(pairs: Iterable[JSON]) -> tuple[ArrayKey, ...]:
+    return tuple((pooling, layer) for pooling, layer in pairs)

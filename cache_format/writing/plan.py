@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llmembed.cache_format.layout.commits import BlockCommits
-from llmembed.cache_format.layout.documents import ArrayInfo
-from llmembed.cache_format.layout.schema import N_TOKENS, ArrayKey, array_name
+from llmembed.cache_format.layout import (
+    FEATURE_DTYPES,
+    N_TOKENS,
+    ArrayCommits,
+    ArrayInfo,
+    ArrayKey,
+    OldRows,
+    SourceInfo,
+    array_name,
+    check_name,
+    digest,
+)
+from llmembed.common.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A block of rows that lacks something."""
+    """A block of rows that lacks something, with all that its writer must know of it."""
 
     start: int
     """First row, a multiple of R."""
@@ -25,6 +36,17 @@ class Block:
     before the data set grew)."""
     missing: tuple[ArrayKey, ...]
     """(pooling, layer) of the arrays to compute, sorted."""
+    texts: str
+    """xxh3-128 of the block's text_hash."""
+    old: Mapping[str, OldRows]
+    """What is committed of the block, by the names of the arrays that have any of it."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the arrays that its record will name."""
+        names = [array_name(key) for key in self.missing]
+        counted = N_TOKENS in self.old and self.old[N_TOKENS].n_rows == self.stop - self.start
+        return names if counted else [*names, N_TOKENS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,36 +98,51 @@ class SplitPlan:
 
 
 def missing_blocks(
-    n_rows: int,
-    block_rows: int,
     arrays: tuple[ArrayKey, ...],
-    commits: Mapping[str, BlockCommits],
-) -> tuple[Block, ...]:
-    """List the blocks that lack rows in any of the arrays.
+    block_rows: int,
+    commits: Mapping[str, ArrayCommits],
+    text_hash: NDArray[np.uint64],
+) -> Iterator[Block]:
+    """Yield the blocks that lack rows in any of the arrays.
 
     Args:
-        n_rows: N.
+        arrays: those asked for.
         block_rows: R.
-        arrays: the arrays asked for.
-        commits: what is committed of each, and of n_tokens, by name.
+        commits: what is committed of each, and of n_tokens, by name; nothing of those not named.
+        text_hash: uint64 `[N]`.
     """
-    blocks = []
-    for index, start in enumerate(range(0, n_rows, block_rows)):
-        stop = min(start + block_rows, n_rows)
-        rows = {key: int(commits[array_name(key)].rows[index]) for key in arrays}
-        missing = tuple(key for key in arrays if start + rows[key] < stop)
-        n_tokens = int(commits[N_TOKENS].rows[index])
-        if missing or start + n_tokens < stop:
-            first = start + min([n_tokens, *(rows[key] for key in missing)])
-            blocks.append(Block(start=start, stop=stop, compute_from=first, missing=missing))
-    return tuple(blocks)
+    for index, start in enumerate(range(0, len(text_hash), block_rows)):
+        stop = min(start + block_rows, len(text_hash))
+        blocks = {name: one.block(index) for name, one in commits.items()}
+        old = {name: rows for name, rows in blocks.items() if rows is not None}
+        done = {name: start + rows.n_rows for name, rows in old.items()}
+        missing = tuple(key for key in arrays if done.get(array_name(key), start) < stop)
+        names = [N_TOKENS, *map(array_name, missing)]
+        first = min(done.get(name, start) for name in names)
+        if first < stop:
+            texts = digest(text_hash[start:stop])
+            yield Block(
+                start=start, stop=stop, compute_from=first, missing=missing, texts=texts, old=old
+            )
 
 
-def no_commits(n_rows: int, block_rows: int) -> BlockCommits:
-    """Say that nothing is committed yet.
+def checked_arrays(
+    source: SourceInfo, arrays: Iterable[ArrayKey], dtype: str
+) -> tuple[ArrayKey, ...]:
+    """Refuse a pooling, layer or dtype that a source cannot have; give the arrays sorted.
 
-    >>> no_commits(100, 64).rows.tolist()
-    [0, 0]
+    Raises:
+        ConfigError: naming it.
     """
-    n_blocks = -(-n_rows // block_rows)
-    return BlockCommits(rows=np.zeros(n_blocks, np.int64), hashes=(None,) * n_blocks)
+    if dtype not in FEATURE_DTYPES:
+        raise ConfigError.unknown("dtype", dtype, FEATURE_DTYPES, "Pass one to --dtype.")
+    keys = tuple(sorted(set(arrays)))
+    for pooling, layer in keys:
+        check_name("pooling", pooling)
+        if not 0 <= layer <= source.n_layers:
+            raise ConfigError(
+                f"layer {layer} does not exist in {source.name}, which has {source.n_layers} "
+                f"layers (1-{source.n_layers}; 0 is the embeddings). Pass --layers within that "
+                "range."
+            )
+    return keys

@@ -17,55 +17,47 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout.chunks import digest
-from llmembed.cache_format.layout.columns import (
-    TEXT_HASH,
-    check_prefix,
-    checked_columns,
-    read_column,
-    split_info,
-    write_columns,
-)
-from llmembed.cache_format.layout.commits import COMMITS, INDEX, BlockCommits, Commits, OldRows
-from llmembed.cache_format.layout.documents import DOCUMENT, put_document
-from llmembed.cache_format.layout.header import Header, read_header, read_own_header
-from llmembed.cache_format.layout.schema import (
-    HIDDEN,
+from llmembed.cache_format.layout import (
     N_TOKENS,
+    TEXT_HASH,
+    ArrayCommits,
     ArrayKey,
+    Commits,
     DatasetInfo,
+    Header,
     SourceInfo,
     array_name,
     block_rows,
     check_name,
+    read_column,
+    read_header,
+    read_layout,
+    read_own_header,
 )
-from llmembed.cache_format.layout.sources import purge_source, purge_split, read_layout
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.stores.lock import SharedLock, WriterLock, is_abandoned
-from llmembed.cache_format.writing import blocks
-from llmembed.cache_format.writing.agreement import (
-    check_arrays,
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.writing.blocks import Unit, sound_commits, write_block
+from llmembed.cache_format.writing.lock import SharedLock, WriterLock, is_abandoned
+from llmembed.cache_format.writing.plan import Block, SplitPlan, checked_arrays, missing_blocks
+from llmembed.cache_format.writing.register import (
     check_dataset,
     check_dtype,
     check_free_name,
+    check_grown,
     check_source,
+    checked_columns,
+    consolidate,
+    empty,
+    has_arrays,
+    register_arrays,
+    register_source,
+    register_split,
+    split_info,
 )
-from llmembed.cache_format.writing.consolidate import (
-    consolidated_metadata,
-    ensure_arrays,
-    is_laid_out,
-)
-from llmembed.cache_format.writing.plan import Block, SplitPlan, missing_blocks, no_commits
-from llmembed.cache_format.writing.units import Unit
-from llmembed.common.errors import (
-    CacheError,
-    CacheSpaceError,
-    ConfigError,
-)
+from llmembed.common.errors import CacheError, CacheSpaceError, ConfigError
 
 
 class CacheWriter:
-    """Create a cache, or add what is missing to one.
+    """Create a cache, or add what is missing to one: register, plan, write, finish.
 
     Args:
         path: the cache's folder or URL.
@@ -98,10 +90,9 @@ class CacheWriter:
         self._overwrite = overwrite
         self._is_open = False
         self._header = Header.new(dataset)
-        self._lock: WriterLock | None = None
+        self._lock: WriterLock | SharedLock | None = None
         self._text_hash: dict[str, NDArray[np.uint64]] = {}
         self._plans: dict[tuple[str, str], SplitPlan] = {}
-        self._committed: dict[tuple[str, str], Mapping[str, BlockCommits]] = {}
 
     def __enter__(self) -> Self:
         found = read_own_header(self._store)
@@ -139,9 +130,7 @@ class CacheWriter:
             return
         self._header.sources[source.name] = source
         if self._registers:
-            for split in self._header.splits:
-                purge_source(self._store, split, source.name)
-            self._save_header()
+            register_source(self._store, self._header, source.name)
 
     def add_split(self, name: str, *, labels: NDArray[Any], text_hash: NDArray[Any]) -> None:
         """Register a split with its labels and texts; more rows at the end extend it.
@@ -159,21 +148,15 @@ class CacheWriter:
         columns = checked_columns(name, labels, text_hash, len(self._header.dataset.labels))
         self._begin()
         check_free_name("split", name, self._header.splits)
-        info = split_info(*columns.values())
-        known = self._header.splits.get(name)
+        known, info = self._header.splits.get(name), split_info(columns)
         self._text_hash[name] = columns[TEXT_HASH]
         if known == info:
             return
         if known is not None:
-            check_prefix(self._store, name, known, columns)
+            check_grown(self._store, name, known, columns)
         self._header.splits[name] = info
         if self._registers:
-            if known is None:
-                purge_split(self._store, name)
-            else:
-                self._store.delete_below(f"{INDEX}/{name}")  # made for fewer rows
-            write_columns(self._store, name, columns, known.n_rows if known else 0)
-            self._save_header()
+            register_split(self._store, self._header, name, columns, known)
 
     def plan(
         self,
@@ -195,21 +178,27 @@ class CacheWriter:
             ConfigError: for a layer, pooling or dtype that cannot be.
             CacheMismatchError: if the source is stored in another dtype.
         """
-        self._check_added(split, source)
-        keys = check_arrays(self._header.sources[source], arrays, dtype)
-        info, hidden_size = self._header.splits[split], self._header.sources[source].hidden_size
-        rows = block_rows(info.n_rows, hidden_size * np.dtype(dtype).itemsize)
-        names = (*(array_name(key) for key in keys), N_TOKENS)
-        empty = self._dry_run and self._overwrite
-        layout = None if empty else read_layout(self._store, split, source)
+        splits, sources = self._header.splits, self._header.sources
+        for kind, name, known in (("split", split, splits), ("source", source, sources)):
+            if name not in known:
+                raise ConfigError.unknown(kind, name, known, f"Call add_{kind} first.")
+        keys = checked_arrays(sources[source], arrays, dtype)
+        info, hidden_size = splits[split], sources[source].hidden_size
+        if split not in self._text_hash:
+            self._text_hash[split] = read_column(self._store, split, TEXT_HASH, info)
+        text_hash = self._text_hash[split]
+        will_be_empty = self._dry_run and self._overwrite
+        layout = None if will_be_empty else read_layout(self._store, split, source)
+        committed: Mapping[str, ArrayCommits] = {}
         if layout is None:
-            committed = dict.fromkeys(names, no_commits(info.n_rows, rows))
+            rows = block_rows(info.n_rows, hidden_size * np.dtype(dtype).itemsize)
         else:
             check_dtype(layout.dtype, dtype, f"{self._store.location}/{split}/{source}")
             rows = layout.block_rows
             commits = Commits(self._store, split, info, source, rows)
-            texts = self._split_text_hash(split)
-            committed = blocks.recheck(self._store, commits, names, texts, repair=self._registers)
+            names = [*map(array_name, keys), N_TOKENS]
+            repair = self._registers
+            committed = sound_commits(self._store, commits, names, text_hash, repair=repair)
         plan = SplitPlan(
             split=split,
             source=source,
@@ -218,15 +207,15 @@ class CacheWriter:
             hidden_size=hidden_size,
             dtype=dtype,
             arrays=keys,
-            blocks=missing_blocks(info.n_rows, rows, keys, committed),
+            blocks=tuple(missing_blocks(keys, rows, committed, text_hash)),
         )
-        self._plans[split, source], self._committed[split, source] = plan, committed
+        self._plans[split, source] = plan
         return plan
 
     def register(self) -> None:
         """Write the documents of all planned arrays, so that others can write their blocks."""
         for plan in self._plans.values():
-            ensure_arrays(self._store, plan)
+            register_arrays(self._store, plan)
 
     @property
     def is_registered(self) -> bool:
@@ -236,7 +225,7 @@ class CacheWriter:
             header is not None
             and header.splits == self._header.splits
             and header.sources.keys() == self._header.sources.keys()
-            and all(is_laid_out(self._store, plan) for plan in self._plans.values())
+            and all(has_arrays(self._store, plan) for plan in self._plans.values())
         )
 
     def is_finished(self, plan: SplitPlan) -> bool:
@@ -294,17 +283,12 @@ class CacheWriter:
         if self._lock is None:
             raise CacheError("a dry run or a closed writer writes nothing; open a CacheWriter.")
         self._lock.check()
-        ensure_arrays(self._store, plan)
-        texts, old = self._texts(plan.split, block), self._old(plan, block)
-        blocks.write_block(self._store, plan, block, old, texts, n_tokens, features)
+        register_arrays(self._store, plan)
+        write_block(self._store, plan, block, n_tokens, features)
 
     def unit(self, plan: SplitPlan, some: Sequence[Block]) -> Unit:
         """Make some blocks of a plan ready to be done by a `UnitWriter` elsewhere."""
-        return Unit(
-            plan=replace(plan, blocks=tuple(some)),
-            texts=tuple(self._texts(plan.split, block) for block in some),
-            old=tuple(self._old(plan, block) for block in some),
-        )
+        return Unit(plan=replace(plan, blocks=tuple(some)))
 
     @property
     def lease(self) -> str:
@@ -321,19 +305,18 @@ class CacheWriter:
         """Index what is complete (`commits` spares a reading) and let plain Zarr readers see it."""
         plan = self._plans.get((split, source))
         if plan is not None and plan.n_rows == 0:
-            ensure_arrays(self._store, plan)
+            register_arrays(self._store, plan)
         layout = read_layout(self._store, split, source)
         if layout is not None:
             info = self._header.splits[split]
             commits = commits or Commits(self._store, split, info, source, layout.block_rows)
             complete = filter(commits.is_complete, layout.names)
             new = [name for name in complete if not commits.is_indexed(name)]
-            for key in commits.superseded() if new else ():
-                self._store.delete(key)
+            if new:
+                commits.delete_superseded()
             for name in new:
                 commits.write_index(name)
-        self._header.consolidated = consolidated_metadata(self._store, self._header)
-        self._save_header()
+        consolidate(self._store, self._header)
 
     def _close(self) -> None:
         self._is_open = False
@@ -356,44 +339,8 @@ class CacheWriter:
         self._take_up(read_header(self._store))
 
     def _take_up(self, found: Header | None) -> None:
-        if found is not None and self._overwrite:
-            self._replace()
-        elif found is not None:
+        if found is not None and not self._overwrite:
             check_dataset(found.dataset, self._header.dataset, self._store.location)
             self._header = found
-
-    def _replace(self) -> None:
-        if not self._registers:
-            return
-        self._save_header()  # from here on it is an empty cache, whatever lies below
-        for name in self._store.names(""):
-            if name not in (DOCUMENT, HIDDEN):
-                self._store.delete_below(name)
-        for folder in (COMMITS, INDEX):
-            self._store.delete_below(folder)
-
-    def _save_header(self) -> None:
-        put_document(self._store, DOCUMENT, self._header.document())
-
-    def _texts(self, split: str, block: Block) -> str:
-        return digest(self._split_text_hash(split)[block.start : block.stop])
-
-    def _old(self, plan: SplitPlan, block: Block) -> dict[str, OldRows]:
-        committed = self._committed[plan.split, plan.source]
-        index = block.start // plan.block_rows
-        found = ((name, commits.block(index)) for name, commits in committed.items())
-        return {name: rows for name, rows in found if rows is not None}
-
-    def _split_text_hash(self, split: str) -> NDArray[np.uint64]:
-        if split not in self._text_hash:
-            info = self._header.splits[split]
-            self._text_hash[split] = read_column(self._store, split, TEXT_HASH, info)
-        return self._text_hash[split]
-
-    def _check_added(self, split: str, source: str) -> None:
-        for kind, name, known in (
-            ("split", split, list(self._header.splits)),
-            ("source", source, list(self._header.sources)),
-        ):
-            if name not in known:
-                raise ConfigError.unknown(kind, name, known, f"Call add_{kind} first.")
+        elif found is not None and self._registers:
+            empty(self._store, self._header)

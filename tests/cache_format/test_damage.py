@@ -14,9 +14,8 @@ import pytest
 from toy_cache import assert_toy, tree, write_toy
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.tools.convert import convert
-from llmembed.cache_format.tools.verify import Verification, verify
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.tools import Verification, convert, verify
 from llmembed.common.errors import (
     CacheCorruptError,
     CacheFormatError,

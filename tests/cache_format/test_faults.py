@@ -16,12 +16,9 @@ import pytest
 from toy_cache import assert_toy, end_process, write_toy
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.stores.lock import LOCK
-from llmembed.cache_format.tools.convert import convert
-from llmembed.cache_format.tools.finalize import finalize
-from llmembed.cache_format.tools.maintenance import copy
-from llmembed.cache_format.tools.verify import verify
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.tools import convert, copy, finalize, verify
+from llmembed.cache_format.writing.lock import LOCK
 from llmembed.common.errors import CacheFormatError, LLMEmbedError
 
 SPARSENESS = int(os.environ.get("LLMEMBED_FAULTS", "3"))

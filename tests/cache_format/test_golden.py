@@ -11,9 +11,8 @@ from make_golden import make_golden
 from toy_cache import Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.tools.convert import convert
-from llmembed.cache_format.tools.verify import verify
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.tools import convert, verify
 from llmembed.common.errors import CacheIncompleteError
 
 GOLDEN = Path(__file__).parent.parent / "golden/format_1"

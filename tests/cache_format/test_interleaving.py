@@ -15,10 +15,10 @@ from interleaving import count_steps, interleave, stepwise, stop_here
 from toy_cache import DATASET, SOURCE, Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import CacheWriter, open_cache
-from llmembed.cache_format.stores.base import open_store
+from llmembed.cache_format.stores import open_store
 from llmembed.cache_format.stores.local import TEMPORARY, LocalStore
-from llmembed.cache_format.stores.lock import LOCK, SHARED, SharedLock, WriterLock, claim_key
-from llmembed.cache_format.tools.finalize import finalize
+from llmembed.cache_format.tools import finalize
+from llmembed.cache_format.writing.lock import LOCK, SHARED, SharedLock, WriterLock, claim_key
 from llmembed.common.errors import CacheLockedError
 from llmembed.common.process import owner
 

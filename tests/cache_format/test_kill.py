@@ -14,8 +14,8 @@ import numpy as np
 from toy_cache import Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.tools.verify import verify
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.tools import verify
 from llmembed.common.errors import CacheFormatError, CacheNotFoundError
 
 N_KILLS = int(os.environ.get("LLMEMBED_KILLS", "12"))

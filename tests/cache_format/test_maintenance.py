@@ -16,10 +16,8 @@ from toy_cache import DATASET, SOURCE, assert_toy, tree, write_toy
 
 from llmembed.cache_format import CacheWriter, open_cache
 from llmembed.cache_format.cli import main
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.tools.convert import convert
-from llmembed.cache_format.tools.maintenance import copy, merge, remove
-from llmembed.cache_format.tools.verify import verify
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.tools import convert, copy, merge, remove, verify
 from llmembed.common.errors import (
     CacheFormatError,
     CacheIncompleteError,

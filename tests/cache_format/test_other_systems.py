@@ -12,8 +12,7 @@ import other_system
 import pytest
 from toy_cache import tree
 
-from llmembed.cache_format.stores import local
-from llmembed.cache_format.stores.local import LocalStore
+from llmembed.cache_format.stores import LocalStore, local
 from llmembed.common import process
 
 
@@ -103,7 +102,7 @@ def test_a_file_that_is_being_read_is_replaced_when_that_is_done(
 
 def test_drives_are_paths_and_not_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A path with a drive letter is a folder, whatever its slashes."""
-    from llmembed.cache_format.stores.base import open_store
+    from llmembed.cache_format.stores import open_store
 
     for path in (r"C:\caches\r8.zarr", "C:/caches/r8.zarr"):
         assert isinstance(open_store(path), LocalStore)

@@ -21,14 +21,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from toy_cache import DATASET, HIDDEN_SIZE, SOURCE, Toy, write_toy
 
 from llmembed.cache_format import CacheWriter, open_cache
+from llmembed.cache_format.layout import ArrayKey
 from llmembed.cache_format.layout.header import content_digest
-from llmembed.cache_format.layout.schema import ArrayKey
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.stores.lock import LOCK, SHARED, WriterLock
-from llmembed.cache_format.tools import describe
-from llmembed.cache_format.tools.convert import convert
-from llmembed.cache_format.tools.maintenance import remove
-from llmembed.cache_format.tools.verify import verify
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.tools import convert, describe, remove, tree, verify
+from llmembed.cache_format.writing.lock import LOCK, SHARED, WriterLock
 from llmembed.common.errors import (
     CacheCorruptError,
     CacheIncompleteError,
@@ -189,7 +186,7 @@ def use_everything(path: Path) -> None:
     """Read, verify and plan; every error must be one of the tree."""
     with contextlib.suppress(LLMEmbedError):
         cache = open_cache(path)
-        assert "\x1b" not in "".join(describe.tree(describe.describe(cache)))
+        assert "\x1b" not in "".join(tree(describe(cache)))
         for name in cache.splits:
             for source, pooling, layer in cache[name].arrays:
                 with contextlib.suppress(LLMEmbedError):

@@ -15,8 +15,7 @@ import pytest
 from toy_cache import DATASET, SOURCE, Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import Cache, CacheWriter, SourceInfo, open_cache
-from llmembed.cache_format.stores.base import storage_error
-from llmembed.cache_format.stores.local import LocalStore
+from llmembed.cache_format.stores import LocalStore, storage_error
 from llmembed.common.errors import (
     CacheError,
     CacheFormatError,

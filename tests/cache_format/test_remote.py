@@ -14,12 +14,9 @@ import pytest
 from toy_cache import DATASET, Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import CacheWriter, SplitPlan, open_cache
-from llmembed.cache_format.layout.commits import Record
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.stores.remote import FsspecStore
-from llmembed.cache_format.tools.convert import convert
-from llmembed.cache_format.tools.maintenance import copy, remove
-from llmembed.cache_format.tools.verify import verify
+from llmembed.cache_format.layout import Record
+from llmembed.cache_format.stores import FsspecStore, open_store
+from llmembed.cache_format.tools import convert, copy, remove, verify
 from llmembed.cache_format.writing.blocks import commit
 from llmembed.common.errors import (
     CacheCorruptError,

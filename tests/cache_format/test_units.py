@@ -11,8 +11,8 @@ import pytest
 from toy_cache import DATASET, SOURCE, Toy, tree, write_toy
 
 from llmembed.cache_format import CacheWriter, SplitPlan
-from llmembed.cache_format.tools.finalize import finalize
-from llmembed.cache_format.writing.units import Unit, UnitWriter
+from llmembed.cache_format.tools import finalize
+from llmembed.cache_format.writing import Unit, UnitWriter
 from llmembed.common.errors import CacheError, CacheLockedError, DataError
 
 

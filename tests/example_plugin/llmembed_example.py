@@ -1,9 +1,10 @@
 """A fusion and a pooling of one's own: pyproject.toml beside this file gives them their names."""
 
 import torch
+from torch import Tensor
+
 from llmembed.extract import register_pooling
 from llmembed.train import Fusion, register_fusion
-from torch import Tensor
 
 
 @register_pooling("middle")

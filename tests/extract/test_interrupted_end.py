@@ -11,8 +11,8 @@ import pytest
 from toy_cache import end_process
 
 from llmembed.cache_format import CacheWriter
-from llmembed.cache_format.stores.local import LocalStore
-from llmembed.cache_format.stores.lock import WriterLock
+from llmembed.cache_format.stores import LocalStore
+from llmembed.cache_format.writing.lock import WriterLock
 from llmembed.extract import ExtractConfig, extract
 
 CHANGES = ("put", "create", "delete")

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from sabotaged import POISON
 from toy_cache import tree
 
-from llmembed.cache_format.tools.finalize import finalize
+from llmembed.cache_format.tools import finalize
 from llmembed.common.errors import ExtractionError, LLMEmbedWarning, RowError
 from llmembed.extract import ExtractConfig, Extractor, extract
 from llmembed.extract.cli import main

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo
+from llmembed.train import FitConfig
+from llmembed.train.inputs.data import FitData, load_data
 
 HIDDEN_SIZE = 16
 LAYERS = (1, 2)
@@ -77,3 +79,8 @@ def write_cache(
         for split, (features, classes) in chosen.items():
             write_split(writer, split, "tiny", features, classes, finish=finish)
     return path
+
+
+def load(config: FitConfig) -> FitData:
+    """Read what a fit of these options reads."""
+    return load_data(config.plan().reading)

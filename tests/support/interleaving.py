@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from llmembed.cache_format.stores import lock
+from llmembed.cache_format.writing import lock
 
 OPERATIONS = ("open", "replace", "hardlink_to", "unlink", "iterdir")
 """Those of `Path` that change what others see, or see what others change."""

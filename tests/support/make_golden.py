@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toy_cache import write_toy
 
-from llmembed.cache_format.tools.convert import convert
+from llmembed.cache_format.tools import convert
 
 GOLDEN = {"poolings": ["mean"], "layers": [4, 8]}
 

@@ -78,8 +78,8 @@ def main() -> None:
     import toy_cache
 
     from llmembed.cache_format import CacheWriter, open_cache
-    from llmembed.cache_format.stores.base import open_store
-    from llmembed.cache_format.tools.verify import verify
+    from llmembed.cache_format.stores import open_store
+    from llmembed.cache_format.tools import verify
     from llmembed.common.errors import CacheLockedError
 
     toy_cache.write_toy(path, 1100, n_blocks=2, fsync=True)

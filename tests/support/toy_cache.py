@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmembed.cache_format import Cache, CacheWriter, DatasetInfo, SourceInfo, SplitPlan
-from llmembed.cache_format.stores.lock import LOCK
+from llmembed.cache_format.writing.lock import LOCK
 
 HIDDEN_SIZE = 16
 DATASET = DatasetInfo(name="toy", labels=("no", "yes", "maybe"), provenance={"origin": "made up"})

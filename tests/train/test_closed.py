@@ -8,8 +8,8 @@ from sklearn.linear_model import RidgeClassifier
 from torch import Tensor
 
 from llmembed.train.inputs.shares import draw_folds
-from llmembed.train.linear.closed import ABSENT_BIAS, LDA, Ridge, held_out_scores
-from llmembed.train.linear.gram import FoldMoments
+from llmembed.train.linear.closed import ABSENT_BIAS, LDA, ClosedSolver, Ridge
+from llmembed.train.linear.moments import FoldMoments, Problem
 
 N, WIDTH, N_CLASSES = 120, 12, 3
 CLOSED_FORMS = {"ridge": Ridge, "lda": LDA}
@@ -28,14 +28,14 @@ def problem() -> tuple[Tensor, Tensor, list[Tensor]]:
 
 def moments_of(problem: tuple[Tensor, Tensor, list[Tensor]]) -> FoldMoments:
     x, y, folds = problem
-    return FoldMoments.of(x, y, folds, torch.ones(N_CLASSES))
+    return Problem(x, y, folds, torch.ones(N_CLASSES)).moments
 
 
 def test_moments_equal_numpys_in_float64(problem: tuple[Tensor, Tensor, list[Tensor]]) -> None:
     """Gram matrices, class sums and counts of the rows outside a fold are numpy's."""
     x, y, folds = problem
     weights = torch.tensor([1.0, 2.0, 0.5])
-    moments = FoldMoments.of(x, y, folds, weights)
+    moments = Problem(x, y, folds, weights).moments
     kept = np.setdiff1d(np.arange(N), folds[2].numpy())
     rows, classes = x.double().numpy()[kept], y.numpy()[kept]
     w = weights.double().numpy()[classes][:, None]
@@ -54,25 +54,13 @@ def test_moments_of_many_rows_and_columns_equal_numpys() -> None:
     generator = np.random.default_rng(0)
     x = generator.normal(size=(5000, 900)).astype(np.float32)
     y, weights = generator.integers(0, 2, 5000), torch.tensor([1.0, 2.0])
-    moments = FoldMoments.of(
+    moments = Problem(
         torch.from_numpy(x), torch.from_numpy(y), [torch.arange(5000)], weights
-    ).total()
+    ).moments.total()
     weighted = x.astype(np.float64) * weights.numpy()[y][:, None]
     np.testing.assert_allclose(moments.gram, weighted.T @ x, atol=1e-6 * len(x))
     np.testing.assert_array_equal(moments.gram, moments.gram.T)
     np.testing.assert_allclose(moments.class_sums[0], weighted[y == 0].sum(axis=0), atol=1e-3)
-
-
-def test_fusions_are_congruences(problem: tuple[Tensor, Tensor, list[Tensor]]) -> None:
-    """Selecting columns and mixing features of a Gram matrix equals doing it to the rows."""
-    x, y, folds = problem
-    moments, ones = moments_of(problem), torch.ones(N_CLASSES)
-    columns, weights = torch.tensor([0, 3, 4]), torch.tensor([0.2, 0.3, 0.5])
-    mixed = torch.einsum("i,nia->na", weights, x.reshape(N, 3, 4))
-    for one, rows in ((moments.select(columns), x[:, columns]), (moments.mix(weights), mixed)):
-        other = FoldMoments.of(rows.contiguous(), y, folds, ones)
-        torch.testing.assert_close(one.gram, other.gram, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(one.class_sums, other.class_sums, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("strength", [0.01, 1.0])
@@ -84,7 +72,7 @@ def test_ridge_is_scikit_learns(
     x, y, folds = problem
     counts = torch.bincount(y)
     weights = N / (N_CLASSES * counts) if balanced else torch.ones(N_CLASSES)
-    total = FoldMoments.of(x, y, folds, weights).total()
+    total = Problem(x, y, folds, weights).moments.total()
     ours = Ridge(total).solve(strength)
     rows, w = x.double(), weights[y].double()[:, None]
     centred = rows - (w * rows).sum(dim=0) / w.sum()
@@ -115,9 +103,10 @@ def test_held_out_rows_are_scored_without_their_fold(
     """Scores of a fold are those of a classifier fitted on the other rows alone."""
     x, y, folds = problem
     kind = CLOSED_FORMS[name]
-    (scores,) = held_out_scores(kind, moments_of(problem), x, folds, [0.1, 0.5], [WIDTH])
+    posed = Problem(x, y, folds, torch.ones(N_CLASSES))
+    scores = ClosedSolver(kind, posed, (0.1, 0.5)).held_out().scores
     kept = torch.cat([rows for fold, rows in enumerate(folds) if fold != 3])
-    alone = FoldMoments.of(x, y, [kept], torch.ones(N_CLASSES)).total()
+    alone = Problem(x, y, [kept], torch.ones(N_CLASSES)).moments.total()
     expected = kind(alone).solve(0.5).scores(x[folds[3]])
     torch.testing.assert_close(scores[1, folds[3]], expected, rtol=1e-3, atol=1e-3)
     assert scores.isfinite().all()
@@ -128,8 +117,9 @@ def test_leading_columns_are_solved_as_if_alone(
     problem: tuple[Tensor, Tensor, list[Tensor]], name: str
 ) -> None:
     """Of one Cholesky factor come the classifiers on the first columns, with the shift of all."""
-    kind, moments = CLOSED_FORMS[name], moments_of(problem)
-    system, alone = kind(moments.total()), kind(moments.select(torch.arange(4)).total())
+    kind, (x, y, folds) = CLOSED_FORMS[name], problem
+    of_four = Problem(x[:, :4], y, folds, torch.ones(N_CLASSES)).moments
+    system, alone = kind(moments_of(problem).total()), kind(of_four.total())
     first, everything = system.leading(0.3, (4, WIDTH))
     torch.testing.assert_close(everything.weight, system.solve(0.3).weight)
     ratio = float(system.matrix.diagonal().mean() / alone.matrix.diagonal().mean())
@@ -145,7 +135,7 @@ def test_a_class_without_examples_is_never_predicted(
 ) -> None:
     """A class that only the label list has gets no weight and a bias far below the others."""
     x, y, folds = problem
-    total = FoldMoments.of(x, y, folds, torch.ones(N_CLASSES + 1)).total()
+    total = Problem(x, y, folds, torch.ones(N_CLASSES + 1)).moments.total()
     solved = CLOSED_FORMS[name](total).solve(0.5)
     assert solved.bias[N_CLASSES] == ABSENT_BIAS
     assert not (solved.scores(x).argmax(dim=1) == N_CLASSES).any()
@@ -157,7 +147,6 @@ def test_more_columns_than_rows() -> None:
     x[:, 5] = 0
     y = torch.arange(20) % 2
     folds = list(torch.arange(20).split(5))
-    moments = FoldMoments.of(x, y, folds, torch.ones(2))
     for kind in CLOSED_FORMS.values():
-        (scores,) = held_out_scores(kind, moments, x, folds, kind.STRENGTHS, [x.shape[1]])
-        assert scores.isfinite().all()
+        solver = ClosedSolver(kind, Problem(x, y, folds, torch.ones(2)))
+        assert solver.held_out().scores.isfinite().all()

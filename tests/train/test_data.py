@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clustered import MakeCache, clustered, source_info, text_hash, write_split
+from clustered import MakeCache, clustered, load, source_info, text_hash, write_split
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Standardiser
 from llmembed.train.inputs import data as data_module
 from llmembed.train.inputs import spill
-from llmembed.train.inputs.data import FeatureBatches, _check_finite, load_data
+from llmembed.train.inputs.data import FeatureBatches, _check_finite
 from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.shares import draw_stratified
 from llmembed.train.inputs.spill import make_room
@@ -34,7 +35,7 @@ from llmembed.train.inputs.spill import make_room
 def test_features_stand_side_by_side_and_standardised(make_cache: MakeCache) -> None:
     """Columns are the layers in order; the training share has mean 0 and deviation 1."""
     cache = make_cache()
-    data = load_data(FitConfig(cache=str(cache)))
+    data = load(FitConfig(cache=str(cache)))
     assert [feature.layer for feature in data.features] == [1, 2]
     share = data.x[torch.from_numpy(data.shares.train)]
     torch.testing.assert_close(share.mean(dim=0), torch.zeros(32), atol=1e-5, rtol=0)
@@ -62,11 +63,13 @@ def test_a_stratified_draw(labels: list[int], fraction: float, seed: int) -> Non
         assert abs((classes[drawn] == label).sum() - quota) <= 1
 
 
-def test_batches_cover_each_row_once_in_a_new_order() -> None:
+def test_batches_cover_each_row_once_in_a_new_order(make_cache: MakeCache) -> None:
     """Each pass yields every row once; two passes differ in order."""
-    x = torch.arange(10.0)[:, None]
-    batches = FeatureBatches(x, torch.arange(10), torch.arange(10), 4, torch.Generator())
-    passes = [torch.cat([y for _, y, _ in batches]).tolist() for _ in range(2)]
+    data = load(FitConfig(cache=str(make_cache())))
+    data = dataclasses.replace(data, y=torch.arange(90))
+    rows, seeds = np.arange(10), iter(range(2))
+    batches = FeatureBatches(data, rows, 4, torch.device("cpu"), lambda: next(seeds))
+    passes = [torch.cat([batch.y for batch in batches]).tolist() for _ in range(2)]
     assert len(batches) == 3
     assert [sorted(rows) for rows in passes] == [list(range(10))] * 2
     assert passes[0] != passes[1]
@@ -74,7 +77,7 @@ def test_batches_cover_each_row_once_in_a_new_order() -> None:
 
 def test_without_another_split_a_tenth_is_held_out(make_cache: MakeCache) -> None:
     """With only a training split, a tenth of it is held out, trained on by nothing."""
-    data = load_data(FitConfig(cache=str(make_cache({"train": clustered(90, 0)}))))
+    data = load(FitConfig(cache=str(make_cache({"train": clustered(90, 0)}))))
     shares = data.shares
     assert len(shares.eval) == 9
     assert not set(shares.eval) & {*shares.train, *shares.validation}
@@ -89,7 +92,7 @@ def test_unlabelled_rows_are_left_out_and_counted(
     labels[:5] = -1
     cache = make_cache({"train": (features, labels), "test": clustered(30, 1)})
     with pytest.warns(LLMEmbedWarning, match="split 'train': 5 of 90 rows have no label and are"):
-        data = load_data(FitConfig(cache=str(cache)))
+        data = load(FitConfig(cache=str(cache)))
     assert min(data.shares.train.min(), data.shares.validation.min()) >= 5
 
 
@@ -101,7 +104,7 @@ def test_a_class_with_one_example_is_kept_for_training(
     labels[7] = 2
     cache = make_cache({"train": (features, labels), "test": clustered(30, 1)})
     with pytest.warns(LLMEmbedWarning, match="1 classes have one training example.*trade"):
-        data = load_data(FitConfig(cache=str(cache)))
+        data = load(FitConfig(cache=str(cache)))
     assert 7 in data.shares.train
 
 
@@ -125,14 +128,14 @@ def test_options_that_do_not_fit_the_cache(
     """What the cache does not have is refused with what it has."""
     config = FitConfig(cache=str(make_cache()), **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
-        load_data(config)
+        load(config)
 
 
 def test_one_class_is_refused(make_cache: MakeCache) -> None:
     """A training split of one class is refused by the name of that class."""
     cache = make_cache({"train": clustered(30, 0, n_classes=1)})
     with pytest.raises(DataError, match="all 27 training rows have the class 'earn'"):
-        load_data(FitConfig(cache=str(cache)))
+        load(FitConfig(cache=str(cache)))
 
 
 def test_a_split_without_labels_is_refused(make_cache: MakeCache) -> None:
@@ -140,7 +143,7 @@ def test_a_split_without_labels_is_refused(make_cache: MakeCache) -> None:
     features, labels = clustered(30, 0)
     cache = make_cache({"train": (features, np.full_like(labels, -1))})
     with pytest.raises(DataError, match="none of the 30 rows of split 'train' has a label"):
-        load_data(FitConfig(cache=str(cache)))
+        load(FitConfig(cache=str(cache)))
 
 
 def test_an_incomplete_cache_is_refused(make_cache: MakeCache) -> None:
@@ -148,7 +151,7 @@ def test_an_incomplete_cache_is_refused(make_cache: MakeCache) -> None:
     splits = {"train": clustered(300, 0), "test": clustered(30, 1)}
     cache = make_cache(splits, finish=False)
     with pytest.raises(CacheIncompleteError, match=r"44 of 300 rows of train.tiny.*not committed"):
-        load_data(FitConfig(cache=str(cache)))
+        load(FitConfig(cache=str(cache)))
 
 
 def test_features_that_are_not_finite_are_refused(make_cache: MakeCache) -> None:
@@ -211,11 +214,11 @@ def test_no_room_for_what_is_spilled(tmp_path: Path, monkeypatch: pytest.MonkeyP
         make_room(10, 10, None)
 
 
-def test_batches_come_to_the_device() -> None:
+def test_batches_come_to_the_device(make_cache: MakeCache) -> None:
     """Rows that do not lie on the device are moved to it batch by batch."""
-    x, rows = torch.zeros(6, 2), torch.arange(6)
-    batches = FeatureBatches(x, rows, rows, 4, device=torch.device("meta"))
-    assert [(bx.device.type, len(by)) for bx, by, _ in batches] == [("meta", 4), ("meta", 2)]
+    data = load(FitConfig(cache=str(make_cache())))
+    batches = FeatureBatches(data, np.arange(6), 4, torch.device("meta"))
+    assert [(one.x.device.type, len(one.y)) for one in batches] == [("meta", 4), ("meta", 2)]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -227,7 +230,7 @@ def test_a_flipped_bit_stops_the_fit(make_cache: MakeCache, split: str) -> None:
     content[100] ^= 1
     chunk.write_bytes(content)
     with pytest.raises(CacheCorruptError, match=f"{split}/tiny/mean/layer_002"):
-        load_data(FitConfig(cache=str(cache)))
+        load(FitConfig(cache=str(cache)))
 
 
 def test_a_text_in_both_splits_is_counted(make_cache: MakeCache) -> None:
@@ -239,7 +242,7 @@ def test_a_text_in_both_splits_is_counted(make_cache: MakeCache) -> None:
         hashes = np.concatenate([text_hash("train", 4), text_hash("test", 26)])
         write_split(writer, "test", "tiny", features, labels, hashes=hashes)
     with pytest.warns(LLMEmbedWarning, match="4 of 30 evaluation rows have a text that also"):
-        data = load_data(FitConfig(cache=str(cache)))
+        data = load(FitConfig(cache=str(cache)))
     assert len(data.shares.eval) == 30
 
 
@@ -251,7 +254,7 @@ def test_sources_of_different_widths_stand_side_by_side(make_cache: MakeCache) -
         for split, (n, seed) in {"train": (90, 0), "test": (60, 1)}.items():
             features, labels = clustered(n, seed)
             write_split(writer, split, "small", features[:, :, :8], labels)
-    data = load_data(FitConfig(cache=str(cache)))
+    data = load(FitConfig(cache=str(cache)))
     assert data.x.shape == (90, 48)
-    only = load_data(FitConfig(cache=str(cache), source=("small",), layers="last:1"))
+    only = load(FitConfig(cache=str(cache), source=("small",), layers="last:1"))
     assert [(f.source, f.layer) for f in only.features] == [("small", 2)]

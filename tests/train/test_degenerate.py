@@ -18,17 +18,19 @@ from torch import Tensor
 
 from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
 from llmembed.train import FitConfig, fit
-from llmembed.train.config import COMPLETING_FUSIONS, FIXED_FUSIONS, LEARNED_FUSIONS
+from llmembed.train.config import SweepConfig
 from llmembed.train.fitting import Outcome, train
+from llmembed.train.fusions import AUTO, FUSIONS, choices
 from llmembed.train.fusions.classifier import Standardiser
 from llmembed.train.inputs.data import data_in_memory
 from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.shares import draw_stratified
 from llmembed.train.linear.closed import ABSENT_BIAS, LDA, factorise
-from llmembed.train.linear.gram import Moments
-from llmembed.train.sweep_config import SweepConfig
+from llmembed.train.linear.moments import Moments
 from llmembed.train.sweeping import run_sweep
 
+LEARNED_FUSIONS = [name for name in choices(FUSIONS) if FUSIONS[name].learns]
+FIXED_FUSIONS = [*(name for name in choices(FUSIONS) if not FUSIONS[name].learns), AUTO]
 HEADS = ("ridge", "lda", "linear", "auto")
 BY_GRADIENT = [
     *((fusion, head) for fusion in LEARNED_FUSIONS for head in ("linear", "mlp")),
@@ -58,8 +60,9 @@ def fit_tiny(tiny: TinySet, **options: Any) -> tuple[Outcome, list[Tensor]]:
     config = FitConfig(cache="memory", accelerator="cpu", **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LLMEmbedWarning)
-        data = data_in_memory(config, x.clone(), tiny.y, names, features)
-        outcome = train(config, data)
+        plan = config.plan()
+        data = data_in_memory(plan.reading, x.clone(), tiny.y, names, features)
+        outcome = train(plan, data)
     layers = [feature.layer for feature in outcome.data.features]
     stored = torch.unflatten(x, 1, (n_layers, -1))[:, layers].flatten(1)
     with torch.inference_mode():
@@ -108,7 +111,7 @@ def test_heads_by_gradient_on_tiny_sets(
     options |= {"fusion": fusion, "head": head, "epochs": 40, "lr": 0.01}
     options["val_fraction"] = data.draw(st.sampled_from([0, None, 0.4]))
     # One feature has no pairs, and an MLP on nothing adds what dropout leaves of its first weights.
-    adds_noise = fusion in COMPLETING_FUSIONS and head == "mlp" and tiny.x.shape[1] == 1
+    adds_noise = fusion.startswith("cooc") and head == "mlp" and tiny.x.shape[1] == 1
     if options["val_fraction"] != 0 or adds_noise:
         tiny = dataclasses.replace(tiny, is_separable=False)
     if options["val_fraction"] == 0.4 and not _can_watch(tiny, 0.4):

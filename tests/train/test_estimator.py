@@ -23,8 +23,8 @@ from sklearn.utils import estimator_checks
 from toy_model import save_toy_model, toy_texts
 
 from llmembed.cache_format import open_cache
-from llmembed.cache_format.stores.base import open_store
-from llmembed.cache_format.stores.lock import WriterLock
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.writing.lock import WriterLock
 from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning, ModelError
 from llmembed.extract import ExtractConfig, Extractor
 from llmembed.train import FitConfig, LLMEmbedClassifier

@@ -18,8 +18,8 @@ from llmembed.cache_format import open_cache
 from llmembed.common.errors import ConfigError
 from llmembed.train import FitConfig, load_run
 from llmembed.train.cli import fit_main
+from llmembed.train.fusions import FUSIONS, choices
 from llmembed.train.fusions.classifier import Architecture, Classifier
-from llmembed.train.fusions.fusion import FUSIONS
 from llmembed.train.inputs.data import read_features
 from llmembed.train.runs.export import to_onnx
 
@@ -30,7 +30,7 @@ class Everything(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        pairs = [(fusion, "linear") for fusion in FUSIONS if fusion != "single"]
+        pairs = [(fusion, "linear") for fusion in choices(FUSIONS) if fusion != "single"]
         self.classifiers = nn.ModuleList(randomised(*pair) for pair in (*pairs, ("concat", "mlp")))
 
     def forward(self, features: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from clustered import LABELS, MakeCache, clustered, write_cache
+from clustered import LABELS, MakeCache, clustered, load, write_cache
 from safetensors.torch import load_file, save_file
 
 from llmembed.cache_format import open_cache
@@ -24,13 +24,11 @@ from llmembed.common.errors import (
     RunNotFoundError,
 )
 from llmembed.train import FitConfig, Run, fit, load_run
-from llmembed.train.config import LEARNED_FUSIONS
 from llmembed.train.fitting import train
+from llmembed.train.fusions import FUSIONS, choices
 from llmembed.train.fusions.classifier import Architecture, Classifier
-from llmembed.train.fusions.fusion import FUSIONS
-from llmembed.train.fusions.heads import Dropout
-from llmembed.train.gradient.workspace import checkpoint_name
-from llmembed.train.inputs.data import class_weights, load_data, read_features
+from llmembed.train.fusions.tricks import Dropout
+from llmembed.train.inputs.data import read_features
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 32, "lr": 0.01, "accelerator": "cpu"}
 
@@ -47,11 +45,11 @@ def run(fitted: Run, tmp_path: Path) -> Run:
     return dataclasses.replace(fitted, path=shutil.copytree(fitted.path, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("fusion", sorted(FUSIONS))
+@pytest.mark.parametrize("fusion", choices(FUSIONS))
 def test_every_fusion_learns(make_cache: MakeCache, tmp_path: Path, fusion: str) -> None:
     """Each fusion tells well-separated classes apart, on rows it has not seen."""
     layers = "2" if fusion == "single" else None
-    quick = QUICK if fusion in LEARNED_FUSIONS else {}
+    quick = QUICK if FUSIONS[fusion].learns else {}
     config = FitConfig(
         cache=str(make_cache()), fusion=fusion, layers=layers, output=str(tmp_path / "r"), **quick
     )
@@ -200,7 +198,7 @@ def test_the_kept_weights_are_those_of_the_lowest_loss(
     """The weights of a run without a base give the validation loss that is recorded for it."""
     options = {"fusion": "attention", "output": str(tmp_path / "r"), **QUICK}
     config = FitConfig(cache=str(make_cache()), **options)
-    run, data = fit(config), load_data(config)
+    run, data = fit(config), load(config)
     rows = torch.from_numpy(data.shares.validation)
     logits = run.classifier.logits(data.x[rows]) * run.classifier.temperature
     loss = torch.nn.functional.cross_entropy(logits, data.y[rows])
@@ -224,28 +222,16 @@ def test_several_seeds(make_cache: MakeCache, tmp_path: Path) -> None:
 def test_seeds_together_are_seeds_apart(
     make_cache: MakeCache, tmp_path: Path, fusion: str, two_threads: None
 ) -> None:
-    """Seeds that share the cores come to what each comes to alone, bit for bit."""
+    """Seeds that follow each other come to what each comes to alone, bit for bit."""
     config = FitConfig(cache=str(make_cache()), fusion=fusion, val_fraction=0, **QUICK)
-    data = load_data(config)
-    together = train(dataclasses.replace(config, n_seeds=3), data).trained
-    alone = train(dataclasses.replace(config, n_seeds=1), data).trained[0]
+    data = load(config)
+    together = train(dataclasses.replace(config, n_seeds=3).plan(), data).trained
+    alone = train(config.plan(), data).trained[0]
     assert [one.seed for one in together] == [0, 1, 2]
     weights = [one.classifier.state_dict() for one in (alone, *together)]
     for name, weight in weights[0].items():
         assert torch.equal(weights[1][name], weight)
     assert not torch.equal(weights[2]["head.logits.weight"], weights[3]["head.logits.weight"])
-
-
-def test_a_seed_that_fails_ends_the_others(
-    make_cache: MakeCache, tmp_path: Path, two_threads: None
-) -> None:
-    """The error of one fit on a thread is raised, and fits of a million epochs beside it end."""
-    endless = QUICK | {"epochs": 1_000_000, "val_fraction": 0}
-    config = FitConfig(cache=str(make_cache()), fusion="attention", n_seeds=2, **endless)
-    data = load_data(config)
-    (tmp_path / checkpoint_name(config, data, 1)).write_bytes(b"no checkpoint")
-    with pytest.raises(RunFormatError, match="is damaged"):
-        train(config, data, workspace=tmp_path)
 
 
 def test_a_failed_fit_leaves_nothing(make_cache: MakeCache, tmp_path: Path) -> None:
@@ -274,7 +260,7 @@ def test_balanced_weights(make_cache: MakeCache) -> None:
     splits = {"train": (features, labels), "test": clustered(30, 1)}
     cache = str(make_cache(splits, labels=LABELS))
     config = FitConfig(cache=cache, class_weight="balanced", val_fraction=0)
-    weights = class_weights(config, load_data(config))
+    weights = load(config).class_weights()
     assert weights.tolist() == pytest.approx([90 / (2 * 60), 90 / (2 * 30), 0.0])
 
 

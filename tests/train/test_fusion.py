@@ -4,21 +4,11 @@ import pytest
 import torch
 
 from llmembed.common.errors import ConfigError
-from llmembed.train import config
-from llmembed.train.fusions.fusion import (
-    FUSIONS,
-    Attention,
-    Concat,
-    Cooc,
-    CoocCosine,
-    CoocSqrt,
-    Gated,
-    Max,
-    Mean,
-    ScalarMix,
-    Single,
-    power_normalise,
-)
+from llmembed.train.fusions import FUSIONS, choices
+from llmembed.train.fusions.classifier import make_fusion
+from llmembed.train.fusions.cooc import Cooc, CoocCosine, CoocSqrt, power_normalise
+from llmembed.train.fusions.fixed import Concat, Max, Mean
+from llmembed.train.fusions.mixing import Attention, Gated, ScalarMix
 
 X = torch.tensor([[1.0, 2.0, 3.0, 0.0], [0.0, -2.0, 4.0, 2.0]])  # two features of width 2
 
@@ -28,21 +18,20 @@ def test_known_answers() -> None:
     assert Mean([2, 2])(X).tolist() == [[2.0, 1.0], [2.0, 0.0]]
     assert Max([2, 2])(X).tolist() == [[3.0, 2.0], [4.0, 2.0]]
     assert torch.equal(Concat([1, 3])(X), X)
-    assert torch.equal(Single([4])(X), X)
+    assert torch.equal(make_fusion("single", [4])(X), X)
 
 
-@pytest.mark.parametrize("name", sorted(set(FUSIONS) - {"single"}))
+@pytest.mark.parametrize("name", sorted(set(choices(FUSIONS)) - {"single"}))
 def test_the_fused_width_is_said_in_advance(name: str) -> None:
     """The fused vector is as wide as `fused_width` says."""
-    fusion = FUSIONS[name]([2, 2])
+    fusion = make_fusion(name, [2, 2])
     assert fusion(X).shape == (2, fusion.fused_width)
 
 
-def test_the_config_knows_every_fusion() -> None:
-    """What --fusion allows is what there is, and auto."""
-    assert set(config.FUSIONS) == {*FUSIONS, "auto"}
-    learned = {name for name in FUSIONS if list(FUSIONS[name]([4]).parameters())}
-    assert learned == set(config.LEARNED_FUSIONS)
+@pytest.mark.parametrize("name", choices(FUSIONS))
+def test_a_fusion_learns_as_its_facts_say(name: str) -> None:
+    """A fusion that has weights is registered as one that learns."""
+    assert bool(list(make_fusion(name, [4]).parameters())) == FUSIONS[name].learns
 
 
 @pytest.mark.parametrize("fusion", [ScalarMix([2, 2]), Attention([2, 2])])
@@ -154,7 +143,7 @@ def test_cooc_does_not_saturate_on_large_features() -> None:
 @pytest.mark.parametrize("name", ["concat", "cooc", "gated"])
 def test_sources_of_different_widths(name: str) -> None:
     """Concat and cooc take features of different widths."""
-    fusion = FUSIONS[name]([1, 3])
+    fusion = make_fusion(name, [1, 3])
     assert fusion(X).shape == (2, fusion.fused_width)
 
 
@@ -162,10 +151,10 @@ def test_sources_of_different_widths(name: str) -> None:
 def test_widths_that_cannot_be_averaged(name: str) -> None:
     """Fusions that average refuse features of different widths."""
     with pytest.raises(ConfigError, match="needs features of one width and was given the widths"):
-        FUSIONS[name]([1, 3])
+        make_fusion(name, [1, 3])
 
 
 def test_single_takes_one_feature() -> None:
     """Single refuses several features and says how to choose one."""
     with pytest.raises(ConfigError, match=r"takes one feature and was given 2.*--layers k"):
-        Single([2, 2])
+        make_fusion("single", [2, 2])

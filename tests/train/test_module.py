@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import functools
+
 import torch
-from clustered import MakeCache
+from clustered import MakeCache, load
 
 from llmembed.train import FitConfig
 from llmembed.train.fusions.classifier import Classifier
 from llmembed.train.gradient.fit import train_by_gradient
-from llmembed.train.gradient.module import ClassifierModule, Optimisation
-from llmembed.train.inputs.data import FeatureBatches, architecture_of, load_data
+from llmembed.train.gradient.module import ClassifierModule, epoch_seed
+from llmembed.train.inputs.data import FeatureBatches
 
 
 def test_lightning_takes_the_steps_of_a_plain_loop(make_cache: MakeCache) -> None:
-    """Each batch of a pack is a step: a loop over the batches ends in the same weights."""
+    """A loop over the batches ends in the same weights."""
     config = FitConfig(
         cache=str(make_cache()),
         fusion="scalar-mix",
@@ -20,19 +22,19 @@ def test_lightning_takes_the_steps_of_a_plain_loop(make_cache: MakeCache) -> Non
         batch_size=4,
         calibrate="none",
     )
-    data = load_data(config)
-    fitted = train_by_gradient(config, data, [0])[0].classifier
+    data, plan, cpu = load(config), config.plan(), torch.device("cpu")
+    fitted = train_by_gradient(plan, data)[0].classifier
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        classifier = Classifier(architecture_of(config, data, "linear"))
-    module = ClassifierModule(classifier, Optimisation(lr=1e-3, weight_decay=0.01), 0)
-    module.seed_dropout(torch.device("cpu"))
-    optimizer = module.configure_optimizers()
-    rows, order = torch.from_numpy(data.shares.train), torch.Generator().manual_seed(0)
-    for _ in range(3):
-        for batch in FeatureBatches(data.x, data.y, rows, 4, order):
-            optimizer.zero_grad()
-            module.loss_of(batch).backward()
-            optimizer.step()
+        classifier = Classifier(data.architecture("scalar-mix", "linear"))
+        module = ClassifierModule(classifier, plan.training, data.class_weights(), 0)
+        optimizer = module.configure_optimizers()
+        for epoch in range(3):
+            seed = functools.partial(epoch_seed, 0, epoch)
+            module.seed_dropout(epoch)
+            for batch in FeatureBatches(data, data.shares.train, 4, cpu, seed):
+                optimizer.zero_grad()
+                module.loss_of(batch).backward()
+                optimizer.step()
     for own, other in zip(fitted.parameters(), classifier.parameters(), strict=True):
         torch.testing.assert_close(own, other, rtol=0, atol=0)

@@ -11,8 +11,9 @@ from clustered import MakeCache, clustered, write_cache
 
 from llmembed.common.errors import ConfigError
 from llmembed.train import FitConfig, fit, load_run
+from llmembed.train.config import PRESETS
 from llmembed.train.fusions.classifier import Architecture, Classifier
-from llmembed.train.fusions.paper import SIGMAS, paper_features
+from llmembed.train.fusions.paper import paper_features
 from llmembed.train.inputs.select import Feature
 
 WIDTHS, N_CLASSES = (*(12,) * 5, 1024, 1024), 3  # the LLM's last five layers, BERT, RoBERTa
@@ -81,7 +82,7 @@ def test_the_preset_fits_raw_features_of_the_last_five_layers(cache: str, tmp_pa
     assert (loaded.standardise.scale == 1).all()
     row = run.metrics["per_seed"][0]
     tried = row["val_loss_of_sigma"]
-    assert list(tried) == [str(sigma) for sigma in SIGMAS]
+    assert list(tried) == [str(sigma) for sigma in PRESETS["paper"].sigmas]
     assert row["sigma"] == float(min(tried, key=tried.__getitem__))
     assert loaded.get_buffer("fusion.sigma").item() == pytest.approx(row["sigma"])
 

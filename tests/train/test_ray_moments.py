@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clustered import MakeCache, clustered
+from clustered import MakeCache, clustered, load
 from torch import Tensor
 
 from llmembed.common.cluster import joined
 from llmembed.common.errors import ConfigError, DataError, EngineError, MissingPackageError
 from llmembed.train import FitConfig, SweepConfig, fit, run_sweep
-from llmembed.train.inputs.data import load_data
 from llmembed.train.linear import ray_moments
-from llmembed.train.linear.crossfit import grid_of
+from llmembed.train.linear.solved import grid_of
 
 N = 2500  # three shares at most
 
@@ -63,7 +62,7 @@ def test_a_fit_on_ray_predicts_as_one_process(cache: str, tmp_path: Path, fusion
     """A solved head and a stack give the probabilities of the local fit, to rounding."""
     here = FitConfig(cache=cache, fusion=fusion, output=str(tmp_path / "here"))
     on_ray = dataclasses.replace(here, engine="ray", workers=3, output=str(tmp_path / "ray"))
-    x = load_data(here).x_eval
+    x = load(here).x_eval
     local, summed = (fit(config).classifier.logits_all(x).numpy() for config in (here, on_ray))
     np.testing.assert_allclose(summed, local, rtol=1e-3, atol=1e-4)
 
@@ -107,17 +106,17 @@ def test_what_a_worker_cannot_read_is_told_in_its_own_words(
     (share, *_) = shares(cache)
     other = dataclasses.replace(share, fingerprint="of another cache")
     with pytest.raises(DataError, match=r"a worker of Ray finds another cache at .*tiny\.zarr"):
-        ray_moments._on_workers([other])
-    with pytest.raises(EngineError, match=r"^Ray gave up: KeyError: 'sum'\. See Ray's logs"):
-        ray_moments._on_workers([dataclasses.replace(share, fusion="sum")])
+        ray_moments.on_workers([other])
+    with pytest.raises(EngineError, match=r"^Ray gave up: AttributeError: .*\. See Ray's logs"):
+        ray_moments.on_workers([dataclasses.replace(share, standardiser=None)])
 
 
 def shares(cache: str, sample_weights: Tensor | None = None) -> list[ray_moments.Share]:
     config = FitConfig(cache=cache, fusion="auto", engine="ray", workers=2)
-    data = dataclasses.replace(load_data(config), sample_weights=sample_weights)
-    summed = grid_of(config, data, 0).summed
+    data = dataclasses.replace(load(config), sample_weights=sample_weights)
+    summed = grid_of(config.plan().method, data, 0).summed_of
     assert isinstance(summed, ray_moments.RayMoments)
-    return list(summed._shares("single", [0]))
+    return list(summed.shares("single", [0]))
 
 
 def test_shares_are_whole_chunks(cache: str) -> None:
@@ -133,8 +132,8 @@ def test_shares_have_the_weights_of_their_rows(cache: str) -> None:
     weights = torch.arange(N) % 5 + 1.0
     parts = [ray_moments.sums_of(share) for share in shares(cache, weights)]
     config = FitConfig(cache=cache, fusion="auto")
-    data = dataclasses.replace(load_data(config), sample_weights=weights)
-    moments = grid_of(config, data, 0).problem("single", [0]).moments
+    data = dataclasses.replace(load(config), sample_weights=weights)
+    moments = grid_of(config.plan().method, data, 0).solver("single", [0]).problem.moments
     for name, tensor in vars(moments).items():
         np.testing.assert_allclose(sum(part[name] for part in parts), tensor, rtol=1e-4, atol=1e-2)
 

@@ -116,6 +116,17 @@ def test_values_that_no_record_has(
         load_run(run.path)
 
 
+@pytest.mark.parametrize("part", ["fusion", "head"])
+def test_a_package_that_is_missing_is_named(run: Run, part: str) -> None:
+    """A run whose fusion or head a package brings says which, where it is not installed."""
+    config = json.loads((run.path / "config.json").read_text())
+    config["architecture"][part] = "nonesuch"
+    config["brought_by"] = {part: "loud 1.0"}
+    (run.path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunFormatError, match=rf"{part} 'nonesuch' of the package loud 1\.0, which"):
+        load_run(run.path)
+
+
 FUZZ = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -47,7 +47,7 @@ def test_a_run_holds_its_page(run: Run) -> None:
     parser = _Balanced()
     parser.feed(page)
     assert not parser.open
-    assert f"{run.metrics['accuracy']:.4f} (95 % interval" in page
+    assert f"{run.metrics['accuracy']:.4f}  (95 % interval" in page
     assert "<h2>Seeds</h2>" in page
     for name, row in run.metrics["per_class"].items():
         assert f"<td>{name}</td>" in page

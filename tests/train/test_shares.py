@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from clustered import MakeCache, clustered
+from clustered import MakeCache, clustered, load
 
 from llmembed.common.errors import LLMEmbedWarning
 from llmembed.train import FitConfig, fit
-from llmembed.train.cli import fit_main, metrics_table
-from llmembed.train.inputs.data import load_data
+from llmembed.train.cli import fit_main
+from llmembed.train.runs.report import metrics_table
 
 GRADIENT = {"fusion": "scalar-mix", "epochs": 3, "layers": "1,2"}
 
@@ -41,7 +41,7 @@ def test_a_validation_split_is_evaluated_or_watched(
     watched: tuple[str, int],
 ) -> None:
     """Beside test it stops the training early; without test it is evaluated."""
-    data = load_data(FitConfig(cache=str(make_cache(splits(**sizes))), **GRADIENT))
+    data = load(FitConfig(cache=str(make_cache(splits(**sizes))), **GRADIENT))
     record = data.shares.record()
     assert tuple(record["eval"].values()) == evaluated
     assert tuple(record["validation"].values()) == watched
@@ -52,7 +52,7 @@ def test_the_rows_of_a_validation_split_stand_behind_those_of_train(make_cache: 
     """They have their own features, standardised as the training rows are, and their labels."""
     parts = splits(train=90, validation=30, test=60)
     config = FitConfig(cache=str(make_cache(parts)), **GRADIENT)
-    data, alone = load_data(config), load_data(FitConfig(cache=config.cache, fusion="mean"))
+    data, alone = load(config), load(FitConfig(cache=config.cache, fusion="mean"))
     assert (data.x.shape[0], data.y.shape[0]) == (120, 120)
     assert alone.x.shape[0] == 90
     features, labels = parts["validation"]
@@ -76,7 +76,7 @@ def test_a_validation_split_is_watched_only_where_it_may_be(
 ) -> None:
     """A share that is asked for is drawn from train, and what is evaluated is never watched."""
     cache = make_cache(splits(train=90, validation=30, test=60))
-    data = load_data(FitConfig(cache=str(cache), **GRADIENT, **options))
+    data = load(FitConfig(cache=str(cache), **GRADIENT, **options))
     assert tuple(data.shares.record()["validation"].values()) == watched
 
 
@@ -86,10 +86,10 @@ def test_validation_rows_of_no_trained_class_are_not_watched(make_cache: MakeCac
     parts["train"] = clustered(90, 0, n_classes=2)
     cache = make_cache(parts)
     with pytest.warns(LLMEmbedWarning, match="split 'validation': 10 of 30 rows have a class that"):
-        data = load_data(FitConfig(cache=str(cache), **GRADIENT))
+        data = load(FitConfig(cache=str(cache), **GRADIENT))
     assert len(data.shares.validation) == 20
     unlabelled = {**parts, "validation": (parts["validation"][0], np.full(30, -1, np.int32))}
-    other = load_data(FitConfig(cache=str(make_cache(unlabelled, name="u.zarr")), **GRADIENT))
+    other = load(FitConfig(cache=str(make_cache(unlabelled, name="u.zarr")), **GRADIENT))
     assert other.shares.record()["validation"] == {"split": "train", "n": 9}
 
 

@@ -7,8 +7,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from llmembed.train.inputs.shares import draw_folds
+from llmembed.train.linear.choice import choose_head
 from llmembed.train.linear.closed import ABSENT_BIAS
-from llmembed.train.linear.solvers import Problem, SoftmaxSolver, choose_head
+from llmembed.train.linear.moments import Problem
+from llmembed.train.linear.softmax import SoftmaxSolver
 
 N, WIDTH = 150, 10
 
@@ -21,7 +23,7 @@ def make_problem(n_classes: int, *, n_absent: int = 0, shift: float = 0) -> Prob
         size=(WIDTH, WIDTH)
     )
     folds = draw_folds(y, np.arange(N), 5, generator)
-    return Problem.of(
+    return Problem(
         torch.from_numpy((x + shift).astype(np.float32)),
         torch.from_numpy(y),
         [torch.from_numpy(rows) for rows in folds],
@@ -77,7 +79,7 @@ def test_separable_classes_have_an_optimum() -> None:
     x = torch.cat([torch.full((20, 3), 1.0), torch.full((20, 3), -1.0)])
     y = torch.arange(40) // 20
     folds = [torch.arange(start, 40, 4) for start in range(4)]
-    solver = SoftmaxSolver(Problem.of(x, y, folds, torch.ones(2)))
+    solver = SoftmaxSolver(Problem(x, y, folds, torch.ones(2)))
     assert solver.held_out().scores.isfinite().all()
     assert (solver.solve(1e-4).scores(x).argmax(dim=1) == y).all()
 

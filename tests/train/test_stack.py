@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from clustered import MakeCache, clustered
+from clustered import MakeCache, clustered, load
 
 from llmembed.cache_format import open_cache
 from llmembed.train import FitConfig, fit, load_run
-from llmembed.train.inputs.data import load_data, read_features
+from llmembed.train.inputs.data import read_features
 from llmembed.train.linear.closed import LinearMap
-from llmembed.train.linear.crossfit import solve_base
-from llmembed.train.linear.stack import average, pick, spread
+from llmembed.train.linear.solved import solve_base
+from llmembed.train.linear.stacking import average, pick, spread
 
 
 def test_a_weak_member_that_knows_something_else_is_picked() -> None:
@@ -42,8 +42,8 @@ def test_an_average_of_maps_is_the_average_of_their_scores() -> None:
 def test_the_base_is_solved_on_all_rows_and_held_out_on_each(make_cache: MakeCache) -> None:
     """Every training row has held-out logits, which the classifier of all rows would not give."""
     config = FitConfig(cache=str(make_cache()))
-    data = load_data(config)
-    base = solve_base(config, data)
+    data = load(config)
+    base = solve_base(config.plan().method, data)
     seen = base.linear.scores(data.x)
     assert base.held_out.shape == seen.shape
     closest = (base.held_out - seen).abs().amax(dim=1).min()

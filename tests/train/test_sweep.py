@@ -61,12 +61,6 @@ def test_a_candidate_solves_for_what_it_was_judged_as() -> None:
         torch.testing.assert_close(found, alone.scores(fused), rtol=0.05, atol=0.05)
 
 
-def test_each_candidate_is_reported_at_once() -> None:
-    """The report gets every candidate, in the order of the result."""
-    seen: list[Candidate] = []
-    assert sweep(make_grid(), seen.append) == seen
-
-
 def test_features_of_different_widths_have_no_mean() -> None:
     """With features of different widths the mean is left out, and the others are judged."""
     grid = make_grid()

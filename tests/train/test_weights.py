@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clustered import MakeCache
+from clustered import MakeCache, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from number_classifier import NumberClassifier
@@ -18,13 +18,16 @@ from torch import Tensor
 
 from llmembed.common.errors import ConfigError, DataError
 from llmembed.train import FitConfig
+from llmembed.train.config import Training
 from llmembed.train.fusions.classifier import Architecture, Classifier, Standardiser
-from llmembed.train.gradient.module import ClassifierModule, Optimisation
-from llmembed.train.gradient.workspace import checkpoint_name
-from llmembed.train.inputs.data import load_data, proportions
+from llmembed.train.gradient.module import ClassifierModule
+from llmembed.train.gradient.workspace import checkpoint_folder
+from llmembed.train.inputs.data import Batch, proportions
 from llmembed.train.inputs.weighing import mean_loss
+from llmembed.train.linear.choice import SOLVERS, choose_head
 from llmembed.train.linear.closed import Ridge
-from llmembed.train.linear.solvers import SOLVERS, Problem, SoftmaxSolver, choose_head
+from llmembed.train.linear.moments import Problem
+from llmembed.train.linear.softmax import SoftmaxSolver
 from llmembed.train.linear.sweep import Grid, sweep
 from llmembed.train.measures.calibration import calibrate, calibrate_trained, fit_temperature
 
@@ -69,8 +72,8 @@ def test_integer_weights_are_copies(head: str, weights: Tensor) -> None:
     """A row of weight w is w copies of it: to the head, to what is held out, to the choice."""
     x, y, folds = rows()
     of, copies = repeated(weights, folds)
-    weighed = Problem.of(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
-    copied = Problem.of(x[of], y[of], copies, CLASS_WEIGHTS)
+    weighed = Problem(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
+    copied = Problem(x[of], y[of], copies, CLASS_WEIGHTS)
     for strength in (0.01, 0.4):
         one, other = (SOLVERS[head](problem).solve(strength) for problem in (weighed, copied))
         # Both softmax regressions end within 1e-6 nats of the same optimum.
@@ -104,7 +107,7 @@ def test_ridge_is_scikit_learns_with_weights(strength: float) -> None:
     """With weights of rows and classes the scores are those of scikit-learn's Ridge."""
     x, y, folds = rows()
     weights = torch.rand(N, generator=torch.Generator().manual_seed(0)) + 0.1
-    problem = Problem.of(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
+    problem = Problem(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
     system = Ridge(problem.moments.total())
     total = (weights * CLASS_WEIGHTS[y]).double().numpy()
     centred = x.double().numpy() - np.average(x.double().numpy(), axis=0, weights=total)
@@ -118,7 +121,7 @@ def test_softmax_regression_is_scikit_learns_with_weights(strength: float) -> No
     """With weights of rows and classes the probabilities are LogisticRegression's."""
     x, y, folds = rows()
     weights = torch.rand(N, generator=torch.Generator().manual_seed(0)) + 0.1
-    problem = Problem.of(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
+    problem = Problem(x, y, folds, CLASS_WEIGHTS, sample_weights=weights)
     total = (weights * CLASS_WEIGHTS[y]).double().numpy()
     centred = x.double().numpy() - np.average(x.double().numpy(), axis=0, weights=total)
     penalty = strength * np.average(centred**2, axis=0, weights=total).mean()
@@ -144,22 +147,21 @@ def test_the_loss_of_a_batch_counts_weights() -> None:
     x, y, _ = rows()
     weights = torch.arange(N) % 4 + 1.0
     of, _ = repeated(weights, [])
-    losses, gradients = [], []
-    for batch in ((x, y, weights), (x[of], y[of], None)):
+    losses, gradients, logged = [], [], []
+    for batch in (Batch(x, y, weights), Batch(x[of], y[of])):
         torch.manual_seed(0)
         architecture = Architecture(
             fusion="concat", head="mlp", widths=(WIDTH,), n_classes=N_CLASSES, dropout=0.0
         )
-        optimisation = Optimisation(lr=0.1, weight_decay=0.0, class_weights=CLASS_WEIGHTS)
-        module = ClassifierModule(Classifier(architecture), optimisation, 0)
+        module = ClassifierModule(Classifier(architecture), Training(), CLASS_WEIGHTS, 0)
+        module.log = lambda name, value, **_: logged.append(value)  # type: ignore[assignment]
         loss = module.loss_of(batch)
         loss.backward()
         losses.append(loss)
         gradients.append(torch.cat([p.grad.flatten() for p in module.parameters()]))  # type: ignore[union-attr]
         module.validation_step(batch, 0)
-        module.on_validation_epoch_end()
-        losses.append(torch.tensor(module.val_loss))
-    torch.testing.assert_close(losses[:2], losses[2:])
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(logged, losses)
     torch.testing.assert_close(*gradients)
 
 
@@ -195,9 +197,9 @@ def test_only_proportions_matter() -> None:
 def test_a_checkpoint_belongs_to_its_weights(make_cache: MakeCache) -> None:
     """A fit with other weights does not go on from the checkpoint of one without."""
     config = FitConfig(cache=str(make_cache()))
-    data = load_data(config)
+    data, plan = load(config), config.plan()
     weighed = dataclasses.replace(data, sample_weights=torch.arange(len(data.y)) + 1.0)
-    assert checkpoint_name(config, weighed, 0) != checkpoint_name(config, data, 0)
+    assert checkpoint_folder(plan, weighed, 0, None) != checkpoint_folder(plan, data, 0, None)
 
 
 def blobs(n: int = 40, n_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ replace, n_saved = Path.replace, 0
 
 def kill_at_the_third(self, target):
     global n_saved
-    n_saved += self.suffix == ".tmp"
+    n_saved += target.name == "last.ckpt"
     if n_saved == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return replace(self, target)
@@ -59,7 +60,7 @@ def test_a_killed_fit_goes_on_to_the_same_result(make_cache: MakeCache, tmp_path
     killed = subprocess.run(command, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not output.exists()
-    (saved,) = (tmp_path / ".r.partial").glob("*.ckpt")
+    (saved,) = (tmp_path / ".r.partial").glob("*/last.ckpt")
     assert torch.load(saved, weights_only=True)["epoch"] == 1  # from 0: the second was the last
     resumed = fit(FitConfig(cache=cache, output=str(output), **QUICK))
     assert not (tmp_path / ".r.partial").exists()
@@ -78,9 +79,9 @@ def test_a_checkpoint_that_another_process_clears_ends_no_fit(
     replace, cleared = Path.replace, []
 
     def clear_first(self: Path, target: Path) -> Path:
-        if self.suffix == ".tmp" and not cleared:
+        if target.name == "last.ckpt" and not cleared:
             cleared.append(self)
-            self.unlink()
+            shutil.rmtree(self.parent)
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", clear_first)
@@ -112,7 +113,7 @@ def interrupted(
 def test_ctrl_c_is_passed_on(interrupted: FitConfig, tmp_path: Path) -> None:
     """Ctrl-C ends a fit as KeyboardInterrupt, keeps the checkpoint and the handler of before."""
     assert signal.getsignal(signal.SIGINT) is HANDLER
-    assert len(list((tmp_path / ".r.partial").glob("*.ckpt"))) == 1
+    assert len(list((tmp_path / ".r.partial").glob("*/last.ckpt"))) == 1
     assert not interrupted.run_path.exists()
 
 
@@ -126,7 +127,7 @@ def test_other_options_start_anew(interrupted: FitConfig, tmp_path: Path) -> Non
 
 def test_a_damaged_checkpoint_is_named(interrupted: FitConfig, tmp_path: Path) -> None:
     """A checkpoint that cannot be read is refused, and says what to remove."""
-    (saved,) = (tmp_path / ".r.partial").glob("*.ckpt")
+    (saved,) = (tmp_path / ".r.partial").glob("*/last.ckpt")
     saved.write_bytes(saved.read_bytes()[:-2000])
     with pytest.raises(RunFormatError, match=rf"the checkpoint {saved} is damaged .* Remove it"):
         fit(interrupted)
@@ -136,7 +137,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_refused(
     interrupted: FitConfig, tmp_path: Path
 ) -> None:
     """A checkpoint that would run code is refused, and its code does not run."""
-    (saved,) = (tmp_path / ".r.partial").glob("*.ckpt")
+    (saved,) = (tmp_path / ".r.partial").glob("*/last.ckpt")
 
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -6,21 +6,20 @@ Lightning, whose import takes longer than they do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from llmembed.train.fusions.fusion import FUSIONS, Concat, Fusion
-from llmembed.train.fusions.heads import HEADS
-from llmembed.train.fusions.paper import PaperCooc, PaperHead
+from llmembed.common.errors import ConfigError
+from llmembed.common.registry import loaded
+from llmembed.train.fusions import FUSIONS, HEADS
+from llmembed.train.fusions.fixed import Concat, Fusion
 
 _CHUNK_ROWS = 8192
 _CACHED_NUMBERS = 1 << 17
-_FUSIONS: dict[str, Callable[[Sequence[int]], Fusion]] = {**FUSIONS, "paper": PaperCooc}
-_HEADS: dict[str, Callable[[int, int, float], nn.Module]] = {**HEADS, "paper": PaperHead}
 
 
 class Standardiser(nn.Module):
@@ -45,21 +44,16 @@ class Standardiser(nn.Module):
         With weights w `[N]` the mean is `sum w x / sum w`, the variance `sum w x^2 / sum w` less
         its square.
         """
-        total = torch.zeros(x.shape[1], dtype=torch.float64)
-        squares, n = torch.zeros_like(total), 0.0
-        for chunk in torch.split(rows, _rows_in_caches(x)):
+        w = torch.ones(len(rows)).double() if weights is None else weights[rows].double()
+        w /= w.sum()
+        mean = torch.zeros(x.shape[1], dtype=torch.float64)
+        squares = torch.zeros_like(mean)
+        step = _rows_in_caches(x)
+        for chunk, share in zip(torch.split(rows, step), torch.split(w, step), strict=True):
             block = x.index_select(0, chunk).double()
-            if weights is None:
-                n += len(chunk)
-                total += block.sum(dim=0)
-                squares += block.square().sum(dim=0)
-            else:
-                w = weights[chunk].double()
-                n += float(w.sum())
-                total += w @ block
-                squares += w @ block.square_()
-        mean = total / n
-        scale = (squares / n - mean.square()).clamp(min=0).sqrt().float()  # 0 if it is less
+            mean += share @ block
+            squares += share @ block.square_()
+        scale = (squares - mean.square()).clamp(min=0).sqrt().float()  # 0 if it is less
         standardiser = cls(x.shape[1])
         standardiser.mean.copy_(mean)
         standardiser.scale.copy_(torch.where(scale > mean.abs() * 1e-6, scale, torch.inf))
@@ -104,6 +98,28 @@ class Architecture:
     """Share of the fused vector dropped while training."""
 
 
+def make_fusion(name: str, widths: Sequence[int]) -> Fusion:
+    """Make a fusion of features of these widths.
+
+    Raises:
+        ConfigError: there is no such fusion, or it does not take such features.
+    """
+    spec = FUSIONS[name]
+    if spec.takes_one_feature and len(widths) != 1:
+        raise ConfigError(
+            f"fusion {name!r} takes one feature and was given {len(widths)}. Choose one with "
+            "--layers k (and --source, --pooling where there are several)."
+        )
+    if spec.needs_equal_widths and len(set(widths)) != 1:
+        raise ConfigError(
+            f"fusion {name!r} needs features of one width and was given the widths "
+            f"{', '.join(map(str, sorted(set(widths))))}. Choose one source with --source, or pass "
+            "--fusion concat, cooc or gated, which take several."
+        )
+    fusion: Fusion = loaded(spec.home)(widths)
+    return fusion
+
+
 class Classifier(nn.Module):
     """Raw features `[B, F]` in, logits `[B, C]` out.
 
@@ -119,32 +135,28 @@ class Classifier(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.standardise = Standardiser(sum(architecture.widths))
-        self.fusion = _FUSIONS[architecture.fusion](architecture.widths)
-        self.head = _HEADS[architecture.head](
+        self.fusion = make_fusion(architecture.fusion, architecture.widths)
+        self.head: nn.Module = loaded(HEADS[architecture.head].home)(
             self.fusion.fused_width, architecture.n_classes, architecture.dropout
         )
         self.register_buffer("temperature", torch.tensor(1.0))
         self.base: nn.Linear | None = None
-        if self.fusion.completes_a_base:
+        if FUSIONS[architecture.fusion].completes_base:
             self.base = nn.Linear(sum(architecture.widths), architecture.n_classes)
             self.base.requires_grad_(requires_grad=False)
 
-    def logits(self, standardised: Tensor) -> Tensor:
+    def logits(self, standardised: Tensor, base_logits: Tensor | None = None) -> Tensor:
         """Classify standardised features, `[B, F]` -> logits `[B, C]`.
 
-        Where the head completes a base, C more columns stand for the base's logits: those that
-        were held out, since on rows that it was solved for the base leaves too little to learn.
+        Args:
+            standardised: float32 `[B, F]`.
+            base_logits: float32 `[B, C]` in place of what the base says, where the head completes
+                one: of rows that it was solved for it leaves too little to learn.
         """
-        if self.base is None:
-            logits: Tensor = self.head(self.fusion(standardised))
-            return logits / self.temperature
-        width = self.base.in_features
-        x, base = standardised, None
-        if standardised.shape[1] > width:
-            x, base = standardised[:, :width], standardised[:, width:]
-        base = self.base(x) if base is None else base
-        completed: Tensor = base + self.head(self.fusion(x))
-        return completed / self.temperature
+        logits: Tensor = self.head(self.fusion(standardised))
+        if self.base is not None:
+            logits = logits + (self.base(standardised) if base_logits is None else base_logits)
+        return logits / self.temperature
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify features as they lie in the cache, `[B, F]` -> logits `[B, C]`."""
@@ -158,13 +170,19 @@ class Classifier(nn.Module):
         return torch.cat([self.fusion(chunk) for chunk in torch.split(standardised, _CHUNK_ROWS)])
 
     @torch.inference_mode()
-    def logits_all(self, standardised: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Classify standardised features in chunks, all or some, `[N, F]` -> float64 `[n, C]`."""
-        if rows is None:
-            chunks: Iterable[Tensor] = torch.split(standardised, _CHUNK_ROWS)
-        else:
-            chunks = (standardised[chunk] for chunk in torch.split(rows, _CHUNK_ROWS))
-        return torch.cat([self.logits(chunk).double() for chunk in chunks])
+    def logits_all(
+        self, standardised: Tensor, rows: Tensor | None = None, base_logits: Tensor | None = None
+    ) -> Tensor:
+        """Classify in chunks all rows of `[N, F]`, or some, int64 `[n]`: float64 `[n, C]`."""
+        rows = torch.arange(len(standardised)) if rows is None else rows
+        return torch.cat(
+            [
+                self.logits(
+                    standardised[chunk], None if base_logits is None else base_logits[chunk]
+                ).double()
+                for chunk in torch.split(rows, _CHUNK_ROWS)
+            ]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

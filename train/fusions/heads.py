@@ -2,36 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-
-class Dropout(nn.Module):
-    """Zeroes a share of the entries while training, and scales the rest up.
-
-    torch's own took a third of a training step on a CPU: it draws a Bernoulli number an entry.
-    Here one 64-bit number serves eight entries, so the share is rounded to a multiple of 1/256.
-
-    Attributes:
-        generator: what draws; torch's own until the fit gives one.
-    """
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.threshold = round(share * 256)
-        self.generator: torch.Generator | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop entries of any shape."""
-        if not self.training or self.threshold == 0:
-            return x
-        numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
-        drawn = (
-            numbers.random_(-(2**63), None, generator=self.generator)
-            .view(torch.uint8)[: x.numel()]
-            .view(x.shape)
-        )
-        return x * ((drawn >= self.threshold) * (256 / (256 - self.threshold)))
+from llmembed.train.fusions.tricks import Dropout
 
 
 class LinearHead(nn.Module):
@@ -69,11 +42,3 @@ class MLPHead(nn.Module):
         """Classify, `[B, K]` -> logits `[B, C]`."""
         logits: Tensor = self.layers(fused)
         return logits
-
-
-HEADS: dict[str, type[LinearHead | MLPHead]] = {
-    "linear": LinearHead,
-    "mlp": MLPHead,
-    "ridge": LinearHead,
-    "lda": LinearHead,
-}

@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmembed.common.errors import ConfigError
-from llmembed.train.fusions.fusion import SATURATED, Fusion, power_normalise
-from llmembed.train.fusions.heads import Dropout
+from llmembed.train.fusions.cooc import SATURATED, power_normalise
+from llmembed.train.fusions.fixed import Fusion
+from llmembed.train.fusions.tricks import Dropout
 from llmembed.train.inputs.select import Feature
 
 N_LLM_LAYERS = 5
 COMPRESSED_WIDTH = 1024
 HIDDEN_WIDTHS = (1024, 256)
-SIGMAS = (1.0, 0.1, 0.01, 0.001)
 _POOLINGS = ("mean_padded", "mean")  # of the LLM, the published one first
 
 
@@ -49,7 +49,7 @@ class PaperCooc(Fusion):
         llm = self.widths[:N_LLM_LAYERS]
         self.compress = nn.ModuleList(nn.Linear(width, COMPRESSED_WIDTH) for width in llm)
         self.dropout = Dropout(0.5)
-        self.register_buffer("sigma", torch.tensor(SIGMAS[0]))
+        self.register_buffer("sigma", torch.tensor(1.0))
         self.fused_width = len(self.widths) ** 2 + llm[0]
         self.saturated = torch.tensor(0.0)
 

@@ -1,351 +1,166 @@
-"""How Lightning trains a classifier: its module, its data, its callbacks.
-
-`ClassifierModule` trains fusion and head on features that are already standardised; logits go
-into a cross-entropy, which has the only softmax. `KeepBest` is early stopping and checkpoint in
-one: the best weights stay in memory, because writing them each epoch costs more than the epoch.
-
-Some forty hooks and contexts that Lightning passes through for a batch cost as much as a third of a
-small step. So what it takes for a batch is a pack of several, each of which is a step.
-"""
+"""What Lightning trains, and the callbacks that its own lack."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from llmembed.common.progress import Steps
+from llmembed.common.replace import replacing
+from llmembed.train.config import Training
 from llmembed.train.fusions.classifier import Classifier
-from llmembed.train.fusions.heads import Dropout
-from llmembed.train.gradient.workspace import Clock
-from llmembed.train.inputs.data import Batch, FeatureBatches, FitData
-from llmembed.train.inputs.shares import Rows
-from llmembed.train.inputs.weighing import SMALLEST, mean_loss
+from llmembed.train.gradient.workspace import CHECKPOINT
+from llmembed.train.inputs.data import Batch
+from llmembed.train.inputs.weighing import SMALLEST, mean_loss, weights_of
 
-_SHARE = 0.8  # of the free memory of a GPU that a split may take
+LOSS = "val_loss"
 MIN_IMPROVEMENT = 1e-3  # nats; less is noise of a small share
-VALIDATION_ROWS = 1024  # of a batch, where the steps' are smaller
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimisation:
-    """Numbers of AdamW and the weights of the loss."""
-
-    lr: float
-    """Learning rate."""
-    weight_decay: float
-    """Weight decay."""
-    class_weights: Tensor | None = None
-    """float32 `[C]`, weight of each class in the loss."""
 
 
 class ClassifierModule(pl.LightningModule):
-    """Trains a classifier on standardised features.
+    """Trains fusion and head on features that are already standardised.
 
-    Dropout draws from a generator of the module's own, so that a fit comes out the same whatever
-    is trained beside it in the process.
+    Logits go into a cross-entropy, which has the only softmax. The order of the batches and dropout
+    have a seed an epoch, so that a fit that goes on from a checkpoint draws what it would have.
     """
 
-    class_weights: Tensor | None
+    class_weights: Tensor
 
-    def __init__(self, classifier: Classifier, optimisation: Optimisation, seed: int) -> None:
+    def __init__(
+        self, classifier: Classifier, numbers: Training, class_weights: Tensor, seed: int
+    ) -> None:
         super().__init__()
-        self.automatic_optimization = False
-        self.classifier, self.seed = classifier, seed
-        self.optimisation = optimisation
-        self.register_buffer("class_weights", optimisation.class_weights, persistent=False)
-        self.val_loss = math.nan
-        self._train_losses: list[Tensor] = []
-        self._val_losses: list[Tensor] = []
-        self._val_weights: list[Tensor] = []
+        self.classifier, self.numbers, self.seed = classifier, numbers, seed
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def setup(self, stage: str) -> None:
-        """Seed the generator, on the device that is trained on."""
-        del stage
-        self.seed_dropout(self.trainer.strategy.root_device)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Give the loss of a batch."""
+        if batch_idx == 0:  # of a resumed epoch Lightning leaves on_train_epoch_start out
+            self.seed_dropout(self.current_epoch)
+        loss = self.loss_of(batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, logger=False)
+        return loss
 
-    def seed_dropout(self, device: torch.device) -> None:
-        """Make the generator, and give it to what draws."""
-        self.generator = torch.Generator(device).manual_seed(self.seed)
-        for module in self.modules():
-            if isinstance(module, Dropout):
-                module.generator = self.generator
+    def seed_dropout(self, epoch: int) -> None:
+        """Seed what dropout draws from."""
+        torch.manual_seed(epoch_seed(self.seed, epoch) + 1)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the generator."""
-        checkpoint["generator"] = self.generator.get_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Draw on from a checkpoint."""
-        self.generator.set_state(checkpoint["generator"])
-
-    def training_step(self, pack: Iterable[Batch], batch_idx: int) -> None:
-        """Take a step for each batch of a pack.
-
-        Lightning's wrappers of the backward pass and of the optimizer scale the loss in float16;
-        where nothing is scaled, a small step takes a tenth less without them.
-        """
-        del batch_idx
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        backward: Callable[[Tensor], None] = self.manual_backward
-        step: Callable[[], Any] = optimizer.step
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            backward, step = Tensor.backward, optimizer.optimizer.step
-        for batch in pack:
-            loss = self.loss_of(batch)
-            optimizer.zero_grad()
-            backward(loss)
-            step()
-            torch.clear_autocast_cache()  # it keeps rounded weights until training_step ends
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the loss that is trained on, averaged over rows by their weights."""
+        weights = weights_of(batch.y, slice(None), self.class_weights, batch.weights)
+        total = cast("int", weights.sum().clamp(min=SMALLEST))  # Lightning multiplies by any number
+        self.log(LOSS, self.loss_of(batch), prog_bar=True, logger=False, batch_size=total)
 
     def loss_of(self, batch: Batch) -> Tensor:
         """Give the loss of a batch."""
-        loss = mean_loss(self._logits(batch), batch[1], self.class_weights, batch[2])
-        self._train_losses.append(loss.detach())
-        return loss
-
-    def average_train_loss(self) -> float:
-        """Average over the steps of an epoch, at its end: a step waits for no figure."""
-        average = torch.stack(self._train_losses).mean().item()
-        self._train_losses.clear()
-        return average
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add up the loss that is trained on over a batch, on the device."""
-        del batch_idx
-        x, y, own = batch
-        weights = torch.ones_like(y, dtype=torch.float32) if own is None else own
-        if self.class_weights is not None:
-            weights = weights * self.class_weights[y]
-        losses = F.cross_entropy(self.classifier.logits(x), y, reduction="none").detach()
-        self._val_losses.append(losses * weights)
-        self._val_weights.append(weights)
-
-    def on_validation_epoch_end(self) -> None:
-        """Average over examples, not over batches, which may differ in size."""
-        weight = torch.cat(self._val_weights).sum().clamp(min=SMALLEST)
-        self.val_loss = (torch.cat(self._val_losses).sum() / weight).item()
-        self._val_losses.clear()
-        self._val_weights.clear()
+        logits = self.classifier.logits(batch.x, batch.base_logits)
+        return mean_loss(logits, batch.y, self.class_weights, batch.weights)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Give AdamW."""
+        """Give AdamW; fused takes a seventh of a step less on a CPU."""
+        numbers = self.numbers
         return torch.optim.AdamW(
             self.classifier.parameters(),
-            lr=self.optimisation.lr,
-            weight_decay=self.optimisation.weight_decay,
-            fused=True,  # a seventh of the step less on a CPU
+            lr=numbers.lr,
+            weight_decay=numbers.weight_decay,
+            fused=True,
         )
 
-    @property
-    def saturated(self) -> float | None:
-        """Share of saturated co-occurrence entries in the last batch; None for other fusions."""
-        saturated = self.classifier.fusion.saturated
-        return None if saturated is None else saturated.item()
 
-    def _logits(self, batch: Batch) -> Tensor:
-        return self.classifier.logits(batch[0])
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Give the seed of an epoch: of the order of its batches, and one more of its dropout."""
+    return (seed << 24) + 2 * epoch
 
 
-class KeepBest(pl.Callback):
-    """Keeps the weights with the lowest validation loss, and stops when it no longer falls.
+class Epochs(pl.Callback):
+    """Keeps the best weights, the first ones included, and gives loggers a row an epoch.
+
+    The weights stay in memory: the folder of Lightning's own best checkpoint may be cleared by
+    another fit of the same run that ends, and writing it takes longer than an epoch of a small fit.
+    Loggers are given the rows before a resumption anew, which that of csv would lose.
 
     Attributes:
-        best_loss: lowest validation loss; infinite where there is none.
-        best_epoch: epoch it was reached after; 0 for the first weights.
+        loss: lowest validation loss; infinite where there is none.
+        best: epoch it was reached after; 0 for the first weights.
         last_loss: validation loss of the last epoch.
     """
 
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-        self.best_loss, self.best_epoch, self.last_loss = math.inf, 0, math.inf
-        self._weights: Mapping[str, Any] | None = None
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare the epoch with the best one so far.
-
-        Lightning calls a callback's `on_validation_epoch_end` before the module's own, so there
-        the loss would still be that of the epoch before.
-        """
-        assert isinstance(pl_module, ClassifierModule)
-        epoch = 0 if trainer.sanity_checking else trainer.current_epoch + 1
-        self.last_loss = pl_module.val_loss
-        if pl_module.val_loss < self.best_loss - MIN_IMPROVEMENT:
-            self.best_loss, self.best_epoch = pl_module.val_loss, epoch
-            weights = pl_module.classifier.state_dict()
-            self._weights = {name: weight.clone() for name, weight in weights.items()}
-        elif epoch - self.best_epoch >= self.patience:
-            trainer.should_stop = True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give what a checkpoint holds."""
-        best = {"loss": self.best_loss, "epoch": self.best_epoch}
-        return best | {"weights": None if self._weights is None else dict(self._weights)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what a checkpoint holds."""
-        self.best_loss, self.best_epoch = state_dict["loss"], state_dict["epoch"]
-        self._weights = state_dict["weights"]
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the best weights back."""
-        del trainer
-        assert isinstance(pl_module, ClassifierModule)
-        if self._weights is not None:
-            pl_module.classifier.load_state_dict(self._weights)
-
-
-class FeatureDataModule(pl.LightningDataModule):
-    """The training and validation shares, moved to the trainer's device once if they fit there.
-
-    What does not fit stays where it is, and each batch is moved.
-    """
-
-    def __init__(self, data: FitData, batch_size: int, seed: int, steps_of_pack: int) -> None:
-        super().__init__()
-        self.data, self.batch_size, self.steps_of_pack = data, batch_size, steps_of_pack
-        self._order = torch.Generator().manual_seed(seed)
-        self._held: tuple[Tensor, Tensor] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give the state of what shuffles."""
-        return {"order": self._order.get_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Shuffle on from a checkpoint."""
-        self._order.set_state(state_dict["order"])
-
-    def train_dataloader(self) -> Packs:
-        """Give packs of shuffled batches of the training share."""
-        batches = self._batches(self.data.shares.train, self.batch_size, self._order)
-        return Packs(batches, self.steps_of_pack)
-
-    def val_dataloader(self) -> FeatureBatches | list[Batch]:
-        """Give batches of the validation share; none where it is empty."""
-        rows = self.data.shares.validation
-        if not len(rows):
-            return []
-        return self._batches(rows, max(self.batch_size, VALIDATION_ROWS), None)
-
-    def _batches(
-        self, rows: Rows, batch_size: int, generator: torch.Generator | None
-    ) -> FeatureBatches:
-        assert self.trainer is not None
-        device = self.trainer.strategy.root_device
-        if self._held is None:  # once for both shares
-            x, y = self.data.x, self.data.y
-            fits = device.type != "cuda" or x.nbytes < _SHARE * torch.cuda.mem_get_info(device)[0]
-            self._held = (x.to(device), y.to(device)) if fits else (x, y)
-        x, y = self._held
-        chosen = torch.from_numpy(rows).to(x.device)
-        own = self.data.sample_weights
-        weights = None if own is None else own.to(x.device)
-        return FeatureBatches(x, y, chosen, batch_size, generator, device, weights)
-
-
-class Packs:
-    """Batches in packs, each made when its turn comes.
-
-    >>> [len(list(pack)) for pack in Packs([(torch.ones(1), torch.ones(1))] * 5, 2)]
-    [2, 2, 1]
-    """
-
-    def __init__(self, batches: FeatureBatches | list[Batch], size: int) -> None:
-        self.batches, self.size = batches, size
-
-    def __len__(self) -> int:
-        """Count the packs of a pass."""
-        return math.ceil(len(self.batches) / self.size)
-
-    def __iter__(self) -> Iterator[Iterable[Batch]]:
-        """Yield packs; each must be used up before the next."""
-        batches = iter(self.batches)
-        for _ in range(len(self)):
-            yield itertools.islice(batches, self.size)
-
-
-class EpochProgress(pl.Callback):
-    """Shows on stderr how many epochs are done, with the validation loss."""
-
-    def __init__(self, n_epochs: int, seed: int) -> None:
-        self.steps = Steps(n_epochs, "epochs", name=f"seed {seed}")
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin where a checkpoint ends."""
-        del pl_module
-        self.steps.start(trainer.current_epoch)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count an epoch."""
-        del trainer
-        assert isinstance(pl_module, ClassifierModule)
-        self.steps.count(1, f"validation loss {pl_module.val_loss:.4f}")
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the last state."""
-        del trainer, pl_module
-        self.steps.close()
-
-
-class EpochLog(pl.Callback):
-    """Gives the logger the losses of each epoch, those before a resumption included."""
+    _KEPT = ("loss", "best", "_weights", "_rows")
 
     def __init__(self) -> None:
+        self.loss, self.best, self.last_loss = math.inf, 0, math.inf
+        self._weights: Mapping[str, Tensor] | None = None
         self._rows: list[dict[str, float]] = []
 
-    def state_dict(self) -> dict[str, Any]:
-        """Give what a checkpoint holds."""
-        return {"rows": self._rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what a checkpoint holds."""
-        self._rows = list(state_dict["rows"])
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare the epoch with the best one so far."""
+        self.last_loss = trainer.callback_metrics[LOSS].item()
+        if self.last_loss < self.loss - MIN_IMPROVEMENT:
+            self.loss = self.last_loss
+            self.best = 0 if trainer.sanity_checking else trainer.current_epoch + 1
+            weights = pl_module.state_dict()
+            self._weights = {name: weight.clone() for name, weight in weights.items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Repeat the epochs of an earlier process."""
-        del pl_module
+        """Repeat the rows of an earlier process."""
         for epoch, row in enumerate(self._rows, start=1):
             _log(trainer, row, epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log an epoch."""
-        assert isinstance(pl_module, ClassifierModule)
-        row = {"train_loss": pl_module.average_train_loss()}
-        if math.isfinite(pl_module.val_loss):
-            row["val_loss"] = pl_module.val_loss
-        self._rows.append(row)
-        _log(trainer, row, trainer.current_epoch + 1)
+        self._rows.append({name: loss.item() for name, loss in trainer.callback_metrics.items()})
+        _log(trainer, self._rows[-1], trainer.current_epoch + 1)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the best weights back."""
+        if self._weights is not None:
+            pl_module.load_state_dict(self._weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a checkpoint holds."""
+        return {name: getattr(self, name) for name in self._KEPT}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what a checkpoint holds."""
+        for name in self._KEPT:
+            setattr(self, name, state_dict[name])
 
 
-class SaveCheckpoint(pl.Callback):
-    """Saves the state after an epoch, every so many seconds, in place of the one before."""
+class SaveLast(ModelCheckpoint):
+    """Saves after an epoch, every so many seconds; an end is not saved, for it would end again."""
 
-    def __init__(self, path: Path, every_s: float) -> None:
-        self.path, self._clock = path, Clock(every_s)
+    def __init__(self, folder: Path, every_s: float) -> None:
+        super().__init__(folder, Path(CHECKPOINT).stem, enable_version_counter=False)
+        self._every_s, self._saved_at = every_s, time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save where it is time; what has come to its end is not saved, for it ends again."""
-        del pl_module
-        if trainer.should_stop or not self._clock.is_due():
-            return
-        partial = self.path.with_suffix(f".{os.getpid()}.tmp")
-        # A fit of the same run in another process may end now, and clear the folder.
+        """Save where it is time."""
+        if not trainer.should_stop and time.monotonic() - self._saved_at >= self._every_s:
+            super().on_train_epoch_end(trainer, pl_module)
+            self._saved_at = time.monotonic()
+
+
+class AtomicFiles(TorchCheckpointIO):
+    """Puts a checkpoint in its place whole; Lightning's way copies where /tmp is another disk."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Save, unless a fit of the same run in another process ends now, and clears the folder."""
+        path = Path(path)
         with contextlib.suppress(FileNotFoundError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(partial)
-            partial.replace(self.path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                torch.save(checkpoint, partial)
 
 
 def _log(trainer: pl.Trainer, row: dict[str, float], epoch: int) -> None:

@@ -1,7 +1,7 @@
 """What a fit by gradient keeps beside its run until that is written: checkpoints and logs.
 
     runs/.sst2-cooc-0.partial/
-      <name>.ckpt             the state after an epoch, a few seconds old at most
+      <hash>/last.ckpt        the state after an epoch, a few seconds old at most
       logs/seed-0/...         what --logger writes; it moves into the run
 
 A fit that was killed finds its checkpoint by the hash of all that its result depends on, goes on
@@ -17,12 +17,11 @@ import hashlib
 import json
 import pickle
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmembed.common.errors import (
     LLMEmbedError,
@@ -34,15 +33,12 @@ from llmembed.common.errors import (
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from llmembed.train.config import FitConfig
+    from llmembed.train.config import Plan
     from llmembed.train.inputs.data import FitData
 
-LOGS = "logs"
+LOGS, CHECKPOINT = "logs", "last.ckpt"
 _PROJECT = "llmembed"
-_NO_MATTER = (
-    *("output", "export", "n_seeds", "logger", "checkpoint_s", "eval_split", "memory_gb"),
-    *("address", "overwrite"),
-)
+_NO_MATTER = ("cache", "memory_gb", "address")
 _PACKAGES = ("llmembed-cache", "torch", "lightning")
 
 
@@ -72,55 +68,45 @@ def open_workspace(run_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def checkpoint_name(config: FitConfig, data: FitData, seed: int) -> str:
+def checkpoint_folder(plan: Plan, data: FitData, seed: int, sigma: float | None) -> str:
     """Hash all that the result of a fit depends on."""
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NO_MATTER}
     rows = hashlib.sha256(data.shares.train.tobytes() + data.shares.validation.tobytes())
+    rows.update(data.class_weights().numpy().tobytes())
     if data.sample_weights is not None:
         rows.update(data.sample_weights.numpy().tobytes())
+    method = dataclasses.asdict(plan.method)
     identity = {
-        "fit": options | {"seed": seed},
+        "method": {name: value for name, value in method.items() if name not in _NO_MATTER},
+        "seeds": [seed, sigma],
+        "numbers": dataclasses.asdict(plan.training),
+        "trainer": dataclasses.asdict(plan.trainer),
         "fingerprint": data.fingerprint,
         "features": data.features,
         "rows": rows.hexdigest(),
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16] + ".ckpt"
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint that cannot be read.
+def find_checkpoint(folder: Path) -> Path | None:
+    """Find the checkpoint that a fit goes on from.
 
     Raises:
         RunFormatError: it is damaged, or holds more than tensors and plain values.
     """
     import torch
 
+    path = folder / CHECKPOINT
     try:
         torch.load(path, map_location="meta", weights_only=True)
+    except FileNotFoundError:
+        return None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise RunFormatError(
             f"the checkpoint {path} is damaged or was not written by llmembed-fit "
             f"({type(error).__name__}). Remove it, and the fit starts anew."
         ) from error
-
-
-class Clock:
-    """Says every so many seconds that it is time.
-
-    >>> Clock(0).is_due(), Clock(60).is_due()
-    (True, False)
-    """
-
-    def __init__(self, every_s: float) -> None:
-        self._every_s, self._last = every_s, time.monotonic()
-
-    def is_due(self) -> bool:
-        """Whether so many seconds have passed since it last was."""
-        if time.monotonic() - self._last < self._every_s:
-            return False
-        self._last = time.monotonic()
-        return True
+    return path
 
 
 def check_logger(name: str) -> None:
@@ -133,17 +119,19 @@ def check_logger(name: str) -> None:
         raise MissingPackageError.of(name, name, f"--logger {name}")
 
 
-def make_logger(config: FitConfig, folder: Path, name: str) -> pl.loggers.Logger:
+def make_logger(plan: Plan, folder: Path, name: str) -> pl.loggers.Logger:
     """Make Lightning's logger for one fit; wandb goes on- or offline by its own variables."""
     from lightning.pytorch import loggers
 
-    if config.logger == "wandb":
+    if plan.logger == "wandb":
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
-        run_name = f"{config.run_path.name}-{name}"
         return loggers.WandbLogger(
-            name=run_name, project=_PROJECT, save_dir=folder / LOGS, config=_plain(config)
+            name=f"{plan.name}-{name}",
+            project=_PROJECT,
+            save_dir=folder / LOGS,
+            config=dataclasses.asdict(plan),
         )
-    kind = loggers.TensorBoardLogger if config.logger == "tensorboard" else loggers.CSVLogger
+    kind = loggers.TensorBoardLogger if plan.logger == "tensorboard" else loggers.CSVLogger
     return kind(folder, name=LOGS, version=name)
 
 
@@ -154,7 +142,3 @@ def close_loggers(used: Iterable[pl.loggers.Logger]) -> None:
     for logger in used:
         if isinstance(logger, loggers.WandbLogger):
             logger.experiment.finish()
-
-
-def _plain(config: FitConfig) -> Mapping[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(config).items() if value is not None}

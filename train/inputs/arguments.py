@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmembed.common.errors import ConfigError, DataError
-from llmembed.train.measures.metrics import Floats
+from llmembed.train.measures import Floats
 
 _N_SEEDS = 1 << 32
 _MISSING = ("NoneType", "NAType", "NaTType")  # the last two are pandas', equal to nothing

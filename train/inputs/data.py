@@ -10,21 +10,22 @@ Neither the model nor the texts are needed here.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from llmembed.cache_format import SourceInfo, Split, open_cache
 from llmembed.common.errors import DataError, LLMEmbedWarning
-from llmembed.train.config import FitConfig
+from llmembed.common.registry import loaded
+from llmembed.train.config import Reading
 from llmembed.train.fusions.classifier import Architecture, Standardiser
-from llmembed.train.fusions.paper import paper_features
 from llmembed.train.inputs.select import Feature, select_features
 from llmembed.train.inputs.shares import (
     HELD_OUT_FRACTION,
@@ -35,11 +36,9 @@ from llmembed.train.inputs.shares import (
     draw_validation,
 )
 from llmembed.train.inputs.spill import make_room
-from llmembed.train.measures.metrics import Floats
+from llmembed.train.measures import Floats
 
 _BLOCK_ROWS = 1 << 14  # whole blocks of any cache, which have at most 1,024 rows
-
-Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +68,59 @@ class FitData:
     """float32 `[n, F]`, standardised features of the evaluation rows."""
     y_eval: Tensor
     """int64 `[n]`, labels of the evaluation rows."""
+    base_logits: Tensor | None = None
+    """float32 `[N, C]`, what a solved base that the head completes says of each row, held out."""
     sample_weights: Tensor | None = None
     """float32 `[N]`, weight of each row of `x`, whatever its class; None weighs all alike."""
-    given_class_weights: Tensor | None = None
-    """float32 `[C]`, weight of each class; None is what the config says."""
+    class_weight: str | Floats
+    """Weights of the classes: none, balanced, or float64 `[C]`."""
+
+    def class_weights(self) -> Tensor:
+        """Weigh each class, float32 `[C]`, such that the weights of the training rows have mean 1.
+
+        Balanced, class c has `n / (C n_c)`, C being the classes that occur, n_c the sum of the
+        sample weights of its rows, n that of all.
+        """
+        rows = torch.from_numpy(self.shares.train)
+        weights = None if self.sample_weights is None else self.sample_weights[rows].double()
+        counts = torch.bincount(self.y[rows], weights, minlength=len(self.labels)).double()
+        if not isinstance(self.class_weight, str):
+            given = torch.from_numpy(self.class_weight)
+            return (given * (counts.sum() / (given @ counts))).float()
+        if self.class_weight == "none":
+            return torch.ones_like(counts, dtype=torch.float32)
+        present = counts > 0
+        balanced = counts.sum() / (present.sum() * torch.where(present, counts, 1.0))
+        return torch.where(present, balanced, 0.0).float()
+
+    def architecture(self, fusion: str, head: str, dropout: float = 0.5) -> Architecture:
+        """Derive a classifier's shapes from the features."""
+        return Architecture(
+            fusion=fusion,
+            head=head,
+            widths=tuple(feature.hidden_size for feature in self.features),
+            n_classes=len(self.labels),
+            dropout=dropout,
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """Move what is trained on."""
+        moved = {name: getattr(self, name) for name in ("x", "y", "base_logits", "sample_weights")}
+        return dataclasses.replace(
+            self, **{name: one.to(device) for name, one in moved.items() if one is not None}
+        )
 
 
-def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
-    """Read what a config asks for; without the evaluation rows `x_eval` is empty.
+def load_data(reading: Reading, *, read_evaluation: bool = True) -> FitData:
+    """Read what is asked for; without the evaluation rows `x_eval` is empty.
 
     Raises:
         CacheError: the cache is missing, malformed or incomplete.
         ConfigError: the cache has no such split, source, layer or pooling.
         DataError: labels or features that cannot be trained on.
     """
-    cache = open_cache(config.cache)
-    shares = choose_shares(cache, config)
+    cache = open_cache(reading.cache)
+    shares = choose_shares(cache, reading)
     if read_evaluation and not len(shares.eval):
         warnings.warn(
             f"{HELD_OUT_FRACTION:.0%} of the {len(shares.train)} training rows is no row that can "
@@ -94,12 +130,17 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
             stacklevel=2,
         )
     split, eval_split = cache[shares.train_split], cache[shares.eval_split]
-    features = select_features(cache, split, config)
-    if config.preset == "paper":
-        features = paper_features(features)
+    features = select_features(cache, split, reading)
+    if reading.choose is not None:
+        features = loaded(reading.choose)(features)
     splits = [split] + [cache[name] for name in [shares.validation_split] if name is not None]
-    x = _read_splits(splits, features, config.memory_gb)
-    standardiser = _standardiser(config, x, shares)
+    n_rows = [one.n_rows for one in splits]
+    x = make_room(sum(n_rows), sum(one.hidden_size for one in features), reading.memory_gb)[0]
+    for one, part in zip(splits, torch.split(x, n_rows), strict=True):
+        _fill(part, one, features, slice(0, one.n_rows))
+    standardiser = Standardiser(x.shape[1])
+    if reading.standardises:
+        standardiser = Standardiser.of(x, torch.from_numpy(shares.train))
     standardiser.apply_(x)
     rows = torch.from_numpy(shares.eval)
     column = cache.dataset.provenance.get("text_column")
@@ -108,7 +149,7 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
     elif shares.held_out:
         x_eval = x[rows]
     else:
-        x_eval = read_features(eval_split, features, shares.eval, memory_gb=config.memory_gb)
+        x_eval = read_features(eval_split, features, shares.eval, memory_gb=reading.memory_gb)
         standardiser.apply_(x_eval)
     return FitData(
         labels=cache.labels,
@@ -122,11 +163,12 @@ def load_data(config: FitConfig, *, read_evaluation: bool = True) -> FitData:
         y=torch.cat([_labels(one) for one in splits]),
         x_eval=x_eval,
         y_eval=_labels(eval_split)[rows],
+        class_weight=reading.class_weight,
     )
 
 
 def data_in_memory(
-    config: FitConfig,
+    reading: Reading,
     x: Tensor,
     y: Rows,
     labels: Sequence[str],
@@ -138,16 +180,16 @@ def data_in_memory(
     """Make the data of a fit that trains on all rows and evaluates none; `x` is standardised.
 
     Args:
-        config: options of the fit; its cache is not read.
+        reading: of which only the validation share, the weights of the classes and the seed count.
         x: float32 `[N, F]`, features side by side.
         y: int64 `[N]`, classes.
         labels: names of the C classes.
         features: what stands side by side in `x`.
         sample_weights: float64 `[N]`, weights above 0 of the rows; None weighs all alike.
-        class_weights: float64 `[C]`, weights above 0 of the classes; None is what the config says.
+        class_weights: float64 `[C]`, weights above 0 of the classes; None is what `reading` says.
     """
-    rows, generator = np.arange(len(y)), np.random.default_rng(config.seed)
-    train, validation = draw_validation(y, rows, labels, config, generator)
+    rows, generator = np.arange(len(y)), np.random.default_rng(reading.seed)
+    train, validation = draw_validation(y, rows, labels, reading, generator)
     weights = None if sample_weights is None else proportions(sample_weights)
     standardiser = Standardiser.of(x, torch.from_numpy(train), weights)
     return FitData(
@@ -168,18 +210,7 @@ def data_in_memory(
         x_eval=x[:0],
         y_eval=torch.from_numpy(y[:0]),
         sample_weights=weights,
-        given_class_weights=None if class_weights is None else torch.from_numpy(class_weights),
-    )
-
-
-def architecture_of(config: FitConfig, data: FitData, head: str) -> Architecture:
-    """Derive the classifier's shapes from the features that were read."""
-    return Architecture(
-        fusion=config.operator,
-        head=head,
-        widths=tuple(feature.hidden_size for feature in data.features),
-        n_classes=len(data.labels),
-        dropout=config.training.dropout,
+        class_weight=reading.class_weight if class_weights is None else class_weights,
     )
 
 
@@ -191,25 +222,6 @@ def columns_of(widths: Sequence[int], features: Sequence[int]) -> Tensor:
     """
     ends = np.cumsum(widths).tolist()
     return torch.cat([torch.arange(ends[k] - widths[k], ends[k]) for k in features])
-
-
-def class_weights(config: FitConfig, data: FitData) -> Tensor:
-    """Weigh each class, float32 `[C]`, such that the weights of the training rows have mean 1.
-
-    Balanced, class c has `n / (C n_c)`, C being the classes that occur, n_c the sum of the sample
-    weights of its rows, n that of all.
-    """
-    rows = torch.from_numpy(data.shares.train)
-    weights = None if data.sample_weights is None else data.sample_weights[rows].double()
-    counts = torch.bincount(data.y[rows], weights, minlength=len(data.labels)).double()
-    if data.given_class_weights is not None:
-        given = data.given_class_weights.double()
-        return (given * (counts.sum() / (given @ counts))).float()
-    if config.class_weight == "none":
-        return torch.ones_like(counts, dtype=torch.float32)
-    present = counts > 0
-    balanced = counts.sum() / (present.sum() * torch.where(present, counts, 1.0))
-    return torch.where(present, balanced, 0.0).float()
 
 
 def proportions(weights: Floats) -> Tensor | None:
@@ -237,7 +249,7 @@ def read_features(
         split: split to read.
         features: arrays to read, in the order of the columns.
         rows: int64 `[n]`, or a slice from one row to another; None is all.
-        memory_gb: most memory for them; beyond it they are read in blocks into a mapped file.
+        memory_gb: most memory for them; beyond it they are read into a mapped file.
 
     Returns:
         float32 `[n, F]`, with F the sum of the hidden sizes.
@@ -248,100 +260,80 @@ def read_features(
     """
     rows = slice(0, split.n_rows) if rows is None else rows
     n_rows = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-    x, is_mapped = make_room(n_rows, sum(feature.hidden_size for feature in features), memory_gb)
-    _read_rows(x, split, features, rows, in_blocks=is_mapped)
+    x = make_room(n_rows, sum(feature.hidden_size for feature in features), memory_gb)[0]
+    _fill(x, split, features, rows)
     return x
 
 
-def _read_splits(
-    splits: Sequence[Split], features: Sequence[Feature], memory_gb: float | None
-) -> Tensor:
-    """Read all rows of some splits, one below the other."""
-    n_rows = [split.n_rows for split in splits]
-    width = sum(feature.hidden_size for feature in features)
-    x, is_mapped = make_room(sum(n_rows), width, memory_gb)
-    for split, part in zip(splits, torch.split(x, n_rows), strict=True):
-        _read_rows(part, split, features, slice(0, split.n_rows), in_blocks=is_mapped)
-    return x
+def _fill(x: Tensor, split: Split, features: Sequence[Feature], rows: Rows | slice) -> None:
+    """Fill float32 `[n, F]` with some rows, block by block, since all of it may not fit memory."""
+    columns = torch.split(x, [feature.hidden_size for feature in features], dim=1)
+    for start in range(0, len(x), _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, len(x))
+        if isinstance(rows, slice):
+            wanted: Rows | slice = slice(rows.start + start, rows.start + stop)
+        else:
+            wanted = rows[start:stop]
+        for feature, column in zip(features, columns, strict=True):
+            place = feature.layer, feature.source, feature.pooling
+            stored = split.features(*place, rows=wanted, verify=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+                column[start:stop] = torch.from_numpy(stored)  # six times as fast as numpy
+            _check_finite(column[start:stop].numpy(), feature, split, wanted)
 
 
-def _read_rows(
-    x: Tensor, split: Split, features: Sequence[Feature], rows: Rows | slice, *, in_blocks: bool
-) -> None:
-    step = _BLOCK_ROWS if in_blocks else max(1, len(x))
-    for first in range(0, len(x), step):
-        block = slice(first, min(first + step, len(x)))
-        _read_block(x.numpy()[block], split, features, _part(rows, block))
+class Batch(NamedTuple):
+    """Some rows of a fit's data."""
 
-
-def _part(rows: Rows | slice, block: slice) -> Rows | slice:
-    if isinstance(rows, slice):
-        return slice(rows.start + block.start, rows.start + block.stop)
-    return rows[block]
-
-
-def _read_block(
-    x: npt.NDArray[np.float32], split: Split, features: Sequence[Feature], rows: Rows | slice
-) -> None:
-    """Fill float32 `[n, F]` with some rows, feature by feature."""
-    start = 0
-    for feature in features:
-        block = x[:, start : start + feature.hidden_size]
-        stored = split.features(
-            feature.layer, feature.source, feature.pooling, rows=rows, verify=True
-        )
-        _widen(stored, block)
-        _check_finite(block, feature, split, rows)
-        start += feature.hidden_size
-
-
-def _widen(stored: np.ndarray, x: npt.NDArray[np.float32]) -> None:
-    """Copy float16 or float32 into float32, six times as fast as numpy does."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        torch.from_numpy(x).copy_(torch.from_numpy(stored))
+    x: Tensor
+    """float32 `[B, F]`."""
+    y: Tensor
+    """int64 `[B]`."""
+    weights: Tensor | None = None
+    """float32 `[B]`, where rows are weighed."""
+    base_logits: Tensor | None = None
+    """float32 `[B, C]`, where the head completes a base."""
 
 
 class FeatureBatches:
-    """Ready batches of `x[rows]`, `y[rows]` and `weights[rows]`, iterable again and again.
+    """Ready batches of some rows on a device, iterable again and again.
 
-    With a generator each pass has a new order; without one the order is that of the rows.
+    Args:
+        data: what they are of.
+        rows: int64 `[n]`, which rows.
+        batch_size: B; the last batch may be smaller.
+        device: where batches are wanted.
+        seed: gives the seed of a pass's order; None keeps that of the rows.
     """
 
     def __init__(
         self,
-        x: Tensor,
-        y: Tensor,
-        rows: Tensor,
+        data: FitData,
+        rows: Rows,
         batch_size: int,
-        generator: torch.Generator | None = None,
-        device: torch.device | None = None,
-        weights: Tensor | None = None,
+        device: torch.device,
+        seed: Callable[[], int] | None = None,
     ) -> None:
-        self.x, self.y, self.rows, self.weights = x, y, rows, weights
-        self.batch_size, self.generator = batch_size, generator
-        self.device = x.device if device is None else device
+        self._tensors = data.x, data.y, data.sample_weights, data.base_logits
+        self._rows, self._device = torch.from_numpy(rows), device
+        self._batch_size, self._seed = batch_size, seed
 
     def __len__(self) -> int:
         """Count the batches of a pass."""
-        return math.ceil(len(self.rows) / self.batch_size)
+        return math.ceil(len(self._rows) / self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield float32 `[B, F]`, int64 `[B]` and, where rows are weighed, float32 `[B]`."""
-        rows = self.rows
-        if self.generator is not None:
-            order = torch.randperm(len(rows), generator=self.generator)
-            rows = rows[order.to(rows.device)]
-        for chosen in torch.split(rows, self.batch_size):
-            x, y = self.x.index_select(0, chosen), self.y.index_select(0, chosen)
-            weights = None if self.weights is None else self.weights[chosen].to(self.device)
-            yield x.to(self.device), y.to(self.device), weights
-
-
-def _standardiser(config: FitConfig, x: Tensor, shares: Shares) -> Standardiser:
-    if config.preset == "paper":
-        return Standardiser(x.shape[1])  # raw scales
-    return Standardiser.of(x, torch.from_numpy(shares.train))
+        """Yield batches; the order of a pass is drawn when the first is asked for."""
+        rows = self._rows
+        if self._seed is not None:
+            generator = torch.Generator().manual_seed(self._seed())
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+        for chosen in torch.split(rows.to(self._tensors[0].device), self._batch_size):
+            yield Batch._make(
+                None if one is None else one.index_select(0, chosen).to(self._device)
+                for one in self._tensors
+            )
 
 
 def _labels(split: Split) -> Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from llmembed.cache_format import Cache, Split
 from llmembed.common.errors import ConfigError
 from llmembed.common.layers import layer_parts, named_layers
-from llmembed.train.config import FitConfig
+from llmembed.train.config import Reading
 
 
 class Feature(NamedTuple):
@@ -30,8 +30,8 @@ class Feature(NamedTuple):
         return f"layer {self.layer} ({self.source}, {self.pooling})"
 
 
-def select_features(cache: Cache, split: Split, config: FitConfig) -> tuple[Feature, ...]:
-    """List the features of a split that a config asks for, by source, pooling and layer.
+def select_features(cache: Cache, split: Split, reading: Reading) -> tuple[Feature, ...]:
+    """List the features of a split that are asked for, by source, pooling and layer.
 
     Raises:
         ConfigError: a source, pooling or layer is unknown, or nothing is left of a source.
@@ -43,14 +43,14 @@ def select_features(cache: Cache, split: Split, config: FitConfig) -> tuple[Feat
     )
     if not held:
         raise ConfigError(f"{where} holds no features. Run llmembed-extract on it first.")
-    sources = _named("source", config.source, (feature.source for feature in held))
-    poolings = _named("pooling", config.pooling, (feature.pooling for feature in held))
+    sources = _named("source", reading.source, (feature.source for feature in held))
+    poolings = _named("pooling", reading.pooling, (feature.pooling for feature in held))
     candidates = [f for f in held if f.source in sources and f.pooling in poolings]
-    wanted = _at_layers(candidates, config.layers, cache, where)
+    wanted = _at_layers(candidates, reading.layers, cache, where)
     chosen = tuple(feature for feature in candidates if feature in wanted)
     for source in sources:
         if not any(feature.source == source for feature in chosen):
-            raise ConfigError(_nothing_left(source, held, config))
+            raise ConfigError(_nothing_left(source, held, reading))
     return chosen
 
 
@@ -92,12 +92,12 @@ def _named(kind: str, asked: tuple[str, ...], held: Iterable[str]) -> tuple[str,
     return tuple(dict.fromkeys(asked)) or known
 
 
-def _nothing_left(source: str, held: list[Feature], config: FitConfig) -> str:
+def _nothing_left(source: str, held: list[Feature], reading: Reading) -> str:
     poolings = dict.fromkeys(f.pooling for f in held if f.source == source)
     layers = {f.layer for f in held if f.source == source}
     return (
-        f"source {source!r} has none of the features asked for (--layers {config.layers or 'all'}, "
-        f"--pooling {','.join(config.pooling) or 'all'}): it holds layers {_listed(layers)} with "
+        f"source {source!r} has none of the features asked for (--layers {reading.layers or 'all'},"
+        f" --pooling {','.join(reading.pooling) or 'all'}): it holds layers {_listed(layers)} with "
         f"pooling {', '.join(poolings)}. Choose among these, or leave it out with --source."
     )
 

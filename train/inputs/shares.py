@@ -18,7 +18,7 @@ import numpy.typing as npt
 from llmembed.cache_format import Cache, Split
 from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
 from llmembed.common.splits import TEST, TRAIN, VALIDATION, draw_share, split_name
-from llmembed.train.config import FitConfig
+from llmembed.train.config import Reading
 
 HELD_OUT_FRACTION = 0.1
 TRAIN_SPLIT = TRAIN
@@ -63,7 +63,7 @@ class Shares:
         }
 
 
-def choose_shares(cache: Cache, config: FitConfig) -> Shares:
+def choose_shares(cache: Cache, reading: Reading) -> Shares:
     """Divide the labelled rows of a cache.
 
     Raises:
@@ -74,15 +74,15 @@ def choose_shares(cache: Cache, config: FitConfig) -> Shares:
         raise ConfigError.unknown("split", TRAIN_SPLIT, cache.splits, "A fit trains on it.")
     split = cache[TRAIN_SPLIT]
     labels, train = np.asarray(split.labels, dtype=np.int64), labelled_rows(split)
-    generator = np.random.default_rng(config.seed)
-    eval_split = _eval_split(cache, config.eval_split)
+    generator = np.random.default_rng(reading.seed)
+    eval_split = _eval_split(cache, reading.eval_split)
     if eval_split == TRAIN_SPLIT:
         train, held_out = draw_stratified(labels, train, HELD_OUT_FRACTION, generator)
     else:
         held_out = labelled_rows(cache[eval_split])
-    validation_split = _given_validation(cache, config, eval_split)
+    validation_split = _given_validation(cache, reading, eval_split)
     if validation_split is None:
-        train, validation = draw_validation(labels, train, cache.labels, config, generator)
+        train, validation = draw_validation(labels, train, cache.labels, reading, generator)
     else:
         _check_classes(labels[train], cache.labels)
         validation = split.n_rows + _learnable(cache, validation_split, labels[train])
@@ -102,7 +102,7 @@ def draw_validation(
     labels: Rows,
     rows: Rows,
     names: Sequence[str],
-    config: FitConfig,
+    reading: Reading,
     generator: np.random.Generator,
 ) -> tuple[Rows, Rows]:
     """Divide rows into those trained on and those that early stopping watches, if any does.
@@ -113,7 +113,7 @@ def draw_validation(
         labels: int64 `[N]`, classes.
         rows: int64 `[n]`, rows to divide.
         names: names of the classes.
-        config: which heads are solved, which need no share, and how large it is.
+        reading: how large the share is, and whether it must be there.
         generator: what draws.
 
     Raises:
@@ -121,16 +121,16 @@ def draw_validation(
         DataError: there is only one class.
     """
     _check_classes(labels[rows], names)
-    fraction = 0.0 if config.is_solved else config.training.val_fraction
+    fraction = reading.val_fraction
     train, validation = draw_stratified(labels, rows, fraction, generator)
     if fraction and not len(validation):
         empty = f"a validation share of {fraction} of {len(train)} examples is empty"
-        if config.needs_validation:
+        if reading.needs_share:
             raise ConfigError(
                 f"{empty}. Pass a larger --val-fraction, or 0 to train all epochs without one."
             )
         _warn(
-            f"{empty}, so all of them train, for {config.training.epochs} epochs, and the "
+            f"{empty}, so all of them train, for {reading.epochs} epochs, and the "
             "probabilities are not calibrated. Pass a larger --val-fraction, or more examples."
         )
     elif fraction:
@@ -212,13 +212,13 @@ def _named(cache: Cache, purpose: str) -> str | None:
     return next((name for name in cache.splits if split_name(name) == purpose), None)
 
 
-def _given_validation(cache: Cache, config: FitConfig, eval_split: str) -> str | None:
+def _given_validation(cache: Cache, reading: Reading, eval_split: str) -> str | None:
     """Find a validation split that can stand for the share which early stopping watches.
 
     A share that `--val-fraction` asks for is drawn from the training split all the same.
     """
     name = _named(cache, VALIDATION)
-    wants_none = config.is_solved or config.val_fraction is not None
+    wants_none = not reading.val_fraction or reading.draws
     if wants_none or name is None or name == eval_split:
         return None
     known = np.unique(cache[TRAIN_SPLIT].labels)
@@ -239,18 +239,16 @@ def _learnable(cache: Cache, name: str, trained: Rows) -> Rows:
 
 
 def _check_classes(labels: Rows, names: Sequence[str]) -> None:
-    counts = np.bincount(labels, minlength=len(names))
-    present = [name for name, n in zip(names, counts, strict=True) if n]
+    present = np.unique(labels)
     if len(present) == 1:
         raise DataError(
-            f"all {len(labels)} training rows have the class {present[0]!r}; a classifier needs "
-            "at least two. Extract more examples, or check --label-column."
+            f"all {len(labels)} training rows have the class {names[present[0]]!r}; a classifier "
+            "needs at least two. Extract more examples, or check --label-column."
         )
 
 
 def _warn_of_single(labels: Rows, names: Sequence[str]) -> None:
-    counts = np.bincount(labels, minlength=len(names))
-    single = [name for name, n in zip(names, counts, strict=True) if n == 1]
+    single = [names[k] for k in np.flatnonzero(np.bincount(labels) == 1)]
     if single:
         listed = ", ".join(single[:5]) + (", ..." if len(single) > len(single[:5]) else "")
         _warn(

@@ -16,13 +16,13 @@ SMALLEST = torch.finfo(torch.float32).tiny  # of a batch whose weights all vanis
 
 
 def weights_of(
-    y: Tensor, rows: Tensor, class_weights: Tensor, sample_weights: Tensor | None = None
+    y: Tensor, rows: Tensor | slice, class_weights: Tensor, sample_weights: Tensor | None = None
 ) -> Tensor:
     """Weigh some rows, float32 `[n]`.
 
     Args:
         y: int64 `[N]`, classes.
-        rows: int64 `[n]`, rows to weigh.
+        rows: int64 `[n]`, or a slice, rows to weigh.
         class_weights: float32 `[C]`.
         sample_weights: float32 `[N]`; None weighs all alike.
 

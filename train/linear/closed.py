@@ -22,11 +22,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from llmembed.train.linear.gram import FoldMoments, Moments
+from llmembed.train.linear.moments import Moments, Problem
 from llmembed.train.linear.parallel import map_on_cores
 
 _CHUNK_ROWS = 8192
@@ -49,37 +50,70 @@ class LinearMap:
         return torch.addmm(self.bias.to(x), x, self.weight.to(x).T)
 
 
-class Ridge:
+class Path(NamedTuple):
+    """Held-out scores along the strengths that were tried."""
+
+    strengths: tuple[float, ...]
+    """S strengths."""
+    scores: Tensor
+    """float32 `[S, N, C]`, not held out of rows alone in their class; NaN of those in no fold."""
+
+
+class ClosedForm:
+    """A linear system `(A + s I) W = B` whose solution is a classifier."""
+
+    STRENGTHS: ClassVar[tuple[float, ...]]
+    """Those that are tried."""
+
+    def __init__(self, moments: Moments, matrix: Tensor, share: Tensor | float = 1) -> None:
+        """Take A, `[K, K]`, and the share of the Gram matrix that it is made from."""
+        self.moments, self.matrix = moments, matrix
+        self._unit = unit_of(matrix, share * moments.gram.diagonal().mean(), moments.n)
+        self._trace = share * moments.gram.trace()
+
+    def solve(self, strength: float) -> LinearMap:
+        """Solve for one strength, of LDA below 1."""
+        return self.leading(strength, (len(self.matrix),))[0]
+
+    def leading(self, strength: float, widths: Sequence[int]) -> list[LinearMap]:
+        """Solve for the first columns alone, with the shift of all: `[C, w]` for each width w."""
+        shift, right = self._system(strength)
+        factor = factorise(self.matrix, shift, self._trace)
+        right, solved = right.to(self.matrix.dtype).to(factor), []
+        for width in widths:
+            weight = torch.cholesky_solve(right[:width], factor[:width, :width]).T.double()
+            solved.append(without_absent(weight, self._bias(weight), self.moments.counts))
+        return solved
+
+    def _system(self, strength: float) -> tuple[Tensor, Tensor]:
+        """Give the shift s and the right side B, float64 `[K, C]`."""
+        raise NotImplementedError
+
+    def _bias(self, weight: Tensor) -> Tensor:
+        """Give the bias that belongs to a weight on the first columns."""
+        raise NotImplementedError
+
+
+class Ridge(ClosedForm):
     """Least squares on targets +1 and -1, with a penalty on the weights and none on the bias."""
 
     STRENGTHS = tuple(10 ** (k / 2 - 3) for k in range(10))  # 0.001 to 31.6
 
     def __init__(self, moments: Moments) -> None:
-        self.moments, mean = moments, moments.mean
-        dtype = moments.gram.dtype
-        centre = mean.to(dtype)
-        self.matrix = torch.addr(moments.gram, centre, centre, alpha=-float(moments.n))
-        self.right = 2 * (moments.class_sums - torch.outer(moments.counts, mean)).T.to(dtype)
-        self._unit = unit_of(self.matrix, moments.gram.diagonal().mean(), moments.n)
-        self._trace = moments.gram.trace()
+        self._mean = moments.mean
+        centre = self._mean.to(moments.gram.dtype)
+        self._right = 2 * (moments.class_sums - torch.outer(moments.counts, self._mean)).T
+        super().__init__(moments, torch.addr(moments.gram, centre, centre, alpha=-float(moments.n)))
 
-    def solve(self, strength: float) -> LinearMap:
-        """Solve for one strength."""
-        return self.leading(strength, (len(self.matrix),))[0]
+    def _system(self, strength: float) -> tuple[Tensor, Tensor]:
+        return strength * self._unit, self._right
 
-    def leading(self, strength: float, widths: Sequence[int]) -> list[LinearMap]:
-        """Solve for the first columns alone, with the shift of all: `[C, w]` for each width w."""
-        counts, mean = self.moments.counts, self.moments.mean
-        solved = []
-        shift = strength * self._unit
-        for solution in _solve(self.matrix, shift, self._trace, self.right, widths):
-            weight = solution.T.double()
-            bias = 2 * counts / self.moments.n - 1 - weight @ mean[: weight.shape[1]]
-            solved.append(without_absent(weight, bias, counts))
-        return solved
+    def _bias(self, weight: Tensor) -> Tensor:
+        mean = self._mean[: weight.shape[1]]
+        return 2 * self.moments.counts / self.moments.n - 1 - weight @ mean
 
 
-class LDA:
+class LDA(ClosedForm):
     """Gaussian classes that share one covariance, shrunk towards a multiple of the identity.
 
     The log-posteriors are given less their mean over the classes that occur, which is linear too:
@@ -89,86 +123,76 @@ class LDA:
     STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
 
     def __init__(self, moments: Moments) -> None:
-        self.moments = moments
-        self.means = moments.class_sums / moments.counts.clamp(min=1e-12)[:, None]
-        dtype, share = moments.gram.dtype, 1 / float(moments.n)
-        self.matrix = torch.addmm(
-            moments.gram,
-            self.means.T.to(dtype),
-            moments.class_sums.to(dtype),
-            beta=share,
-            alpha=-share,
-        )
-        self._unit = unit_of(self.matrix, share * moments.gram.diagonal().mean(), moments.n)
-        self._trace = share * moments.gram.trace()
+        self._means = moments.class_sums / moments.counts.clamp(min=1e-12)[:, None]
+        self._present = moments.counts > 0
+        self._centre = self._means[self._present].mean(dim=0)
+        gram, share = moments.gram, 1 / float(moments.n)
+        means, sums = self._means.T.to(gram.dtype), moments.class_sums.to(gram.dtype)
+        super().__init__(moments, torch.addmm(gram, means, sums, beta=share, alpha=-share), share)
 
-    def solve(self, strength: float) -> LinearMap:
-        """Solve for one strength below 1."""
-        return self.leading(strength, (len(self.matrix),))[0]
+    def _system(self, strength: float) -> tuple[Tensor, Tensor]:
+        kept = 1 - strength
+        return strength / kept * self._unit, (self._means - self._centre).T / kept
 
-    def leading(self, strength: float, widths: Sequence[int]) -> list[LinearMap]:
-        """Solve for the first columns alone, with the shift of all: `[C, w]` for each width w."""
-        counts, kept = self.moments.counts, 1 - strength
-        present = counts > 0
-        prior = (counts / self.moments.n).clamp(min=1e-12).log()
-        centre = self.means[present].mean(dim=0)
-        right = ((self.means - centre).T / kept).to(self.matrix.dtype)
-        shift = strength / kept * self._unit
-        solved = []
-        for solution in _solve(self.matrix, shift, self._trace, right, widths):
-            weight = solution.T.double()
-            bias = prior - (weight * (self.means + centre)[:, : weight.shape[1]]).sum(dim=1) / 2
-            solved.append(without_absent(weight, bias - bias[present].mean(), counts))
-        return solved
+    def _bias(self, weight: Tensor) -> Tensor:
+        prior = (self.moments.counts / self.moments.n).clamp(min=1e-12).log()
+        middle = (self._means + self._centre)[:, : weight.shape[1]]
+        bias = prior - (weight * middle).sum(dim=1) / 2
+        return bias - bias[self._present].mean()
 
 
-def held_out_scores(
-    kind: type[Ridge | LDA],
-    moments: FoldMoments,
-    x: Tensor,
-    folds: Sequence[Tensor],
-    strengths: Sequence[float],
-    widths: Sequence[int],
-    alone: Tensor | None = None,
-) -> list[Tensor]:
-    """Score each row by the classifiers that were fitted without its fold.
+class ClosedSolver:
+    """Ridge or LDA of a problem: held-out scores for every strength, and a fit of all rows."""
 
-    A Cholesky factor of all columns holds those of the first ones, so that classifiers on the first
-    columns alone cost little more.
+    def __init__(
+        self,
+        kind: type[Ridge | LDA],
+        problem: Problem,
+        strengths: tuple[float, ...] | None = None,
+    ) -> None:
+        self.kind, self.problem = kind, problem
+        self.strengths = strengths or kind.STRENGTHS
 
-    Args:
-        kind: what to fit.
-        moments: of the same features, classes and folds.
-        x: float32 `[N, K]`, features.
-        folds: k tensors int64 `[n]`, the rows of each fold.
-        strengths: S strengths.
-        widths: numbers of first columns to fit.
-        alone: int64 `[n]`, rows to score by the classifier fitted to all rows instead.
+    def solve(self, strength: float, width: int | None = None) -> LinearMap:
+        """Fit all rows with one strength, in float64, on all columns or so many first ones."""
+        system = self.kind(self.problem.moments.total())
+        return system.leading(strength, (width or len(system.matrix),))[0]
 
-    Returns:
-        float32 `[S, N, C]` for each width; NaN in rows that are in no fold.
-    """
-    alone = folds[0][:0] if alone is None else alone
-    n_classes = moments.counts.shape[1]
-    scores = [x.new_full((len(strengths), len(x), n_classes), math.nan) for _ in widths]
+    def held_out(self) -> Path:
+        """Score each row by the classifiers that have not seen its fold."""
+        return self.held_out_of((self.problem.x.shape[1],))[0]
 
-    def score(job: tuple[int | None, slice]) -> None:
-        fold, tried = job
-        rows = alone if fold is None else folds[fold]
-        system = kind(moments.total() if fold is None else moments.without(fold))
-        solved = [system.leading(strength, widths) for strength in strengths[tried]]
-        for of_width, maps in zip(scores, zip(*solved, strict=True), strict=True):
-            _score(of_width[tried], maps, x, rows)
+    def held_out_of(self, widths: Sequence[int]) -> list[Path]:
+        """Score each row from the first columns alone, for each number of them.
 
-    # Cholesky factors gain little from a second thread: 1.2 times, of 576 columns nothing at all.
-    # With five folds and two cores one would idle at the end, so each is done in two halves.
-    middle = (len(strengths) + 1) // 2 if torch.get_num_threads() > 1 else len(strengths)
-    halves = [tried for tried in (slice(middle), slice(middle, None)) if strengths[tried]]
-    for _ in map_on_cores(score, itertools.product(range(len(folds)), halves), x.device):
-        pass
-    if len(alone):
-        score((None, slice(None)))
-    return scores
+        A Cholesky factor of all columns holds those of the first ones, so that classifiers on the
+        first columns alone cost little more.
+        """
+        problem, strengths = self.problem, self.strengths
+        n_classes = problem.moments.counts.shape[1]
+        shape = (len(strengths), len(problem.x), n_classes)
+        scores = [problem.x.new_full(shape, math.nan) for _ in widths]
+
+        def score(moments: Moments, tried: slice, rows: Tensor) -> None:
+            system = self.kind(moments)
+            solved = [system.leading(strength, widths) for strength in strengths[tried]]
+            for of_width, maps in zip(scores, zip(*solved, strict=True), strict=True):
+                _score(of_width[tried], maps, problem.x, rows)
+
+        def score_fold(job: tuple[int, slice]) -> None:
+            fold, tried = job
+            score(problem.moments.without(fold), tried, problem.folds[fold])
+
+        # Cholesky factors gain little from a second thread: 1.2 times, of 576 columns nothing at
+        # all. With five folds and two cores one would idle at the end, so each is done in halves.
+        middle = (len(strengths) + 1) // 2 if torch.get_num_threads() > 1 else len(strengths)
+        halves = [tried for tried in (slice(middle), slice(middle, None)) if strengths[tried]]
+        jobs = itertools.product(range(len(problem.folds)), halves)
+        for _ in map_on_cores(score_fold, jobs, problem.x.device):
+            pass
+        if len(problem.alone):
+            score(problem.moments.total(), slice(None), problem.alone)
+        return [Path(strengths, of_width) for of_width in scores]
 
 
 def _score(scores: Tensor, maps: Sequence[LinearMap], x: Tensor, rows: Tensor) -> None:
@@ -219,14 +243,6 @@ def factorise(matrix: Tensor, shift: Tensor, trace: Tensor) -> Tensor:
         if not failed:
             break
     return factor
-
-
-def _solve(
-    matrix: Tensor, shift: Tensor, trace: Tensor, right: Tensor, widths: Sequence[int]
-) -> list[Tensor]:
-    """Solve `(A + s I) W = B` for the leading block of each width."""
-    factor = factorise(matrix, shift, trace)
-    return [torch.cholesky_solve(right[:w].to(factor), factor[:w, :w]) for w in widths]
 
 
 def without_absent(weight: Tensor, bias: Tensor, counts: Tensor) -> LinearMap:

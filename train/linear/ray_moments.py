@@ -11,10 +11,11 @@ A task whose worker or machine is lost is done again by Ray, three times.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,18 +27,14 @@ from torch import Tensor
 from llmembed.cache_format import open_cache
 from llmembed.common.cluster import absolute, joined
 from llmembed.common.errors import DataError, EngineError, LLMEmbedError
-from llmembed.train.config import FitConfig
-from llmembed.train.fusions.classifier import Standardiser
-from llmembed.train.fusions.fusion import FUSIONS
+from llmembed.train.config import Method
+from llmembed.train.fusions.classifier import Standardiser, make_fusion
 from llmembed.train.inputs.data import FitData, columns_of, read_features
 from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.spill import GB, default_limit
-from llmembed.train.linear.gram import FoldMoments
+from llmembed.train.linear.moments import FoldMoments, Problem
 
-_SHARE_ROWS = 1024
-"""Shares are cut at multiples of it: whole chunks of any cache, which have at most so many rows."""
-
-Sums = Mapping[str, npt.NDArray[Any]]
+_SHARE_ROWS = 1024  # shares are cut at multiples: no cache has chunks of more rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,23 +71,22 @@ class RayMoments:
     """Moments of fused features by fold, summed by the workers of a joined Ray.
 
     Args:
-        config: how many workers, and the limit of memory.
+        method: how many workers, and the limit of memory.
         data: features, labels and standardisation.
         folds: k tensors int64 `[n]`, the rows of each fold.
         class_weights: float32 `[C]`, weight of each row of a class.
     """
 
     def __init__(
-        self, config: FitConfig, data: FitData, folds: Sequence[Tensor], class_weights: Tensor
+        self, method: Method, data: FitData, folds: Sequence[Tensor], class_weights: Tensor
     ) -> None:
-        self._config, self._data = config, data
-        self._device, self._class_weights = class_weights.device, class_weights.cpu()
-        self._fold_of = np.full(len(data.y), -1, dtype=np.int16)
-        self._n_folds = len(folds)
+        self._method, self._data, self._n_folds = method, data, len(folds)
+        self._class_weights = class_weights
+        fold_of = np.full(len(data.y), -1, dtype=np.int16)
         for fold, rows in enumerate(folds):
-            self._fold_of[rows.cpu().numpy()] = fold
+            fold_of[rows.cpu().numpy()] = fold
         # Rows of a validation split stand behind those of the training split, which workers read.
-        self._fold_of = self._fold_of[: np.flatnonzero(self._fold_of >= 0)[-1] + 1]
+        self._fold_of = fold_of[: np.flatnonzero(fold_of >= 0)[-1] + 1]
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, fusion: str, features: Sequence[int]) -> FoldMoments:
@@ -101,21 +97,19 @@ class RayMoments:
             features: positions of the features to fuse.
         """
         with self._one_at_a_time:  # so that no more than --workers are at work
-            parts = _on_workers(list(self._shares(fusion, features)))
-            return _added(parts, self._device)
+            return _added(on_workers([*self.shares(fusion, features)]), self._class_weights.device)
 
-    def _shares(self, fusion: str, features: Sequence[int]) -> Iterator[Share]:
-        config, data, n_rows = self._config, self._data, len(self._fold_of)
-        widths = [feature.hidden_size for feature in data.features]
-        columns = columns_of(widths, features)
-        own = data.sample_weights
-        n_blocks = -(-n_rows // _SHARE_ROWS)
-        n_shares = min(config.workers, n_blocks)
+    def shares(self, fusion: str, features: Sequence[int]) -> Iterator[Share]:
+        """Cut the rows into a share a worker, or fewer."""
+        method, data, own = self._method, self._data, self._data.sample_weights
+        columns = columns_of([feature.hidden_size for feature in data.features], features)
+        n_blocks = -(-len(self._fold_of) // _SHARE_ROWS)
+        n_shares = min(method.workers, n_blocks)
         ends = [n_blocks * k // n_shares * _SHARE_ROWS for k in range(n_shares + 1)]
-        limit = default_limit() / GB if config.memory_gb is None else config.memory_gb
+        limit = default_limit() / GB if method.memory_gb is None else method.memory_gb
         for start, stop in itertools.pairwise(ends):
             yield Share(
-                cache=absolute(config.cache),
+                cache=absolute(method.cache),
                 fingerprint=data.fingerprint,
                 split=data.shares.train_split,
                 features=tuple(data.features[index] for index in features),
@@ -124,14 +118,14 @@ class RayMoments:
                 start=start,
                 fold_of=self._fold_of[start:stop],
                 n_folds=self._n_folds,
-                class_weights=self._class_weights,
+                class_weights=self._class_weights.cpu(),
                 sample_weights=None if own is None else own[start:stop].clone(),
-                memory_gb=limit / config.workers,
+                memory_gb=limit / method.workers,
             )
 
 
-def sums_of(share: Share) -> Sums:
-    """Read a share of the rows, and sum over it: what a worker does.
+def sums_of(share: Share) -> dict[str, npt.NDArray[Any]]:
+    """Read a share of the rows, and give the fields of its moments: what a worker does.
 
     Raises:
         DataError: the cache is not that of the command.
@@ -146,53 +140,54 @@ def sums_of(share: Share) -> Sums:
     split = cache[share.split]
     rows = slice(share.start, share.start + len(share.fold_of))
     x = share.standardiser.apply_(read_features(split, share.features, rows, share.memory_gb))
-    fusion = FUSIONS[share.fusion]([feature.hidden_size for feature in share.features])
+    fusion = make_fusion(share.fusion, [feature.hidden_size for feature in share.features])
     y = torch.from_numpy(split.labels[rows].astype(np.int64))
-    folds = [
-        torch.from_numpy(np.flatnonzero(share.fold_of == fold)) for fold in range(share.n_folds)
-    ]
+    folds = [torch.from_numpy(np.flatnonzero(share.fold_of == k)) for k in range(share.n_folds)]
     with torch.inference_mode():
-        moments = FoldMoments.of(fusion(x), y, folds, share.class_weights, share.sample_weights)
-    return {name: tensor.numpy() for name, tensor in vars(moments).items()}
+        problem = Problem(
+            x=fusion(x),
+            y=y,
+            folds=folds,
+            class_weights=share.class_weights,
+            sample_weights=share.sample_weights,
+        )
+        return {name: tensor.numpy() for name, tensor in vars(problem.moments).items()}
 
 
-@contextmanager
-def joined_if_asked(config: FitConfig) -> Iterator[None]:
+def joined_if_asked(method: Method) -> AbstractContextManager[None]:
     """Join Ray, or start it, where the engine is Ray.
 
     Raises:
         MissingPackageError: Ray is not installed.
     """
-    if config.engine != "ray":
-        yield
-        return
-    with joined(config.address, config.workers):
-        yield
+    is_ray = method.engine == "ray"
+    return joined(method.address, method.workers) if is_ray else contextlib.nullcontext()
 
 
-def _on_workers(shares: Sequence[Share]) -> list[Sums]:
-    """Have all shares summed, and give the sums in the order of the shares."""
+def on_workers(shares: Sequence[Share]) -> list[dict[str, npt.NDArray[Any]]]:
+    """Have all shares summed, and give the sums in the order of the shares.
+
+    Raises:
+        LLMEmbedError: what a worker could not do, in its own words.
+        EngineError: Ray gave up.
+    """
     import ray
     from ray.exceptions import RayError, RayTaskError
 
     task: Any = ray.remote(num_cpus=1)(sums_of)
     try:
-        found: list[Sums] = ray.get([task.remote(share) for share in shares])
-    except RayTaskError as error:
-        if isinstance(error.cause, LLMEmbedError):
-            raise error.cause from None
-        raise EngineError(_gave_up(error)) from error
+        found: list[dict[str, npt.NDArray[Any]]] = ray.get([task.remote(one) for one in shares])
     except RayError as error:
-        raise EngineError(_gave_up(error)) from error
+        if isinstance(error, RayTaskError) and isinstance(error.cause, LLMEmbedError):
+            raise error.cause from None
+        last = str(error).strip().splitlines()[-1]
+        raise EngineError(
+            f"Ray gave up: {last}. See Ray's logs for the cause, or leave out --engine ray."
+        ) from error
     return found
 
 
-def _gave_up(error: Exception) -> str:
-    last = str(error).strip().splitlines()[-1]
-    return f"Ray gave up: {last}. See Ray's logs for the cause, or leave out --engine ray."
-
-
-def _added(parts: Sequence[Sums], device: torch.device) -> FoldMoments:
+def _added(parts: Sequence[dict[str, npt.NDArray[Any]]], device: torch.device) -> FoldMoments:
     """Add the sums of all shares, in float64; the Gram matrix is float32, fold by fold."""
     grams = [
         sum(part["gram"][fold].astype(np.float64) for part in parts).astype(np.float32)

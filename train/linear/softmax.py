@@ -11,15 +11,16 @@ where the plain method needs hundreds on features as correlated as hidden states
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
-from llmembed.train.linear.closed import factorise
+from llmembed.train.linear.closed import LinearMap, Path, factorise, unit_of, without_absent
+from llmembed.train.linear.moments import Problem
 
 _HISTORY = 10
 _MAX_STEPS = 300
@@ -32,39 +33,78 @@ Evaluate: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 Pairs: TypeAlias = "deque[tuple[Tensor, Tensor, Tensor]]"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SoftmaxFits:
-    """P softmax regressions over the same rows, which differ in the weights of the rows."""
+class SoftmaxSolver:
+    """Softmax regression; the penalty is strength times the mean variance of the features.
 
-    x: Tensor
-    """float32 `[N, K]`, features."""
-    y: Tensor
-    """int64 `[N]`, classes; of rows without weight anything."""
-    row_weights: Tensor
-    """float32 `[N, P]`, weight of each row in each fit; they sum to 1 over the rows."""
-    mean: Tensor
-    """float32 `[K]`, centre of the rows: the bias is that of centred features."""
-    covariance: Tensor
-    """float32 `[K, K]`, of the rows."""
-    n_classes: int
-    """C."""
+    Weights of P fits, `theta`, are float32 `[P, K + 1, C]`, the bias of centred features in the
+    last row. What differs is the weight of each row in each fit, float32 `[N, P]`.
+    """
 
-    def start(self) -> Tensor:
-        """Give weights of zero: float32 `[P, K + 1, C]`, the bias in the last row."""
-        n_fits, width = self.row_weights.shape[1], self.x.shape[1]
-        return self.x.new_zeros(n_fits, width + 1, self.n_classes)
+    STRENGTHS: ClassVar = tuple(10 ** (k / 2 - 4) for k in range(10))  # 0.0001 to 3.16
 
-    def scores(self, theta: Tensor) -> Tensor:
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        total = problem.moments.total()
+        self._exact_mean, self._counts = total.mean, total.counts
+        covariance = total.gram / total.n - torch.outer(total.mean, total.mean)
+        self._mean, self._covariance = total.mean.float(), covariance.float()
+        self._unit = float(unit_of(covariance, total.gram.diagonal().mean() / total.n, total.n))
+
+    def held_out(self) -> Path:
+        """Score each row by the fits that have not seen its fold.
+
+        The path goes from the strongest penalty to the weakest, each from the optimum before, and
+        ends where the held-out loss has risen twice: the weak end takes most of the steps.
+        """
+        problem, theta, paths, losses = self.problem, None, [], []
+        masks = self._masks(len(problem.folds) + bool(len(problem.alone)))
+        for fold, rows in enumerate(problem.folds):
+            masks[rows, fold] = 0  # a fit more, of all rows, is for those alone in their class
+        for strength in reversed(self.STRENGTHS):
+            theta = self._minimise(masks, strength, theta)
+            paths.append(self._of_own_fold(self._scores(theta)))
+            losses.append(problem.loss(paths[-1]))
+            if losses[-3:] == sorted(losses[-3:]) and len(losses) > 2:
+                break
+        return Path(self.STRENGTHS[::-1][: len(paths)], torch.stack(paths))
+
+    def solve(self, strength: float) -> LinearMap:
+        """Fit all rows with one strength."""
+        theta = self._minimise(self._masks(1), strength)[0].double()
+        weight = theta[:-1].T
+        return without_absent(weight, theta[-1] - weight @ self._exact_mean, self._counts)
+
+    def _masks(self, n_fits: int) -> Tensor:
+        """Weigh the rows in folds, float32 `[N, P]`."""
+        rows = self.problem.taking_part
+        masks = self.problem.x.new_zeros(len(self.problem.x), n_fits)
+        masks[rows] = self.problem.weights_of(rows)[:, None]
+        return masks
+
+    def _of_own_fold(self, of_fits: Tensor) -> Tensor:
+        """Pick each row's scores by the fit without its fold, `[N, P, C]` -> `[N, C]`."""
+        scores = torch.full_like(of_fits[:, 0], math.nan)
+        for fold, rows in enumerate(self.problem.folds):
+            scores[rows] = of_fits[rows, fold]
+        scores[self.problem.alone] = of_fits[self.problem.alone, -1]
+        return scores
+
+    def _scores(self, theta: Tensor) -> Tensor:
         """Classify all rows by all fits: float32 `[N, P, C]`."""
-        weights, bias = theta[:, :-1], theta[:, -1]
+        x, weights, bias = self.problem.x, theta[:, :-1], theta[:, -1]
         flat = weights.transpose(0, 1).flatten(1)  # [P, K, C] -> [K, P C]
-        product = (self.x @ flat).reshape(len(self.x), *bias.shape)
-        return product + (bias - torch.einsum("k,pkc->pc", self.mean, weights))
+        product = (x @ flat).reshape(len(x), *bias.shape)
+        return product + (bias - torch.einsum("k,pkc->pc", self._mean, weights))
 
-    def minimise(self, penalty: float, theta: Tensor) -> Tensor:
-        """Find the optimum of each fit, from `theta` on: float32 `[P, K + 1, C]`."""
-        bound = _CURVATURE * self.covariance
-        trace = bound.trace() + _CURVATURE * self.mean.square().sum()
+    def _minimise(self, masks: Tensor, strength: float, theta: Tensor | None = None) -> Tensor:
+        """Find the optimum of each fit, from `theta` on."""
+        row_weights = masks / masks.sum(dim=0)
+        penalty = strength * self._unit
+        if theta is None:
+            shape = (row_weights.shape[1], len(self._mean) + 1, len(self._counts))
+            theta = self.problem.x.new_zeros(shape)
+        bound = _CURVATURE * self._covariance
+        trace = bound.trace() + _CURVATURE * self._mean.square().sum()
         factor = factorise(bound, bound.new_tensor(penalty), trace).to(theta)
 
         def precondition(gradient: Tensor) -> Tensor:
@@ -73,24 +113,24 @@ class SoftmaxFits:
             return torch.cat([solved.transpose(0, 1), gradient[:, -1:] / _CURVATURE], dim=1)
 
         def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
-            return self._loss(theta, penalty)
+            return self._loss(theta, row_weights, penalty)
 
         return _lbfgs(theta, evaluate, precondition)
 
-    def _loss(self, theta: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    def _loss(self, theta: Tensor, row_weights: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
         """Give the loss, float64 `[P]`, and its gradient, `[P, K + 1, C]`."""
-        log_proba = self.scores(theta).log_softmax(dim=2)
-        true = self.y.clamp(min=0)[:, None, None].expand(-1, log_proba.shape[1], 1)
-        losses = -log_proba.gather(2, true)[:, :, 0] * self.row_weights
+        x, log_proba = self.problem.x, self._scores(theta).log_softmax(dim=2)
+        true = self.problem.y.clamp(min=0)[:, None, None].expand(-1, log_proba.shape[1], 1)
+        losses = -log_proba.gather(2, true)[:, :, 0] * row_weights
         weights = theta[:, :-1]
         loss = losses.sum(dim=0, dtype=torch.float64)
         loss += penalty / 2 * weights.double().square().sum(dim=(1, 2))
         residual = log_proba.exp_()
         residual.scatter_add_(2, true, -torch.ones_like(true, dtype=residual.dtype))
-        residual *= self.row_weights[:, :, None]
+        residual *= row_weights[:, :, None]
         of_bias = residual.sum(dim=0)  # [P, C]
-        product = (self.x.T @ residual.flatten(1)).reshape(-1, *of_bias.shape).transpose(0, 1)
-        of_weights = product - self.mean[:, None] * of_bias[:, None, :] + penalty * weights
+        product = (x.T @ residual.flatten(1)).reshape(-1, *of_bias.shape).transpose(0, 1)
+        of_weights = product - self._mean[:, None] * of_bias[:, None, :] + penalty * weights
         return loss, torch.cat([of_weights, of_bias[:, None]], dim=1)
 
 

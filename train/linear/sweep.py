@@ -19,33 +19,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llmembed.train.inputs.data import columns_of
 from llmembed.train.inputs.select import Feature
-from llmembed.train.linear.closed import LDA, LinearMap, Ridge
-from llmembed.train.linear.gram import FoldMoments
+from llmembed.train.linear.choice import Choice, choose_strength
+from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, Ridge
+from llmembed.train.linear.moments import FoldMoments, Problem
 from llmembed.train.linear.parallel import map_on_cores
-from llmembed.train.linear.solvers import (
-    Choice,
-    ClosedSolver,
-    Problem,
-    choose_from,
-    choose_strength,
-    part_alone,
-)
-from llmembed.train.linear.stack import Member, pick, tempered
-from llmembed.train.measures.metrics import wilson_interval
+from llmembed.train.linear.stacking import Member, pick
+from llmembed.train.measures import fit_temperature, wilson_interval
 
 _KINDS: dict[str, type[Ridge | LDA]] = {"ridge": Ridge, "lda": LDA}
 _POOL_WIDTH = 8192  # of the pool's Gram matrix, 256 MiB a fold
 _LARGEST_SUBSET = 4
 _NEIGHBOURS = 1  # strengths tried on either side of the one that suited the best single feature
-
-Report = Callable[["Candidate"], None]
-Summed = Callable[[str, Sequence[int]], FoldMoments]
-"""Gives the moments of a fusion of some features, by fold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,30 +70,15 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
-    """What is swept: rows whose columns are features side by side."""
+class Grid(Problem):
+    """What is swept: rows whose columns are standardised features side by side."""
 
-    x: Tensor
-    """float32 `[N, F]`, standardised features."""
-    y: Tensor
-    """int64 `[N]`, classes."""
     widths: tuple[int, ...]
     """Width of each feature."""
-    folds: list[Tensor]
-    """int64 `[n]` each, the rows of a fold."""
-    class_weights: Tensor
-    """float32 `[C]`, weight of each row of a class."""
     head: str
     """ridge or lda."""
-    summed: Summed | None = None
-    """Sums the moments elsewhere; None is here."""
-    sample_weights: Tensor | None = None
-    """float32 `[N]`, a factor of the weight of each row; None is 1."""
-
-    @functools.cached_property
-    def held_out(self) -> Tensor:
-        """Rows that can be held out: those not alone in their class, int64 `[n]`."""
-        return part_alone(self.y, self.folds)[0]
+    summed_of: Callable[[str, Sequence[int]], FoldMoments] | None = None
+    """Sums the moments of a fusion of some features elsewhere; None is here."""
 
     def columns(self, features: Sequence[int]) -> Tensor:
         """List the columns of some features, int64 `[c]`."""
@@ -116,70 +89,73 @@ class Grid:
         x = self.x.index_select(1, self.columns(features))
         return x.reshape(len(x), len(features), -1).mean(dim=1) if fusion == "mean" else x
 
-    def problem(self, fusion: str, features: Sequence[int]) -> Problem:
-        """Pose the problem of a candidate."""
-        moments = None if self.summed is None else self.summed(fusion, features)
-        x = self.fuse(fusion, features)
-        return Problem.of(x, self.y, self.folds, self.class_weights, moments, self.sample_weights)
+    def problem(self, fusion: str, features: Sequence[int], fused: Tensor) -> Problem:
+        """Pose the problem of fused features, float32 `[N, K]`."""
+        summed = self.summed_of and functools.partial(self.summed_of, fusion, features)
+        return Problem(
+            x=fused,
+            y=self.y,
+            folds=self.folds,
+            class_weights=self.class_weights,
+            sample_weights=self.sample_weights,
+            summed=summed,
+        )
 
-    def pick(self, scores: Sequence[Tensor]) -> dict[int, float]:
-        """Pick the members of a stack by their held-out scores, float32 `[N, C]` each."""
-        rows = torch.cat(self.folds)
-        own = None if self.sample_weights is None else self.sample_weights[rows]
-        return pick([one[rows] for one in scores], self.y[rows], self.class_weights, own)
+    def solver(
+        self, fusion: str, features: Sequence[int], strengths: tuple[float, ...] | None = None
+    ) -> ClosedSolver:
+        """Make what solves the problem of a candidate."""
+        problem = self.problem(fusion, features, self.fuse(fusion, features))
+        return ClosedSolver(_KINDS[self.head], problem, strengths)
+
+    def solve(self, fusion: str, features: Sequence[int], strength: float) -> LinearMap:
+        """Fit all rows in folds."""
+        return self.solver(fusion, features).solve(strength)
 
     def choose(
         self, fusion: str, features: Sequence[int], strengths: tuple[float, ...] | None = None
     ) -> Choice:
         """Judge a candidate by its held-out accuracy."""
-        problem = self.problem(fusion, features)
-        solver = ClosedSolver(_KINDS[self.head], problem, strengths)
-        return choose_strength(problem, self.head, solver)
-
-    def solve(self, fusion: str, features: Sequence[int], strength: float) -> LinearMap:
-        """Fit all rows in folds."""
-        problem = self.problem(fusion, features)
-        return ClosedSolver(_KINDS[self.head], problem).solve(strength)
+        solver = self.solver(fusion, features, strengths)
+        return choose_strength(solver.problem, self.head, solver.held_out(), solver.solve)
 
     def candidate(
         self,
         fusion: str,
         features: Sequence[int],
         choice: Choice,
-        solve: Callable[[], LinearMap],
+        solve: Callable[[], LinearMap] | None = None,
     ) -> Candidate:
-        """Describe what was judged."""
-        rows = torch.cat(self.folds)
-        scores, temperature = tempered(choice.scores, self.y, rows, self.sample_weights)
+        """Describe what was judged; without `solve` the choice fits all rows."""
+        temperature = self.temperature(choice.scores, fit_temperature)
         return Candidate(
             fusion=fusion,
             features=tuple(features),
             strength=choice.strength,
             accuracy=choice.accuracy,
-            scores=scores,
+            scores=choice.scores / temperature,
             temperature=temperature,
-            solve=solve,
+            solve=solve or choice.solve,
         )
 
     def judge_again(self, member: Member) -> Candidate:
         """Judge a member of a stack with its strength, on these folds."""
-        fusion, features, strength = member.fusion, member.features, member.strength
-        choice = self.choose(fusion, features, strengths=(strength,))
-        solve = functools.partial(choice.solver.solve, strength)
-        return self.candidate(fusion, features, choice, solve)
+        choice = self.choose(member.fusion, member.features, strengths=(member.strength,))
+        return self.candidate(member.fusion, member.features, choice)
+
+    def pick(self, scores: Sequence[Tensor]) -> dict[int, float]:
+        """Pick the members of a stack by their held-out scores, float32 `[N, C]` each."""
+        rows = self.taking_part
+        held_out = [one[rows] for one in scores]
+        return pick(held_out, self.y[rows], self.class_weights, self.own_weights(rows))
 
 
-def sweep(grid: Grid, report: Report | None = None) -> list[Candidate]:
+def sweep(grid: Grid) -> list[Candidate]:
     """Judge every single feature, the mean of all, and growing concatenations of the best.
-
-    Args:
-        grid: rows, features and folds.
-        report: called with each candidate as soon as it is judged.
 
     Returns:
         All candidates, single features first, in the order they were judged.
     """
-    found: list[Candidate] = []
 
     def judged(fusion: str, features: Sequence[int]) -> Candidate:
         choice = grid.choose(fusion, features)
@@ -187,20 +163,12 @@ def sweep(grid: Grid, report: Report | None = None) -> list[Candidate]:
         solve = functools.partial(grid.solve, fusion, features, choice.strength)
         return grid.candidate(fusion, features, choice, solve)
 
-    def add(candidate: Candidate) -> None:
-        found.append(candidate)
-        if report is not None:
-            report(candidate)
-
     every = range(len(grid.widths))
-    for single in map_on_cores(lambda index: judged("single", [index]), every, grid.x.device):
-        add(single)
-    pool = _pool(grid, found)
+    found = [*map_on_cores(lambda index: judged("single", [index]), every, grid.x.device)]
+    pool, strength = _pool(grid, found), best_of(found).strength
     if len(every) > 1 and len(set(grid.widths)) == 1:
-        add(judged("mean", every))
-    for features, choice, solve in _grow(grid, pool, best_of(found[: len(every)]).strength):
-        add(grid.candidate("concat", features, choice, solve))
-    return found
+        found.append(judged("mean", every))
+    return [*found, *_grow(grid, pool, strength)]
 
 
 def stack_of(grid: Grid, candidates: Sequence[Candidate]) -> dict[Member, Candidate]:
@@ -222,22 +190,6 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
     return max(candidates, key=lambda one: (one.accuracy, -len(one.features)))
 
 
-def _grow(
-    grid: Grid, pool: Sequence[int], strength: float
-) -> Iterator[tuple[list[int], Choice, Callable[[], LinearMap]]]:
-    """Judge the concatenations of the first two of the pool, the first three, and so on."""
-    if len(pool) < 2:
-        return
-    problem = grid.problem("concat", pool)
-    kind = _KINDS[grid.head]
-    solver = ClosedSolver(kind, problem, _near(kind.STRENGTHS, strength))
-    ends = list(itertools.accumulate(grid.widths[k] for k in pool))
-    for n, path in enumerate(solver.held_out_of(ends[1:]), start=2):
-        fit = functools.partial(solver.solve, width=ends[n - 1])
-        choice = choose_from(problem, grid.head, solver, path, fit)
-        yield list(pool[:n]), choice, functools.partial(fit, choice.strength)
-
-
 def _pool(grid: Grid, singles: Sequence[Candidate]) -> list[int]:
     """List the features that a stack picks first, then the best others, as far as they fit."""
     picked = grid.pick([one.scores for one in singles])
@@ -248,6 +200,18 @@ def _pool(grid: Grid, singles: Sequence[Candidate]) -> list[int]:
         if len(pool) < _LARGEST_SUBSET and (width <= _POOL_WIDTH or len(pool) < 2):
             pool.append(index)
     return pool
+
+
+def _grow(grid: Grid, pool: Sequence[int], strength: float) -> Iterator[Candidate]:
+    """Judge the concatenations of the first two of the pool, the first three, and so on."""
+    if len(pool) < 2:
+        return
+    solver = grid.solver("concat", pool, _near(_KINDS[grid.head].STRENGTHS, strength))
+    ends = [*itertools.accumulate(grid.widths[k] for k in pool)][1:]
+    for n, (width, path) in enumerate(zip(ends, solver.held_out_of(ends), strict=True), start=2):
+        solve = functools.partial(solver.solve, width=width)
+        choice = choose_strength(solver.problem, grid.head, path, solve)
+        yield grid.candidate("concat", pool[:n], choice)
 
 
 def _near(strengths: tuple[float, ...], strength: float) -> tuple[float, ...]:

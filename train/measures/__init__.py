@@ -1,1 +1,14 @@
 """How good a classifier is, and how sure."""
+
+from llmembed.train.measures.calibration import calibrate, calibrate_trained, fit_temperature
+from llmembed.train.measures.metrics import Floats, Labels, summarise, wilson_interval
+
+__all__ = [
+    "Floats",
+    "Labels",
+    "calibrate",
+    "calibrate_trained",
+    "fit_temperature",
+    "summarise",
+    "wilson_interval",
+]

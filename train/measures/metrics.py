@@ -32,27 +32,26 @@ def summarise(log_proba: Floats, labels: Labels, class_names: Sequence[str]) -> 
         labels: int64 `[N]`, index of the true class.
         class_names: the C names, in the order of the columns.
     """
-    predicted = log_proba.argmax(axis=1)
-    counts = confusion(labels, predicted, len(class_names))
-    classes = per_class(counts)
-    absent = [name for name, row in zip(class_names, classes, strict=True) if not row["n"]]
-    occurring = [row for row in classes if row["n"] or row["n_predicted"]]
+    n_rows, n_classes = len(labels), len(class_names)
+    cells = labels * n_classes + log_proba.argmax(axis=1)
+    confusion = np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
+    per_class = dict(zip(class_names, _per_class(confusion), strict=True))
     of_classes = {
-        "classes_without_rows": absent,
-        "per_class": dict(zip(class_names, classes, strict=True)),
-        "confusion": counts.tolist(),
+        "classes_without_rows": [name for name, row in per_class.items() if not row["n"]],
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
     }
-    if not len(labels):
+    if not n_rows:
         return {"n_eval": 0, **dict.fromkeys(FIGURES), **of_classes}
-    n_correct = int(np.trace(counts))
-    accuracy = n_correct / len(labels)
+    n_correct = int(np.trace(confusion))
+    occurring = [row["f1"] for row in per_class.values() if row["n"] or row["n_predicted"]]
     return {
-        "n_eval": len(labels),
-        "accuracy": accuracy,
-        "accuracy_ci95": list(wilson_interval(n_correct, len(labels))),
-        "macro_f1": float(np.mean([row["f1"] for row in occurring])),
-        "micro_f1": accuracy,  # with one label an example, micro-averaged F1 is the accuracy
-        "nll": float(0.0 - log_proba[np.arange(len(labels)), labels].mean()),  # never -0.0
+        "n_eval": n_rows,
+        "accuracy": n_correct / n_rows,
+        "accuracy_ci95": list(wilson_interval(n_correct, n_rows)),
+        "macro_f1": float(np.mean(occurring)),
+        "micro_f1": n_correct / n_rows,  # with one label an example, micro F1 is the accuracy
+        "nll": float(0.0 - log_proba[np.arange(n_rows), labels].mean()),  # never -0.0
         "ece": ece(np.exp(log_proba), labels),
         **of_classes,
     }
@@ -72,35 +71,6 @@ def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def confusion(labels: Labels, predicted: Labels, n_classes: int) -> Labels:
-    """Count int64 `[C, C]`: rows are the true classes, columns the predicted ones.
-
-    >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
-    [[1, 1], [0, 1]]
-    """
-    flat = np.bincount(labels * n_classes + predicted, minlength=n_classes * n_classes)
-    return flat.reshape(n_classes, n_classes).astype(np.int64)
-
-
-def per_class(counts: Labels) -> list[dict[str, Any]]:
-    """Give precision, recall, F1 and counts of each class; a share of nothing is 0.
-
-    Args:
-        counts: int64 `[C, C]`, the confusion matrix.
-    """
-    hits, n, n_predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
-    return [
-        {
-            "precision": _share(hits[c], n_predicted[c]),
-            "recall": _share(hits[c], n[c]),
-            "f1": _share(2 * hits[c], n[c] + n_predicted[c]),
-            "n": int(n[c]),
-            "n_predicted": int(n_predicted[c]),
-        }
-        for c in range(len(counts))
-    ]
-
-
 def ece(proba: Floats, labels: Labels) -> float:
     """Average the gap between confidence and accuracy over 15 bins, weighted by their counts.
 
@@ -118,5 +88,24 @@ def ece(proba: Floats, labels: Labels) -> float:
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def _share(part: np.int64, whole: np.int64) -> float:
-    return float(part / whole) if whole else 0.0
+def _per_class(confusion: Labels) -> list[dict[str, Any]]:
+    """Give the figures of each class from `[C, C]`, whose rows are the true classes."""
+    return [
+        {
+            "precision": _share(hits, n_predicted),
+            "recall": _share(hits, n),
+            "f1": _share(2 * hits, n + n_predicted),
+            "n": n,
+            "n_predicted": n_predicted,
+        }
+        for hits, n, n_predicted in zip(
+            np.diag(confusion).tolist(),
+            confusion.sum(axis=1).tolist(),
+            confusion.sum(axis=0).tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0

@@ -22,7 +22,7 @@ from llmembed.common.replace import replacing
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from llmembed.train.measures.metrics import Floats
+    from llmembed.train.measures import Floats
 
 _RENAMED = "input_"
 _DIGITS = 6

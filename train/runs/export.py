@@ -13,27 +13,17 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llmembed.common.errors import MissingPackageError
 from llmembed.train.fusions.classifier import Classifier
 
 INPUT, OUTPUT = "features", "probabilities"
 _OPSET = 18
-
-
-class _Probabilities(nn.Module):
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, features: Tensor) -> Tensor:
-        probabilities: Tensor = self.classifier(features).softmax(dim=1)
-        return probabilities
 
 
 def check_can_export() -> None:
@@ -59,7 +49,7 @@ def onnx_of(classifier: Classifier, record: Mapping[str, Any]) -> bytes:
     """
     check_can_export()
     width = sum(classifier.architecture.widths)
-    model = to_onnx(_Probabilities(classifier).eval(), width)
+    model = to_onnx(nn.Sequential(classifier, nn.Softmax(dim=1)).eval(), width)
     for key in ("labels", "features"):
         model.metadata_props.add(key=key, value=json.dumps(record[key]))
     content: bytes = model.SerializeToString()
@@ -68,30 +58,27 @@ def onnx_of(classifier: Classifier, record: Mapping[str, Any]) -> bytes:
 
 def to_onnx(module: nn.Module, width: int) -> Any:
     """Trace a module that takes float32 `[N, F]` into an ONNX model, whatever N is."""
-    with _silence(), torch.inference_mode():
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, width),),
-            dynamo=True,
-            opset_version=_OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-            verbose=False,
-        )
-    assert program is not None
-    return program.model_proto
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporter's advice to its developers off the user's screen."""
     log = logging.getLogger("torch.onnx")
     level = log.level
-    log.setLevel(logging.ERROR)
+    log.setLevel(logging.ERROR)  # no advice to the exporter's developers on the user's screen
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            torch.inference_mode(),
+        ):
             warnings.simplefilter("ignore")
-            yield
+            program = torch.onnx.export(
+                module,
+                (torch.zeros(2, width),),
+                dynamo=True,
+                opset_version=_OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                verbose=False,
+            )
     finally:
         log.setLevel(level)
+    assert program is not None
+    return program.model_proto

@@ -127,7 +127,7 @@ class Backbones:
         """Load the backbone of a source, from its recorded place or from another one."""
         from llmembed.extract import Extractor
         from llmembed.extract.backbones.load import resolve_device
-        from llmembed.extract.config import POOLINGS
+        from llmembed.extract.features.poolings import POOLINGS
 
         key = (source, str(resolve_device(device)), place)
         if key in self._loaded:
@@ -140,7 +140,8 @@ class Backbones:
         own = [feature for feature in wanted if feature.source == source]
         for feature in own:
             if feature.pooling not in POOLINGS:
-                raise RunFormatError.unknown("pooling", feature.pooling, POOLINGS, "Fit again.")
+                remedy = "Install the package that registers it (llmembed.poolings), or fit again."
+                raise RunFormatError.unknown("pooling", feature.pooling, POOLINGS, remedy)
         try:
             self._loaded[key] = Extractor(
                 recipe,

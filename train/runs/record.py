@@ -1,4 +1,4 @@
-"""What a run's folder says of the run: data from anywhere, checked before it is used.
+"""What a run's folder says of the run: gathered by a fit; data from anywhere to who loads it.
 
 Nothing in it may make a reader wait, run code, or take memory: only regular files are opened, and
 every name, size and number is compared with what it may be.
@@ -6,22 +6,59 @@ every name, size and number is compared with what it may be.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from llmembed.cache_format.layout import MAX_HIDDEN_SIZE, MAX_LAYERS
 from llmembed.common.errors import RunFormatError
 from llmembed.common.regular import open_regular
-from llmembed.cache_format.layout.schema import MAX_HIDDEN_SIZE, MAX_LAYERS
-from llmembed.train.fusions.classifier import Architecture
+from llmembed.train.config import FitConfig
+from llmembed.train.fusions import FUSIONS, HEADS
+from llmembed.train.fusions.classifier import Architecture, Trained
 from llmembed.train.inputs.select import Feature
+
+if TYPE_CHECKING:
+    from llmembed.train.inputs.data import FitData
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
 _MAX_BYTES = 1 << 30
 _MAX_FEATURES, _MAX_CLASSES = 1 << 13, 1 << 20
+_PACKAGES = ("llmembed-cache", "torch", "lightning", "numpy", "safetensors")
+
+
+def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[str, Any]:
+    """Gather what config.json holds: enough to predict, and to fit again."""
+    architecture = trained.classifier.architecture
+    named = ((FUSIONS, architecture.fusion), (HEADS, architecture.head))
+    return {
+        "llmembed_run": FORMAT,
+        "fit": dataclasses.asdict(config),
+        "cache": {"fingerprint": data.fingerprint, "text_column": data.text_column},
+        "sources": {
+            name: {
+                "recipe": dict(data.sources[name].recipe),
+                "fingerprint": dict(data.sources[name].fingerprint),
+            }
+            for name in dict.fromkeys(feature.source for feature in data.features)
+        },
+        "features": [feature._asdict() for feature in data.features],
+        "labels": list(data.labels),
+        "architecture": dataclasses.asdict(architecture),
+        "seed": trained.seed,
+        "device": trained.device,
+        "versions": {package: version(package) for package in _PACKAGES},
+        "brought_by": {
+            registry.kind: package
+            for registry, name in named
+            if (package := registry.brought_by(name)) is not None
+        },
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -40,15 +77,13 @@ def read_json(path: Path) -> dict[str, Any]:
         message = f"{path} cannot be read: {error.strerror}. Make it readable, or fit again."
         raise RunFormatError(message) from error
     if len(content) > _MAX_BYTES:
-        raise RunFormatError(malformed(path, f"it has more than {_MAX_BYTES:,} bytes"))
+        raise malformed(path, f"it has more than {_MAX_BYTES:,} bytes")
     try:
-        document = json.loads(
-            content.decode("utf-8"), parse_constant=_refuse_number, parse_float=_finite
-        )
+        document = json.loads(content.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise RunFormatError(malformed(path, str(error))) from error
+        raise malformed(path, str(error)) from error
     if not isinstance(document, dict):
-        raise RunFormatError(malformed(path, "it holds no object"))
+        raise malformed(path, "it holds no object")
     return document
 
 
@@ -63,7 +98,8 @@ def check_config(config: Mapping[str, Any], path: Path) -> Architecture:
         The classifier that it describes.
 
     Raises:
-        RunFormatError: it is of another format, or its parts are not what they must be.
+        RunFormatError: it is of another format, its parts are not what they must be, or the package
+            that brings its fusion or head is not installed.
     """
     if config.get("llmembed_run") != FORMAT:
         raise RunFormatError(
@@ -75,30 +111,52 @@ def check_config(config: Mapping[str, Any], path: Path) -> Architecture:
         labels = _of(list, config["labels"], "labels")
         for label in labels:
             _of(str, label, "a label")
-        _sources(config, features)
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunFormatError(malformed(path, _told(error))) from error
+        packages = _of(dict, config.get("brought_by", {}), "brought_by")
+    except KeyError as error:
+        raise malformed(path, f"it lacks {error}") from error
+    except (TypeError, ValueError) as error:
+        raise malformed(path, str(error)) from error
+    for registry, name in ((FUSIONS, architecture.fusion), (HEADS, architecture.head)):
+        if name not in registry:
+            if registry.kind not in packages:
+                raise malformed(path, f"nothing registers the {registry.kind} {name!r:.40}")
+            raise RunFormatError(
+                f"the run at {path.parent} has the {registry.kind} {name!r:.40} of the package "
+                f"{packages[registry.kind]!s:.80}, which is not installed. Install it, or fit "
+                "again."
+            )
     widths = tuple(feature.hidden_size for feature in features)
     if widths != architecture.widths or len(labels) != architecture.n_classes:
-        raise RunFormatError(malformed(path, "features, labels and architecture disagree"))
+        raise malformed(path, "features, labels and architecture disagree")
     return architecture
 
 
-def malformed(path: Path, cause: str) -> str:
-    """Say that a file of a run is not as it was written."""
-    return f"{path} is damaged or was not written by llmembed-fit: {cause[:200]}. Fit again."
+def malformed(path: Path, cause: str) -> RunFormatError:
+    """Make the error for a file of a run that is not as it was written."""
+    return RunFormatError(
+        f"{path} is damaged or was not written by llmembed-fit: {cause[:200]}. Fit again."
+    )
 
 
 def _features(config: Mapping[str, Any]) -> list[Feature]:
+    """Check features, and the sources that they are from."""
     stored = _of(list, config["features"], "features")
     if not 1 <= len(stored) <= _MAX_FEATURES:
         raise ValueError(f"it has {len(stored)} features, allowed are 1 to {_MAX_FEATURES}")
+    sources = _of(dict, config["sources"], "sources")
+    for source in sources.values():
+        for key in ("recipe", "fingerprint"):
+            _of(dict, _of(dict, source, "a source")[key], key)
     features = [Feature(**_of(dict, feature, "a feature")) for feature in stored]
     for feature in features:
         _of(str, feature.source, "source")
         _of(str, feature.pooling, "pooling")
         _whole(feature.layer, "layer", 0, MAX_LAYERS)
         _whole(feature.hidden_size, "hidden_size", 1, MAX_HIDDEN_SIZE)
+        if feature.source not in sources:
+            raise ValueError(f"source {feature.source!r:.40} of a feature is not among its sources")
+    column = _of(dict, config.get("cache", {}), "cache").get("text_column")
+    _of((str, type(None)), column, "text_column")
     return features
 
 
@@ -114,20 +172,8 @@ def _architecture(stored: Any) -> Architecture:
     return architecture
 
 
-def _sources(config: Mapping[str, Any], features: list[Feature]) -> None:
-    sources = _of(dict, config["sources"], "sources")
-    for source in sources.values():
-        for key in ("recipe", "fingerprint"):
-            _of(dict, _of(dict, source, "a source")[key], key)
-    for feature in features:
-        if feature.source not in sources:
-            raise ValueError(f"source {feature.source!r:.40} of a feature is not among its sources")
-    column = _of(dict, config.get("cache", {}), "cache").get("text_column")
-    _of((str, type(None)), column, "text_column")
-
-
 def _of(kind: type | tuple[type, ...], value: Any, name: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(f"{name} is of type {type(value).__name__}")
     return value
 
@@ -137,14 +183,8 @@ def _whole(value: Any, name: str, low: int, high: int) -> None:
         raise ValueError(f"{name} lies outside of {low} to {high}")
 
 
-def _told(error: Exception) -> str:
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-
-
 def _finite(text: str) -> float:
     number = float(text)
-    return number if math.isfinite(number) else _refuse_number(text)
-
-
-def _refuse_number(text: str) -> float:
-    raise ValueError(f"the number {text[:20]} is not finite")
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return number

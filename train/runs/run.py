@@ -11,8 +11,9 @@
 It is written beside its place and put there whole (`llmembed.common.replace`), so that no
 half-written run can be met and no fault loses an earlier one. A run of the same fusion at the same
 place is replaced, one of another fusion with `--overwrite`; anything else there is refused. Loading
-trusts nothing: no pickle is ever read, the record is checked (`llmembed.train.runs.record`), and weights
-are compared in name and shape before any memory is taken for them.
+trusts nothing: no pickle is ever read, the record is checked
+(`llmembed.train.runs.record`), and weights are compared in name and shape before any memory is
+taken for them.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ import stat
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,24 +42,20 @@ from llmembed.common.errors import (
     RunNotFoundError,
 )
 from llmembed.common.regular import require_regular
-from llmembed.train.fusions.classifier import Architecture, Classifier, Trained
+from llmembed.common.replace import check_place, make_beside, put_in_place, recover, standing
 from llmembed.train.config import FitConfig
-from llmembed.train.measures.metrics import Floats
+from llmembed.train.fusions.classifier import Classifier
 from llmembed.train.inputs.arguments import as_texts
+from llmembed.train.inputs.select import Feature
+from llmembed.train.measures import Floats
 from llmembed.train.runs.predict import Backbones, Places
 from llmembed.train.runs.record import CONFIG_FILE, FORMAT, check_config, malformed, read_json
-from llmembed.common.replace import check_place, make_beside, put_in_place, recover, standing
 from llmembed.train.runs.report import report_page
-from llmembed.train.inputs.select import Feature
-
-if TYPE_CHECKING:
-    from llmembed.train.inputs.data import FitData
 
 MODEL_FILE, METRICS_FILE = "model.safetensors", "metrics.json"
 PREDICTIONS_FILE, ONNX_FILE = "predictions.parquet", "model.onnx"
 REPORT_FILE = "report.html"
 _PICKLED = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.joblib")
-_PACKAGES = ("llmembed-cache", "torch", "lightning", "numpy", "safetensors")
 _TRIES = 10
 
 
@@ -168,29 +164,6 @@ class Run:
         from llmembed.train.runs.export import onnx_of
 
         return onnx_of(self.classifier, self.config)
-
-
-def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[str, Any]:
-    """Gather what config.json holds: enough to predict, and to fit again."""
-    sources = dict.fromkeys(feature.source for feature in data.features)
-    return {
-        "llmembed_run": FORMAT,
-        "fit": dataclasses.asdict(config),
-        "cache": {"fingerprint": data.fingerprint, "text_column": data.text_column},
-        "sources": {
-            name: {
-                "recipe": dict(data.sources[name].recipe),
-                "fingerprint": dict(data.sources[name].fingerprint),
-            }
-            for name in sources
-        },
-        "features": [feature._asdict() for feature in data.features],
-        "labels": list(data.labels),
-        "architecture": dataclasses.asdict(trained.classifier.architecture),
-        "seed": trained.seed,
-        "device": trained.device,
-        "versions": {package: version(package) for package in _PACKAGES},
-    }
 
 
 def check_replaceable(config: FitConfig) -> None:
@@ -307,7 +280,12 @@ def _load(folder: Path, place: Path) -> Run:
     config = read_json(folder / CONFIG_FILE)
     architecture = check_config(config, folder / CONFIG_FILE)
     metrics = read_json(folder / METRICS_FILE)
-    classifier = _load_classifier(folder, architecture)
+    try:
+        with torch.device("meta"):  # names and shapes only: nothing is allocated yet
+            classifier = Classifier(architecture)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise malformed(folder / CONFIG_FILE, repr(error)) from error
+    classifier.load_state_dict(_load_weights(folder, classifier.state_dict()), assign=True)
     if folder != place:
         warnings.warn(
             f"a fit was killed while it replaced {place}: this is the earlier run, which lies in "
@@ -315,55 +293,39 @@ def _load(folder: Path, place: Path) -> Run:
             LLMEmbedWarning,
             stacklevel=3,
         )
-    return Run(path=place, config=config, metrics=metrics, classifier=classifier)
-
-
-def _load_classifier(folder: Path, architecture: Architecture) -> Classifier:
-    try:
-        with torch.device("meta"):  # names and shapes only: nothing is allocated yet
-            classifier = Classifier(architecture)
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise RunFormatError(malformed(folder / CONFIG_FILE, repr(error))) from error
-    classifier.load_state_dict(_load_weights(folder, classifier.state_dict()), assign=True)
-    return classifier.eval()
+    return Run(path=place, config=config, metrics=metrics, classifier=classifier.eval())
 
 
 def _load_weights(folder: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Read weights whose names, shapes and types are the expected ones."""
     path = folder / MODEL_FILE
+    wanted = {name: tuple(weight.shape) for name, weight in expected.items()}
     try:
         require_regular(path, RunFormatError)
         with safe_open(path, framework="pt") as file:
             names = file.keys()  # it is no mapping
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            _refuse_other_shapes(path, {n: tuple(w.shape) for n, w in expected.items()}, shapes)
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            if found != wanted:
+                differing = min(wanted.items() ^ found.items())[0]
+                raise RunFormatError(
+                    f"{path}: {differing} has shape {found.get(differing)}, and {CONFIG_FILE} asks "
+                    f"for {wanted.get(differing)}. The two files are not of one run; fit again."
+                )
             # Copied, for what stays mapped would change or fail with the file.
             weights = {name: file.get_tensor(name).clone() for name in expected}
     except FileNotFoundError as error:
         pickled = sorted(found.name for glob in _PICKLED for found in folder.glob(glob))
-        reason = (
-            f"{pickled[0]} may be a pickle, which can run code and is never read"
-            if pickled
-            else "the file is missing"
-        )
+        reason = "the file is missing"
+        if pickled:
+            reason = f"{pickled[0]} may be a pickle, which can run code and is never read"
         message = f"{path} does not exist: {reason}. Fit again with llmembed-fit."
         raise RunFormatError(message) from error
     except (SafetensorError, OSError) as error:
-        raise RunFormatError(malformed(path, str(error))) from error
+        raise malformed(path, str(error)) from error
     for name, weight in weights.items():
         if weight.dtype != expected[name].dtype:
-            raise RunFormatError(malformed(path, f"{name} is of type {weight.dtype}"))
+            raise malformed(path, f"{name} is of type {weight.dtype}")
     return weights
-
-
-def _refuse_other_shapes(
-    path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> None:
-    if expected != found:
-        differing = min(expected.items() ^ found.items())[0]
-        raise RunFormatError(
-            f"{path}: {differing} has shape {found.get(differing)}, and {CONFIG_FILE} asks for "
-            f"{expected.get(differing)}. The two files are not of one run; fit again."
-        )
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -33,15 +33,13 @@ def check_engine(config: Any, options: Sequence[str]) -> None:
     """
     if config.engine not in ENGINES:
         raise ConfigError.unknown("engine", config.engine, ENGINES, "Pass one of them to --engine.")
-    given = [
-        f"--{field.name.replace('_', '-')}"
-        for field in dataclasses.fields(config)
-        if field.name in options and getattr(config, field.name) != field.default
-    ]
-    if given and config.engine != "ray":
-        raise ConfigError(
-            f"{given[0]} is for --engine ray, and --engine is {config.engine}. Pass both."
-        )
+    for field in dataclasses.fields(config):
+        is_given = field.name in options and getattr(config, field.name) != field.default
+        if is_given and config.engine != "ray":
+            raise ConfigError(
+                f"--{field.name.replace('_', '-')} is for --engine ray, and --engine is "
+                f"{config.engine}. Pass both."
+            )
 
 
 @contextlib.contextmanager
@@ -87,11 +85,7 @@ def joined(address: str | None, n_workers: int, store_bytes: int | None = None) 
 
 
 def _check_answers(address: str) -> None:
-    """Try the port first: Ray itself waits for minutes where nothing listens.
-
-    Raises:
-        ConfigError: nothing listens, or it is no address.
-    """
+    """Try the port first: Ray itself waits for minutes where nothing listens."""
     place = os.environ.get("RAY_ADDRESS") or address  # Ray, too, prefers the variable
     if place == "auto":
         return  # Ray looks for its own processes on this machine

@@ -150,8 +150,10 @@ def command(config: type, kind: type[Command] = Command) -> Callable[..., click.
         def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
             function(config(**options), as_json=as_json, quiet=quiet)
 
-        options = [*_options_of(config), common_options, version_option]
-        return click.command(cls=kind)(functools.reduce(lambda f, add: add(f), options[::-1], run))
+        made: Callable[..., Any] = run
+        for add in (version_option, common_options, *_options_of(config)[::-1]):
+            made = add(made)
+        return click.command(cls=kind)(made)
 
     return decorate
 

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from llmembed.common.errors import DataError, LLMEmbedError, shown
 
-_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISLNK, "a symbolic link"),
-)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a symbolic link",
+}
 
 
 def open_regular(path: str | os.PathLike[str], error: type[LLMEmbedError] = DataError) -> BinaryIO:
@@ -39,21 +38,11 @@ def open_regular(path: str | os.PathLike[str], error: type[LLMEmbedError] = Data
     return os.fdopen(regular_descriptor(path, error), "rb")
 
 
-def require_regular(path: str | os.PathLike[str], error: type[LLMEmbedError] = DataError) -> None:
-    """Refuse what is no regular file before a library is given its path.
-
-    Raises:
-        LLMEmbedError: of the class `error`, naming what stands there instead.
-        OSError: there is nothing.
-    """
-    _look(path, error, follow_links=True)
-
-
 def regular_descriptor(
     path: str | os.PathLike[str], error: type[LLMEmbedError], *, follow_links: bool = True
 ) -> int:
     """Open a regular file as `open_regular` does; the caller closes the descriptor."""
-    _look(path, error, follow_links=follow_links)
+    require_regular(path, error, follow_links=follow_links)
     flags = os.O_RDONLY
     for name in ("O_BINARY", "O_NONBLOCK", "" if follow_links else "O_NOFOLLOW"):
         flags |= getattr(os, name, 0)  # Windows has the first alone
@@ -66,7 +55,18 @@ def regular_descriptor(
     return file
 
 
-def _look(path: str | os.PathLike[str], error: type[LLMEmbedError], *, follow_links: bool) -> None:
+def require_regular(
+    path: str | os.PathLike[str],
+    error: type[LLMEmbedError] = DataError,
+    *,
+    follow_links: bool = True,
+) -> None:
+    """Refuse what is no regular file before a library is given its path.
+
+    Raises:
+        LLMEmbedError: of the class `error`, naming what stands there instead.
+        OSError: there is nothing.
+    """
     try:
         mode = Path(path).stat(follow_symlinks=follow_links).st_mode
     except ValueError as problem:
@@ -76,8 +76,8 @@ def _look(path: str | os.PathLike[str], error: type[LLMEmbedError], *, follow_li
 
 def _require(mode: int, path: str | os.PathLike[str], error: type[LLMEmbedError]) -> None:
     if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
         raise error(
-            f"{shown(os.fspath(path))} is {kind}, not a regular file, so it is not read. Put a "
-            "file with the content in its place, or give another path."
+            f"{shown(os.fspath(path))} is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a "
+            "regular file, so it is not read. Put a file with the content in its place, or give "
+            "another path."
         )

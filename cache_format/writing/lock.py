@@ -27,9 +27,8 @@ from contextlib import suppress
 
 import xxhash
 
-from llmembed.cache_format.layout.documents import dump, parse
-from llmembed.cache_format.layout.schema import HIDDEN
-from llmembed.cache_format.stores.base import Store
+from llmembed.cache_format.layout import dump, parse
+from llmembed.cache_format.stores import HIDDEN, Store
 from llmembed.common.errors import CacheError, CacheFormatError, CacheLockedError, shown
 from llmembed.common.process import has_ended, started
 
@@ -39,93 +38,100 @@ PATIENCE_S = 60.0
 """How long those who share a plan wait for the one of them that registers it."""
 
 
-class WriterLock:
+class Lock:
+    """What a writer holds: a file with its name.
+
+    Args:
+        store: where the cache lies.
+        key: of the file.
+        document: what it holds while the lock is this one.
+    """
+
+    def __init__(self, store: Store, key: str, document: bytes) -> None:
+        self.store, self.key, self.document = store, key, document
+
+    def check(self) -> None:
+        """Refuse to go on if the lock was taken over while this process was stopped."""
+        if self.store.get(self.key) != self.document:
+            raise CacheLockedError(
+                f"{self.store.location}: another writer took the lock over while this one was "
+                "stopped. Nothing more is written; run the same command again to resume."
+            )
+
+    def release(self) -> None:
+        """Give the lock back, if it is still ours."""
+        if self.store.get(self.key) == self.document:
+            self.store.delete(self.key)
+
+    @property
+    def lease(self) -> str:
+        """What `borrowed_lock` takes in a process that works for this one."""
+        return json.dumps([self.key, self.document.decode()])
+
+
+class WriterLock(Lock):
     """Held while a `CacheWriter` is open that may change everything.
 
     Raises:
         CacheLockedError: if another live writer, or one of another host, holds a lock.
     """
 
-    key = LOCK
-
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._document = _document()
+        super().__init__(store, LOCK, _new_document())
         try:
-            if not store.create(LOCK, self._document):
+            if not store.create(LOCK, self.document):
                 self._take_over()
-            self._clear_claims()
+            for name in store.names(HIDDEN):  # claims on earlier locks: nobody asks for them now
+                if name.startswith("lock-"):
+                    store.delete(f"{HIDDEN}/{name}")
             self._refuse_sharing()
-            self._clear_shared()
+            for name in store.names(SHARED):  # of dead processes, now that nobody begins to share
+                document = store.get(f"{SHARED}/{name}")
+                if document is not None and _is_stale(document):
+                    store.delete(f"{SHARED}/{name}")
             store.clear_leftovers()
         except BaseException:
             with suppress(CacheError):
                 self.release()
             raise
 
-    def check(self) -> None:
-        """Refuse to go on if the lock was taken over while this process was stopped."""
-        if self._store.get(self.key) != self._document:
-            raise CacheLockedError(
-                f"{self._store.location}: another writer took the lock over while this one was "
-                "stopped. Nothing more is written; run the same command again to resume."
-            )
-
-    def release(self) -> None:
-        """Give the lock back, if it is still ours."""
-        if self._store.get(self.key) == self._document:
-            self._store.delete(self.key)
-
     def _take_over(self) -> None:
-        found = _last(self._store)
-        if found == self._document:
+        found = _last(self.store)
+        if found == self.document:
             return  # created, but the acknowledgement was lost
         if found is not None and not _is_stale(found):
             raise CacheLockedError(
-                f"{self._store.location} is being written by {_holder(found)}. Wait until it is "
-                f"done; if it is gone, delete {self._store.location}/{LOCK} and run again."
+                f"{self.store.location} is being written by {_holder(found)}. Wait until it is "
+                f"done; if it is gone, delete {self.store.location}/{LOCK} and run again."
             )
         key = LOCK if found is None else claim_key(found)
         try:
-            self._store.create(key, self._document)
-            if _last(self._store) != self._document:
+            self.store.create(key, self.document)
+            if _last(self.store) != self.document:
                 raise CacheLockedError(
-                    f"{self._store.location}: another writer started at the same moment. Wait for "
+                    f"{self.store.location}: another writer started at the same moment. Wait for "
                     "it."
                 )
-            self._store.put(LOCK, [self._document])
+            self.store.put(LOCK, [self.document])
         except BaseException:
             with suppress(CacheError):
-                if self._store.get(key) == self._document:
-                    self._store.delete(key)
+                if self.store.get(key) == self.document:
+                    self.store.delete(key)
             raise
 
     def _refuse_sharing(self) -> None:
-        sharing = holders(self._store)
+        sharing = holders(self.store)
         if sharing:
             name, holder = next(iter(sharing.items()))
             raise CacheLockedError(
-                f"{self._store.location} is being written by {name}, {holder} ({len(sharing)} "
+                f"{self.store.location} is being written by {name}, {holder} ({len(sharing)} "
                 "share it). Wait until they are done; for those that are gone, delete "
-                f"{self._store.location}/{SHARED}/{name} and its kin, or finalize the complete "
+                f"{self.store.location}/{SHARED}/{name} and its kin, or finalize the complete "
                 "cache."
             )
 
-    def _clear_claims(self) -> None:
-        """Delete the claims on locks that were here before; nobody asks for them any more."""
-        for name in self._store.names(HIDDEN):
-            if name.startswith("lock-"):
-                self._store.delete(f"{HIDDEN}/{name}")
 
-    def _clear_shared(self) -> None:
-        """Delete what dead processes left, now that nobody can begin to share."""
-        for name in self._store.names(SHARED):
-            document = self._store.get(f"{SHARED}/{name}")
-            if document is not None and _is_stale(document):
-                self._store.delete(f"{SHARED}/{name}")
-
-
-class SharedLock(WriterLock):
+class SharedLock(Lock):
     """Held by one of several writers that share a plan.
 
     A second writer by the same name takes the place of the first, which notices before its next
@@ -140,13 +146,11 @@ class SharedLock(WriterLock):
     """
 
     def __init__(self, store: Store, name: str) -> None:
-        self._store = store
-        self._document = _document()
-        self.key = f"{SHARED}/{name}"
+        super().__init__(store, f"{SHARED}/{name}", _new_document())
         patient_until = time.monotonic() + PATIENCE_S
         while True:
-            store.put(self.key, [self._document])
-            found = live_lock(store)
+            store.put(self.key, [self.document])
+            found = _live_lock(store)
             if found is None and store.get(self.key) is not None:
                 return
             self.release()
@@ -158,24 +162,11 @@ class SharedLock(WriterLock):
                 )
             time.sleep(0.1)
 
-    @property
-    def lease(self) -> str:
-        """What a `BorrowedLock` of another process is made from."""
-        return json.dumps([self.key.removeprefix(f"{SHARED}/"), self._document.decode()])
 
-
-class BorrowedLock(WriterLock):
-    """A shared lock that its holder lent: it is compared, never taken and never given back.
-
-    Args:
-        store: where the cache lies.
-        lease: what the holder's `SharedLock.lease` says.
-    """
-
-    def __init__(self, store: Store, lease: str) -> None:
-        self._store = store
-        name, document = json.loads(lease)
-        self.key, self._document = f"{SHARED}/{name}", document.encode()
+def borrowed_lock(store: Store, lease: str) -> Lock:
+    """Make a shared lock that its holder lent by its lease: to be checked, never released."""
+    key, document = json.loads(lease)
+    return Lock(store, key, document.encode())
 
 
 def holders(store: Store) -> dict[str, str]:
@@ -194,16 +185,10 @@ def refuse_if_held(store: Store) -> None:
     Raises:
         CacheLockedError: naming the holder.
     """
-    found = live_lock(store)
+    found = _live_lock(store)
     held_by = [_holder(found)] if found is not None else list(holders(store).values())
     if held_by:
         raise CacheLockedError(f"{store.location} is being written by {held_by[0]}. Wait.")
-
-
-def live_lock(store: Store) -> bytes | None:
-    """Return the lock of a writer that shares with nobody, None if there is none or it is dead."""
-    found = _last(store)
-    return None if found is None or _is_stale(found) else found
 
 
 def is_abandoned(store: Store) -> bool:
@@ -212,16 +197,15 @@ def is_abandoned(store: Store) -> bool:
     return found is not None and _is_stale(found)
 
 
-def _document() -> bytes:
+def claim_key(document: bytes) -> str:
+    """Key of the claim on the lock, or on the claim, that holds these bytes."""
+    return f"{LOCK}-{xxhash.xxh3_128_hexdigest(document)}"
+
+
+def _new_document() -> bytes:
     pid = os.getpid()
-    return dump(
-        {
-            "pid": pid,
-            "host": platform.node(),
-            "started": started(pid),
-            "token": uuid.uuid4().hex,
-        }
-    )
+    holder = {"pid": pid, "host": platform.node(), "started": started(pid)}
+    return dump(holder | {"token": uuid.uuid4().hex})
 
 
 def _last(store: Store) -> bytes | None:
@@ -235,9 +219,10 @@ def _last(store: Store) -> bytes | None:
     return found
 
 
-def claim_key(document: bytes) -> str:
-    """Key of the claim on the lock, or on the claim, that holds these bytes."""
-    return f"{LOCK}-{xxhash.xxh3_128_hexdigest(document)}"
+def _live_lock(store: Store) -> bytes | None:
+    """Return the lock of a writer that shares with nobody, None if there is none or it is dead."""
+    found = _last(store)
+    return None if found is None or _is_stale(found) else found
 
 
 def _is_stale(document: bytes) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmembed.train.inputs.weighing import mean_loss
 from llmembed.train.linear.closed import LinearMap
-from llmembed.train.measures.calibration import fit_temperature
+from llmembed.train.measures import fit_temperature
 
 _MAX_PICKS = 12
 
@@ -58,6 +58,8 @@ def pick(
     >>> pick([bad, good], torch.tensor([0, 1]))
     {1: 1.0}
     """
+    labels = y.cpu().numpy()
+    weights = None if sample_weights is None else sample_weights.cpu().numpy()
 
     def loss_of(logits: Tensor) -> float:
         return mean_loss(logits, y, class_weights, sample_weights).item()
@@ -66,29 +68,13 @@ def pick(
     picked: list[int] = []
     reached: list[float] = []
     for n in range(1, _MAX_PICKS + 1):
-        sums = (total + one for one in scores)
-        losses = [loss_of(one / (n * temperature)) for one in sums]
+        losses = [loss_of((total + one) / (n * temperature)) for one in scores]
         picked.append(min(range(len(scores)), key=losses.__getitem__))
         total = total + scores[picked[-1]]
-        temperature = _temperature_of(total / n, y, sample_weights)
+        temperature = fit_temperature((total / n).cpu().numpy(), labels, weights)
         reached.append(loss_of(total / (n * temperature)))
-    n_best = min(range(len(reached)), key=reached.__getitem__) + 1
-    picked = picked[:n_best]
+    picked = picked[: min(range(_MAX_PICKS), key=reached.__getitem__) + 1]
     return {index: picked.count(index) / len(picked) for index in dict.fromkeys(picked)}
-
-
-def tempered(
-    scores: Tensor, y: Tensor, rows: Tensor, sample_weights: Tensor | None = None
-) -> tuple[Tensor, float]:
-    """Divide held-out scores `[N, C]` by the temperature that suits them, and give it."""
-    own = None if sample_weights is None else sample_weights[rows]
-    temperature = _temperature_of(scores[rows], y[rows], own)
-    return scores / temperature, temperature
-
-
-def _temperature_of(scores: Tensor, y: Tensor, sample_weights: Tensor | None) -> float:
-    own = None if sample_weights is None else sample_weights.cpu().numpy()
-    return fit_temperature(scores.cpu().numpy(), y.cpu().numpy(), own)
 
 
 def spread(linear: LinearMap, fusion: str, columns: Sequence[Tensor], width: int) -> LinearMap:

@@ -1,0 +1,274 @@
+"""What must be in a cache before blocks are written: root, columns, and documents of the arrays.
+
+What is given is compared with what the cache has already; what contradicts it is refused with both
+values named. At the end, plain Zarr readers are told what is complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmembed.cache_format.layout import (
+    COLUMN_DTYPES,
+    COMMITS,
+    DOCUMENT,
+    INDEX,
+    JSON,
+    LABEL,
+    N_TOKENS,
+    TEXT_HASH,
+    ArrayInfo,
+    DatasetInfo,
+    Header,
+    SourceInfo,
+    SourceLayout,
+    SplitInfo,
+    array_document,
+    array_name,
+    check_name,
+    column_rows,
+    digest,
+    encode,
+    group_document,
+    layouts,
+    parse,
+    parse_array,
+    purge,
+    put_document,
+    read_column,
+    read_layout,
+)
+from llmembed.cache_format.stores import HIDDEN, Store
+from llmembed.cache_format.writing.plan import SplitPlan
+from llmembed.common.errors import CacheMismatchError, ConfigError, DataError
+
+
+def check_free_name(kind: str, name: str, taken: Mapping[str, object]) -> None:
+    """Refuse a name that differs from another of its kind only in case.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    check_name(kind, name)
+    for other in taken:
+        if other != name and other.casefold() == name.casefold():
+            raise ConfigError(
+                f"{kind} {name!r} differs from {other!r} of the same cache only in case, which "
+                "some file systems cannot tell apart. Choose another name."
+            )
+
+
+def check_dataset(known: DatasetInfo, given: DatasetInfo, location: str) -> None:
+    """Refuse another data set than the one that the cache is of.
+
+    Raises:
+        CacheMismatchError: naming both values.
+    """
+    for key in ("name", "labels"):
+        stored, new = getattr(known, key), getattr(given, key)
+        if stored != new:
+            raise CacheMismatchError(
+                f"{location} is of a data set with {key} {stored!r}, but {new!r} was given. Give "
+                "the same data set, or use another --cache."
+            )
+
+
+def check_source(known: SourceInfo, given: SourceInfo, location: str) -> None:
+    """Refuse other settings under the name of a known source.
+
+    Raises:
+        CacheMismatchError: naming every differing key with both values.
+    """
+    stored, new = _identity(known), _identity(given)
+    differing = sorted(k for k in stored | new if stored.get(k) != new.get(k))
+    if differing:
+        parts = "; ".join(f"{k}: cache {stored.get(k)!r}, given {new.get(k)!r}" for k in differing)
+        raise CacheMismatchError(
+            f"source {known.name!r} of {location} was made otherwise: {parts}. Give the same "
+            "settings, another --source name, or another --cache."
+        )
+
+
+def check_dtype(known: str, given: str, where: str) -> None:
+    """Refuse another dtype than the stored one.
+
+    Raises:
+        CacheMismatchError: naming both.
+    """
+    if known != given:
+        raise CacheMismatchError(
+            f"{where} is stored as {known}, but {given} was asked for. Pass --dtype {known}, or "
+            "another --source name or --cache."
+        )
+
+
+def checked_columns(
+    split: str, labels: NDArray[Any], text_hash: NDArray[Any], n_classes: int
+) -> dict[str, NDArray[Any]]:
+    """Validate the columns of a split.
+
+    Returns:
+        label int32 `[N]` and text_hash uint64 `[N]`, little-endian.
+
+    Raises:
+        DataError: if their lengths differ or a label is out of range.
+    """
+    labels, text_hash = np.asarray(labels), np.asarray(text_hash)
+    if labels.ndim != 1 or labels.shape != text_hash.shape:
+        raise DataError(
+            f"split {split!r} has labels of shape {labels.shape} and text hashes of shape "
+            f"{text_hash.shape}; one of each belongs to every example. Pass equal lengths."
+        )
+    if len(labels) and not -1 <= labels.min() <= labels.max() < n_classes:
+        wrong = np.flatnonzero((labels < -1) | (labels >= n_classes))
+        raise DataError(
+            f"split {split!r} has label {labels[wrong[0]]} in row {wrong[0]}; with {n_classes} "
+            f"classes, 0 to {n_classes - 1} are allowed, and -1 for unlabelled. Correct the label."
+        )
+    return {
+        LABEL: labels.astype("<i4", copy=False),
+        TEXT_HASH: text_hash.astype("<u8", copy=False),
+    }
+
+
+def check_grown(store: Store, split: str, info: SplitInfo, given: dict[str, NDArray[Any]]) -> None:
+    """Refuse columns that do not begin with the stored ones.
+
+    Raises:
+        CacheMismatchError: naming the first differing row and both values.
+    """
+    if len(given[LABEL]) < info.n_rows:
+        raise CacheMismatchError(
+            f"split {split!r} of {store.location} has {info.n_rows} rows, but "
+            f"{len(given[LABEL])} were given. Give the same data set, with more rows at its end "
+            "if it grew, or use another --cache."
+        )
+    for name, values in given.items():
+        stored = read_column(store, split, name, info)
+        differing = np.flatnonzero(stored != values[: info.n_rows])
+        if len(differing):
+            row = int(differing[0])
+            raise CacheMismatchError(
+                f"row {row} of split {split!r}: {store.location} has {name} {stored[row]}, but "
+                f"{values[row]} was given ({len(differing)} of {info.n_rows} rows differ). Give "
+                "the same data set in the same order, or use another --cache."
+            )
+
+
+def split_info(columns: Mapping[str, NDArray[Any]]) -> SplitInfo:
+    """Describe a split by its columns."""
+    texts, labels = digest(columns[TEXT_HASH]), digest(columns[LABEL])
+    return SplitInfo(n_rows=len(columns[LABEL]), texts=texts, labels=labels)
+
+
+def register_split(
+    store: Store,
+    header: Header,
+    split: str,
+    columns: Mapping[str, NDArray[Any]],
+    known: SplitInfo | None,
+) -> None:
+    """Write the columns of a split from the first chunk that changes, then the root.
+
+    Args:
+        store: where the cache lies.
+        header: names the split already.
+        split: the split's name.
+        columns: label and text_hash, whole.
+        known: the split as it is in the store, None for a new one.
+    """
+    if known is None:
+        purge(store, split)
+    else:
+        store.delete_below(f"{INDEX}/{split}")  # made for fewer rows
+    n_known = known.n_rows if known else 0
+    for name, values in columns.items():
+        key = f"{split}/{name}"
+        document, n_rows = store.get(f"{key}/{DOCUMENT}"), len(values)
+        if document is None:
+            dtype, shape = COLUMN_DTYPES[name], (n_rows,)
+            info = ArrayInfo(shape=shape, chunk_rows=column_rows(n_rows), dtype=dtype)
+        else:
+            stored = parse_array(document, f"{store.location}/{key}/{DOCUMENT}")
+            info = replace(stored, shape=(n_rows,))
+        for index in range(n_known // info.chunk_rows, info.n_chunks):
+            rows = values[index * info.chunk_rows : (index + 1) * info.chunk_rows]
+            store.put(f"{key}/{info.chunk_key(index)}", encode(info, rows))
+        put_document(store, f"{key}/{DOCUMENT}", array_document(info))
+    put_document(store, f"{split}/{DOCUMENT}", group_document({}))
+    header.save(store)
+
+
+def register_source(store: Store, header: Header, source: str) -> None:
+    """Clear what a removed source of that name left, then write the root, which names it."""
+    for split in header.splits:
+        purge(store, f"{split}/{source}")
+    header.save(store)
+
+
+def register_arrays(store: Store, plan: SplitPlan) -> None:
+    """Write the documents of a plan's arrays and groups, those that are not there yet."""
+    source = f"{plan.split}/{plan.source}"
+    feature = array_document(plan.feature_info)
+    documents = {f"/{array_name(key)}": feature for key in plan.arrays}
+    documents[f"/{N_TOKENS}"] = array_document(plan.n_tokens_info)
+    documents |= {f"/{pooling}": group_document({}) for pooling, _ in plan.arrays}
+    layout = read_layout(store, plan.split, plan.source)
+    arrays = tuple(sorted({*(layout.arrays if layout else ()), *plan.arrays}))
+    new = SourceLayout(block_rows=plan.block_rows, dtype=plan.dtype, arrays=arrays)
+    for name, document in (documents | {"": new.document()}).items():  # the source's comes last
+        put_document(store, f"{source}{name}/{DOCUMENT}", document)
+
+
+def has_arrays(store: Store, plan: SplitPlan) -> bool:
+    """Tell whether a plan's arrays are registered."""
+    layout = read_layout(store, plan.split, plan.source)
+    return layout is not None and set(plan.arrays) <= set(layout.arrays)
+
+
+def consolidate(store: Store, header: Header) -> None:
+    """Renew the consolidated metadata, then write the root."""
+    header.consolidated = consolidated_metadata(store, header)
+    header.save(store)
+
+
+def consolidated_metadata(store: Store, header: Header) -> dict[str, JSON] | None:
+    """Collect the documents of all complete arrays and their groups; None if there are none.
+
+    A plain Zarr reader that opens the root cannot meet a row that was never written.
+    """
+    keys: set[str] = set()
+    for split, source, layout, commits in layouts(store, header):
+        arrays = [key for key in layout.arrays if commits.is_complete(array_name(key))]
+        if arrays and commits.is_complete(N_TOKENS):
+            keys |= {split, f"{split}/{LABEL}", f"{split}/{TEXT_HASH}", f"{split}/{source}"}
+            names = {N_TOKENS, *(pooling for pooling, _ in arrays), *map(array_name, arrays)}
+            keys |= {f"{split}/{source}/{name}" for name in names}
+    if not keys:
+        return None
+    documents = ((key, f"{key}/{DOCUMENT}") for key in sorted(keys))
+    metadata = {
+        key: parse(store.get(place) or b"", f"{store.location}/{place}").value
+        for key, place in documents
+    }
+    return {"kind": "inline", "must_understand": False, "metadata": metadata}
+
+
+def empty(store: Store, header: Header) -> None:
+    """Make a cache an empty one: from the first write on it is, whatever lies below."""
+    header.save(store)
+    for name in store.names(""):
+        if name not in (DOCUMENT, HIDDEN):
+            store.delete_below(name)
+    for folder in (COMMITS, INDEX):
+        store.delete_below(folder)
+
+
+def _identity(source: SourceInfo) -> dict[str, Any]:
+    identity = {**source.fingerprint, "hidden_size": source.hidden_size}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in identity.items()}

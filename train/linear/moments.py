@@ -1,0 +1,188 @@
+"""What linear heads are solved from: rows in folds, and the moments of their features.
+
+One pass accumulates, for every fold, the Gram matrix `sum x x^T` and the sums of each class. What
+a fold is tested on is left out by subtraction, so k folds cost one pass, not k.
+
+The price is memory: k K^2 numbers. Products are float32 within a chunk of rows, sums over chunks
+float64, and what is kept is float32: for standardised features this agrees with float64 to 1e-6 of
+the diagonal. Of the symmetric product only the half below the diagonal is computed.
+
+A row that is alone in its class cannot be held out: without it there is no such class. It is scored
+by the classifier fitted to all rows. So it has no part in the held-out accuracy; losses and
+temperatures count it, since without it the class would have no row at all.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmembed.train.inputs.weighing import mean_loss, weights_of
+
+_CHUNK_ROWS = 4096
+_BLOCK_COLUMNS = 384  # of a product: wide enough for its full speed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Sums over some rows."""
+
+    gram: Tensor
+    """`[K, K]`, sum of `w x x^T`."""
+    class_sums: Tensor
+    """float64 `[C, K]`, sum of `w x` over the rows of each class."""
+    counts: Tensor
+    """float64 `[C]`, sum of w over the rows of each class."""
+
+    @property
+    def n(self) -> Tensor:
+        """Sum of w over all rows, float64."""
+        return self.counts.sum()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the rows, float64 `[K]`."""
+        return self.class_sums.sum(dim=0) / self.n
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldMoments:
+    """Moments of each of k folds."""
+
+    gram: Tensor
+    """float32 `[k, K, K]`."""
+    class_sums: Tensor
+    """float64 `[k, C, K]`."""
+    counts: Tensor
+    """float64 `[k, C]`."""
+
+    def total(self) -> Moments:
+        """Moments of all rows; the Gram matrix is float64."""
+        return Moments(
+            gram=self.gram.sum(dim=0, dtype=torch.float64),
+            class_sums=self.class_sums.sum(dim=0),
+            counts=self.counts.sum(dim=0),
+        )
+
+    def without(self, fold: int) -> Moments:
+        """Moments of all rows but those of a fold; the Gram matrix is float32."""
+        others = [k for k in range(len(self.gram)) if k != fold]
+        gram = self.gram[others[0]].clone()
+        for k in others[1:]:
+            gram += self.gram[k]
+        return Moments(
+            gram=gram,
+            class_sums=self.class_sums[others].sum(dim=0),
+            counts=self.counts[others].sum(dim=0),
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows to classify, divided into folds."""
+
+    x: Tensor
+    """float32 `[N, K]`, features."""
+    y: Tensor
+    """int64 `[N]`, classes."""
+    folds: list[Tensor]
+    """int64 `[n]` each, the rows of a fold; rows in none take no part."""
+    class_weights: Tensor
+    """float32 `[C]`, weight of each row of a class."""
+    sample_weights: Tensor | None = None
+    """float32 `[N]`, a factor of the weight of each row; None is 1."""
+    summed: Callable[[], FoldMoments] | None = None
+    """Sums the moments elsewhere; None is here."""
+
+    @functools.cached_property
+    def moments(self) -> FoldMoments:
+        """Moments of each fold, accumulated in one pass."""
+        if self.summed is not None:
+            return self.summed()
+        moments = [self._moments(rows) for rows in self.folds]
+        return FoldMoments(
+            gram=torch.stack([one.gram for one in moments]),
+            class_sums=torch.stack([one.class_sums for one in moments]),
+            counts=torch.stack([one.counts for one in moments]),
+        )
+
+    def _moments(self, rows: Tensor) -> Moments:
+        n_classes, width = len(self.class_weights), self.x.shape[1]
+        gram = self.x.new_zeros(width, width)
+        class_sums = self.x.new_zeros(n_classes, width, dtype=torch.float64)
+        counts = self.x.new_zeros(n_classes, dtype=torch.float64)
+        for index, chunk in enumerate(torch.split(rows, _CHUNK_ROWS)):
+            block = self.x.index_select(0, chunk)
+            weights = self.weights_of(chunk)[:, None]
+            of_class = weights * F.one_hot(self.y[chunk], n_classes)
+            class_sums += of_class.T @ block
+            counts += of_class.sum(dim=0, dtype=torch.float64)
+            product = _times_transpose(block.mul_(weights.sqrt()))
+            gram = gram.double().add_(product) if index else product
+        return Moments(gram=gram.float(), class_sums=class_sums, counts=counts)
+
+    @functools.cached_property
+    def taking_part(self) -> Tensor:
+        """Rows in folds, int64 `[n]`."""
+        return torch.cat(self.folds)
+
+    @functools.cached_property
+    def _is_alone(self) -> Tensor:
+        classes = self.y[self.taking_part]
+        return torch.bincount(classes)[classes] == 1
+
+    @property
+    def held_out(self) -> Tensor:
+        """Rows in folds that another row of their class can stand in for, int64 `[n]`."""
+        return self.taking_part[~self._is_alone]
+
+    @property
+    def alone(self) -> Tensor:
+        """The other rows in folds, each the only one of its class, int64 `[n]`."""
+        return self.taking_part[self._is_alone]
+
+    def own_weights(self, rows: Tensor) -> Tensor | None:
+        """Give the sample weights of some rows, float32 `[n]`."""
+        return None if self.sample_weights is None else self.sample_weights[rows]
+
+    def weights_of(self, rows: Tensor) -> Tensor:
+        """Weigh some rows, float32 `[n]`."""
+        return weights_of(self.y, rows, self.class_weights, self.sample_weights)
+
+    def accuracies(self, scores: Tensor, rows: Tensor) -> list[float]:
+        """Give the weighted accuracy of each of `[S, N, C]` on some rows; 0 of no rows."""
+        if not len(rows):
+            return [0.0] * len(scores)
+        hits = (scores[:, rows].argmax(dim=2) == self.y[rows]).double()
+        weights = self.weights_of(rows).double()
+        found: list[float] = (hits @ weights / weights.sum()).tolist()
+        return found
+
+    def loss(self, scores: Tensor) -> float:
+        """Give the weighted loss of scores `[N, C]` of the rows in folds."""
+        rows = self.taking_part
+        own = self.own_weights(rows)
+        return mean_loss(scores[rows], self.y[rows], self.class_weights, own).item()
+
+    def temperature(self, scores: Tensor, find: Callable[..., float]) -> float:
+        """Find the temperature of held-out scores `[N, C]`, by a function of `calibration`."""
+        rows = self.taking_part
+        own = self.own_weights(rows)
+        weights = None if own is None else own.cpu().numpy()
+        return find(scores[rows].cpu().numpy(), self.y[rows].cpu().numpy(), weights)
+
+
+def _times_transpose(x: Tensor) -> Tensor:
+    """Compute `x^T x`, `[n, K]` -> `[K, K]`, by blocks of columns up to the diagonal."""
+    width = x.shape[1]
+    gram = x.new_empty(width, width)
+    for first in range(0, width, _BLOCK_COLUMNS):
+        own = slice(first, min(first + _BLOCK_COLUMNS, width))
+        torch.mm(x[:, own].T, x[:, : own.stop], out=gram[own, : own.stop])
+        gram[:first, own] = gram[own, :first].T
+    return gram

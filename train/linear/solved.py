@@ -1,0 +1,215 @@
+"""Fits of solved heads: folds of the training rows choose head and strength, all rows fit it.
+
+No row is set aside: the held-out scores of the folds choose the strength, calibrate the
+temperature, and say how well the classifier does on rows that it has not seen, a little better
+than it will do, since the choices were made on the same rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmembed.common.errors import ConfigError
+from llmembed.train.config import Method
+from llmembed.train.fusions.classifier import Classifier, Trained
+from llmembed.train.fusions.heads import LinearHead
+from llmembed.train.inputs.data import FitData
+from llmembed.train.inputs.shares import draw_folds
+from llmembed.train.inputs.weighing import mean_loss
+from llmembed.train.linear.choice import choose_head
+from llmembed.train.linear.closed import LinearMap, without_absent
+from llmembed.train.linear.moments import Problem
+from llmembed.train.linear.ray_moments import RayMoments
+from llmembed.train.linear.stacking import Member, average, spread
+from llmembed.train.linear.sweep import Candidate, Grid, stack_of, sweep
+from llmembed.train.measures import calibrate
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Solved:
+    """A linear head, and what it would have said of each row without having seen it."""
+
+    linear: LinearMap
+    head: str
+    scores: Tensor
+    """float32 `[N, C]`."""
+    problem: Problem
+    details: dict[str, Any]
+
+
+def train_solved(method: Method, data: FitData, seed: int) -> Trained:
+    """Solve for one classifier; the seed draws the folds.
+
+    Raises:
+        ConfigError: there are fewer training rows than folds.
+    """
+    started = time.perf_counter()
+    fusion = Classifier(data.architecture(method.fusion, "linear")).eval()
+    grid = grid_of(method, data, seed)
+    problem = grid.problem(method.fusion, range(len(data.features)), fusion.fuse_all(grid.x))
+    choice = choose_head(problem, method.solved_heads)
+    solved = _Solved(
+        linear=choice.solve(),
+        head=choice.head,
+        scores=choice.scores,
+        problem=problem,
+        details={"strength": choice.strength},
+    )
+    return _trained(method, data, seed, started, solved)
+
+
+def train_stack(method: Method, data: FitData, members: Sequence[Member], seed: int) -> Trained:
+    """Solve for the members of a stack, and average them; the seed draws the folds.
+
+    The sweep chose the members and their strengths, by the folds of the first seed.
+    """
+    started = time.perf_counter()
+    grid = grid_of(method, data, seed)
+    judged = ((member, grid.judge_again(member)) for member in members)
+    return _trained(method, data, seed, started, _solve_stack(grid, judged))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A stack that a head trained by gradient completes."""
+
+    linear: LinearMap
+    """On standardised features."""
+    held_out: Tensor
+    """float32 `[N, C]`, logits of the training split by classifiers that had not seen the row."""
+
+    def beneath(self, data: FitData, method: Method) -> FitData:
+        """Give the data with the held-out logits, which a head is trained to complete.
+
+        Of rows too few for a validation share they are those of the base itself: a head that sets
+        right what bases of fewer rows got wrong, and that nothing stops, would spoil this one.
+        """
+        is_unwatched = method.val_fraction is None and not len(data.shares.validation)
+        logits = self.linear.scores(data.x) if is_unwatched else self.held_out
+        return dataclasses.replace(data, base_logits=logits)
+
+    def complete(self, trained: Trained) -> Trained:
+        """Put the stack under the head that was trained to complete it."""
+        assert trained.classifier.base is not None
+        trained.classifier.base.weight.data.copy_(self.linear.weight)
+        trained.classifier.base.bias.data.copy_(self.linear.bias)
+        return trained
+
+
+def solve_base(method: Method, data: FitData) -> Base:
+    """Solve for a stack on all rows of the training split, for all seeds.
+
+    A validation share that was drawn from it is among them; a validation split is not.
+    """
+    shares = data.shares
+    is_drawn = shares.validation_split is None
+    everything = dataclasses.replace(
+        shares,
+        train=np.concatenate([shares.train, shares.validation]) if is_drawn else shares.train,
+        validation=shares.validation[:0],
+    )
+    grid = grid_of(method, dataclasses.replace(data, shares=everything), method.seed)
+    solved = _solve_stack(grid, stack_of(grid, sweep(grid)).items())
+    held_out = solved.scores.nan_to_num()  # of rows without a label
+    if not is_drawn:
+        unseen = torch.from_numpy(shares.validation).to(grid.x.device)
+        held_out[unseen] = solved.linear.scores(grid.x[unseen]).to(held_out)
+    temperature = grid.temperature(held_out, calibrate)
+    return Base(
+        linear=average([solved.linear], [1 / temperature]), held_out=(held_out / temperature).cpu()
+    )
+
+
+def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Solved:
+    scores = torch.zeros_like(grid.x[:, :1])
+    maps, factors = [], []
+    for member, candidate in judged:
+        scores = scores + member.weight * candidate.scores
+        columns = [grid.columns([feature]) for feature in member.features]
+        maps.append(spread(candidate.solve(), member.fusion, columns, grid.x.shape[1]))
+        factors.append(member.weight / candidate.temperature)
+    mean = average(maps, factors)
+    counts = torch.bincount(grid.y[grid.taking_part], minlength=scores.shape[1])
+    return _Solved(
+        linear=without_absent(mean.weight, mean.bias, counts),
+        head=grid.head,
+        scores=scores,
+        problem=grid,
+        details={"n_members": len(maps)},
+    )
+
+
+def _trained(method: Method, data: FitData, seed: int, started: float, solved: _Solved) -> Trained:
+    """Put a solved head into a classifier, calibrate it, and say how well it does."""
+    classifier = Classifier(data.architecture(method.fusion, solved.head)).eval()
+    assert isinstance(classifier.head, LinearHead)
+    classifier.head.logits.weight.data.copy_(solved.linear.weight)
+    classifier.head.logits.bias.data.copy_(solved.linear.bias)
+    classifier.standardise.load_state_dict(data.standardiser.state_dict())
+    problem, scores = solved.problem, solved.scores
+    if method.calibrate == "temperature":
+        classifier.temperature.fill_(problem.temperature(scores, calibrate))
+    held_out = problem.held_out
+    own = problem.own_weights(held_out)
+    logits = scores[held_out].double() / float(classifier.temperature)
+    loss = mean_loss(logits, problem.y[held_out], None, None if own is None else own.double())
+    (accuracy,) = problem.accuracies(scores[None], held_out)
+    return Trained(
+        seed=seed,
+        classifier=classifier,
+        val_loss=loss.item() if len(held_out) else None,
+        fit_s=time.perf_counter() - started,
+        device=str(scores.device),
+        details={
+            "head": solved.head,
+            "n_folds": len(problem.folds),
+            **solved.details,
+            # Flattering: on these rows strength and members were chosen.
+            "held_out_accuracy": accuracy if len(held_out) else None,
+        },
+    )
+
+
+def grid_of(method: Method, data: FitData, seed: int) -> Grid:
+    """Make the grid of a fit's training rows; the seed draws the folds.
+
+    It lies on a GPU where there is one and it is not ruled out; MPS has no float64, so never there.
+
+    Raises:
+        ConfigError: there are fewer training rows than folds.
+    """
+    wants_gpu = method.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
+    device = torch.device("cuda", method.device_index) if wants_gpu else torch.device("cpu")
+    folds = [rows.to(device) for rows in folds_of(method, data, seed)]
+    weights, own = data.class_weights().to(device), data.sample_weights
+    return Grid(
+        x=data.x.to(device),
+        y=data.y.to(device),
+        widths=tuple(feature.hidden_size for feature in data.features),
+        folds=folds,
+        class_weights=weights,
+        head=method.head if method.head in {"ridge", "lda"} else "lda",
+        summed_of=RayMoments(method, data, folds, weights) if method.engine == "ray" else None,
+        sample_weights=None if own is None else own.to(device),
+    )
+
+
+def folds_of(method: Method, data: FitData, seed: int) -> list[Tensor]:
+    """Draw the stratified folds of the training rows: by default at most as many as rows."""
+    rows = data.shares.train
+    if len(rows) < method.folds:
+        raise ConfigError(
+            f"{len(rows)} training rows can't be divided into {method.folds} folds. Pass a "
+            "smaller --folds, or extract more examples."
+        )
+    generator = np.random.default_rng(seed)
+    folds = draw_folds(data.y.numpy(), rows, min(method.n_folds, len(rows)), generator)
+    return [torch.from_numpy(fold) for fold in folds]
