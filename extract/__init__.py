@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmembed.extract.features.poolings import register_pooling as register_pooling
     from llmembed.extract.pipeline import extract as extract
     from llmembed.extract.recall import TextFeatures as TextFeatures
+    from llmembed.extract.texts import register_dataset as register_dataset
 
 _HOME = {
     "ExtractConfig": "config",
@@ -22,6 +23,7 @@ _HOME = {
     "Recipe": "backbones.recipe",
     "TextFeatures": "recall",
     "extract": "pipeline",
+    "register_dataset": "texts",
     "register_model": "backbones.models",
     "register_pooling": "features.poolings",
 }
