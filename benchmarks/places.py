@@ -17,7 +17,7 @@ import numpy as np
 from suites import CachePlan
 
 from llmembed.cache_format import Cache, Split, open_cache
-from llmembed.cache_format.layout import array_name
+from llmembed.cache_format.layout.schema import array_name
 from llmembed.cache_format.stores import open_store
 from llmembed.cache_format.tools import copy, require_sound
 from llmembed.common.errors import (

@@ -22,7 +22,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmembed.cache_format.layout import MAX_BLOCK_ROWS, block_rows
+from llmembed.cache_format.layout.schema import MAX_BLOCK_ROWS, block_rows
 from llmembed.extract.engines.ray_engine import blocks_a_unit
 
 RESULTS = Path(__file__).parent / "results"

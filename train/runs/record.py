@@ -14,7 +14,8 @@ from typing import Any
 
 from llmembed.common.errors import RunFormatError
 from llmembed.common.regular import open_regular
-from llmembed.cache_format.layout import MAX_HIDDEN_SIZE, MAX_LAYERS
+from llmembed.cache_format.layout.documents import MAX_HIDDEN_SIZE
+from llmembed.cache_format.layout.schema import MAX_LAYERS
 from llmembed.train.fusions.classifier import Architecture
 from llmembed.train.inputs.select import Feature
 
