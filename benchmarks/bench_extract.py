@@ -35,7 +35,7 @@ import transformers
 from llmembed.cache_format.layout.schema import MAX_BLOCK_ROWS
 from llmembed.extract import Extractor, Recipe
 from llmembed.extract.backbones.load import resolve_compute_dtype
-from llmembed.extract.fast.lanes import Lanes
+from llmembed.extract.fast.cpu import in_lanes
 from llmembed.extract.features.batching import padding_share
 from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
@@ -256,13 +256,13 @@ def plain_hugging_face(model: Any, ids: list[list[int]], layer: int) -> np.ndarr
 def best_gemm_ceiling(ours: Extractor) -> float:
     """Time the products on all cores together and side by side as batches run; the faster way."""
     together = gemm_ceiling(ours, rows=ours.token_budget)
-    with Lanes(ours.n_lanes) as lanes:
-        alone = lanes.in_order(
-            lambda _: gemm_ceiling(ours, rows=ours.token_budget),
-            range(ours.n_lanes),
-            first_alone=False,
-        )
-        return max(together, sum(alone))
+    alone = in_lanes(
+        lambda _: gemm_ceiling(ours, rows=ours.token_budget),
+        range(ours.n_lanes),
+        ours.n_lanes,
+        first_alone=False,
+    )
+    return max(together, sum(alone))
 
 
 def gemm_ceiling(ours: Extractor, rows: int, repeats: int = 5) -> float:

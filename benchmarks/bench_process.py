@@ -220,11 +220,10 @@ def _text(row: int) -> str:
 
 def _start_here(model: str, layers: str) -> dict[str, float]:
     from llmembed.extract import ExtractConfig, extract, pipeline
-    from llmembed.extract.engines import progress
 
     found: list[float] = []
 
-    class Noting(progress.Progress):
+    class Noting(pipeline.Progress):
         def advance(self, n_rows: int, n_tokens: int) -> None:
             found.append(time.time())
             super().advance(n_rows, n_tokens)

@@ -36,7 +36,7 @@ EXTRACT = "from llmembed.extract.cli import main; main()"
 PLAN = """
 import json, resource, sys, time
 from llmembed.extract import ExtractConfig
-from llmembed.extract.pipeline import make_plans, open_writer, prepare, register
+from llmembed.extract.pipeline import prepare
 from llmembed.extract.engines.ray_engine import cut
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -44,9 +44,9 @@ began = time.perf_counter()
 config = ExtractConfig(**json.loads(sys.argv[1]), engine="ray", workers=8)
 task = prepare(config)
 load_s = time.perf_counter() - began
-register(task)
-with open_writer(task, shared="ray") as writer:
-    units = [unit for plan in make_plans(task, writer) for unit in cut(writer, plan, 8)]
+task.register()
+with task.open_writer(shared="ray") as writer:
+    units = [unit for plan in task.make_plans(writer) for unit in cut(writer, plan, 8)]
 seconds = time.perf_counter() - began
 found = {"n_units": len(units), "load_s": load_s, "seconds": seconds, "peak_bytes": peak()}
 print(json.dumps(found))

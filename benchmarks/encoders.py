@@ -21,7 +21,7 @@ from compare import Ints
 from sklearn.base import ClassifierMixin
 
 from llmembed.extract import Recipe
-from llmembed.extract.backbones.quiet import quiet
+from llmembed.extract.backbones.load import quiet
 
 Labels = npt.NDArray[np.int32]
 PAIRS_A_STEP = 16

@@ -21,8 +21,7 @@ import numpy.typing as npt
 import torch
 
 from llmembed.extract import Recipe
-from llmembed.extract.backbones.load import resolve_compute_dtype
-from llmembed.extract.backbones.quiet import quiet
+from llmembed.extract.backbones.load import quiet, resolve_compute_dtype
 
 RANK = 8
 LEARNING_RATES = {"lora": 1e-3, "full": 5e-5}

@@ -6,20 +6,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmembed.extract.backbones.models import register_model as register_model
     from llmembed.extract.backbones.recipe import Recipe as Recipe
     from llmembed.extract.config import ExtractConfig as ExtractConfig
     from llmembed.extract.engines.outcome import Extraction as Extraction
     from llmembed.extract.features.extractor import Extractor as Extractor
-    from llmembed.extract.features.recall import TextFeatures as TextFeatures
+    from llmembed.extract.features.poolings import register_pooling as register_pooling
     from llmembed.extract.pipeline import extract as extract
+    from llmembed.extract.recall import TextFeatures as TextFeatures
 
 _HOME = {
     "ExtractConfig": "config",
     "Extraction": "engines.outcome",
     "Extractor": "features.extractor",
     "Recipe": "backbones.recipe",
-    "TextFeatures": "features.recall",
+    "TextFeatures": "recall",
     "extract": "pipeline",
+    "register_model": "backbones.models",
+    "register_pooling": "features.poolings",
 }
 __all__ = list(_HOME)
 

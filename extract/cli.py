@@ -44,9 +44,9 @@ def _read_inputs(config: ExtractConfig) -> Corpus:
     So what is wrong with them is told at once.
     """
     from llmembed.extract.backbones.models import find_model, refuse_unknown
-    from llmembed.extract.texts.corpora import corpus_of
+    from llmembed.extract.texts.corpora import load_corpus
 
     refuse_unknown(config.model)
-    corpus = corpus_of(config)
+    corpus = load_corpus(config.dataset_options)
     find_model(config.model, config.revision)
     return corpus

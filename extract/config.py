@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib.util import find_spec
 
 from llmembed.common.cluster import check_engine
-from llmembed.common.errors import ConfigError, MissingPackageError
+from llmembed.common.errors import ConfigError
 from llmembed.common.layers import check_layers
-from llmembed.extract.texts import Dialect, template_fields
-
-POOLINGS = ("mean", "last", "first", "max", "weighted", "mean_padded", "pooler")
-COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
-STORED_DTYPES = ("float16", "float32")
-QUANTIZATIONS = ("nf4", "int8")
+from llmembed.extract.backbones.recipe import check_options
+from llmembed.extract.features.poolings import POOLINGS
+from llmembed.extract.texts import DatasetOptions, Dialect
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,63 +106,49 @@ class ExtractConfig:
         """Check every value that needs no data set and no model to be checked."""
         check_layers(self.layers)
         for pooling in self.pooling:
-            _check("pooling", pooling, POOLINGS)
-        _check("compute dtype", self.compute_dtype, COMPUTE_DTYPES)
-        _check("dtype", self.dtype, STORED_DTYPES)
-        if self.quantize is not None:
-            _check("quantization", self.quantize, QUANTIZATIONS, option="quantize")
-            if find_spec("bitsandbytes") is None:
-                purpose = f"--quantize {self.quantize}"
-                raise MissingPackageError.of("bitsandbytes", "quantize", purpose)
-        for name, value in (
-            ("max-length", self.max_length),
-            ("limit", self.limit),
-            ("token-budget", self.token_budget),
-            ("world", self.world),
-            ("workers", self.workers),
-        ):
+            _ = POOLINGS[pooling]  # refuses what does not exist
+        check_options(vars(self))
+        for name in ("limit", "token_budget", "world", "workers"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                message = f"--{name} is {value}; it counts from 1. Pass a positive number."
-                raise ConfigError(message)
-        Dialect.of(vars(self))
+                option = name.replace("_", "-")
+                raise ConfigError(
+                    f"--{option} is {value}; it counts from 1. Pass a positive number."
+                )
         if self.seed < 0:
             raise ConfigError(f"--seed is {self.seed}; it counts from 0. Pass 0 or more.")
-        if self.template is not None:
-            template_fields(self.template)
-        if self.rank is not None or self.world is not None:
-            self._check_rank()
+        Dialect.of(vars(self))
+        self._check_rank()
         self._check_engine()
 
+    @property
+    def dataset_options(self) -> DatasetOptions:
+        """Which texts and labels are meant."""
+        names = {field.name for field in dataclasses.fields(DatasetOptions)}
+        same = {name: value for name, value in vars(self).items() if name in names}
+        return DatasetOptions(**same, splits=self.split, dialect=Dialect.of(vars(self)))
+
     def _check_rank(self) -> None:
+        if (self.rank is None) != (self.world is None):
+            raise ConfigError("--rank and --world belong together. Pass both, or neither.")
         if self.rank is None or self.world is None:
-            message = "--rank and --world belong together. Pass both, or neither."
-            raise ConfigError(message)
+            return
         if not 0 <= self.rank < self.world:
-            message = (
+            raise ConfigError(
                 f"--rank is {self.rank} of --world {self.world}; ranks count from 0. Pass 0 to "
                 f"{self.world - 1}."
             )
-            raise ConfigError(message)
         if self.overwrite:
-            message = (
+            raise ConfigError(
                 "--overwrite with --rank would let each rank delete what the others wrote. Delete "
                 "the cache first, or choose another --cache."
             )
-            raise ConfigError(message)
 
     def _check_engine(self) -> None:
         check_engine(self, ("address", "workers", "gpus_per_worker"))
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
-            message = f"--gpus-per-worker is {self.gpus_per_worker}; pass 0 or more."
-            raise ConfigError(message)
+            raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; pass 0 or more.")
         if self.engine == "ray" and self.world is not None:
-            message = (
+            raise ConfigError(
                 "--engine ray shares the work by itself. Pass either it or --rank and --world."
             )
-            raise ConfigError(message)
-
-
-def _check(kind: str, value: str, allowed: tuple[str, ...], option: str | None = None) -> None:
-    if value not in allowed:
-        option = option or kind.replace(" ", "-")
-        raise ConfigError.unknown(kind, value, allowed, f"Pass one of them to --{option}.")

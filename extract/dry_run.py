@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from llmembed.cache_format import SplitPlan
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.engines.task import Task
+from llmembed.extract.engines.task import Task, layers_to_run
 from llmembed.extract.features.batching import padding_share
 from llmembed.extract.features.extractor import Extractor
-from llmembed.extract.pipeline import layers_to_run, load_extractor, plan_only, prepare
+from llmembed.extract.features.forward import Tokenized
+from llmembed.extract.pipeline import prepare
 from llmembed.extract.texts.corpora import Corpus
 
 _SAMPLE_ROWS = 4096
@@ -90,11 +91,12 @@ def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> E
         LLMEmbedError: whatever `extract` would refuse.
     """
     task = prepare(config, corpus)
-    plans, free_bytes = plan_only(task)
+    plans, free_bytes = task.plan_only()
     layers = layers_to_run(plans)
-    extractor = load_extractor(task, layers or task.layers[:1])
-    sample, n_truncated = _sample(task, plans, extractor)
-    lengths = [len(ids) for ids in sample] or [0]
+    extractor = task.load_extractor(layers or task.layers[:1])
+    samples = [extractor.tokenize(texts) for texts in _samples(task, plans)]
+    sample = _joined(samples)
+    lengths = sample.n_tokens.tolist() or [0]
     n_rows_missing = sum(plan.n_rows_missing for plan in plans)
     n_tokens = round(float(np.mean(lengths)) * n_rows_missing)
     tokens_per_s = _measure(extractor, sample)
@@ -103,7 +105,7 @@ def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> E
         source=task.source.name,
         n_rows={plan.split: plan.n_rows for plan in plans},
         n_rows_missing=n_rows_missing,
-        n_rows_sampled=len(sample),
+        n_rows_sampled=len(sample.ids),
         tokens={
             "min": float(min(lengths)),
             "median": float(np.median(lengths)),
@@ -111,8 +113,8 @@ def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> E
             "max": float(max(lengths)),
         },
         n_tokens=n_tokens,
-        n_truncated=n_truncated,
-        padding_share=padding_share(lengths, extractor.plan(lengths)) if sample else 0.0,
+        n_truncated=sum(one.n_truncated for one in samples),
+        padding_share=padding_share(lengths, extractor.plan(lengths)) if samples else 0.0,
         layers=task.layers,
         n_layers_run=max(layers, default=0),
         n_layers=task.source.n_layers,
@@ -123,30 +125,30 @@ def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> E
     )
 
 
-def _sample(
-    task: Task, plans: list[SplitPlan], extractor: Extractor
-) -> tuple[list[list[int]], int]:
-    """Tokenise the first missing rows of each split: token ids, and how many texts were cut."""
-    ids: list[list[int]] = []
-    n_truncated = 0
+def _samples(task: Task, plans: Sequence[SplitPlan]) -> Iterator[list[str]]:
+    """Read the first missing rows of each split."""
     for plan in plans:
         if plan.blocks:
             first = plan.blocks[0].compute_from
-            texts = task.corpus.splits[plan.split].batch(slice(first, first + _SAMPLE_ROWS))
-            tokenized = extractor.tokenize(texts)
-            ids += tokenized.ids
-            n_truncated += tokenized.n_truncated
-    return ids, n_truncated
+            yield task.corpus.splits[plan.split].batch(slice(first, first + _SAMPLE_ROWS))
 
 
-def _measure(extractor: Extractor, sample: list[list[int]]) -> float:
+def _joined(samples: Sequence[Tokenized]) -> Tokenized:
+    typed = any(one.types is not None for one in samples)
+    return Tokenized(
+        ids=[ids for one in samples for ids in one.ids],
+        types=[types for one in samples for types in one.types or ()] if typed else None,
+    )
+
+
+def _measure(extractor: Extractor, sample: Tokenized) -> float:
     """Time batches of middling length, after one to warm up, in real tokens a second."""
-    if not sample:
+    if not sample.ids:
         return 0.0
-    batches = extractor.plan([len(ids) for ids in sample])
+    batches = extractor.plan(sample.n_tokens.tolist())
     middle = len(batches) // 2
-    extractor.compute([sample[index] for index in batches[middle]])
+    extractor.compute(sample.take(batches[middle]))
+    timed = sample.take(np.concatenate(batches[middle : middle + _TIMED_BATCHES]))
     start = time.perf_counter()
-    timed = [sample[i] for batch in batches[middle : middle + _TIMED_BATCHES] for i in batch]
     extractor.compute(timed)
-    return sum(map(len, timed)) / (time.perf_counter() - start)
+    return int(timed.n_tokens.sum()) / (time.perf_counter() - start)

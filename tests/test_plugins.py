@@ -47,7 +47,7 @@ def with_plugin(
 
 
 def test_a_package_brings_a_fusion_and_a_pooling(with_plugin: Callable[..., str]) -> None:
-    """Their names work as those that are built in, and a run that lacks them says whose they are."""
+    """Their names work as built-in ones do; a run that lacks the package says which."""
     write_two_topics(Path())
     save_toy_model(Path("toy"))
     extract = ["--model", "toy", "--layers", "1:4", "--dataset", "topics"]

@@ -2,34 +2,46 @@
 
 Only the blocks that are needed are read and kept, without a language-model head: a model cut at
 layer k costs k/n of the whole. What the cut model returns at its end has passed the final norm of
-the whole model, which is right for the last layer alone; the forward pass takes all others where
-their block ends.
+the whole model, which is right for the last layer alone; hooks show all others where their block
+ends to whoever runs a pass, several passes at once. They are put on the blocks once, since a hook
+that comes and goes while another thread is in the model would be seen there. Which layers are
+shown, and to whom, belongs to the thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import logging
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import Tensor
 
 from llmembed.common.errors import ConfigError, ModelError
-from llmembed.extract.backbones.hooks import tap
-from llmembed.extract.backbones.models import ModelFiles
-from llmembed.extract.backbones.quiet import quiet
+from llmembed.extract.backbones.models import ModelFiles, hash_files, user_cache_folder
 from llmembed.extract.fast.attention import use_products
-from llmembed.extract.fast.packed_weights import onednn_multiplies_bfloat16, pack_weights
-from llmembed.extract.fast.upcast import multiply_in_float32
+from llmembed.extract.fast.cpu import is_fast_at_bfloat16, multiply_in_float32, reorder_weights
 
 _LEARNED_OFFSET = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
 """Model types whose position table starts after the padding index and one more."""
-
 _NOT_BY_LAYER = {"pos_att_type"}
 """Lists of a configuration that are not one entry a layer, whatever their length."""
+_LOGGER = logging.getLogger(__name__)
+
+Show = Callable[[int, Tensor], None]
+"""Takes a layer and its hidden states `[B, T, H]`."""
+
+_shown: ContextVar[tuple[Collection[int], Show] | None] = ContextVar("shown", default=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +60,7 @@ class ModelShape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A model ready to compute hidden states up to layer `n_kept`."""
+    """A model ready to compute hidden states."""
 
     model: torch.nn.Module
     blocks: torch.nn.ModuleList
@@ -64,7 +76,7 @@ class Backbone:
     quantize: str | None
     """How the blocks' weights are quantised: nf4, int8."""
     widens: bool
-    """Weights rest in bfloat16, and each block's are widened for every batch, see `upcast`."""
+    """Weights rest in bfloat16, and each block's are widened to float32 for every batch."""
     shareable: bool
     """A pass on the CPU changes nothing in the model, so several may run at once."""
     first_position: int
@@ -77,13 +89,11 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ConfigError: the device does not exist on this machine.
     """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     n_cuda = torch.cuda.device_count()
     here = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
     here += [*(["cuda"] if n_cuda else []), *(f"cuda:{index}" for index in range(n_cuda))]
+    if name == "auto":
+        return torch.device(next(best for best in ("cuda", "mps", "cpu") if best in here))
     if name not in here:
         raise ConfigError.unknown("device", name, ["auto", *here], "Pass one of them to --device.")
     return torch.device(name)
@@ -97,19 +107,73 @@ def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and _cpu_is_fast_at_bfloat16()
+        fast = device.type == "cpu" and is_fast_at_bfloat16()
     return torch.bfloat16 if fast else torch.float32
 
 
-def _cpu_is_fast_at_bfloat16() -> bool:
-    # Only AMX, and AMD's AVX512-BF16 (390 against 180 GFLOP/s), beat float32. Intel's AVX512-BF16
-    # without AMX is half as fast as float32: 167 against 325 GFLOP/s on two cores.
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the loader's bars, its report of layers left out, and int8's word at each product."""
+    loader: Any = transformers.logging
+    verbosity, bars = loader.get_verbosity(), loader.is_progress_bar_enabled()
+    products = logging.getLogger("bitsandbytes.autograd._functions")
+    level = products.level
+    loader.set_verbosity_error()
+    loader.disable_progress_bar()
+    products.setLevel(logging.ERROR)
     try:
-        cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        yield
+    finally:
+        products.setLevel(level)
+        loader.set_verbosity(verbosity)
+        if bars:
+            loader.enable_progress_bar()
+
+
+def as_safetensors(files: ModelFiles) -> ModelFiles:
+    """Convert a GGUF model, once, into the user's cache folder; others are returned as they are.
+
+    Transformers de-quantises every tensor of a GGUF file, 22 s for a model of 135 million
+    parameters; the converted folder opens in a second. Weights are kept in float32, the exact
+    values of the de-quantised file.
+
+    Raises:
+        ModelError: the GGUF file is damaged, or of an architecture transformers cannot read.
+    """
+    if files.gguf is None:
+        return files
+    target = user_cache_folder() / "models" / f"{files.name}-{hash_files(files.weight_files)[:16]}"
+    if not (target / "config.json").exists():
+        _convert(files.folder, files.gguf, target)
+    return dataclasses.replace(files, folder=target, gguf=None)
+
+
+def _convert(folder: Path, gguf: str, target: Path) -> None:
+    _LOGGER.info("converting %s to safetensors, once (about 20 s for 100 MB)", gguf)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
+            model = transformers.AutoModel.from_pretrained(
+                folder, gguf_file=gguf, dtype=torch.float32
+            )
+            # What is saved is no longer quantised, and says so.
+            del model.config.quantization_config
+            model.hf_quantizer = None
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        partial.rename(target)
+    except (ValueError, KeyError, NotImplementedError, RuntimeError, struct.error) as error:
+        raise ModelError(
+            f"{folder / gguf} cannot be read as a GGUF model: {error}. Check the file, or pass the "
+            "original safetensors model."
+        ) from error
     except OSError:
-        return False
-    capable = "amx_bf16" in cpu or ("AuthenticAMD" in cpu and "avx512_bf16" in cpu)
-    return capable and onednn_multiplies_bfloat16()
+        if not (target / "config.json").exists():  # else another process converted it meanwhile
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelShape:
@@ -124,38 +188,37 @@ def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelSh
         )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
-        message = f"the configuration of {files.name} in {files.folder} cannot be read: {reason}"
-        raise ModelError(message) from error
+        raise ModelError(
+            f"the configuration of {files.name} in {files.folder} cannot be read: {reason}"
+        ) from error
     text = config.get_text_config()
-    _refuse_architecture(files, config, text)
+    kind = "an encoder-decoder" if config.is_encoder_decoder else ""
+    if hasattr(text, "num_hidden_groups"):
+        kind = "a model of one block run many times"
+    if kind:
+        raise ModelError(
+            f"{files.name} is {kind} ({config.model_type}); hidden states are taken from "
+            "decoder-only and encoder-only models with a block for each layer. Pass such a model "
+            "to --model."
+        )
     positions = getattr(text, "max_position_embeddings", None)
-    if positions is not None:
-        positions -= _first_position(config)
     return ModelShape(
         config=config,
         n_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
-        max_positions=positions,
+        max_positions=None if positions is None else positions - _first_position(config),
     )
+
+
+def has_token_types(config: Any) -> bool:
+    """Tell whether the model embeds which text of a pair a token belongs to."""
+    return (getattr(config, "type_vocab_size", None) or 0) > 1
 
 
 def _first_position(config: Any) -> int:
     if config.model_type not in _LEARNED_OFFSET:
         return 0
     return (config.get_text_config().pad_token_id or 0) + 1
-
-
-def _refuse_architecture(files: ModelFiles, config: Any, text: Any) -> None:
-    kind = "an encoder-decoder" if config.is_encoder_decoder else ""
-    if hasattr(text, "num_hidden_groups"):
-        kind = "a model of one block run many times"
-    if kind:
-        message = (
-            f"{files.name} is {kind} ({config.model_type}); hidden states are taken from "
-            "decoder-only and encoder-only models with a block for each layer. Pass such a model "
-            "to --model."
-        )
-        raise ModelError(message)
 
 
 def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
@@ -174,17 +237,15 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
         if not (type(error) is Exception or isinstance(error, OSError | ValueError | KeyError)):
             raise
         reason = " ".join(str(error).split())
-        message = (
+        raise ModelError(
             f"the tokenizer of {files.name} in {files.folder} cannot be read: {reason}. Put its "
             "tokenizer.json there."
-        )
-        raise ModelError(message) from error
+        ) from error
     if not tokenizer.is_fast:
-        message = (
-            f"{files.name} has a tokenizer in Python alone ({type(tokenizer).__name__}), whose "
-            "doings cannot be fingerprinted. Put a tokenizer.json into its folder."
+        raise ModelError(
+            f"{files.name} has a tokenizer in Python alone ({type(tokenizer).__name__}); what such "
+            "code does cannot be fingerprinted. Put a tokenizer.json into its folder."
         )
-        raise ModelError(message)
     return tokenizer
 
 
@@ -196,34 +257,44 @@ def load_backbone(
     device: torch.device,
     compute_dtype: torch.dtype,
     quantize: str | None = None,
-    spread: bool = False,
+    all_gpus: bool = False,
     needs_pooler: bool = False,
     trust_remote_code: bool = False,
 ) -> Backbone:
     """Load the first `n_kept` blocks of a model, in evaluation mode, without gradients.
 
-    With `spread`, accelerate lays them on all GPUs that are seen; `device` is the first.
+    With `all_gpus`, accelerate lays them on all GPUs that are seen; `device` is the first.
 
     Raises:
         ModelError: weights are damaged, missing or of another shape, or there is no list of blocks.
     """
-    n_kept = max(n_kept, _fewest_blocks(shape.config))
-    model, report = _read_weights(
+    if shape.config.model_type == "deberta-v2" and getattr(shape.config, "conv_kernel_size", 0):
+        n_kept = max(n_kept, 2)  # its convolution, part of layer 1, stands after the first block
+    n_kept = max(n_kept, 1)
+    placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
+    if all_gpus:
+        placement = {"device_map": "auto"}
+    model = _read_weights(
         files,
+        needs_pooler=needs_pooler,
         config=_cut(shape.config, shape.n_layers, n_kept),
         dtype=compute_dtype,
         trust_remote_code=trust_remote_code,
-        **_placement(device, compute_dtype, quantize, spread=spread),
+        quantization_config=_quantization(quantize, compute_dtype),
+        **placement,
     )
-    _refuse_missing(files, report, needs_pooler=needs_pooler)
     if shape.config.get_text_config() is not shape.config:
-        model = model.get_decoder()  # what sees and hears is let go
+        model = model.get_decoder()  # the parts for images and sound are not needed
     model.eval().requires_grad_(requires_grad=False)
-    tap(blocks := _find_blocks(files, model, n_kept), shape.n_layers)
+    blocks = _find_blocks(files, model, n_kept)
+    tap(blocks, shape.n_layers)
     on_cpu = device.type == "cpu" and quantize is None
-    widens = on_cpu and compute_dtype == torch.bfloat16 and not _cpu_is_fast_at_bfloat16()
-    if on_cpu and compute_dtype == torch.bfloat16:
-        _suit_cpu(model, blocks, widens=widens)
+    widens = on_cpu and compute_dtype == torch.bfloat16 and not is_fast_at_bfloat16()
+    if widens:
+        multiply_in_float32(model, blocks)
+    elif on_cpu and compute_dtype == torch.bfloat16:
+        use_products(model)
+        reorder_weights(blocks)
     return Backbone(
         model=model,
         blocks=blocks,
@@ -235,34 +306,8 @@ def load_backbone(
         quantize=quantize,
         widens=widens,
         first_position=_first_position(shape.config),
-        shareable=on_cpu and not (widens or spread) and _keeps_positions(model.config),
+        shareable=on_cpu and not (widens or all_gpus) and _keeps_positions(model.config),
     )
-
-
-def _suit_cpu(model: Any, blocks: torch.nn.ModuleList, *, widens: bool) -> None:
-    """Compute in the way that is fast where weights are bfloat16."""
-    if widens:
-        multiply_in_float32(model, blocks)
-    else:
-        use_products(model)
-        pack_weights(blocks)
-
-
-def _read_weights(files: ModelFiles, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """Read what the configuration keeps: the model, and the loader's report."""
-    try:
-        with quiet():
-            model, report = transformers.AutoModel.from_pretrained(
-                files.folder,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        message = f"the weights of {files.name} in {files.folder} cannot be loaded: {error}"
-        raise ModelError(message) from error
-    return model, report
 
 
 def _cut(config: Any, n_layers: int, n_kept: int) -> Any:
@@ -279,56 +324,53 @@ def _cut(config: Any, n_layers: int, n_kept: int) -> Any:
     return config
 
 
-def has_token_types(config: Any) -> bool:
-    """Tell whether the model embeds which text of a pair a token belongs to."""
-    return (getattr(config, "type_vocab_size", None) or 0) > 1
-
-
-def _fewest_blocks(config: Any) -> int:
-    """Count the blocks that layer 1 needs: DeBERTa-v2's convolution stands between two of them."""
-    return 2 if getattr(config, "conv_kernel_size", 0) and config.model_type == "deberta-v2" else 1
-
-
-def _placement(
-    device: torch.device, compute_dtype: torch.dtype, quantize: str | None, *, spread: bool
-) -> dict[str, Any]:
-    """Say to the loader where weights go, and how they are quantised on the way."""
-    placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
-    if spread:
-        placement = {"device_map": "auto"}
+def _quantization(quantize: str | None, compute_dtype: torch.dtype) -> Any:
     config: Any = transformers.BitsAndBytesConfig
     if quantize == "int8":
-        placement["quantization_config"] = config(load_in_8bit=True)
-    elif quantize is not None:
-        placement["quantization_config"] = config(
+        return config(load_in_8bit=True)
+    if quantize == "nf4":
+        return config(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype
         )
-    return placement
+    return None
 
 
-def _refuse_missing(files: ModelFiles, report: dict[str, Any], *, needs_pooler: bool) -> None:
+def _read_weights(files: ModelFiles, *, needs_pooler: bool, **options: Any) -> Any:
+    """Read what the configuration keeps, and refuse it where a tensor is missing."""
+    try:
+        with quiet():
+            model, report = transformers.AutoModel.from_pretrained(
+                files.folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(
+            f"the weights of {files.name} in {files.folder} cannot be loaded: {error}"
+        ) from error
     missing = sorted(
         name for name in report["missing_keys"] if needs_pooler or not name.startswith("pooler.")
     )
     wrong = missing + sorted(str(entry[0]) for entry in report["mismatched_keys"])
     if wrong:
-        message = (
+        raise ModelError(
             f"the weights of {files.name} in {files.folder} lack {wrong[0]!r} or have it in "
             f"another shape ({len(wrong)} tensors in all). Fetch the model again"
             + (", or leave out --pooling pooler." if needs_pooler else ".")
         )
-        raise ModelError(message)
+    return model
 
 
 def _find_blocks(files: ModelFiles, model: torch.nn.Module, n_kept: int) -> torch.nn.ModuleList:
-    for _, module in model.named_modules():  # outer modules come first
+    for module in model.modules():  # outer modules come first
         if isinstance(module, torch.nn.ModuleList) and len(module) == n_kept:
             return module
-    message = (
+    raise ModelError(
         f"{files.name} ({type(model).__name__}) has no list of {n_kept} blocks to take layers "
         "from. Pass a decoder-only or encoder-only transformer to --model."
     )
-    raise ModelError(message)
 
 
 def _keeps_positions(config: Any) -> bool:
@@ -347,3 +389,46 @@ def _is_causal(model: Any) -> bool:
         return False  # a decoder made bidirectional by its configuration; its blocks do not say so
     said: list[Any] = [m.is_causal for m in model.modules() if hasattr(m, "is_causal")]
     return bool(said) and all(value is True for value in said)
+
+
+def tap(blocks: torch.nn.ModuleList, n_layers: int) -> None:
+    """Put the hooks on.
+
+    Layer k is what enters block k + 1, since some models work between two blocks (DeBERTa-v2 has a
+    convolution after the first); above the topmost of the blocks kept it is what leaves that block.
+    Layer `n_layers`, which passes the final norm, is not seen here.
+    """
+    for layer, block in enumerate(blocks):
+        block.register_forward_pre_hook(_entering(layer), with_kwargs=True)
+    if len(blocks) < n_layers:
+        blocks[-1].register_forward_hook(_leaving(len(blocks)))
+
+
+@contextlib.contextmanager
+def showing(layers: Collection[int], show: Show) -> Iterator[None]:
+    """Show these layers of all passes of this thread meanwhile."""
+    before = _shown.set((layers, show))
+    try:
+        yield
+    finally:
+        _shown.reset(before)
+
+
+def _show(layer: int, hidden: Tensor) -> None:
+    shown = _shown.get()
+    if shown is not None and layer in shown[0]:
+        shown[1](layer, hidden)
+
+
+def _entering(layer: int) -> Callable[..., None]:
+    def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _show(layer, args[0] if args else kwargs["hidden_states"])
+
+    return hook
+
+
+def _leaving(layer: int) -> Callable[..., None]:
+    def hook(_: torch.nn.Module, __: Any, output: Any) -> None:
+        _show(layer, output[0] if isinstance(output, tuple) else output)
+
+    return hook

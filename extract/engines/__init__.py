@@ -1,1 +1,1 @@
-"""Who computes which blocks: this process, ranks, or Ray."""
+"""Who computes the blocks of rows: this process, one rank of several, or workers of Ray."""

@@ -1,51 +1,44 @@
 """Compute blocks of rows and commit them: the loop that every way of extracting runs.
 
-A block is tokenised, batched and computed as a whole. A text that stood in the split before is not
-computed again: its feature is read. Who shares the work looks back within a block only, since the
-blocks before are not theirs; what such a block holds depends on its rows alone.
+A block is tokenised, batched and computed as a whole. Beside the device, one thread tokenises the
+next block and another writes the last one, so memory does not grow with the data set.
+
+A text that stood in the split before is not computed again: its feature is read. Who does a part of
+the blocks looks back within a block only, since the blocks before belong to others; what such a
+block holds depends on its rows alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from llmembed.cache_format import Block, SplitPlan, open_cache
+from llmembed.cache_format import Block, CacheWriter, SplitPlan, open_cache
+from llmembed.cache_format.writing import UnitWriter
 from llmembed.common.errors import LLMEmbedWarning, RowError
 from llmembed.common.process import return_freed_memory
 from llmembed.extract.engines.outcome import Counts
-from llmembed.extract.engines.overlap import OneBehind, one_ahead
 from llmembed.extract.engines.task import Task
 from llmembed.extract.features.extractor import Extractor, Features
 from llmembed.extract.texts.corpora import DifferentTexts, Examples, first_occurrences
 
-
-class BlockWriter(Protocol):
-    """Who commits a block: a `CacheWriter`, or a `UnitWriter` on its behalf."""
-
-    def write(
-        self,
-        plan: SplitPlan,
-        block: Block,
-        *,
-        n_tokens: npt.NDArray[Any],
-        features: Mapping[tuple[str, int], npt.NDArray[Any]],
-    ) -> None:
-        """Write a block and commit it."""
+T = TypeVar("T")
 
 
 def extract_blocks(
     task: Task,
-    writer: BlockWriter,
+    writer: CacheWriter | UnitWriter,
     plan: SplitPlan,
     extractor: Extractor,
     *,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: Callable[[int, int], None] = lambda *_: None,
     look_back: bool,
 ) -> Counts:
     """Compute and commit the blocks of a plan, in order; go on where a row has no feature.
@@ -63,84 +56,90 @@ def extract_blocks(
     """
     counts = Counts()
     examples = task.corpus.splits[plan.split]
-    different_texts = _looking_back(examples) if look_back else partial(_within, examples)
+    originals = first_occurrences(examples) if look_back else None
     texts = (examples.batch(slice(block.compute_from, block.stop)) for block in plan.blocks)
     tokenized_blocks = one_ahead(map(extractor.tokenize, texts))
-    with OneBehind() as writing:
+    with one_behind() as write:
         for block, tokenized in zip(plan.blocks, tokenized_blocks, strict=True):
-            different = different_texts(block.compute_from, block.stop)
-            row_names = _RowNames(plan.split, block.compute_from + different.own)
+            first, stop = block.compute_from, block.stop
+            if originals is None:
+                different = _within(examples.part(first, stop))
+            else:
+                different = DifferentTexts.among(originals, first, stop)
+            name = partial(_row_name, plan.split, first + different.own)
             try:
-                features = extractor.compute(tokenized.take(different.own), on_batch, row_names)
+                features = extractor.compute(tokenized.take(different.own), on_batch, name)
             except RowError as error:
-                counts += _left(error)
+                going_on = f"{error} Going on with the other blocks of rows."
+                warnings.warn(going_on, LLMEmbedWarning, stacklevel=2)
+                counts += Counts(left=(str(error),))
                 counts.refuse_hopeless()
-                different_texts = partial(_within, examples)  # who looked back would miss rows
+                originals = None  # who looked back would miss rows
                 continue
             n_tokens = tokenized.n_tokens
-            writing.do(
-                partial(_write, task.cache, writer, plan, block, n_tokens, features, different)
-            )
+            write(partial(_write, task.cache, writer, plan, block, n_tokens, features, different))
             return_freed_memory()
-            if on_batch is not None:
-                on_batch(len(n_tokens) - len(different.own), 0)
+            on_batch(len(n_tokens) - len(different.own), 0)
             counts += Counts.of(tokenized, n_computed=len(different.own))
     return counts
 
 
-def _left(error: RowError) -> Counts:
-    warnings.warn(f"{error} Going on with the other blocks of rows.", LLMEmbedWarning, stacklevel=3)
-    return Counts(left=(str(error),))
+def _within(examples: Examples) -> DifferentTexts:
+    return DifferentTexts.among(first_occurrences(examples), 0, len(examples))
 
 
-def _looking_back(examples: Examples) -> Callable[[int, int], DifferentTexts]:
-    return partial(DifferentTexts.among, first_occurrences(examples))
-
-
-def _within(examples: Examples, start: int, stop: int) -> DifferentTexts:
-    part = examples.part(start, stop)
-    return DifferentTexts.among(first_occurrences(part), 0, len(part))
+def _row_name(split: str, rows: npt.NDArray[np.int64], index: int) -> str:
+    return f"split {split!r}, row {rows[index]}"
 
 
 def _write(
     cache: str,
-    writer: BlockWriter,
+    writer: CacheWriter | UnitWriter,
     plan: SplitPlan,
     block: Block,
     n_tokens: npt.NDArray[np.int32],
     features: Features,
     different: DifferentTexts,
 ) -> None:
-    writer.write(
-        plan,
-        block,
-        n_tokens=n_tokens,
-        features={
-            key: different.spread(features[key], _committed(cache, plan, key))
-            for key in block.missing
-        },
-    )
-
-
-def _committed(
-    cache: str, plan: SplitPlan, key: tuple[str, int]
-) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]:
-    """Read rows of one array that are committed: blocks are done in order."""
-    pooling, layer = key
-
-    def read(rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def committed(pooling: str, layer: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         split = open_cache(cache)[plan.split]
         return split.features(layer, plan.source, pooling, rows, allow_partial=True)
 
-    return read
+    of_all_rows = {
+        key: different.spread(features[key], partial(committed, *key)) for key in block.missing
+    }
+    writer.write(plan, block, n_tokens=n_tokens, features=of_all_rows)
 
 
-class _RowNames:
-    """Names a computed text by its split and row, for messages."""
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Make each item in a thread while the one before it is used; errors come at its turn.
 
-    def __init__(self, split: str, rows: npt.NDArray[np.int64]) -> None:
-        self._split = split
-        self._rows = rows
+    >>> list(one_ahead(number * 10 for number in range(3)))
+    [0, 10, 20]
+    """
+    coming_items = ([item] for item in items)
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        coming = thread.submit(next, coming_items, None)
+        while made := coming.result():
+            coming = thread.submit(next, coming_items, None)
+            yield made[0]
 
-    def __call__(self, index: int) -> str:
-        return f"split {self._split!r}, row {self._rows[index]}"
+
+@contextlib.contextmanager
+def one_behind() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Do work in a thread, in order, while the caller goes on to the next.
+
+    What is given waits for the work before and raises its error. Leaving waits for the last work;
+    its error comes out there, unless another one does.
+    """
+    last: list[Future[None]] = []
+
+    def do(work: Callable[[], None]) -> None:
+        while last:
+            last.pop().result()
+        last.append(thread.submit(work))
+
+    with ThreadPoolExecutor(1, "behind") as thread:
+        yield do
+    while last:
+        last.pop().result()

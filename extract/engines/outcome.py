@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from llmembed.common.errors import ExtractionError, RowError
 from llmembed.extract.engines.task import Task
-from llmembed.extract.features.extractor import Tokenized
+from llmembed.extract.features.forward import Tokenized
 
 HOPELESS = 32
 """Blocks that must not be stored, without one that may, after which an extraction stops."""
@@ -119,21 +119,21 @@ def summary(task: Task, counts: Counts, seconds: float) -> Extraction:
         poolings=task.poolings,
         n_rows={split: len(examples) for split, examples in task.corpus.splits.items()},
         seconds=seconds,
-        is_share=task.config.world is not None,
-        notes=_notes(task, counts),
+        is_share=task.rank is not None,
+        notes=tuple(_notes(task, counts)),
         **done,
     )
 
 
-def _notes(task: Task, counts: Counts) -> tuple[str, ...]:
-    columns, notes, config = task.corpus.provenance, [], task.config
+def _notes(task: Task, counts: Counts) -> list[str]:
+    columns, notes = task.corpus.provenance, []
     if counts.n_rows_computed and "text_column" in columns:
         text, label = columns["text_column"], columns["label_column"]
         notes.append(f"Text from column {text!r}, label from {label!r}.")
     notes += task.recipe.notes_on(counts.n_truncated, counts.n_empty)
     if counts.n_duplicates:
         notes.append(f"{counts.n_duplicates:,} texts stood there before and share one feature.")
-    if config.world is not None:
-        share = f"This was rank {config.rank} of {config.world}."
+    if task.rank is not None:
+        share = f"This was rank {task.rank.number} of {task.rank.world}."
         notes.append(f"{share} When all have ended: llmembed-cache finalize {task.cache}")
-    return tuple(notes)
+    return notes

@@ -29,11 +29,10 @@ from llmembed.common.errors import (
     LLMEmbedWarning,
 )
 from llmembed.extract.backbones.load import resolve_device
-from llmembed.extract.config import ExtractConfig
 from llmembed.extract.engines.outcome import HOPELESS, Counts
 from llmembed.extract.engines.ray_worker import Worker, hash_part
 from llmembed.extract.engines.task import Task
-from llmembed.extract.pipeline import make_plans, open_writer, register
+from llmembed.extract.texts import DatasetOptions
 
 _IN_FLIGHT = 2
 """Units at a worker, the one it works on included, so that it never waits for the driver. In the
@@ -57,8 +56,26 @@ _SHARED = "ray"
 """Name of the driver's lock: a driver that is started again takes the place of the first."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Which workers are asked for, and what they cannot know from the task."""
+
+    address: str | None
+    """Of the Ray to join; None starts one."""
+    workers: int
+    """At most so many."""
+    gpus_per_worker: float | None
+    """None is one where the cluster has any, else none."""
+    on_cpu: bool
+    """Whether workers are to compute on the CPU."""
+    arithmetic_is_ours: bool
+    """Whether the compute dtype was chosen for the device of this process."""
+    texts: DatasetOptions
+    """Which texts each worker is to read."""
+
+
 def extract_on_ray(
-    task: Task, layers: Sequence[int], on_unit: Callable[[int, int], None]
+    task: Task, layers: Sequence[int], on_unit: Callable[[int, int], None], cluster: Cluster
 ) -> Counts:
     """Do the missing blocks of a task on Ray, then close the cache.
 
@@ -66,27 +83,28 @@ def extract_on_ray(
         task: what to extract.
         layers: those that some block lacks.
         on_unit: called with the rows and real tokens of each unit that is done.
+        cluster: who computes.
 
     Returns:
         What was done, and what keeps blocks from being done.
 
     Raises:
+        ConfigError: Ray cannot be joined, or has not the GPUs that were asked for.
         ExtractionError: what no worker can go on with.
         MissingPackageError: Ray is not installed.
     """
-    config = task.config
-    with joined(config.address, config.workers, STORE_BYTES):
-        n_gpus = _gpus_per_worker(task)
-        register(task)
-        task = dataclasses.replace(task, config=dataclasses.replace(config, overwrite=False))
-        with open_writer(task, shared=_SHARED) as writer:
+    with joined(cluster.address, cluster.workers, STORE_BYTES):
+        n_gpus = _gpus_per_worker(cluster)
+        task.register()
+        task = dataclasses.replace(task, overwrite=False)
+        with task.open_writer(shared=_SHARED) as writer:
             units = [
                 unit
-                for plan in make_plans(task, writer)
-                for unit in cut(writer, plan, config.workers)
+                for plan in task.make_plans(writer)
+                for unit in cut(writer, plan, cluster.workers)
             ]
-            job = _job(task, layers, writer.lease)
-            start_round = functools.partial(receipts, config.workers, n_gpus, job)
+            job = _job(task, layers, cluster, writer.lease)
+            start_round = functools.partial(receipts, cluster.workers, n_gpus, job)
             counts = _collect(units, start_round, on_unit)
         finalize(task.cache, only_new=True, check=functools.partial(_check, task.cache))
     return counts
@@ -232,52 +250,47 @@ def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
         raise ExtractionError(message) from error
 
 
-def _job(task: Task, layers: Sequence[int], lease: str) -> str:
+def _job(task: Task, layers: Sequence[int], cluster: Cluster, lease: str) -> str:
     """Say what every worker must know, in absolute paths: it stands in another folder."""
-    settings = dataclasses.asdict(task.config)
-    settings |= {"compute_dtype": task.recipe.compute_dtype, "cache": task.cache}
-    for name in ("cache", "dataset", "model"):
-        settings[name] = absolute(settings[name])
-    fingerprint = task.source.fingerprint
+    texts = dataclasses.replace(cluster.texts, dataset=absolute(cluster.texts.dataset))
+    recipe = {**task.source.recipe, "model": absolute(task.recipe.model)}
     return json.dumps(
-        {"config": settings, "layers": list(layers), "fingerprint": fingerprint, "lease": lease}
+        {
+            "texts": dataclasses.asdict(texts),
+            "source": dataclasses.asdict(dataclasses.replace(task.source, recipe=recipe)),
+            "layers": list(layers),
+            "poolings": task.poolings,
+            "cache": absolute(task.cache),
+            "placement": dataclasses.asdict(task.placement),
+            "lease": lease,
+        }
     )
 
 
-def _gpus_per_worker(task: Task) -> float:
+def _gpus_per_worker(cluster: Cluster) -> float:
     """Take what was asked for, else one GPU where there are any.
 
     Raises:
-        ConfigError: the workers have GPUs, and the arithmetic would be chosen by a driver without,
-            or this machine lacks the GPUs that were asked for.
+        ConfigError: the workers have GPUs, and the arithmetic was chosen by a driver without, or
+            this machine lacks the GPUs that were asked for; a cluster may get them, and is waited
+            for.
     """
     import ray
 
-    config = task.config
-    n_gpus = config.gpus_per_worker
+    n_gpus = cluster.gpus_per_worker
     if n_gpus is None:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        has_gpus = resources.get("GPU", 0) > 0
-        n_gpus = float(has_gpus and not config.device.startswith("cpu"))
-    if n_gpus and config.compute_dtype == "auto" and resolve_device("auto").type != "cuda":
-        message = (
+        n_gpus = float(resources.get("GPU", 0) > 0 and not cluster.on_cpu)
+    if n_gpus and cluster.arithmetic_is_ours and resolve_device("auto").type != "cuda":
+        raise ConfigError(
             "--compute-dtype auto would suit the machine of this command, which has no GPU, but "
             "the workers have. Pass --compute-dtype bfloat16 or float32, or --gpus-per-worker 0."
         )
-        raise ConfigError(message)
-    _look_for_gpus(n_gpus, config)
-    return n_gpus
-
-
-def _look_for_gpus(n_gpus: float, config: ExtractConfig) -> None:
-    """Refuse GPUs that this machine lacks; a cluster may still get them, and is waited for."""
-    import ray
-
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     most = max(node["Resources"].get("GPU", 0) for node in nodes if node["Alive"])
-    if n_gpus <= most:
-        return
-    lack = f"--gpus-per-worker is {n_gpus:g}, but no machine of Ray has more than {most:g} GPUs"
-    if config.address is None:
-        raise ConfigError(f"{lack}. Pass fewer, or the --address of a cluster that has them.")
-    warnings.warn(f"{lack}: waiting for one.", LLMEmbedWarning, stacklevel=2)
+    if n_gpus > most:
+        lack = f"--gpus-per-worker is {n_gpus:g}, but no machine of Ray has more than {most:g} GPUs"
+        if cluster.address is None:
+            raise ConfigError(f"{lack}. Pass fewer, or the --address of a cluster that has them.")
+        warnings.warn(f"{lack}: waiting for one.", LLMEmbedWarning, stacklevel=2)
+    return n_gpus

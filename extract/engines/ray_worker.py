@@ -36,7 +36,7 @@ class Worker:
     """One process of the pool: loads the backbone once, then does units.
 
     Args:
-        job: what `_job` says.
+        job: what every worker must know, as `ray_engine` makes it of a task.
     """
 
     def __init__(self, job: str) -> None:
@@ -49,38 +49,54 @@ class Worker:
         if self._broken:  # a device that failed once fails again: another process does this unit
             os._exit(1)
         (number,), (unit,) = batch["number"], batch["unit"]
-        receipt = {"number": int(number), "host": platform.node(), "warnings": []}
+        receipt: dict[str, Any] = {"number": int(number), "host": platform.node()}
         receipt |= {"counts": {}, "fatal": "", "reason": ""}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", LLMEmbedWarning)
             try:
                 self._open()
             except (LLMEmbedError, ImportError) as error:
-                return _row(receipt | {"fatal": str(error)})
-            try:
-                receipt["counts"] = dataclasses.asdict(self._do(Unit.loads(unit)))
-            except _FATAL as error:
                 receipt["fatal"] = str(error)
-            except LLMEmbedError as error:
-                receipt["reason"] = str(error)
-            except (RuntimeError, OSError, MemoryError, ValueError) as error:
-                self._broken = True
-                receipt["reason"] = f"{type(error).__name__}: {error}"
-        known = (warning for warning in caught if issubclass(warning.category, LLMEmbedWarning))
-        return _row(receipt | {"warnings": [str(warning.message) for warning in known]})
+            else:
+                self._fill(receipt, unit)
+        receipt["warnings"] = [
+            str(one.message) for one in caught if issubclass(one.category, LLMEmbedWarning)
+        ]
+        return {"receipt": [json.dumps(receipt)]}
+
+    def _fill(self, receipt: dict[str, Any], unit: str) -> None:
+        try:
+            receipt["counts"] = dataclasses.asdict(self._do(Unit.loads(unit)))
+        except _FATAL as error:
+            receipt["fatal"] = str(error)
+        except LLMEmbedError as error:
+            receipt["reason"] = str(error)
+        except (RuntimeError, OSError, MemoryError, ValueError) as error:
+            self._broken = True
+            receipt["reason"] = f"{type(error).__name__}: {error}"
 
     def _open(self) -> None:
         if self._task is None:
-            from llmembed.extract.config import ExtractConfig
-            from llmembed.extract.pipeline import load_extractor, prepare
+            from llmembed.cache_format import SourceInfo
+            from llmembed.extract.backbones.recipe import Recipe
+            from llmembed.extract.engines.task import Placement, Task
+            from llmembed.extract.texts import DatasetOptions, Dialect
+            from llmembed.extract.texts.corpora import load_corpus
 
-            settings = self._job["config"]
-            for name in ("split", "pooling"):
-                settings[name] = tuple(settings[name])
-            task = prepare(ExtractConfig(**settings))
-            self._extractor = load_extractor(
-                task, tuple(self._job["layers"]), expected=self._job["fingerprint"]
+            job = self._job
+            dialect = Dialect(**job["texts"]["dialect"])
+            options = DatasetOptions(**job["texts"] | {"dialect": dialect})
+            task = Task(
+                corpus=load_corpus(options),
+                recipe=Recipe.from_record(job["source"]["recipe"]),
+                source=SourceInfo(**job["source"]),
+                layers=tuple(job["layers"]),
+                poolings=tuple(job["poolings"]),
+                cache=job["cache"],
+                placement=Placement(**job["placement"]),
             )
+            fingerprint = task.source.fingerprint
+            self._extractor = task.load_extractor(task.layers, expected=fingerprint)
             self._task = task
 
     def _do(self, unit: Unit) -> Counts:
@@ -99,7 +115,3 @@ def hash_part(batch: dict[str, Any], cache: str) -> dict[str, list[str]]:
     """Hash the chunks of a part of a cache, and name the blocks that are bad."""
     (text,) = batch["part"]
     return {"part": [text], "bad": [json.dumps(Part.loads(text).bad_blocks(open_store(cache)))]}
-
-
-def _row(receipt: dict[str, Any]) -> dict[str, list[str]]:
-    return {"receipt": [json.dumps(receipt)]}

@@ -1,13 +1,62 @@
-"""A request for features once it is checked: what to compute, of which texts, into which cache."""
+"""A request for features once it is checked: what to compute, of which texts, into which cache.
+
+Whoever computes, here or elsewhere, is given a `Task`, and no options.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from llmembed.cache_format import DatasetInfo, SourceInfo
+from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo, SplitPlan
+from llmembed.cache_format.writing.lock import PATIENCE_S
+from llmembed.common.errors import CacheLockedError
 from llmembed.extract.backbones.recipe import Recipe
-from llmembed.extract.config import ExtractConfig
+from llmembed.extract.features.extractor import Extractor
+from llmembed.extract.features.poolings import arrays_of
 from llmembed.extract.texts.corpora import Corpus
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a process computes."""
+
+    device: str = "auto"
+    """Name of the device."""
+    token_budget: int | None = None
+    """Tokens a batch; None chooses for the device."""
+    all_gpus: bool = False
+    """Whether the backbone lies on all GPUs that the process sees."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One of several processes that make the same plan, each of which does a part of the blocks.
+
+    Nothing is agreed upon at run time: a rank that is started again, or ranks of another world
+    size, find what is committed and do the rest.
+    """
+
+    number: int
+    """From 0 to `world` - 1."""
+    world: int
+    """How many ranks there are."""
+
+    def part_of(self, plans: Sequence[SplitPlan]) -> list[SplitPlan]:
+        """Keep of each plan every `world`-th block.
+
+        Blocks are counted over all splits, done or not, so the deal does not depend on what is
+        done.
+        """
+        kept, n_before = [], 0
+        for plan in plans:
+            numbered = ((n_before + block.start // plan.block_rows, block) for block in plan.blocks)
+            blocks = tuple(block for n, block in numbered if n % self.world == self.number)
+            kept.append(dataclasses.replace(plan, blocks=blocks))
+            n_before += -(-plan.n_rows // plan.block_rows)
+        return kept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,22 +65,17 @@ class Task:
 
     corpus: Corpus
     recipe: Recipe
+    source: SourceInfo
+    """What the cache records of the recipe."""
     layers: tuple[int, ...]
     poolings: tuple[str, ...]
-    source: SourceInfo
     cache: str
-    config: ExtractConfig
-
-    @property
-    def arrays(self) -> list[tuple[str, int]]:
-        """(pooling, layer) of all arrays; the pooler belongs to the last layer alone."""
-        last = self.recipe.shape.n_layers
-        return [
-            (pooling, layer)
-            for pooling in self.poolings
-            for layer in self.layers
-            if pooling != "pooler" or layer == last
-        ]
+    """Folder or URL."""
+    overwrite: bool = False
+    """Whether the cache is replaced, if there is one."""
+    placement: Placement = Placement()
+    rank: Rank | None = None
+    """Which part of the blocks is to be done; None is all of them."""
 
     @property
     def dataset(self) -> DatasetInfo:
@@ -40,3 +84,81 @@ class Task:
         return DatasetInfo(
             name=corpus.name, labels=corpus.labels, provenance=dict(corpus.provenance)
         )
+
+    def open_writer(self, *, dry_run: bool = False, shared: str | None = None) -> CacheWriter:
+        """Make the writer of the cache, as a context manager."""
+        return CacheWriter(
+            self.cache,
+            dataset=self.dataset,
+            overwrite=self.overwrite,
+            dry_run=dry_run,
+            shared=shared,
+        )
+
+    def make_plans(self, writer: CacheWriter) -> list[SplitPlan]:
+        """Plan every split, and keep the blocks of this rank if there are ranks."""
+        writer.add_source(self.source)
+        arrays = arrays_of(self.poolings, self.layers, self.source.n_layers)
+        plans = []
+        for split, examples in self.corpus.splits.items():
+            writer.add_split(split, labels=examples.labels, text_hash=examples.text_hash)
+            dtype = self.recipe.dtype
+            plans.append(writer.plan(split, self.source.name, arrays=arrays, dtype=dtype))
+        return plans if self.rank is None else self.rank.part_of(plans)
+
+    def plan_only(self) -> tuple[list[SplitPlan], int | None]:
+        """Plan without writing; refuse a cache that contradicts the task, or a disk without room.
+
+        Returns:
+            The plan of each split, and the bytes free where the cache lies, if that is known.
+        """
+        with self.open_writer(dry_run=True) as writer:
+            plans = self.make_plans(writer)
+            writer.check_space(sum(plan.size_bytes for plan in plans))
+            return plans, writer.free_bytes
+
+    def register(self) -> None:
+        """Make the cache ready for several writers; one of them does it, the others wait.
+
+        Raises:
+            CacheLockedError: a writer that shares nothing is at work, and stays so for a minute.
+        """
+        patient_until = time.monotonic() + PATIENCE_S
+        while self.overwrite or not self._is_registered():
+            try:
+                with self.open_writer() as writer:
+                    self.make_plans(writer)
+                    writer.register()
+                    return
+            except CacheLockedError:
+                if time.monotonic() > patient_until:
+                    raise
+                time.sleep(0.1)
+
+    def _is_registered(self) -> bool:
+        with self.open_writer(dry_run=True) as writer:
+            self.make_plans(writer)
+            return writer.is_registered
+
+    def load_extractor(
+        self,
+        layers: Sequence[int],
+        *,
+        expected: Mapping[str, Any] | None = None,
+        compiled: bool = False,
+    ) -> Extractor:
+        """Load the backbone up to the highest of these layers; refuse another than expected."""
+        return Extractor(
+            self.recipe,
+            layers=layers,
+            poolings=self.poolings,
+            **dataclasses.asdict(self.placement),
+            expected_fingerprint=expected,
+            compiled=compiled,
+        )
+
+
+def layers_to_run(plans: Sequence[SplitPlan]) -> tuple[int, ...]:
+    """List the layers that some block lacks."""
+    missing = {layer for plan in plans for block in plan.blocks for _, layer in block.missing}
+    return tuple(sorted(missing))

@@ -1,1 +1,1 @@
-"""What makes extraction fast, each with a plain way beside it."""
+"""What makes a pass fast, each with a plain way beside it. Knows torch and nothing of ours."""

@@ -2,9 +2,8 @@
 
 On a CPU, of causal models in bfloat16: two products and a softmax. torch's own kernel for CPUs
 (flash attention) needs 2.3 times as long at the lengths of classification: its small blocks leave
-the matrix units idle. Here a block of queries meets all keys before it at once, and the queries
-that share a key (grouped-query attention, Ainslie et al. 2023) are rows of one product. Scores are
-rounded to bfloat16, as transformers' own eager attention rounds them.
+the matrix units idle. Scores are rounded to bfloat16, as transformers' own eager attention rounds
+them.
 
 On CUDA, of texts packed behind each other: torch's kernel for texts of various lengths, so that no
 pad is ever computed. All else goes to `sdpa`.
@@ -29,20 +28,16 @@ PRODUCTS, PACKED = "llmembed-products", "llmembed-packed"
 _QUERY_BLOCK = 128
 """Queries that are computed together: what they see beyond the diagonal is computed in vain."""
 
-
-_packed: ContextVar[tuple[Tensor, int]] = ContextVar("packed")
+_packed: ContextVar[tuple[Tensor, int] | None] = ContextVar("packed", default=None)
 
 
 @contextlib.contextmanager
 def packed_texts(bounds: Tensor, longest: int) -> Iterator[None]:
     """Let models that `use_packing` attend within each of these texts meanwhile.
 
-    This does not go through the model, since not every model hands on what it does not know, and
-    a compiled block would be compiled anew for each length.
-
-    Args:
-        bounds: int32 `[n + 1]`, where each text begins, and the number of all positions.
-        longest: tokens of the longest text, or more.
+    `bounds` tells where each text begins, and the number of all positions, int32 `[n + 1]`;
+    `longest` is the tokens of the longest text, or more. Neither goes through the model: not every
+    model hands on what it does not know, and a compiled block would be compiled for each length.
     """
     before = _packed.set((bounds, longest))
     try:
@@ -52,7 +47,7 @@ def packed_texts(bounds: Tensor, longest: int) -> Iterator[None]:
 
 
 def use_products(model: Any) -> None:
-    """Let a model that attends by `sdpa` attend by `attend`, masks as ever."""
+    """Let a model that attends by `sdpa` attend by `attend`, with the same masks."""
     if attends_by_sdpa(model):
         transformers.AttentionInterface.register(PRODUCTS, attend)
         transformers.AttentionMaskInterface.register(PRODUCTS, sdpa_mask)
@@ -85,27 +80,17 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attend as transformers' attention interface asks.
 
-    Args:
-        module: the attention module, which says whether it is causal.
-        query: `[B, n_heads, T, D]`; of packed texts B is 1, and T all their tokens.
-        key: `[B, n_groups, T, D]`.
-        value: `[B, n_groups, T, D]`.
-        attention_mask: None where causality is all that hides a token.
-        scaling: factor of the scores; None is D**-0.5.
-        is_causal: overrides what the module says.
-        others: what this architecture passes besides.
-
-    Returns:
-        `[B, T, n_heads, D]`, and None in place of the weights.
+    Queries are `[B, n_heads, T, D]`, keys and values `[B, n_groups, T, D]`; of packed texts B is 1,
+    and T all their tokens. The answer is `[B, T, n_heads, D]`, and None in place of the weights.
     """
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    unusual = [name for name in ("position_bias", "softcap") if others.get(name) is not None]
-    if (packed := _packed.get(None)) is not None and not unusual:
+    usual = all(others.get(name) is None for name in ("position_bias", "softcap"))
+    if usual and (packed := _packed.get()) is not None:
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
         found = varlen(query, key, value, *packed, causal=causal, scaling=scaling)
         return found[None], None
-    plain = query.shape[2] == key.shape[2] and query.device.type == "cpu" and not unusual
+    plain = query.shape[2] == key.shape[2] and query.device.type == "cpu" and usual
     if attention_mask is None and causal and plain and query.dtype == torch.bfloat16:
         return causal_attention(query, key, value, scaling), None
     attended: tuple[Tensor, None] = sdpa_attention_forward(
@@ -117,14 +102,9 @@ def attend(
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """Attend from each token to those before it and itself (Vaswani et al. 2017, eq. 1).
 
-    Args:
-        query: `[B, n_heads, T, D]`; heads that share a key follow each other.
-        key: `[B, n_groups, T, D]`.
-        value: `[B, n_groups, T, D]`.
-        scaling: factor of the scores.
-
-    Returns:
-        `[B, T, n_heads, D]`, contiguous.
+    A block of queries meets all keys before it at once, and the queries that share a key
+    (grouped-query attention, Ainslie et al. 2023) are rows of one product. Queries are
+    `[B, n_heads, T, D]`, keys and values `[B, n_groups, T, D]`, the answer `[B, T, n_heads, D]`.
 
     >>> ones = torch.ones(1, 1, 2, 1)
     >>> causal_attention(ones, ones, torch.tensor([[[[2.0], [4.0]]]]), 1.0).flatten().tolist()
@@ -148,6 +128,13 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     return attended.view(n_texts, n_tokens, n_heads, -1)
 
 
+@functools.lru_cache(maxsize=16)  # the layers of a batch ask for the same again
+def _hidden(start: int, stop: int, a_group: int, dtype: torch.dtype) -> Tensor:
+    """Give `[a_group * (stop - start), stop]`: -inf where a key comes after the query, else 0."""
+    hidden = torch.full((stop - start, stop), -torch.inf, dtype=dtype).triu(start + 1)
+    return hidden.repeat(a_group, 1)
+
+
 def varlen(
     query: Tensor,
     key: Tensor,
@@ -158,47 +145,30 @@ def varlen(
     causal: bool,
     scaling: float,
 ) -> Tensor:
-    """Attend within each of the packed texts, by torch's kernel for CUDA.
+    """Attend within each of the packed texts (see `packed_texts`), by torch's kernel for CUDA.
 
-    Args:
-        query: `[T, n_heads, D]`, float16 or bfloat16.
-        key: `[T, n_groups, D]`.
-        value: `[T, n_groups, D]`.
-        bounds: int32 `[n + 1]`, where each text begins, and T.
-        longest: tokens of the longest text, or more.
-        causal: whether a token sees only those before it.
-        scaling: factor of the scores.
-
-    Returns:
-        `[T, n_heads, D]`.
+    Queries are `[T, n_heads, D]`, keys and values `[T, n_groups, D]`, float16 or bfloat16.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    if key.shape[1] != query.shape[1] and "enable_gqa" not in _accepted():
-        repeats = query.shape[1] // key.shape[1]
-        key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
+    accepted = _accepted_by(varlen_attn)
     options: dict[str, Any] = {"scale": scaling}
-    if "is_causal" in _accepted():  # torch 2.10
+    if "is_causal" in accepted:  # torch 2.10
         options["is_causal"] = causal
     else:
         options["window_size"] = (-1, 0 if causal else -1)
     if key.shape[1] != query.shape[1]:
-        options["enable_gqa"] = True
+        if "enable_gqa" in accepted:
+            options["enable_gqa"] = True
+        else:
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
     found = varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
     assert isinstance(found, Tensor)
     return found
 
 
 @functools.cache
-def _accepted() -> frozenset[str]:
-    """Name the arguments of `varlen_attn`, which differ between versions of torch."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return frozenset(inspect.signature(varlen_attn).parameters)
-
-
-@functools.lru_cache(maxsize=16)  # the layers of a batch ask for the same again
-def _hidden(start: int, stop: int, a_group: int, dtype: torch.dtype) -> Tensor:
-    """Give `[a_group * (stop - start), stop]`: -inf where a key comes after the query, else 0."""
-    hidden = torch.full((stop - start, stop), -torch.inf, dtype=dtype).triu(start + 1)
-    return hidden.repeat(a_group, 1)
+def _accepted_by(kernel: Any) -> frozenset[str]:
+    """Name the arguments of a kernel, which differ between versions of torch."""
+    return frozenset(inspect.signature(kernel).parameters)

@@ -1,1 +1,1 @@
-"""From texts to features."""
+"""From texts to features. Import the modules themselves: most of them need torch."""

@@ -1,9 +1,7 @@
 """Which texts are computed together: batches of similar length, filled to a token budget.
 
-Within a block of rows texts are sorted by their number of tokens and cut into batches such that
-the padded tokens, plus a fixed cost for each batch, are fewest. So a large budget for a few short
-texts does not pad them all to the longest. The plan depends on nothing but the lengths of that
-block: a resumed run computes the same batches as an uninterrupted one, and so the same bits.
+The plan depends on nothing but the lengths of a block of rows: a resumed run computes the same
+batches as an uninterrupted one, and so the same bits.
 """
 
 from __future__ import annotations
@@ -13,60 +11,47 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+Batch = npt.NDArray[np.int64]
+"""Indices of texts, longest first."""
 
-def plan_batches(
-    lengths: Sequence[int], token_budget: int, batch_cost: int = 0
-) -> list[npt.NDArray[np.int64]]:
+
+def plan_batches(lengths: Sequence[int], token_budget: int, batch_cost: int = 0) -> list[Batch]:
     """Group texts of similar length so that no padded batch exceeds the budget.
 
     A text that alone exceeds the budget is a batch of its own. The longest come first: if memory
-    is too small, that shows at once.
-
-    Args:
-        lengths: tokens of each text, each at least 1.
-        token_budget: tokens a batch, pads included.
-        batch_cost: padded tokens that are worth one batch less; 0 pads nothing.
-
-    Returns:
-        Indices into `lengths`, int64, one array a batch; together each index once.
+    is too small, that shows at once. `batch_cost` is how many padded tokens are worth one batch
+    less; 0 pads nothing.
 
     >>> [batch.tolist() for batch in plan_batches([3, 9, 3, 1], token_budget=6, batch_cost=1)]
     [[1], [0, 2], [3]]
     """
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    order = _longest_first(lengths)
     batches = []
     for start, stop in _buckets(np.asarray(lengths, dtype=np.int64), token_budget, batch_cost):
-        longest = int(lengths[order[start]])
-        step = max(1, token_budget // longest)
+        step = max(1, token_budget // int(lengths[order[start]]))
         batches += [order[first : min(first + step, stop)] for first in range(start, stop, step)]
     return batches
 
 
-def plan_packs(lengths: Sequence[int], token_budget: int) -> list[npt.NDArray[np.int64]]:
+def plan_packed(lengths: Sequence[int], token_budget: int) -> list[Batch]:
     """Group texts so that their real tokens fill the budget, for passes without pads.
 
-    A text that alone exceeds the budget is a batch of its own. The longest come first.
-
-    Args:
-        lengths: tokens of each text, each at least 1.
-        token_budget: tokens a batch.
-
-    Returns:
-        Indices into `lengths`, int64, one array a batch; together each index once.
-
-    >>> [batch.tolist() for batch in plan_packs([3, 9, 3, 1], token_budget=7)]
+    >>> [batch.tolist() for batch in plan_packed([3, 9, 3, 1], token_budget=7)]
     [[1], [0, 2, 3]]
     """
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     batches: list[list[int]] = []
     free = 0
-    for index in order:
+    for index in _longest_first(lengths):
         if lengths[index] > free:
             batches.append([])
             free = max(token_budget, lengths[index])
         batches[-1].append(int(index))
         free -= lengths[index]
     return [np.array(batch, dtype=np.int64) for batch in batches]
+
+
+def _longest_first(lengths: Sequence[int]) -> Batch:
+    return np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
 
 
 def _buckets(
@@ -97,7 +82,7 @@ def _buckets(
         yield int(bounds[begin]), int(bounds[end])
 
 
-def padding_share(lengths: Sequence[int], batches: Sequence[npt.NDArray[np.int64]]) -> float:
+def padding_share(lengths: Sequence[int], batches: Sequence[Batch]) -> float:
     """Compute which share of all computed positions is padding, in 0..1.
 
     >>> padding_share([2, 4], [np.array([1, 0])])

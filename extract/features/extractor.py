@@ -8,7 +8,6 @@ texts, so a text gets the same feature in both.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,26 +16,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmembed.common.errors import DataError, LLMEmbedWarning, ModelError, RowError
+from llmembed.common.errors import DataError, LLMEmbedWarning, RowError
 from llmembed.common.process import keep_freed_memory
-from llmembed.extract.backbones.load import (
-    Backbone,
-    has_token_types,
-    load_backbone,
-    resolve_device,
-)
-from llmembed.extract.backbones.quiet import quiet
+from llmembed.extract.backbones.load import has_token_types, load_backbone, quiet, resolve_device
 from llmembed.extract.backbones.recipe import Recipe
-from llmembed.extract.fast.lanes import Lanes
-from llmembed.extract.fast.packing import compile_blocks, positions_of, try_packing
-from llmembed.extract.features.batching import plan_batches, plan_packs
-from llmembed.extract.features.forward import (
-    SECOND,
-    Pooled,
+from llmembed.extract.fast.cpu import in_lanes
+from llmembed.extract.features.batching import Batch, plan_batches, plan_packed
+from llmembed.extract.features.forward import Pooled, Tokenized, pooled_hidden_states, to_device
+from llmembed.extract.features.packing import (
+    compile_blocks,
     packed_hidden_states,
-    pooled_hidden_states,
-    to_device,
+    positions_of,
+    try_packing,
 )
+from llmembed.extract.features.poolings import POOLINGS, arrays_of
 from llmembed.extract.features.selfcheck import check_first_batch
 from llmembed.extract.texts import describe_bad_text, fill
 
@@ -52,27 +45,6 @@ _LANES = 2
 """Batches at a time on a CPU."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tokenized:
-    """Token ids of some texts."""
-
-    ids: list[list[int]]
-    """Token ids of each text, at least one."""
-    n_truncated: int
-    """Texts that were longer than `max_length`."""
-    n_empty: int
-    """Texts without any token, which got the one token described in `Recipe.empty_token`."""
-
-    @property
-    def n_tokens(self) -> npt.NDArray[np.int32]:
-        """Tokens of each text, int32 `[N]`."""
-        return np.array([len(ids) for ids in self.ids], dtype=np.int32)
-
-    def take(self, indices: npt.NDArray[np.int64]) -> list[list[int]]:
-        """Token ids of some of the texts."""
-        return [self.ids[index] for index in indices]
-
-
 class Extractor:
     """A backbone with everything that decides what feature a text gets.
 
@@ -83,7 +55,7 @@ class Extractor:
         poolings: poolings to compute.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         token_budget: tokens a batch, pads included; None chooses for the device.
-        spread: lay the backbone on all GPUs that this process sees.
+        all_gpus: lay the backbone on all GPUs that this process sees.
         expected_fingerprint: identity that the recipe must still have, as a cache recorded it.
         compiled: compile the blocks on a GPU, which takes a minute and saves a part of all others.
 
@@ -99,44 +71,38 @@ class Extractor:
         poolings: Sequence[str],
         device: str = "auto",
         token_budget: int | None = None,
-        spread: bool = False,
+        all_gpus: bool = False,
         expected_fingerprint: Mapping[str, Any] | None = None,
         compiled: bool = False,
     ) -> None:
-        self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_record(recipe)
-        if expected_fingerprint is not None:
-            _refuse_other(self.recipe, expected_fingerprint)
-        self.layers = tuple(layers)
-        self.poolings = tuple(poolings)
-        on_device = resolve_device(device)
+        recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_record(recipe)
+        recipe.refuse_other(expected_fingerprint or {})
+        self.recipe, self.layers, self.poolings = recipe, tuple(layers), tuple(poolings)
+        on_device, specs = resolve_device(device), [POOLINGS[name] for name in poolings]
         if on_device.type == "cpu":
             keep_freed_memory()
-        self.backbone = self._load(on_device, spread=spread)
+        needs_pooler = any(spec.home is None for spec in specs)
+        self._pads_all = any(spec.reads_pads for spec in specs)
+        self.backbone = load_backbone(
+            recipe.files,
+            recipe.shape,
+            n_kept=max(layers),
+            device=on_device,
+            compute_dtype=getattr(torch, recipe.compute_dtype),
+            quantize=recipe.quantize,
+            all_gpus=all_gpus,
+            needs_pooler=needs_pooler,
+            trust_remote_code=recipe.trust_remote_code,
+        )
         n_at_once = 2 if self.backbone.widens else 1
         self.token_budget = token_budget or n_at_once * _TOKEN_BUDGET[on_device.type]
         self.n_lanes = min(_LANES, torch.get_num_threads()) if self.backbone.shareable else 1
-        one_gpu = on_device.type == "cuda" and not spread
-        packable = one_gpu and not {"mean_padded", "pooler"} & {*self.poolings}
-        self._packs = packable and try_packing(self.backbone, self.recipe.max_length)
+        packable = on_device.type == "cuda" and not (all_gpus or self._pads_all or needs_pooler)
+        self._packs = packable and try_packing(self.backbone, recipe.max_length)
         self._compiled = compiled and self._packs
         if self._compiled:
             compile_blocks(self.backbone)
-        self._checked = False
-        self._warned = False
-
-    def _load(self, device: torch.device, *, spread: bool) -> Backbone:
-        recipe = self.recipe
-        return load_backbone(
-            recipe.files,
-            recipe.shape,
-            n_kept=max(self.layers),
-            device=device,
-            compute_dtype=getattr(torch, recipe.compute_dtype),
-            quantize=recipe.quantize,
-            spread=spread,
-            needs_pooler="pooler" in self.poolings,
-            trust_remote_code=recipe.trust_remote_code,
-        )
+        self._checked = self._warned = False
 
     def features(self, texts: Sequence[str]) -> Features:
         """Compute the features of texts; warn where some are cut or empty.
@@ -154,7 +120,7 @@ class Extractor:
         tokenized = self.tokenize(texts)
         for note in self.recipe.notes_on(tokenized.n_truncated, tokenized.n_empty):
             warnings.warn(f"{self.recipe.found.name}: {note}", LLMEmbedWarning, stacklevel=2)
-        return self.compute(tokenized.ids)
+        return self.compute(tokenized)
 
     def tokenize(self, texts: Sequence[str]) -> Tokenized:
         """Apply the template and the tokenizer.
@@ -175,32 +141,29 @@ class Extractor:
             )
         except (AttributeError, TypeError, UnicodeEncodeError) as error:
             raise DataError(describe_bad_text(texts)) from error
-        ids = [row or [recipe.empty_token] for row in encoded["input_ids"]]
-        if typed:
-            ids = [
-                [token + SECOND * kind for token, kind in zip(row, kinds, strict=False)]
-                for row, kinds in zip(ids, encoded["token_type_ids"], strict=True)
-            ]
-        cut = [bool(row.overflowing) for row in encoded.encodings or ()]
-        empty = sum(not row for row in encoded["input_ids"])
-        return Tokenized(ids=ids, n_truncated=sum(cut), n_empty=empty)
+        return Tokenized(
+            ids=[row or [recipe.empty_token] for row in encoded["input_ids"]],
+            types=[row or [0] for row in encoded["token_type_ids"]] if typed else None,
+            n_truncated=sum(bool(row.overflowing) for row in encoded.encodings or ()),
+            n_empty=sum(not row for row in encoded["input_ids"]),
+        )
 
-    def plan(self, lengths: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+    def plan(self, lengths: Sequence[int]) -> list[Batch]:
         """Group texts of these many tokens into batches, as `compute` does."""
         if self._packs:
-            return plan_packs(lengths, self.token_budget)
+            return plan_packed(lengths, self.token_budget)
         return plan_batches(lengths, self.token_budget, _BATCH_COST[self.backbone.device.type])
 
     def compute(
         self,
-        token_ids: Sequence[Sequence[int]],
+        texts: Tokenized | Sequence[Sequence[int]],
         on_batch: Callable[[int, int], None] | None = None,
         describe_row: Callable[[int], str] = "text {}".format,
     ) -> Features:
         """Compute the features of tokenised texts.
 
         Args:
-            token_ids: token ids of N texts.
+            texts: N texts, as `tokenize` gives them, or their token ids alone.
             on_batch: called after each batch with its number of texts and of real tokens.
             describe_row: names one of these texts in a message.
 
@@ -212,46 +175,37 @@ class Extractor:
                 not fit in memory.
             ExtractionError: the first batch gave other features than its texts alone.
         """
-        wanted = self._wanted()
-        shape = (len(token_ids), self.backbone.hidden_size)
-        device = self.backbone.device
-        features = {name: torch.empty(shape, device=device) for name in wanted}
-        for batch, pooled in self._run_all(token_ids, wanted, describe_row):
-            to_rows = to_device(device, batch)
+        texts = texts if isinstance(texts, Tokenized) else Tokenized(ids=texts)
+        device, n_tokens = self.backbone.device, texts.n_tokens
+        shape = (len(texts.ids), self.backbone.hidden_size)
+        features = {name: torch.empty(shape, device=device) for name in self._wanted()}
+        for batch, pooled in self._run_all(texts, describe_row):
+            rows = to_device(device, batch)
             for name, feature in pooled.items():
-                features[name].index_copy_(0, to_rows, feature)
+                features[name].index_copy_(0, rows, feature)
             if on_batch is not None:
-                on_batch(len(batch), sum(len(token_ids[index]) for index in batch))
+                on_batch(len(batch), int(n_tokens[batch].sum()))
         return _stored(features, getattr(torch, self.recipe.dtype), describe_row)
 
     def _wanted(self) -> list[tuple[str, int]]:
-        """List the features to compute; a pooler exists at the last layer alone."""
-        return [
-            (pooling, layer)
-            for layer in self.layers
-            for pooling in self.poolings
-            if pooling != "pooler" or layer == self.backbone.n_layers
-        ]
+        wanted = arrays_of(self.poolings, self.layers, self.backbone.n_layers)
+        return sorted(wanted, key=lambda array: array[1])
 
     def _run_all(
-        self,
-        token_ids: Sequence[Sequence[int]],
-        wanted: Sequence[tuple[str, int]],
-        describe_row: Callable[[int], str],
-    ) -> Iterator[tuple[npt.NDArray[np.int64], Pooled]]:
+        self, texts: Tokenized, describe_row: Callable[[int], str]
+    ) -> Iterator[tuple[Batch, Pooled]]:
         """Run all batches, planned anew where memory runs out: indices of the texts, features."""
-        padded_to = self.recipe.max_length if "mean_padded" in self.poolings else 0
-        lengths = [max(padded_to, len(ids)) for ids in token_ids]
+        shortest = self.recipe.max_length if self._pads_all else 0
+        lengths = [max(shortest, len(ids)) for ids in texts.ids]
 
-        def run(batch: npt.NDArray[np.int64]) -> Pooled | None:
-            rows = [token_ids[index] for index in batch]
-            return self._run_if_it_fits(rows, lengths[batch[0]], wanted)
+        def run(batch: Batch) -> Pooled | None:
+            return self._run_if_it_fits(texts.take(batch), lengths[batch[0]])
 
         pending = self.plan(lengths)
-        with quiet(), Lanes(self.n_lanes) as lanes:
+        with quiet():
             while pending:
                 n_done = 0
-                for pooled in lanes.in_order(run, pending, first_alone=not self._checked):
+                for pooled in in_lanes(run, pending, self.n_lanes, first_alone=not self._checked):
                     if pooled is None:
                         break
                     yield pending[n_done], pooled
@@ -260,20 +214,16 @@ class Extractor:
                 if pending:
                     pending = self._smaller(pending, lengths, describe_row)
 
-    def _run_if_it_fits(
-        self,
-        rows: Sequence[Sequence[int]],
-        width: int,
-        wanted: Sequence[tuple[str, int]],
-    ) -> Pooled | None:
+    def _run_if_it_fits(self, texts: Tokenized, width: int) -> Pooled | None:
         """Run a batch, the first one checked; None if there was too little memory for it."""
         try:
-            pooled = self._run(rows, width)
+            pooled = self._run(texts, width)
             if not self._checked:
                 # Texts alone have lengths that nothing is compiled for.
                 eager: Any = torch.compiler.set_stance if self._compiled else contextlib.nullcontext
                 with eager("force_eager"):
-                    check_first_batch(self.backbone, self.recipe.files.name, rows, pooled, wanted)
+                    name, wanted = self.recipe.files.name, self._wanted()
+                    check_first_batch(self.backbone, name, texts, pooled, wanted)
                 self._checked = True
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -281,26 +231,30 @@ class Extractor:
             return None
         return pooled
 
+    def _run(self, texts: Tokenized, width: int) -> Pooled:
+        what = (self.backbone, texts, self.layers, self.poolings)
+        if not self._packs:
+            return pooled_hidden_states(*what, width=width, pad=self.recipe.pad_token)
+        n_tokens = int(texts.n_tokens.sum())
+        n_positions = positions_of(n_tokens, self.token_budget) if self._compiled else n_tokens
+        return packed_hidden_states(*what, n_positions=n_positions)
+
     def _smaller(
-        self,
-        pending: Sequence[npt.NDArray[np.int64]],
-        lengths: Sequence[int],
-        describe_row: Callable[[int], str],
-    ) -> list[npt.NDArray[np.int64]]:
+        self, pending: Sequence[Batch], lengths: Sequence[int], describe_row: Callable[[int], str]
+    ) -> list[Batch]:
         """Plan the pending batches again, for half of what the first of them took."""
         first, device = pending[0], self.backbone.device
         longest = lengths[first[0]]
         if len(first) == 1:
-            message = (
+            raise RowError(
                 f"{describe_row(int(first[0]))}: its {longest:,} tokens alone do not fit in the "
                 f"memory of {device}. Pass a smaller --max-length than {longest}, or --quantize."
             )
-            raise RowError(message)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        n_positions = (
-            sum(lengths[index] for index in first) if self._packs else len(first) * longest
-        )
+        n_positions = len(first) * longest
+        if self._packs:
+            n_positions = sum(lengths[index] for index in first)
         budget = n_positions // 2
         if not self._warned:
             warnings.warn(
@@ -313,25 +267,6 @@ class Extractor:
         self.token_budget = budget
         rest = np.concatenate(pending)
         return [rest[batch] for batch in self.plan([lengths[index] for index in rest])]
-
-    def _run(self, rows: Sequence[Sequence[int]], width: int) -> Pooled:
-        if self._packs:
-            n_tokens = sum(map(len, rows))
-            compiled = self._compiled and positions_of(n_tokens, self.token_budget)
-            return packed_hidden_states(
-                self.backbone, rows, self.layers, self.poolings, n_positions=compiled or n_tokens
-            )
-        padded = np.full((len(rows), width), self.recipe.pad_token, dtype=np.int64)  # [B, T]
-        for index, row in enumerate(rows):
-            padded[index, : len(row)] = row
-        device = self.backbone.device
-        return pooled_hidden_states(
-            self.backbone,
-            to_device(device, padded),
-            to_device(device, np.array([len(row) for row in rows])),
-            self.layers,
-            self.poolings,
-        )
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -352,7 +287,9 @@ def _stored(features: Pooled, dtype: torch.dtype, describe_row: Callable[[int], 
     on_host = {name: _to_host(stored) for name, stored in rounded.items()}
     for (name, stored), is_finite in zip(on_host.items(), finite.tolist(), strict=True):  # waits
         if not is_finite:
-            raise RowError(_not_finite(name, features[name], stored, describe_row))
+            row = int((~stored.isfinite().all(dim=1)).nonzero()[0])
+            largest = float(features[name][row].abs().max())
+            raise RowError(f"{describe_row(row)}, {_not_finite(name, largest)}")
     return {name: stored.numpy() for name, stored in on_host.items()}
 
 
@@ -364,33 +301,13 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     return pinned.copy_(tensor, non_blocking=True)
 
 
-def _not_finite(
-    name: tuple[str, int],
-    feature: torch.Tensor,
-    stored: torch.Tensor,
-    describe_row: Callable[[int], str],
-) -> str:
-    row = int((~stored.isfinite().all(dim=1)).nonzero()[0])
+def _not_finite(name: tuple[str, int], largest: float) -> str:
     pooling, layer = name
-    largest = float(feature[row].abs().max())
-    where = f"{describe_row(row)}, layer {layer}, pooling {pooling}"
     if np.isfinite(largest):
-        return (
-            f"{where}: the feature holds {largest:.6g}, beyond float16's 65504. "
-            "Pass --dtype float32."
+        what = f"the feature holds {largest:.6g}, beyond float16's 65504. Pass --dtype float32."
+    else:
+        what = (
+            "the feature is not finite. Pass --compute-dtype float32 (float16 arithmetic overflows "
+            "in many models), or leave this layer out."
         )
-    return (
-        f"{where}: the feature is not finite. Pass --compute-dtype float32 (float16 "
-        "arithmetic overflows in many models), or leave this layer out."
-    )
-
-
-def _refuse_other(recipe: Recipe, expected: Mapping[str, Any]) -> None:
-    found = recipe.fingerprint
-    for key, value in expected.items():
-        if found.get(key) != value:
-            message = (
-                f"the backbone {recipe.files.name} has {key} {found.get(key)!r}, but the features "
-                f"were made with {value!r}. Use the same model files, or extract and fit again."
-            )
-            raise ModelError(message)
+    return f"layer {layer}, pooling {pooling}: {what}"

@@ -1,13 +1,14 @@
 """Pooled hidden states of chosen layers from one forward pass, never all hidden states at once.
 
-Each chosen layer is pooled where it passes (see `taps`) and let go. Layer n, the last, is the
+Each chosen layer is pooled where it passes (see `showing`) and let go. Layer n, the last, is the
 model's output, which has passed the final norm, and the others have not: so each equals Hugging
 Face's `hidden_states[k]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,119 +16,116 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmembed.extract.backbones.hooks import showing
-from llmembed.extract.backbones.load import Backbone, has_token_types
-from llmembed.extract.fast.attention import packed_texts
+from llmembed.extract.backbones.load import Backbone, has_token_types, showing
 from llmembed.extract.features.pooling import pool
-
-SECOND = 1 << 32
-"""Added to the ids of a pair's second text where the model tells the two apart (BERT)."""
+from llmembed.extract.features.poolings import POOLINGS
 
 Pooled = dict[tuple[str, int], Tensor]
-"""(pooling, layer) -> float32 `[B, H]`."""
+"""(pooling, layer) -> float32 `[B, H]` on the backbone's device."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenized:
+    """Token ids of some texts."""
+
+    ids: Sequence[Sequence[int]]
+    """Token ids of each text, at least one."""
+    types: Sequence[Sequence[int]] | None = None
+    """Which text of a pair each token belongs to, 0 or 1, where the model tells them apart."""
+    n_truncated: int = 0
+    """Texts that were longer than `max_length`."""
+    n_empty: int = 0
+    """Texts without any token, which got the one token described in `Recipe.empty_token`."""
+
+    @property
+    def n_tokens(self) -> npt.NDArray[np.int32]:
+        """Tokens of each text, int32 `[N]`."""
+        return np.array([len(ids) for ids in self.ids], dtype=np.int32)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> Tokenized:
+        """Take some of the texts, without the counts."""
+        types = None if self.types is None else [self.types[index] for index in indices]
+        return Tokenized(ids=[self.ids[index] for index in indices], types=types)
 
 
 def pooled_hidden_states(
     backbone: Backbone,
-    token_ids: Tensor,
-    n_tokens: Tensor,
-    layers: Sequence[int],
-    poolings: Sequence[str],
-) -> Pooled:
-    """Run one batch and pool the wanted layers.
-
-    Pads on the right of a causal model cannot influence the tokens before them, so it needs no
-    attention mask and keeps its fastest kernel; every other model gets one. `mean_padded` reads the
-    pads themselves, and so needs the mask that the paper's code passed.
-
-    Args:
-        backbone: the model, cut at the highest of `layers` or above.
-        token_ids: int64 `[B, T]`, padded on the right, on the backbone's device; those of the
-            second text of a pair plus `SECOND`.
-        n_tokens: real tokens of each text, int64 `[B]`, at least 1.
-        layers: wanted layers, at most those kept.
-        poolings: wanted poolings; `pooler` exists at the last layer only.
-
-    Returns:
-        (pooling, layer) -> float32 `[B, H]` on the backbone's device.
-    """
-    pooled: Pooled = {}
-    over_tokens = [name for name in poolings if name != "pooler"]
-
-    def keep(layer: int, hidden: Tensor) -> None:
-        # A model that is spread has its blocks on several devices.
-        for name, feature in pool(hidden, n_tokens.to(hidden.device), over_tokens).items():
-            pooled[name, layer] = feature.to(token_ids.device)
-
-    mask = None
-    if not backbone.causal or "mean_padded" in poolings:
-        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        mask = (positions < n_tokens[:, None]).long()  # [B, T]
-    with torch.inference_mode(), showing(set(layers) - {backbone.n_layers}, keep):
-        output = backbone.model(attention_mask=mask, **model_inputs(backbone, token_ids))
-        if backbone.n_layers in layers:
-            keep(backbone.n_layers, output.last_hidden_state)
-            if "pooler" in poolings:
-                pooled["pooler", backbone.n_layers] = output.pooler_output.float()
-    return pooled
-
-
-def packed_hidden_states(
-    backbone: Backbone,
-    rows: Sequence[Sequence[int]],
+    texts: Tokenized,
     layers: Sequence[int],
     poolings: Sequence[str],
     *,
-    n_positions: int | None = None,
+    width: int | None = None,
+    pad: int = 0,
 ) -> Pooled:
-    """Run texts packed behind each other, without a pad between them, and pool the wanted layers.
+    """Run one batch and pool the wanted layers.
 
-    Args:
-        backbone: a model that `packs`, cut at the highest of `layers` or above.
-        rows: token ids of B texts, those of the second text of a pair plus `SECOND`.
-        layers: wanted layers, at most those kept.
-        poolings: wanted poolings, not `mean_padded`; `pooler` exists nowhere here.
-        n_positions: positions to compute, the rest filled with texts that nobody reads, so that a
-            compiled block always has the same shape; None is as many as there are tokens.
+    Texts are padded on the right to `width` tokens, or to the longest. Such pads cannot influence
+    the tokens before them in a causal model, so it needs no attention mask and keeps its fastest
+    kernel; every other model gets one, and so does a pooling that reads the pads themselves.
+    """
+    lengths = texts.n_tokens.astype(np.int64)
+    width = int(lengths.max()) if width is None else width
+    n_tokens = to_device(backbone.device, lengths)
 
-    Returns:
-        (pooling, layer) -> float32 `[B, H]` on the backbone's device.
+    def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+        table = np.full((len(rows), width), fill, dtype=np.int64)  # [B, T]
+        for index, row in enumerate(rows):
+            table[index, : len(row)] = row
+        return to_device(backbone.device, table)
+
+    mask = None
+    if not backbone.causal or any(POOLINGS[name].reads_pads for name in poolings):
+        positions = torch.arange(width, device=backbone.device)
+        mask = (positions < n_tokens[:, None]).long()  # [B, T]
+    types = None if texts.types is None else padded(texts.types, 0)
+    inputs = model_inputs(backbone, padded(texts.ids, pad), types) | {"attention_mask": mask}
+
+    def as_it_is(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden, n_tokens.to(hidden.device)  # blocks may lie on several devices
+
+    return run_and_pool(backbone, inputs, layers, poolings, as_it_is)
+
+
+def run_and_pool(
+    backbone: Backbone,
+    inputs: dict[str, Any],
+    layers: Sequence[int],
+    poolings: Sequence[str],
+    by_text: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Pooled:
+    """Run the model, and pool each wanted layer where it passes.
+
+    `by_text` makes `[B, T, H]` of a hidden state, and tells the real tokens of each text, `[B]`.
     """
     pooled: Pooled = {}
-    lengths = [len(row) for row in rows]
-    longest, n_tokens = max(lengths), sum(lengths)
-    fillers = _fillers((n_positions or n_tokens) - n_tokens, longest)
-    bounds = np.cumsum([0, *lengths, *fillers])
-    token_ids = np.zeros(bounds[-1], dtype=np.int64)
-    token_ids[:n_tokens] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-    positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], np.diff(bounds))
-    index = np.minimum(bounds[: len(rows), None] + np.arange(longest), n_tokens - 1)  # [B, T]
-    at = to_device(backbone.device, index)
-    n_real = to_device(backbone.device, np.asarray(lengths))
+    n_layers = backbone.n_layers
 
     def keep(layer: int, hidden: Tensor) -> None:
-        for name, feature in pool(hidden[0][at], n_real, poolings).items():  # [B, T, H]
-            pooled[name, layer] = feature
+        here = [p for p in poolings if layer == n_layers or not POOLINGS[p].last_layer_only]
+        for name, feature in pool(*by_text(hidden), here).items():
+            pooled[name, layer] = feature.to(backbone.device)
 
-    device = backbone.device
-    texts = packed_texts(to_device(device, bounds.astype(np.int32)), longest)
-    inputs = model_inputs(backbone, to_device(device, token_ids[None]))
-    inputs["position_ids"] = to_device(device, positions[None] + backbone.first_position)
-    with torch.inference_mode(), texts, showing(set(layers) - {backbone.n_layers}, keep):
-        output = backbone.model(attention_mask=None, **inputs)
-        if backbone.n_layers in layers:
-            keep(backbone.n_layers, output.last_hidden_state)
+    with torch.inference_mode(), showing(set(layers) - {n_layers}, keep):
+        output = backbone.model(**inputs)
+        if n_layers in layers:
+            keep(n_layers, output.last_hidden_state)
+            for name in poolings:
+                if POOLINGS[name].home is None:
+                    pooled[name, n_layers] = output.pooler_output.float()
     return pooled
 
 
-def _fillers(n_positions: int, longest: int) -> list[int]:
-    """Cut positions that nobody reads into texts no longer than the longest.
+def model_inputs(backbone: Backbone, token_ids: Tensor, types: Tensor | None) -> dict[str, Any]:
+    """Name what the model takes: token ids, token types where it has several, and no cache.
 
-    >>> _fillers(7, 3)
-    [3, 3, 1]
+    A decoder need not store keys and values for tokens that are never generated.
     """
-    whole, rest = divmod(n_positions, longest)
-    return [longest] * whole + [rest] * (rest > 0)
+    inputs: dict[str, Any] = {"input_ids": token_ids}
+    if has_token_types(backbone.model.config):
+        inputs["token_type_ids"] = torch.zeros_like(token_ids) if types is None else types
+    if hasattr(backbone.model.config, "use_cache"):
+        inputs["use_cache"] = False
+    return inputs
 
 
 def to_device(device: torch.device, array: npt.NDArray[Any]) -> Tensor:
@@ -136,14 +134,3 @@ def to_device(device: torch.device, array: npt.NDArray[Any]) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def model_inputs(backbone: Backbone, token_ids: Tensor) -> dict[str, Any]:
-    """Name what the model takes: token ids, token types where it has several, and no cache.
-
-    A decoder need not store keys and values for tokens that are never generated.
-    """
-    inputs: dict[str, Any] = {"input_ids": token_ids}
-    if has_token_types(backbone.model.config):
-        inputs = {"input_ids": token_ids % SECOND, "token_type_ids": token_ids // SECOND}
-    return inputs | ({"use_cache": False} if hasattr(backbone.model.config, "use_cache") else {})

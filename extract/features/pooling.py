@@ -1,29 +1,23 @@
 """From the hidden states of all tokens of a text to one feature, in float32.
 
-Every function takes hidden states `[B, T, H]` padded on the right and the number of real tokens
-`[B]`, and returns float32 `[B, H]`. Pads are never read, except by `mean_padded`, which keeps what
-the paper did (Liu et al. 2024, arXiv 2406.03725: the mean over `max_length` positions). The sums
-run in float32 in a fixed order, so a feature is the same each time it is computed.
+Every function takes hidden states `[B, T, H]` padded on the right, the number of real tokens `[B]`
+and which positions are real `[B, T]`, and returns float32 `[B, H]`. The sums run in float32 in a
+fixed order, so a feature is the same each time it is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from llmembed.common.registry import loaded
+from llmembed.extract.features.poolings import POOLINGS
+
 
 def pool(hidden: Tensor, n_tokens: Tensor, poolings: Iterable[str]) -> dict[str, Tensor]:
-    """Compute the wanted poolings of one layer, sharing what they share.
-
-    Args:
-        hidden: hidden states, any floating dtype, `[B, T, H]`, padded on the right.
-        n_tokens: real tokens of each text, int64 `[B]`, at least 1.
-        poolings: names among those of `POOL`.
-
-    Returns:
-        float32 `[B, H]` for each name.
+    """Compute the wanted poolings of one layer, but those that the model itself computes.
 
     >>> states = torch.tensor([[[1.0], [3.0], [100.0]]])
     >>> pooled = pool(states, torch.tensor([2]), ["mean", "last", "max", "weighted"])
@@ -31,17 +25,17 @@ def pool(hidden: Tensor, n_tokens: Tensor, poolings: Iterable[str]) -> dict[str,
     {'mean': 2.0, 'last': 3.0, 'max': 3.0, 'weighted': 2.333}
     """
     real = torch.arange(hidden.shape[1], device=hidden.device) < n_tokens[:, None]  # [B, T]
-    return {name: POOL[name](hidden, n_tokens, real) for name in poolings}
+    homes = {name: POOLINGS[name].home for name in poolings}
+    return {name: loaded(home)(hidden, n_tokens, real) for name, home in homes.items() if home}
 
 
-def _mean(hidden: Tensor, n_tokens: Tensor, real: Tensor) -> Tensor:
-    del n_tokens
+def mean(hidden: Tensor, _: Tensor, real: Tensor) -> Tensor:
+    """Average over the tokens."""
     return _weighted_mean(hidden, real.float(), real)
 
 
-def _position_weighted(hidden: Tensor, n_tokens: Tensor, real: Tensor) -> Tensor:
+def position_weighted(hidden: Tensor, _: Tensor, real: Tensor) -> Tensor:
     """Weigh token t by t (counted from 1), as SGPT does (Muennighoff 2022, eq. 2)."""
-    del n_tokens
     positions = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
     return _weighted_mean(hidden, positions * real.float(), real)
 
@@ -53,31 +47,21 @@ def _weighted_mean(hidden: Tensor, weights: Tensor, real: Tensor) -> Tensor:
     return torch.bmm(weights[:, None], states)[:, 0]  # [B, 1, T] @ [B, T, H] -> [B, H]
 
 
-def _max(hidden: Tensor, n_tokens: Tensor, real: Tensor) -> Tensor:
-    del n_tokens
+def largest(hidden: Tensor, _: Tensor, real: Tensor) -> Tensor:
+    """Take the largest value of each column."""
     return hidden.float().masked_fill(~real[..., None], -torch.inf).amax(dim=1)
 
 
-def _first(hidden: Tensor, n_tokens: Tensor, real: Tensor) -> Tensor:
-    del n_tokens, real
+def first(hidden: Tensor, _: Tensor, __: Tensor) -> Tensor:
+    """Take the first token."""
     return hidden[:, 0].float()
 
 
-def _last(hidden: Tensor, n_tokens: Tensor, real: Tensor) -> Tensor:
-    del real
+def last(hidden: Tensor, n_tokens: Tensor, _: Tensor) -> Tensor:
+    """Take the last token."""
     return hidden[torch.arange(len(hidden), device=hidden.device), n_tokens - 1].float()
 
 
-def _mean_padded(hidden: Tensor, n_tokens: Tensor, real: Tensor) -> Tensor:
-    del n_tokens, real
+def mean_padded(hidden: Tensor, _: Tensor, __: Tensor) -> Tensor:
+    """Average over `max_length` positions, as the paper did (Liu et al. 2024, arXiv 2406.03725)."""
     return hidden.float().mean(dim=1)
-
-
-POOL: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "mean": _mean,
-    "last": _last,
-    "first": _first,
-    "max": _max,
-    "weighted": _position_weighted,
-    "mean_padded": _mean_padded,
-}

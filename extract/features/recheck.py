@@ -11,19 +11,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llmembed.cache_format import open_cache
+from llmembed.cache_format import Cache, Split, open_cache
 from llmembed.common.errors import CacheMismatchError, ConfigError, DataError
 from llmembed.common.splits import split_name
-
-if TYPE_CHECKING:
-    from llmembed.cache_format.reader import Cache, Split
-    from llmembed.extract.features.extractor import Extractor
-    from llmembed.extract.texts.corpora import Corpus
+from llmembed.extract.backbones.recipe import Recipe
+from llmembed.extract.features.extractor import Extractor
+from llmembed.extract.features.selfcheck import allowed
+from llmembed.extract.texts import DatasetOptions, Dialect
+from llmembed.extract.texts.corpora import Corpus, load_corpus
 
 _ROUNDING = {"float16": 1e-3, "float32": 0.0}
 """What storing adds to the relative difference of a row, twice the unit roundoff."""
@@ -41,13 +41,6 @@ class Difference:
     """Its ||stored - now|| / ||now||."""
     tolerance: float
     """What rounding explains."""
-
-    def describe(self) -> str:
-        """Say it in a line."""
-        return (
-            f"DIFFERS {self.array}: row {self.row} by {self.difference:.2g} (relative); rounding "
-            f"explains {self.tolerance:.2g}"
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +69,11 @@ class Recheck:
         what = f"{self.source}: {self.n_arrays} arrays extracted again for random rows ({rows})"
         return [
             f"{what}, largest difference {self.largest:.2g}",
-            *(one.describe() for one in self.differences),
+            *(
+                f"DIFFERS {one.array}: row {one.row} by {one.difference:.2g} (relative); rounding "
+                f"explains {one.tolerance:.2g}"
+                for one in self.differences
+            ),
         ]
 
 
@@ -97,34 +94,18 @@ def recheck(
         DataError: the data set has none of the texts.
         ConfigError, DatasetNotFoundError, ModelError: the request cannot be served.
     """
-    from llmembed.extract.features.selfcheck import arithmetic
-    from llmembed.extract.texts import DatasetOptions, Dialect
-    from llmembed.extract.texts.corpora import load_corpus
-
     if n_rows < 1:
         raise ConfigError(f"rows is {n_rows}; at least 1 is needed. Pass --rows 16.")
     cache = open_cache(path)
     source, extractor = _extractor(cache, model)
-    origin = cache.dataset.provenance
-    corpus = load_corpus(
-        DatasetOptions(
-            dataset or _origin(cache),
-            splits=cache.splits,
-            text_column=_name(origin, "text_column"),
-            label_column=_name(origin, "label_column"),
-            dialect=Dialect.of(origin),
-            unlabelled=_name(origin, "unlabelled"),
-        )
-    )
-    recipe = extractor.recipe
-    kind = arithmetic(recipe.compute_dtype, recipe.quantize)
+    corpus = _corpus(cache, dataset)
     found: list[Difference] = []
     compared = {}
     for name in cache.splits:
         rows, texts = _choose(cache[name], corpus, n_rows, seed)
         compared[name] = len(rows)
-        features = extractor.compute(extractor.tokenize(texts).ids)
-        found += _differences(cache[name], source, rows, features, recipe.dtype, kind)
+        features = extractor.compute(extractor.tokenize(texts))
+        found += _differences(cache[name], source, rows, features, extractor.recipe)
     return Recheck(
         source=source,
         n_rows=compared,
@@ -134,20 +115,21 @@ def recheck(
     )
 
 
-def _name(origin: Mapping[str, Any], key: str) -> str | None:
-    value = origin.get(key)
-    return None if value is None else str(value)
-
-
-def _origin(cache: Cache) -> str:
-    origin = str(cache.dataset.provenance.get("origin", ""))
-    return origin if origin and Path(origin).exists() else cache.dataset.name
+def _corpus(cache: Cache, dataset: str | None) -> Corpus:
+    """Read the texts as the cache says that they were read."""
+    origin = cache.dataset.provenance
+    chosen = ("text_column", "label_column", "unlabelled")
+    place = str(origin.get("origin", ""))
+    here = place if place and Path(place).exists() else cache.dataset.name
+    given = {key: str(origin[key]) for key in chosen if origin.get(key) is not None}
+    options = DatasetOptions(
+        dataset or here, splits=cache.splits, dialect=Dialect.of(origin), **given
+    )
+    return load_corpus(options)
 
 
 def _extractor(cache: Cache, model: str) -> tuple[str, Extractor]:
-    from llmembed.extract.backbones.recipe import Recipe
-    from llmembed.extract.features.extractor import Extractor
-
+    """Load the model, and name the source that it made."""
     differing = []
     for name, source in cache.sources.items():
         recipe = Recipe.from_record({**source.recipe, "model": model})
@@ -159,11 +141,10 @@ def _extractor(cache: Cache, model: str) -> tuple[str, Extractor]:
             layers = sorted({layer for of, _, layer in arrays if of == name})
             return name, Extractor(recipe, layers=layers, poolings=poolings)
         differing.append(f"{name} (another {', '.join(other)})")
-    message = (
+    raise CacheMismatchError(
         f"{model} is none of the sources of {cache.path}: {'; '.join(differing)}. Pass the model "
         "that one of them was made with."
     )
-    raise CacheMismatchError(message)
 
 
 def _choose(
@@ -174,11 +155,10 @@ def _choose(
     place = {int(text_hash): row for row, text_hash in enumerate(examples.text_hash)}
     known = np.flatnonzero(np.isin(split.text_hash, examples.text_hash))
     if not len(known):
-        message = (
+        raise DataError(
             f"none of the texts of split {split.name!r} is in the data set. Pass the one that the "
             "cache was made from to --dataset."
         )
-        raise DataError(message)
     rows = np.sort(np.random.default_rng(seed).permutation(known)[:n_rows])
     places = [place[int(text_hash)] for text_hash in split.text_hash[rows]]
     return rows, [examples.batch(slice(at, at + 1))[0] for at in places]
@@ -189,11 +169,8 @@ def _differences(
     source: str,
     rows: npt.NDArray[np.int64],
     features: Mapping[tuple[str, int], npt.NDArray[Any]],
-    dtype: str,
-    arithmetic: str,
+    recipe: Recipe,
 ) -> list[Difference]:
-    from llmembed.extract.features.selfcheck import allowed
-
     found = []
     for (pooling, layer), feature in features.items():
         if split.arrays.get((source, pooling, layer)) != split.n_rows:
@@ -202,12 +179,13 @@ def _differences(
         stored = split.features(layer, source, pooling, rows).astype(np.float64)
         distance = np.linalg.norm(stored - now, axis=1) / np.linalg.norm(now, axis=1)
         worst = int(np.argmax(distance))
+        tolerance = allowed(recipe.compute_dtype, recipe.quantize, pooling)
         found.append(
             Difference(
                 array=f"{split.name}/{source}/{pooling}/layer_{layer:03d}",
                 row=int(rows[worst]),
                 difference=float(distance[worst]),
-                tolerance=allowed(arithmetic, pooling) + _ROUNDING[dtype],
+                tolerance=tolerance + _ROUNDING[recipe.dtype],
             )
         )
     return found

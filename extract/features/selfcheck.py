@@ -8,17 +8,23 @@ if a feature differs by more than rounding can explain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmembed.common.errors import ExtractionError
-from llmembed.extract.backbones.load import Backbone
-from llmembed.extract.backbones.quiet import quiet
-from llmembed.extract.features.forward import Pooled, model_inputs, pooled_hidden_states
+from llmembed.extract.backbones.load import Backbone, quiet
+from llmembed.extract.features.forward import (
+    Pooled,
+    Tokenized,
+    model_inputs,
+    pooled_hidden_states,
+)
 from llmembed.extract.features.pooling import pool
+from llmembed.extract.features.poolings import POOLINGS
 
 TOLERANCE: Mapping[str, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2, "int8": 5e-2}
 """Largest relative difference ||f - e|| / ||e|| that rounding explains, by arithmetic.
@@ -26,129 +32,126 @@ TOLERANCE: Mapping[str, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 
 int8 rounds the activations too, except in columns that hold an outlier in any text of the batch
 (LLM.int8(), Dettmers et al. 2022), so there a feature depends on the batch.
 """
-
-_OF_ONE_TOKEN = {"first", "last", "max"}
 _UNAVERAGED = 6.0
 """How much farther rounding carries a feature that is no average over tokens: of SmolLM2-135M in
 bfloat16, 0.25 from float32 at layer 16 by `last`, 0.06 by `mean`. In float32 both stay below."""
-
-_TOLD_WITHOUT_EMBEDDINGS = {"mamba", "mamba2", "falcon_mamba"}
+_GIVEN_WITHOUT_EMBEDDINGS = {"mamba", "mamba2", "falcon_mamba"}
 """Model types whose `hidden_states[0]` is what leaves the first block."""
+
+
+def allowed(compute_dtype: str | torch.dtype, quantize: str | None, pooling: str) -> float:
+    """Say which relative difference rounding explains.
+
+    >>> allowed("float32", None, "last"), round(allowed(torch.bfloat16, None, "last"), 3)
+    (0.0001, 0.3)
+    """
+    arithmetic = _arithmetic(compute_dtype, quantize)
+    rough = arithmetic != "float32" and not POOLINGS[pooling].averages
+    return TOLERANCE[arithmetic] * (_UNAVERAGED if rough else 1.0)
+
+
+def _arithmetic(compute_dtype: str | torch.dtype, quantize: str | None) -> str:
+    return "int8" if quantize == "int8" else str(compute_dtype).removeprefix("torch.")
+
+
+def agree(feature: Tensor, expected: Tensor, pooling: str, backbone: Backbone) -> bool:
+    """Tell whether rounding explains how a feature `[H]` differs from the expected one."""
+    tolerance = allowed(backbone.compute_dtype, backbone.quantize, pooling)
+    return _difference(feature, expected) <= tolerance
+
+
+def _difference(feature: Tensor, expected: Tensor) -> float:
+    return float((feature - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
 def check_first_batch(
     backbone: Backbone,
     name: str,
-    rows: Sequence[Sequence[int]],
-    pooled: Mapping[tuple[str, int], Any],
+    texts: Tokenized,
+    pooled: Pooled,
     wanted: Iterable[tuple[str, int]],
 ) -> None:
-    """Refuse a backbone whose batched features are not those of its texts alone.
+    """Refuse a backbone that lacks wanted features, or gives others for texts alone.
 
-    Args:
-        backbone: the model.
-        name: its name, for the message.
-        rows: token ids of the texts of the batch, longest first.
-        pooled: (pooling, layer) -> float32 `[B, H]`, what the batch gave.
-        wanted: what it should have given.
+    Texts are the longest first.
 
     Raises:
         ExtractionError: naming pooling, layer, the difference and the tolerance.
     """
-    for key in sorted(set(wanted) - pooled.keys(), key=lambda key: key[1]):
-        message = (
-            f"{name}: layer {key[1]} never ran, so it has no feature. Leave it out of --layers, or "
+    for _, layer in sorted(set(wanted) - pooled.keys(), key=lambda key: key[1]):
+        raise ExtractionError(
+            f"{name}: layer {layer} never ran, so it has no feature. Leave it out of --layers, or "
             "report this architecture."
         )
-        raise ExtractionError(message)
     for (_, layer), feature in pooled.items():
         if feature.shape[1] != backbone.hidden_size:
-            message = (
+            raise ExtractionError(
                 f"{name}: layer {layer} is {feature.shape[1]} wide, the others "
                 f"{backbone.hidden_size}. Leave it out of --layers."
             )
-            raise ExtractionError(message)
-    keys = [key for key in pooled if key[0] != "mean_padded"]  # which reads the pads on purpose
-    for index in sorted({0, len(rows) - 1}):
-        token_ids = torch.tensor([rows[index]], device=backbone.device)
-        for key, expected in _alone(backbone, token_ids, keys).items():
-            feature = torch.as_tensor(pooled[key][index], device=backbone.device)
+    for index in sorted({0, len(texts.ids) - 1}):
+        alone = _alone(backbone, texts.take(np.array([index])), pooled)
+        for (pooling, layer), expected in alone.items():
+            feature = pooled[pooling, layer][index]
             if not (feature.isfinite().all() or expected.isfinite().all()):
                 continue  # the extractor refuses it by its row
-            difference = float((feature - expected).norm() / expected.norm().clamp(min=1e-12))
-            kind = arithmetic(backbone.compute_dtype, backbone.quantize)
-            if not difference <= allowed(kind, key[0]):
-                raise ExtractionError(_message(backbone, name, key, difference))
+            if not agree(feature, expected, pooling, backbone):
+                tolerance = allowed(backbone.compute_dtype, backbone.quantize, pooling)
+                raise ExtractionError(
+                    f"{name}: layer {layer}, pooling {pooling} of the first batch differs by "
+                    f"{_difference(feature, expected):.2g} (relative) from the same text computed "
+                    f"alone; {tolerance:g} is allowed in "
+                    f"{_arithmetic(backbone.compute_dtype, backbone.quantize)}. Nothing was "
+                    "stored. Pass --token-budget 1 to compute every text alone, or report this "
+                    "architecture."
+                )
 
 
 def _alone(
-    backbone: Backbone, token_ids: Tensor, keys: Sequence[tuple[str, int]]
+    backbone: Backbone, text: Tokenized, keys: Iterable[tuple[str, int]]
 ) -> dict[tuple[str, int], Tensor]:
     """Compute features of one text without pads: (pooling, layer) -> float32 `[H]`."""
-    n_tokens = torch.tensor([token_ids.shape[1]], device=backbone.device)
+    device = backbone.device
+    token_ids = torch.tensor(text.ids, device=device)
+    types = None if text.types is None else torch.tensor(text.types, device=device)
+    n_tokens = torch.tensor([token_ids.shape[1]], device=device)
     with torch.inference_mode(), quiet():
         output = backbone.model(
             attention_mask=torch.ones_like(token_ids),
             output_hidden_states=True,
-            **model_inputs(backbone, token_ids),
+            **model_inputs(backbone, token_ids, types),
         )
-    told = _told(backbone, output)
+    given = _given(backbone, output)
     features = {}
     for pooling, layer in keys:
-        if pooling == "pooler":
+        if POOLINGS[pooling].reads_pads:
+            continue  # on purpose, so it is another without
+        if POOLINGS[pooling].home is None:
             features[pooling, layer] = output.pooler_output[0].float()
-        elif layer in told:
-            features[pooling, layer] = pool(told[layer], n_tokens, [pooling])[pooling][0]
+        elif layer in given:
+            states = given[layer]
+            pooled = pool(states, n_tokens.to(states.device), [pooling])
+            features[pooling, layer] = pooled[pooling][0]
         else:
-            alone: Pooled = pooled_hidden_states(backbone, token_ids, n_tokens, [layer], [pooling])
+            alone = pooled_hidden_states(backbone, text, [layer], [pooling])
             features[pooling, layer] = alone[pooling, layer][0]
-    return features
+    return {key: feature.to(device) for key, feature in features.items()}
 
 
-def _told(backbone: Backbone, output: Any) -> dict[int, Tensor]:
-    """Read the hidden states `[1, T, H]` that the model itself tells, by layer.
+def _given(backbone: Backbone, output: Any) -> dict[int, Tensor]:
+    """Read the hidden states `[1, T, H]` that the model itself gives, by layer.
 
     The last one of a cut model counts only where it has not passed the final norm, which older
     classes of transformers apply whatever `tie_last_hidden_states` says.
     """
     n_kept, states = len(backbone.blocks), list(output.hidden_states)
     config: Any = backbone.model.config
-    if config.model_type in _TOLD_WITHOUT_EMBEDDINGS:
-        told = dict(enumerate(states[:-1], start=1))
+    if config.model_type in _GIVEN_WITHOUT_EMBEDDINGS:
+        given = dict(enumerate(states[:-1], start=1))
     else:
-        told = dict(enumerate(states))
+        given = dict(enumerate(states))
     if n_kept == backbone.n_layers:
-        told[n_kept] = output.last_hidden_state
-    elif torch.equal(told[n_kept], output.last_hidden_state):
-        del told[n_kept]
-    return told
-
-
-def allowed(arithmetic: str, pooling: str) -> float:
-    """Say which relative difference rounding explains.
-
-    >>> allowed("float32", "last"), round(allowed("bfloat16", "last"), 3)
-    (0.0001, 0.3)
-    """
-    rough = pooling in _OF_ONE_TOKEN and arithmetic != "float32"
-    return TOLERANCE[arithmetic] * (_UNAVERAGED if rough else 1.0)
-
-
-def arithmetic(compute_dtype: str | torch.dtype, quantize: str | None) -> str:
-    """Name the arithmetic whose rounding `TOLERANCE` allows.
-
-    >>> arithmetic(torch.bfloat16, None), arithmetic("float32", "int8")
-    ('bfloat16', 'int8')
-    """
-    return "int8" if quantize == "int8" else str(compute_dtype).removeprefix("torch.")
-
-
-def _message(backbone: Backbone, name: str, key: tuple[str, int], difference: float) -> str:
-    pooling, layer = key
-    kind = arithmetic(backbone.compute_dtype, backbone.quantize)
-    return (
-        f"{name}: layer {layer}, pooling {pooling} of the first batch differs by {difference:.2g} "
-        f"(relative) from the same text computed alone; {allowed(kind, pooling):g} is allowed in "
-        f"{kind}. Nothing was stored. "
-        "Pass --token-budget 1 to compute every text alone, or report this architecture."
-    )
+        given[n_kept] = output.last_hidden_state
+    elif torch.equal(given[n_kept], output.last_hidden_state):
+        del given[n_kept]
+    return given

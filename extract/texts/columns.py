@@ -23,12 +23,7 @@ LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "t
 
 
 def label_column_of(columns: Sequence[str], asked: str | None) -> str:
-    """Name the column of labels: the one that is asked for, or the first of the usual ones.
-
-    Raises:
-        ConfigError: the one that is asked for does not exist.
-        DataError: none looks like it.
-    """
+    """Name the column of labels: the one that is asked for, or the first of the usual ones."""
     if asked is None:
         return _usual("label", columns, LABEL_NAMES)
     if asked not in columns:
@@ -38,10 +33,6 @@ def label_column_of(columns: Sequence[str], asked: str | None) -> str:
 
 def text_columns_of(columns: Sequence[str], asked: str | None) -> list[str]:
     """Name the column of texts, or the two of pairs, which are asked for with a comma between.
-
-    Raises:
-        ConfigError: one that is asked for does not exist, or more than two are.
-        DataError: none looks like it.
 
     >>> text_columns_of(["premise", "hypothesis", "label"], "premise,hypothesis")
     ['premise', 'hypothesis']
@@ -91,18 +82,12 @@ def texts_of(where: str, table: pa.Table, names: Sequence[str]) -> pa.ChunkedArr
 
 
 def as_texts(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Give a column of texts as Arrow strings.
+    """Give a column `[N]` as string or large_string: valid UTF-8, none missing.
 
-    Args:
-        where: what has the column, as it stands in messages: "split 'train'", "reviews.csv".
-        name: of the column.
-        column: `[N]`, of any type.
-
-    Returns:
-        string or large_string `[N]`, all of them valid UTF-8, none missing.
+    Messages say where it is: "split 'train'", "reviews.csv".
 
     Raises:
-        DataError: it holds something else, of which row where they differ.
+        DataError: it holds something else.
 
     >>> as_texts("toy.parquet", "text", pa.chunked_array([[b"a", b"b"]])).to_pylist()
     ['a', 'b']
@@ -123,16 +108,10 @@ def as_texts(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def as_labels(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Give a column of labels in types whose values name classes as they are.
+    """Give a column of labels `[N]` in types whose values name classes as they are.
 
-    Args:
-        where: what has the column, as it stands in messages.
-        name: of the column.
-        column: `[N]`, of any type.
-
-    Returns:
-        `[N]`: what holds text as strings, whole decimals as their digits, other decimals as floats,
-        and everything else as it is. A category stays one.
+    What holds text becomes strings, whole decimals their digits, other decimals floats. Everything
+    else stays as it is, and a category stays one.
 
     Raises:
         DataError: it holds values of several kinds, of an extension, or bytes that are not UTF-8.

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +29,10 @@ from llmembed.extract.texts.columns import (
     text_columns_of,
     texts_of,
 )
-from llmembed.extract.texts.files.tables import read_table, split_suffix
+from llmembed.extract.texts.files import read_table, split_suffix
 from llmembed.extract.texts.labels import encode_labels
 from llmembed.extract.texts.options import DatasetOptions, Dialect
 from llmembed.extract.texts.origins import Origin, find_splits
-
-if TYPE_CHECKING:
-    from llmembed.extract.config import ExtractConfig
 
 _log = logging.getLogger(__name__)
 
@@ -89,23 +86,6 @@ class Corpus:
     """Where it came from and how it was read."""
     text_pair: bool = False
     """Whether each text is a pair."""
-
-
-def corpus_of(config: ExtractConfig) -> Corpus:
-    """Read the texts and labels that a configuration asks for, as `load_corpus` does."""
-    return load_corpus(
-        DatasetOptions(
-            config.dataset,
-            config=config.config,
-            splits=config.split,
-            text_column=config.text_column,
-            label_column=config.label_column,
-            unlabelled=config.unlabelled,
-            limit=config.limit,
-            seed=config.seed,
-            dialect=Dialect.of(vars(config)),
-        )
-    )
 
 
 def load_corpus(options: DatasetOptions) -> Corpus:
@@ -206,9 +186,7 @@ def _limited(
 
 
 def _known_splits(options: DatasetOptions, origin: Origin) -> list[str]:
-    """Say what was taken as what, and find the splits that are asked for, by any of their names."""
-    for note in origin.notes:
-        _log.info("%s", note)
+    """Find the splits that are asked for, by any of their names."""
     known = [name if name in origin.tables else split_name(name) for name in options.splits]
     for asked, split in zip(options.splits, known, strict=True):
         if split not in origin.tables:

@@ -15,7 +15,6 @@ import logging
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,22 +54,17 @@ class _Column:
     """The label column of a split."""
 
     split: str
+    given: pa.ChunkedArray
     names: tuple[str, ...]
-    """Label of each distinct value as text, or `_NO_LABEL`."""
-    values: tuple[Any, ...]
-    """Those distinct values."""
+    """Each distinct label as text, the first of them `_NO_LABEL`."""
     indices: npt.NDArray[np.int32]
-    """Index of the value of each row, int32 `[N]`."""
+    """Index of the label of each row, int32 `[N]`."""
 
     @functools.cached_property
     def counts(self) -> dict[str, int]:
         """Rows of each label that occurs."""
-        found: dict[str, int] = {}
-        of_values = np.bincount(self.indices, minlength=len(self.names)).tolist()
-        for name, count in zip(self.names, of_values, strict=True):
-            if count:
-                found[name] = found.get(name, 0) + count
-        return found
+        counts = np.bincount(self.indices, minlength=len(self.names)).tolist()
+        return {name: count for name, count in zip(self.names, counts, strict=True) if count}
 
 
 def encode_labels(
@@ -117,7 +111,9 @@ def encode_labels(
                 f"(0-{len(names) - 1}). Add its name to labels.json or correct the label."
             )
     else:
-        called = {name: name for name in _in_order(found)}
+        numeric = all(map(_INTEGER.fullmatch, found))  # "01" comes before "1" in any case
+        in_order = sorted(found, key=lambda name: (int(name) if numeric else 0, name))
+        called = {name: name for name in in_order}
     taken = [column for column in encoded if column.split in wanted or not wanted]
     present = {one.split: sorted(one.counts.keys() - absent) for one in taken}
     _refuse_unusable(taken, present, called, unlabelled, is_chosen=bool(wanted))
@@ -138,7 +134,7 @@ def encode_labels(
 
 
 def _encoded(split: str, column: pa.ChunkedArray) -> _Column:
-    """Encode a column as its distinct values, and an index for each row."""
+    """Encode a column as its distinct labels, and an index for each row."""
     if pa.types.is_nested(column.type):
         raise DataError(
             f"split {split!r} has labels of type {column.type}, several to an example; a cache "
@@ -146,19 +142,16 @@ def _encoded(split: str, column: pa.ChunkedArray) -> _Column:
             "train on several with LLMEmbedClassifier (README, the same in Python)."
         )
     indices, n_before = column_array(len(column), np.int32), 0
-    places: dict[Any, int] = {None: 0}
+    places = {_NO_LABEL: 0}
     for chunk in column.chunks:  # all in one could be more text than an Arrow array holds
         encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
-        own = encoded.dictionary.to_pylist()
-        for value in own:
-            places.setdefault(value, len(places))
-        place_of = np.array([places[value] for value in (*own, None)], dtype=np.int32)
-        rows = encoded.indices.cast(pa.int64()).fill_null(len(own)).to_numpy()
-        indices[n_before : n_before + len(chunk)] = place_of[rows]
+        names = [_class_name(split, value) for value in encoded.dictionary.to_pylist()]
+        own = [places.setdefault(name, len(places)) for name in (*names, _NO_LABEL)]
+        rows = encoded.indices.cast(pa.int64()).fill_null(len(names)).to_numpy()
+        indices[n_before : n_before + len(chunk)] = np.array(own, dtype=np.int32)[rows]
         n_before += len(chunk)
         forget_pages()
-    names = tuple(_class_name(split, value) for value in places)
-    return _Column(split=split, names=names, values=tuple(places), indices=indices)
+    return _Column(split=split, given=column, names=tuple(places), indices=indices)
 
 
 def _class_name(split: str, value: object) -> str:
@@ -179,12 +172,6 @@ def _class_name(split: str, value: object) -> str:
 def _is_missing(text: str) -> bool:
     """Tell whether a label is none: empty, blank, or what pandas writes for NaN."""
     return text.strip() in {"", "nan", "NaN"}
-
-
-def _in_order(names: Collection[str]) -> list[str]:
-    """Sort always the same way, "01" before "1" too."""
-    numeric = all(map(_INTEGER.fullmatch, names))
-    return sorted(names, key=lambda name: (int(name) if numeric else 0, name))
 
 
 def _refuse_unusable(
@@ -219,9 +206,8 @@ def _refuse_unusable(
 def _refuse_missing(column: _Column) -> None:
     if _NO_LABEL not in column.counts:
         return
-    missing = [place for place, name in enumerate(column.names) if name == _NO_LABEL]
-    row = int(np.flatnonzero(np.isin(column.indices, missing))[0])
-    value = column.values[column.indices[row]]
+    row = int(np.argmin(column.indices))  # _NO_LABEL is the first of the names
+    value = column.given[row].as_py()
     raise DataError(
         f"split {column.split!r}, row {row}: the label is "
         f"{'missing' if value is None else repr(value)} ({column.counts[_NO_LABEL]} rows in all). "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from llmembed.common.errors import DataError, DatasetNotFoundError
 from llmembed.common.splits import TRAIN, split_name
 from llmembed.extract.backbones.packaged import packaged_file
 from llmembed.extract.texts.aliases import DATASETS, DatasetAlias
-from llmembed.extract.texts.files.tables import READERS, read_table, short, split_suffix
+from llmembed.extract.texts.files import READERS, read_table, short, split_suffix
 from llmembed.extract.texts.options import Dialect
 
 _LABELS_FILE, _SPLITS_FILE, _STATE_FILE = "labels.json", "dataset_dict.json", "state.json"
@@ -34,7 +35,7 @@ _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _ANSWER_S = 10.0
 """Longest wait for the Hub's first answer."""
 
-Tables = dict[str, pa.Table]
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,6 @@ class Origin:
     """Where they came from."""
     names: list[str] | None = None
     """What labels.json calls integer labels."""
-    notes: Sequence[str] = ()
-    """What was taken as what, where that is not plain."""
 
     def class_names(self, label_column: str) -> list[str] | None:
         """Find the names that the integers of a column are indices of; no other column's count.
@@ -73,7 +72,7 @@ class Origin:
 
 
 def find_splits(dataset: str, config: str | None, dialect: Dialect) -> Origin:
-    """Read all splits of a data set: an alias, a Hub id (with its configuration) or a path.
+    """Read all splits of an alias, a Hub id (perhaps with its config) or a path.
 
     Raises:
         DatasetNotFoundError: no such data set, or it cannot be had here.
@@ -113,11 +112,13 @@ def _read_files(name: str, alias: DatasetAlias) -> Origin:
 
 
 def _read_path(path: Path, dialect: Dialect) -> Origin:
-    read, place = functools.partial(read_table, dialect=dialect), str(path.resolve())
-    if not path.is_dir():
-        return Origin(tables={TRAIN: read(path)}, names=_label_names(path.parent), place=place)
-    tables, notes = _read_folder(path, read)
-    return Origin(tables=tables, names=_label_names(path), place=place, notes=notes)
+    read = functools.partial(read_table, dialect=dialect)
+    is_folder = path.is_dir()
+    return Origin(
+        tables=_read_folder(path, read) if is_folder else {TRAIN: read(path)},
+        names=_label_names(path if is_folder else path.parent),
+        place=str(path.resolve()),
+    )
 
 
 def _read_hub(hub_id: str, config: str | None) -> Origin:
@@ -140,8 +141,7 @@ def _read_hub(hub_id: str, config: str | None) -> Origin:
         datasets.config.HF_HUB_OFFLINE = before
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {TRAIN: loaded}
     found = {split: part.flatten_indices().data.table for split, part in splits.items()}
-    tables, notes = _renamed(found, hub_id)
-    return Origin(tables=tables, place=hub_id, notes=notes)
+    return Origin(tables=_renamed(found, hub_id), place=hub_id)
 
 
 def _why_unreachable(hub_id: str) -> str | None:
@@ -162,13 +162,12 @@ def _why_unreachable(hub_id: str) -> str | None:
     return None
 
 
-def _read_folder(path: Path, read: Callable[[Path], pa.Table]) -> tuple[Tables, list[str]]:
-    """Read all splits of a folder, train first, and say how they were found."""
+def _read_folder(path: Path, read: Callable[[Path], pa.Table]) -> dict[str, pa.Table]:
     if (path / _SPLITS_FILE).exists():
         names = _names_inside(path / _SPLITS_FILE, _json(path / _SPLITS_FILE, "splits"))
         return _renamed({name: _read_saved(path / name) for name in names}, str(path))
     if (path / _STATE_FILE).exists():
-        return {TRAIN: _read_saved(path)}, []
+        return {TRAIN: _read_saved(path)}
     files, folder = _split_files(path), path
     if not files and (path / "data").is_dir():
         files, folder = _split_files(path / "data"), path / "data"
@@ -178,13 +177,13 @@ def _read_folder(path: Path, read: Callable[[Path], pa.Table]) -> tuple[Tables, 
             f"known suffixes: {', '.join(READERS)}), or pass a save_to_disk folder."
         )
     tables = {split: _joined([read(file) for file in of], of) for split, of in files.items()}
-    if folder == path and all(split_suffix(of[0].name)[0] == split for split, of in files.items()):
-        return tables, []
-    parts = (
-        f"{split} from {of[0].name}" + (f" and {len(of) - 1} more shards" if of[1:] else "")
-        for split, of in files.items()
-    )
-    return tables, [f"{folder}: {', '.join(parts)}."]
+    if folder != path or any(split_suffix(of[0].name)[0] != split for split, of in files.items()):
+        parts = (
+            f"{split} from {of[0].name}" + (f" and {len(of) - 1} more shards" if of[1:] else "")
+            for split, of in files.items()
+        )
+        _log.info("%s: %s.", folder, ", ".join(parts))
+    return tables
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
@@ -216,20 +215,19 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     return {split: [found[split][index] for index in sorted(found[split])] for split in order}
 
 
-def _renamed(tables: Tables, where: str) -> tuple[Tables, list[str]]:
+def _renamed(tables: Mapping[str, pa.Table], where: str) -> dict[str, pa.Table]:
     """Give splits their usual names, and say which were called otherwise."""
     called: dict[str, str] = {}
-    for name in tables:
-        first = called.setdefault(split_name(name), name)
-        if first != name:
+    for own in tables:
+        usual = split_name(own)
+        first = called.setdefault(usual, own)
+        if first != own:
             raise DataError(
-                f"{where} has two splits for {split_name(name)!r}: {first!r} and {name!r}. Keep "
-                "one."
+                f"{where} has two splits for {usual!r}: {first!r} and {own!r}. Keep one."
             )
-    notes = [
-        f"{where}: split {usual!r} is {own!r}." for usual, own in called.items() if own != usual
-    ]
-    return {usual: tables[own] for usual, own in called.items()}, notes
+        if usual != own:
+            _log.info("%s: split %r is %r.", where, usual, own)
+    return {usual: tables[own] for usual, own in called.items()}
 
 
 def _joined(tables: Sequence[pa.Table], files: Sequence[Path]) -> pa.Table:

@@ -55,7 +55,7 @@ def test_only_bfloat16_attends_by_products(
     dtype: str, kind: str, expected: str, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU fast at bfloat16; float32 keeps torch's kernel, which is as fast there."""
-    monkeypatch.setattr("llmembed.extract.backbones.load._cpu_is_fast_at_bfloat16", lambda: True)
+    monkeypatch.setattr("llmembed.extract.backbones.load.is_fast_at_bfloat16", lambda: True)
     recipe = Recipe(model=str(llama), max_length=16, compute_dtype=dtype, dtype="float32")
     ours = Extractor(recipe, layers=[2], poolings=["mean"], device="cpu")
     assert ours.backbone.model.config._attn_implementation == expected
@@ -63,7 +63,7 @@ def test_only_bfloat16_attends_by_products(
 
 def test_a_model_gives_the_same_by_products(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features in bfloat16 differ from those by torch's kernel by no more than bfloat16 rounds."""
-    monkeypatch.setattr("llmembed.extract.backbones.load._cpu_is_fast_at_bfloat16", lambda: True)
+    monkeypatch.setattr("llmembed.extract.backbones.load.is_fast_at_bfloat16", lambda: True)
     recipe = Recipe(model=str(llama), max_length=40, compute_dtype="bfloat16", dtype="float32")
     texts, called = toy_texts(50, longest=30), []
     ours = Extractor(recipe, layers=[3], poolings=["mean"], device="cpu")

@@ -17,8 +17,7 @@ from llmembed.common.errors import LLMEmbedError
 from llmembed.extract.cli import main as extract_main
 from llmembed.extract.texts import Dialect
 from llmembed.extract.texts.columns import as_labels, as_texts
-from llmembed.extract.texts.files.tables import READERS, read_table
-from llmembed.extract.texts.files.unpack import PACKED
+from llmembed.extract.texts.files import PACKED, READERS, read_table
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 FILES = PAGE.split("## Files", 1)[1].split("\n## ", 1)[0]

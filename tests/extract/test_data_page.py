@@ -16,7 +16,7 @@ import pytest
 from llmembed.common.errors import DataError
 from llmembed.extract.cli import main
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.texts.corpora import corpus_of
+from llmembed.extract.texts.corpora import load_corpus
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -72,9 +72,9 @@ def test_labels_are_understood_as_the_page_says(tmp_path: Path, row: list[str]) 
     config = config_of(options, dataset=str(tmp_path))
     if not classes:
         with pytest.raises(DataError, match=re.escape(expected)):
-            corpus_of(config)
+            load_corpus(config.dataset_options)
         return
-    corpus = corpus_of(config)
+    corpus = load_corpus(config.dataset_options)
     assert ", ".join(corpus.labels) == classes.strip("`")
     found = [" ".join(map(str, one.labels.tolist())) for one in corpus.splits.values()]
     assert found == re.findall(r"`(.+?)`", expected)
@@ -90,7 +90,7 @@ def test_splits_are_understood_as_the_page_says(tmp_path: Path, files: str, expe
     config = config_of("", dataset=str(tmp_path))
     splits = re.findall(r"`(.+?)`", expected)
     if splits:
-        assert list(corpus_of(config).splits) == splits
+        assert list(load_corpus(config.dataset_options).splits) == splits
     else:
         with pytest.raises(DataError, match=re.escape(expected)):
-            corpus_of(config)
+            load_corpus(config.dataset_options)

@@ -19,7 +19,7 @@ from llmembed.extract.cli import main as extract_main
 from llmembed.extract.features.recheck import recheck
 from llmembed.extract.texts import DatasetOptions, Dialect
 from llmembed.extract.texts.corpora import load_corpus
-from llmembed.extract.texts.files.tables import read_table
+from llmembed.extract.texts.files import read_table
 
 
 def read(

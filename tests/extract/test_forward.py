@@ -15,12 +15,12 @@ from toy_model import N_LAYERS, toy_texts
 
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.features.extractor import Extractor
-from llmembed.extract.features.pooling import POOL
+from llmembed.extract.features.poolings import POOLINGS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(cut at 16 tokens|of the lone token)")
 
 ALL_LAYERS = range(N_LAYERS + 1)
-REAL_ONLY = [name for name in POOL if name != "mean_padded"]
+REAL_ONLY = [n for n in POOLINGS if POOLINGS[n].home and not POOLINGS[n].reads_pads]
 TEXTS = toy_texts(23)
 
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmembed.common.errors import DataError
+from llmembed.extract.texts import files
 from llmembed.extract.texts.columns import as_labels, as_texts
-from llmembed.extract.texts.files import json_rows, unpack
-from llmembed.extract.texts.files.tables import read_table
+from llmembed.extract.texts.files import read_table
 
 
 def table_of(folder: Path, content: str, name: str = "t.jsonl") -> pa.Table:
@@ -248,8 +248,8 @@ def test_whatever_is_read_is_what_was_written(
     """For any rows, wherever blocks and batches end, each value is itself."""
     content = json.dumps(rows, indent=1) if as_list else lines(*rows)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(json_rows, "_BLOCK", block)
-        patch.setattr(unpack, "_AT_ONCE", 2 * block)
+        patch.setattr(files, "_BLOCK", block)
+        patch.setattr(files, "_AT_ONCE", 2 * block)
         table = table_of(Path(folder), content)
     assert table.num_rows == len(rows)
     for name in table.column_names:

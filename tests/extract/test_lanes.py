@@ -12,7 +12,7 @@ from toy_model import toy_texts
 from zoo import Animal, save_animal
 
 from llmembed.extract import Extractor, Recipe
-from llmembed.extract.fast.lanes import Lanes
+from llmembed.extract.fast.cpu import in_lanes
 
 
 def extractor(folder: Path, dtype: str = "float32") -> Extractor:
@@ -47,22 +47,20 @@ def test_results_come_in_order_and_errors_at_their_turn() -> None:
             raise ValueError(item)
         return item
 
-    with Lanes(2) as lanes:
-        results = lanes.in_order(work, range(5), first_alone=False)
-        assert [next(results) for _ in range(3)] == [0, 1, 2]
-        with pytest.raises(ValueError, match="3"):
-            next(results)
+    results = in_lanes(work, range(5), 2, first_alone=False)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="3"):
+        next(results)
     assert torch.get_num_threads() == n_threads
 
 
 def test_the_first_can_be_alone() -> None:
     """Nothing is begun before the first item is done and its result was taken."""
     begun: list[int] = []
-    with Lanes(2) as lanes:
-        results = lanes.in_order(begun.append, range(3), first_alone=True)
-        next(results)
-        assert begun == [0]
-        list(results)
+    results = in_lanes(begun.append, range(3), 2, first_alone=True)
+    next(results)
+    assert begun == [0]
+    list(results)
     assert sorted(begun) == [0, 1, 2]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmembed.extract.engines.overlap import OneBehind, one_ahead
+from llmembed.extract.engines.blocks import one_ahead, one_behind
 
 SOON = 30.0
 """Seconds after which a thread that should have run has not."""
@@ -50,11 +50,11 @@ def test_work_is_done_beside_the_caller_and_in_order() -> None:
         assert go.wait(SOON)
         done.append(1)
 
-    with OneBehind() as behind:
-        behind.do(first)
+    with one_behind() as do:
+        do(first)
         assert not done
         go.set()
-        behind.do(lambda: done.append(2))
+        do(lambda: done.append(2))
     assert done == [1, 2]
 
 
@@ -64,15 +64,15 @@ def fail() -> None:
 
 def test_an_error_of_the_last_work_comes_out_when_the_block_is_left() -> None:
     """Nobody has to ask for it."""
-    with pytest.raises(OSError, match="disk full"), OneBehind() as behind:
-        behind.do(fail)
+    with pytest.raises(OSError, match="disk full"), one_behind() as do:
+        do(fail)
 
 
 def test_an_error_of_the_work_comes_out_at_the_next_work() -> None:
     """It is raised once, and the next work is not done."""
     done: list[int] = []
-    with OneBehind() as behind:
-        behind.do(fail)
+    with one_behind() as do:
+        do(fail)
         with pytest.raises(OSError, match="disk full"):
-            behind.do(lambda: done.append(1))
+            do(lambda: done.append(1))
     assert not done

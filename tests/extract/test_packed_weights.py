@@ -14,7 +14,7 @@ import torch
 from toy_model import toy_texts
 
 from llmembed.extract import Extractor, Recipe
-from llmembed.extract.fast import packed_weights
+from llmembed.extract.fast import cpu
 
 TEXTS = toy_texts(60)
 
@@ -31,7 +31,7 @@ def is_packed(ours: Extractor) -> set[bool]:
 
 @pytest.fixture(autouse=True)
 def _fast_at_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmembed.extract.backbones.load._cpu_is_fast_at_bfloat16", lambda: True)
+    monkeypatch.setattr("llmembed.extract.backbones.load.is_fast_at_bfloat16", lambda: True)
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
@@ -41,9 +41,9 @@ def test_features_stay_the_same(
     """Bit for bit, without biases (Llama) and with them (BERT), packed where oneDNN can."""
     folder = request.getfixturevalue(kind)
     ours = extractor(folder)
-    assert is_packed(ours) == {packed_weights.onednn_multiplies_bfloat16()}
+    assert is_packed(ours) == {cpu.onednn_multiplies_bfloat16()}
     found = ours.features(TEXTS)
-    monkeypatch.setattr("llmembed.extract.backbones.load.pack_weights", lambda blocks: None)
+    monkeypatch.setattr("llmembed.extract.backbones.load.reorder_weights", lambda blocks: None)
     for name, feature in extractor(folder).features(TEXTS).items():
         np.testing.assert_array_equal(found[name], feature)
 
@@ -53,7 +53,7 @@ def test_without_the_operators_the_model_stays_as_it_is(
 ) -> None:
     """Torch promises nothing about them; features are the same without."""
     expected = extractor(llama).features(TEXTS)
-    monkeypatch.setattr(packed_weights, "_pack", lambda weight: None)
+    monkeypatch.setattr(cpu, "_reordered", lambda weight: None)
     ours = extractor(llama)
     assert is_packed(ours) == {False}
     for name, feature in ours.features(TEXTS).items():

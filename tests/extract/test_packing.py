@@ -13,8 +13,9 @@ from toy_model import toy_texts
 from zoo import ZOO, save_animal
 
 from llmembed.extract import Extractor, Recipe
-from llmembed.extract.fast import packing
-from llmembed.extract.features.batching import plan_packs
+from llmembed.extract.features import packing
+from llmembed.extract.features.batching import plan_packed
+from llmembed.extract.features.forward import Tokenized
 
 TEXTS = toy_texts(40, longest=14)
 MAX_LENGTH = 48
@@ -125,7 +126,7 @@ def test_compiled_blocks_give_the_same_and_are_compiled_once(
     lengths = [len(ids) for ids in ours.tokenize(texts).ids]
     sizes = {
         packing.positions_of(sum(lengths[index] for index in batch), 64)
-        for batch in plan_packs(lengths, 64)
+        for batch in plan_packed(lengths, 64)
     }
     # A block is cut at its attention, and behind it at a hook of transformers: at most four graphs.
     assert len(sizes) > 1
@@ -162,16 +163,17 @@ def test_a_packed_batch_is_halved_by_its_tokens(
     """One long text among short ones, each as long to a padded batch: the budget still shrinks."""
     ours = packed(llama, layers=[2], token_budget=200)
     ours.features(TEXTS[:2])  # the check of the first batch
-    expected, run = ours.compute([[5] * 40] + [[6, 7]] * 80), ours._run
+    texts = Tokenized(ids=[[5] * 40] + [[6, 7]] * 80)
+    expected, run = ours.compute(texts), ours._run
 
-    def run_in_little_memory(rows: Any, width: int) -> Any:
-        if sum(map(len, rows)) > 60:
+    def run_in_little_memory(batch: Tokenized, width: int) -> Any:
+        if batch.n_tokens.sum() > 60:
             raise torch.OutOfMemoryError
-        return run(rows, width)
+        return run(batch, width)
 
     monkeypatch.setattr(ours, "_run", run_in_little_memory)
     with pytest.warns(match="200 tokens a batch do not fit"):
-        found = ours.compute([[5] * 40] + [[6, 7]] * 80)
+        found = ours.compute(texts)
     assert ours.token_budget <= 60
     for name, feature in found.items():
         np.testing.assert_allclose(feature, expected[name], rtol=1e-4, atol=1e-5)

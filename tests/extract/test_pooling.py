@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmembed.extract.features.pooling import POOL, pool
+from llmembed.common.errors import ConfigError
+from llmembed.extract import ExtractConfig, Extractor, Recipe, register_pooling
+from llmembed.extract.features.pooling import pool
+from llmembed.extract.features.poolings import POOLINGS
 
-REAL_ONLY = [name for name in POOL if name != "mean_padded"]
+REAL_ONLY = [n for n in POOLINGS if POOLINGS[n].home and not POOLINGS[n].reads_pads]
 
 
 def states(layer: int, n_tokens: int, width: int) -> torch.Tensor:
@@ -45,10 +51,46 @@ def test_padding_does_not_change_a_feature(n_tokens: int, n_pads: int, pooling: 
     torch.testing.assert_close(alone, with_pads, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("pooling", sorted(POOL))
+@pytest.mark.parametrize("pooling", [*REAL_ONLY, "mean_padded"])
 def test_half_precision_states_are_pooled_in_float32(pooling: str) -> None:
     """The sum of many bfloat16 states keeps float32's precision."""
     hidden = torch.full((1, 4096, 1), 1.0078125, dtype=torch.bfloat16)
     feature = pool(hidden, torch.tensor([4096]), [pooling])[pooling]
     torch.testing.assert_close(feature, torch.full((1, 1), 1.0078125))
     assert feature.dtype == torch.float32
+
+
+@pytest.fixture
+def poolings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poolings that are registered meanwhile."""
+    monkeypatch.setattr(POOLINGS, "_specs", dict(POOLINGS._specs))
+
+
+@pytest.mark.usefixtures("poolings")
+def test_a_pooling_of_one_s_own_is_used_by_its_name(llama: Path) -> None:
+    """What `register_pooling` decorates is computed as those built in, at its layers alone."""
+
+    @register_pooling("top", last_layer_only=True)
+    def top(hidden: torch.Tensor, n_tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        return hidden.float().masked_fill(~real[..., None], -torch.inf).amax(dim=1)
+
+    @register_pooling("width", reads_pads=True)
+    def width(hidden: torch.Tensor, n_tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(hidden), hidden.shape[2]), float(hidden.shape[1]))
+
+    recipe = Recipe(model=str(llama), max_length=16, compute_dtype="float32", dtype="float32")
+    poolings = ["max", "top", "width"]
+    features = Extractor(recipe, layers=[1, 3], poolings=poolings).features(["w1", "w2 w3"])
+    assert set(features) == {("max", 1), ("width", 1), ("max", 3), ("top", 3), ("width", 3)}
+    np.testing.assert_array_equal(features["top", 3], features["max", 3])
+    assert set(features["width", 1].ravel()) == {16.0}
+    assert ExtractConfig(model="m", layers="1", pooling=("top",)).pooling == ("top",)
+    with pytest.raises(ConfigError, match="pooling 'top' is registered already"):
+        register_pooling("top")(width)
+
+
+def test_a_pooling_that_does_not_exist_is_refused() -> None:
+    """By its name, with one that is close."""
+    with pytest.raises(ConfigError, match=r"pooling 'meen' does not exist; did you mean 'mean'\?"):
+        ExtractConfig(model="m", layers="1", pooling=("meen",))
+    assert [*POOLINGS] == ["mean", "last", "first", "max", "weighted", "mean_padded", "pooler"]

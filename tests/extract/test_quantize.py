@@ -39,7 +39,7 @@ def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 def test_the_extra_is_asked_for(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without bitsandbytes `--quantize` says how to install it, and nothing is loaded."""
-    monkeypatch.setattr("llmembed.extract.config.find_spec", lambda name: None)
+    monkeypatch.setattr("llmembed.extract.backbones.recipe.find_spec", lambda name: None)
     message = re.escape(
         "--quantize nf4 needs bitsandbytes, which is not installed. Run pip install"
     )

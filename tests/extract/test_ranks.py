@@ -27,13 +27,7 @@ from llmembed.common.errors import (
 )
 from llmembed.extract import ExtractConfig, extract
 from llmembed.extract.engines.blocks import extract_blocks
-from llmembed.extract.pipeline import (
-    load_extractor,
-    make_plans,
-    open_writer,
-    prepare,
-    register,
-)
+from llmembed.extract.pipeline import prepare
 
 
 def command(settings: dict[str, Any], *more: object) -> list[str]:
@@ -117,12 +111,12 @@ def test_a_zombie_stops_before_its_next_block(
     cache = tmp_path / "shared.zarr"
     config = ExtractConfig(**settings, cache=str(cache), rank=0, world=1)
     task = prepare(config)
-    register(task)
-    with open_writer(task, shared="rank-0-of-1") as zombie:
-        (plan,) = make_plans(task, zombie)
+    task.register()
+    with task.open_writer(shared="rank-0-of-1") as zombie:
+        (plan,) = task.make_plans(zombie)
         ranks(settings, cache, [0], world=1)
         with pytest.raises(CacheLockedError, match="took the lock over"):
-            extract_blocks(task, zombie, plan, load_extractor(task, (1, 3)), look_back=False)
+            extract_blocks(task, zombie, plan, task.load_extractor((1, 3)), look_back=False)
     finalize(cache)
     assert tree(cache) == whole
 
@@ -152,21 +146,22 @@ def test_who_shares_nothing_is_kept_apart(
 ) -> None:
     """A writer alone and ranks refuse each other, each naming the other."""
     monkeypatch.setattr(lock, "PATIENCE_S", 0.0)
-    monkeypatch.setattr("llmembed.extract.pipeline.PATIENCE_S", 0.0)
+    monkeypatch.setattr("llmembed.extract.engines.task.PATIENCE_S", 0.0)
     cache = tmp_path / "shared.zarr"
-    task = prepare(ExtractConfig(**settings, cache=str(cache)))
+    config = ExtractConfig(**settings, cache=str(cache))
+    task = prepare(config)
     here = f"process {os.getpid()}"
-    register(task)
+    task.register()
     with (
-        open_writer(task),
+        task.open_writer(),
         pytest.raises(CacheLockedError, match=f"{here}.* shares it with nobody"),
     ):
         ranks(settings, cache, [0], world=2)
     with (
-        open_writer(task, shared="rank-0-of-2"),
+        task.open_writer(shared="rank-0-of-2"),
         pytest.raises(CacheLockedError, match=f"by rank-0-of-2, {here}"),
     ):
-        extract(task.config)
+        extract(config)
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,8 @@ def test_a_killed_driver_is_started_again_with_more_workers(
     """SIGKILL of the command after its first receipt: the next one does what is left, with two."""
     program = (
         "import os, signal\n"
-        "from llmembed.extract import cli, progress\n"
-        "progress.Progress.advance = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from llmembed.extract import cli, pipeline\n"
+        "pipeline.Progress.advance = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "cli.main()"
     )
     options = settings | {"cache": on_ray.cache, "engine": "ray", "address": cluster.address}

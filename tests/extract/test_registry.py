@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from llmembed.common.errors import ConfigError, ModelError, ModelNotFoundError
-from llmembed.extract.backbones.gguf import as_safetensors
-from llmembed.extract.backbones.load import read_shape, resolve_device
-from llmembed.extract.backbones.models import find_model
+from llmembed.extract import register_model
+from llmembed.extract.backbones.load import as_safetensors, read_shape, resolve_device
+from llmembed.extract.backbones.models import MODELS, find_model, hash_files
 from llmembed.extract.backbones.recipe import Recipe
-from llmembed.extract.backbones.weights import hash_files
 
 
 def recipe(folder: Path, max_length: int = 16) -> Recipe:
@@ -33,6 +32,14 @@ def test_a_model_that_is_not_there_says_how_to_get_it(model: str, message: str) 
     """Unknown aliases and an unreachable Hub each end in one sentence."""
     with pytest.raises(ModelNotFoundError, match=re.escape(message)):
         find_model(model)
+
+
+def test_an_alias_of_one_s_own_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `register_model` names is looked for where it says."""
+    monkeypatch.setattr(MODELS, "_specs", dict(MODELS._specs))
+    register_model("ours", "some/where", package="some-where==1")
+    with pytest.raises(ModelNotFoundError, match=r"model 'some/where' is .* some-where==1\)"):
+        find_model("ours")
 
 
 def test_pickled_weights_are_never_read(tmp_path: Path) -> None:

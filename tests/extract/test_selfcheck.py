@@ -8,7 +8,7 @@ import torch
 from toy_model import toy_texts
 
 from llmembed.common.errors import ExtractionError
-from llmembed.extract.backbones.hooks import tap
+from llmembed.extract.backbones.load import tap
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.features.extractor import Extractor
 

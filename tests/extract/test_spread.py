@@ -16,7 +16,7 @@ from toy_model import toy_texts
 
 from llmembed.extract import ExtractConfig, Extractor
 from llmembed.extract.backbones.recipe import Recipe
-from llmembed.extract.pipeline import load_extractor, prepare
+from llmembed.extract.pipeline import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(cut at 16 tokens|of the lone token)")
 
@@ -42,15 +42,13 @@ def placements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_blocks_elsewhere_give_the_same_features(llama: Path, placements: list[object]) -> None:
     """Every layer and pooling is that of a backbone in one place."""
     recipe = Recipe(model=str(llama), max_length=16, compute_dtype="float32", dtype="float32")
-    whole, spread = (
-        Extractor(recipe, layers=range(4), poolings=["mean", "last"], device="cpu", spread=spread)
-        for spread in (False, True)
-    )
+    what: dict[str, Any] = {"layers": range(4), "poolings": ["mean", "last"], "device": "cpu"}
+    whole, apart = (Extractor(recipe, **what, all_gpus=all_gpus) for all_gpus in (False, True))
     assert placements == [None, "auto"]
-    on = {parameter.device.type for parameter in spread.backbone.blocks.parameters()}
+    on = {parameter.device.type for parameter in apart.backbone.blocks.parameters()}
     assert on == {"cpu", "meta"}  # meta: on the disk until it runs
     expected = whole.features(toy_texts(30))
-    for name, feature in spread.features(toy_texts(30)).items():
+    for name, feature in apart.features(toy_texts(30)).items():
         np.testing.assert_array_equal(feature, expected[name])
 
 
@@ -67,5 +65,5 @@ def test_a_worker_with_several_gpus_spreads_its_model(
     """--gpus-per-worker beyond 1 means one model on all of them."""
     cache = str(tmp_path / "c.zarr")
     config = ExtractConfig(**settings, cache=cache, engine="ray", gpus_per_worker=n_gpus)
-    load_extractor(prepare(config), (3,))
+    prepare(config).load_extractor((3,))
     assert placements == [place]

@@ -28,7 +28,7 @@ from llmembed.common import scratch
 from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
 from llmembed.extract.texts import Dialect
 from llmembed.extract.texts.columns import as_labels, as_texts
-from llmembed.extract.texts.files.tables import READERS, read_table, split_suffix
+from llmembed.extract.texts.files import READERS, read_table, split_suffix
 
 Columns = dict[str, list[Any]]
 

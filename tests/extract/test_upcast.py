@@ -9,7 +9,7 @@ import torch
 import transformers
 from zoo import ZOO, save_animal
 
-from llmembed.extract.fast.upcast import multiply_in_float32
+from llmembed.extract.fast.cpu import multiply_in_float32
 
 
 def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:

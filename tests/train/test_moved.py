@@ -25,7 +25,7 @@ from llmembed.common.errors import (
     ModelNotFoundError,
 )
 from llmembed.extract import ExtractConfig, Extraction, extract
-from llmembed.extract.backbones import recipe
+from llmembed.extract.backbones import load
 from llmembed.extract.features import extractor
 from llmembed.train import FitConfig, Run, fit, load_run
 from llmembed.train.cli import predict_main
@@ -138,7 +138,7 @@ def n_loads(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         monkeypatch.setattr(module, name, count)
 
     counted(extractor, "load_backbone")
-    counted(recipe, "load_tokenizer")
+    counted(load, "load_tokenizer")
     return counts
 
 

@@ -23,13 +23,11 @@ _MISSING = ("NoneType", "NAType", "NaTType")  # the last two are pandas', equal 
 def as_texts(given: Any, name: str = "X") -> list[str]:
     """List the texts of a list, an iterator, an array, a series, or a table of one column.
 
-    Messages call them by the name of the argument.
-
     >>> as_texts(np.array([["a"], ["b"]], dtype=object))
     ['a', 'b']
 
     Raises:
-        DataError: it is one string, a table of several columns, or holds something else than text.
+        DataError: it is something else; messages call it by the name of the argument.
     """
     shape: Any = getattr(given, "shape", (0,))
     if len(shape) != 1:
@@ -99,11 +97,7 @@ def as_classes(y: Any) -> npt.NDArray[Any]:
 
 
 def as_weights(sample_weight: Any, n_texts: int) -> Floats:
-    """Give the weights of N texts, float64 `[N]`; None weighs all alike.
-
-    Raises:
-        DataError: there is not one for each text, one is no number of 0 or more, or all are 0.
-    """
+    """Give the weights of N texts, float64 `[N]`, none below 0 and not all 0; None is 1 each."""
     if sample_weight is None:
         return np.ones(n_texts)
     try:
@@ -178,10 +172,9 @@ def as_seed(random_state: Any) -> int:
     """
     if isinstance(random_state, np.random.Generator):
         return int(random_state.integers(_N_SEEDS))
-    if random_state is None or random_state is np.random:
-        return int(np.random.randint(_N_SEEDS, dtype=np.int64))  # noqa: NPY002 - as scikit-learn
-    if isinstance(random_state, np.random.RandomState):
-        return int(random_state.randint(_N_SEEDS, dtype=np.int64))
+    source = np.random if random_state is None else random_state  # as in scikit-learn
+    if source is np.random or isinstance(source, np.random.RandomState):
+        return int(source.randint(_N_SEEDS, dtype=np.int64))
     if isinstance(random_state, numbers.Integral) and 0 <= int(random_state) < _N_SEEDS:
         return int(random_state)
     raise ConfigError(

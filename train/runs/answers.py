@@ -10,24 +10,22 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmembed.common.errors import ConfigError, LLMEmbedWarning, RunStorageError, shown
+from llmembed.common.replace import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from llmembed.train.measures.metrics import Floats
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
 _RENAMED = "input_"
 _DIGITS = 6
-PROBABILITIES = "probabilities"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,45 +45,37 @@ class Answers:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Give each row as JSON takes it, the probabilities of all classes in one object."""
-        ours = self._columns() | ({PROBABILITIES: self._by_class()} if self.with_all else {})
-        yield from _by_row(self._beside(ours) | ours)
+        rounded = self.proba.round(_DIGITS).tolist()
+        by_class = [dict(zip(self.labels, values, strict=True)) for values in rounded]
+        return _by_row(self._columns({"probabilities": by_class}))
 
     def table(self) -> dict[str, Any]:
         """Give columns by name, a probability `p_<class>` to each class."""
-        ours = self._columns()
-        if self.with_all:
-            rounded = self.proba.round(_DIGITS)
-            ours |= {f"p_{name}": rounded[:, k].tolist() for k, name in enumerate(self.labels)}
-        return self._beside(ours) | ours
+        by_class = self.proba.round(_DIGITS).T.tolist()
+        names = [f"p_{name}" for name in self.labels]
+        return self._columns(dict(zip(names, by_class, strict=True)))
 
     def lines(self) -> Iterator[str]:
         """Give each row for a terminal: label, probability, text, and all classes if asked for."""
-        for text, label, probability, values in zip(
-            *self._columns().values(), self.proba, strict=True
-        ):
-            yield f"{shown(label)}\t{probability:.4f}\t{shown(text)}"
+        for text, values in zip(self.texts, self.proba, strict=True):
+            best = int(values.argmax())
+            yield f"{shown(self.labels[best])}\t{values[best]:.4f}\t{shown(text)}"
             if self.with_all:
                 for name, value in zip(self.labels, values, strict=True):
                     yield f"  {shown(name)}\t{value:.4f}"
 
-    def _columns(self) -> dict[str, list[Any]]:
-        best = self.proba.argmax(axis=1).tolist()
-        return {
+    def _columns(self, by_class: Mapping[str, Any]) -> dict[str, Any]:
+        """Give what stood beside the texts, under names that are not ours, and then ours."""
+        ours: dict[str, Any] = {
             "text": list(self.texts),
-            "label": [self.labels[index] for index in best],
+            "label": [self.labels[index] for index in self.proba.argmax(axis=1)],
             "probability": self.proba.max(axis=1, initial=0).round(_DIGITS).tolist(),
         }
-
-    def _by_class(self) -> list[dict[str, float]]:
-        rounded = self.proba.round(_DIGITS).tolist()
-        return [dict(zip(self.labels, values, strict=True)) for values in rounded]
-
-    def _beside(self, ours: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the columns beside the texts under names that are not ours."""
-        if self.beside is None:
-            return {}
-        names, found = self.beside.column_names, {}
-        for name, column in zip(names, self.beside.columns, strict=True):
+        if self.with_all:
+            ours |= by_class
+        names = [] if self.beside is None else self.beside.column_names
+        found: dict[str, Any] = {}
+        for name in names:
             free = name
             while free in ours or free in found or (free != name and free in names):
                 free = f"{_RENAMED}{free}"
@@ -94,10 +84,10 @@ class Answers:
                     f"the input has a column {name!r}, which is what the output calls something of "
                     f"its own: there the input's is {free!r}.",
                     LLMEmbedWarning,
-                    stacklevel=4,
+                    stacklevel=3,
                 )
-            found[free] = column
-        return found
+            found[free] = self.beside[name]  # type: ignore[index]
+        return found | ours
 
 
 def check_output(path: Path) -> None:
@@ -106,8 +96,8 @@ def check_output(path: Path) -> None:
     Raises:
         ConfigError: it has another suffix, or its folder does not exist.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
+    if path.suffix.lower() not in _WRITERS:
+        known = ", ".join(_WRITERS)
         raise ConfigError(f"--output {path} has none of the suffixes {known}. Give it one.")
     try:
         has_folder = path.parent.is_dir()
@@ -118,19 +108,14 @@ def check_output(path: Path) -> None:
 
 
 def write(path: Path, answers: Answers) -> None:
-    """Write a file by its suffix: beside its place, then renamed, so that none is half-written.
+    """Write a file by its suffix, whole or not at all.
 
     Raises:
         RunStorageError: the disk failed or refused.
     """
-    writer = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        try:
-            writer[path.suffix.lower()](partial, answers)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial:
+            _WRITERS[path.suffix.lower()](partial, answers)
     except OSError as error:
         raise RunStorageError(
             f"--output {path} could not be written: {error.strerror or error}. Make room or check "
@@ -152,8 +137,7 @@ def _write_csv(path: Path, answers: Answers) -> None:
 
 def _write_jsonl(path: Path, answers: Answers) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        for row in answers.rows():
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows())
 
 
 def _write_parquet(path: Path, answers: Answers) -> None:
@@ -163,13 +147,17 @@ def _write_parquet(path: Path, answers: Answers) -> None:
     pq.write_table(pa.table(answers.table()), path)
 
 
+_WRITERS: Mapping[str, Callable[[Path, Answers], None]] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}
+
+
 def _by_row(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    values = [
-        _plain(column if isinstance(column, list) else column.to_pylist())
-        for column in columns.values()
-    ]
-    for row in zip(*values, strict=True):
-        yield dict(zip(columns, row, strict=True))
+    lists = (one if isinstance(one, list) else one.to_pylist() for one in columns.values())
+    for row in zip(*lists, strict=True):
+        yield dict(zip(columns, map(_plain, row), strict=True))
 
 
 def _plain(value: Any) -> Any:

@@ -45,12 +45,7 @@ class Backbones:
     """The backbones of one run, each loaded once for a device; where it is pickled they stay."""
 
     def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
-        """Load nothing yet.
-
-        Args:
-            path: of the run, for messages.
-            record: content of its config.json.
-        """
+        """Load nothing yet; the record is the content of the run's config.json."""
         self._path, self._record = path, record
         self._lock = threading.Lock()  # neither tokenizers nor models serve two threads at a time
         self._loaded: dict[tuple[str, str, str | None], Extractor] = {}
@@ -130,46 +125,47 @@ class Backbones:
         self, source: str, wanted: Sequence[Feature], device: str, place: str | None
     ) -> Extractor:
         """Load the backbone of a source, from its recorded place or from another one."""
+        from llmembed.extract import Extractor
         from llmembed.extract.backbones.load import resolve_device
+        from llmembed.extract.features.poolings import POOLINGS
 
         key = (source, str(resolve_device(device)), place)
-        if key not in self._loaded:
-            own = [feature for feature in wanted if feature.source == source]
-            self._loaded[key] = self._load(source, own, device, place)
-        return self._loaded[key]
-
-    def _load(
-        self, source: str, wanted: Sequence[Feature], device: str, place: str | None
-    ) -> Extractor:
-        from llmembed.extract import Extractor
-        from llmembed.extract.config import POOLINGS
-
+        if key in self._loaded:
+            return self._loaded[key]
         stored = self._record["sources"][source]
         recipe, expected = dict(stored["recipe"]), dict(stored["fingerprint"])
         if place is not None:  # where it may be called otherwise
             recipe |= {"model": place, "revision": None}
             expected = {key: value for key, value in expected.items() if key not in _WHERE_FOUND}
-        for feature in wanted:
+        own = [feature for feature in wanted if feature.source == source]
+        for feature in own:
             if feature.pooling not in POOLINGS:
-                raise RunFormatError.unknown("pooling", feature.pooling, POOLINGS, "Fit again.")
+                remedy = "Install the package that registers it (llmembed.poolings), or fit again."
+                raise RunFormatError.unknown("pooling", feature.pooling, POOLINGS, remedy)
         try:
-            return Extractor(
+            self._loaded[key] = Extractor(
                 recipe,
-                layers=sorted({feature.layer for feature in wanted}),
-                poolings=sorted({feature.pooling for feature in wanted}),
+                layers=sorted({feature.layer for feature in own}),
+                poolings=sorted({feature.pooling for feature in own}),
                 device=device,
                 expected_fingerprint=expected,
             )
         except ModelNotFoundError as error:
-            model, lasting = str(recipe.get("model")), stored["fingerprint"]
-            is_path = model.startswith((".", "~")) or Path(model).is_absolute()
-            option = f"{source}=PLACE" if len(self._record["sources"]) > 1 else "PLACE"
             raise ModelNotFoundError(
-                f"the run {self._path} needs the backbone {lasting.get('backbone')!r} (source "
-                f"{source!r}, weights {lasting.get('weights')}): "
-                f"{f'its place {model!r} does not exist.' if is_path else error} Where it is now "
-                f"can be told by --model {option}."
+                self._not_found(source, str(recipe.get("model")), error)
             ) from error
+        return self._loaded[key]
+
+    def _not_found(self, source: str, model: str, error: ModelNotFoundError) -> str:
+        lasting = self._record["sources"][source]["fingerprint"]
+        is_path = model.startswith((".", "~")) or Path(model).is_absolute()
+        reason = f"its place {model!r} does not exist." if is_path else str(error)
+        option = f"{source}=PLACE" if len(self._record["sources"]) > 1 else "PLACE"
+        return (
+            f"the run {self._path} needs the backbone {lasting.get('backbone')!r} (source "
+            f"{source!r}, weights {lasting.get('weights')}): {reason} Where it is now can be told "
+            f"by --model {option}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

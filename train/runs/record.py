@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmembed.common.errors import RunFormatError
-from llmembed.common.regular import open_regular
 from llmembed.cache_format.layout.documents import MAX_HIDDEN_SIZE
 from llmembed.cache_format.layout.schema import MAX_LAYERS
+from llmembed.common.errors import RunFormatError
+from llmembed.common.regular import open_regular
 from llmembed.train.fusions.classifier import Architecture
 from llmembed.train.inputs.select import Feature
 

@@ -42,15 +42,15 @@ from llmembed.common.errors import (
     RunNotFoundError,
 )
 from llmembed.common.regular import require_regular
-from llmembed.train.fusions.classifier import Architecture, Classifier, Trained
+from llmembed.common.replace import check_place, make_beside, put_in_place, recover, standing
 from llmembed.train.config import FitConfig
-from llmembed.train.measures.metrics import Floats
+from llmembed.train.fusions.classifier import Architecture, Classifier, Trained
 from llmembed.train.inputs.arguments import as_texts
+from llmembed.train.inputs.select import Feature
+from llmembed.train.measures.metrics import Floats
 from llmembed.train.runs.predict import Backbones, Places
 from llmembed.train.runs.record import CONFIG_FILE, FORMAT, check_config, malformed, read_json
-from llmembed.common.replace import check_place, make_beside, put_in_place, recover, standing
 from llmembed.train.runs.report import report_page
-from llmembed.train.inputs.select import Feature
 
 if TYPE_CHECKING:
     from llmembed.train.inputs.data import FitData

@@ -3,8 +3,8 @@
 A cache of this kind has no classes and grows by splits: the texts of one call that it does not know
 yet become a split that is named by their hashes. So an interrupted call is resumed by the same
 call, and splits that were never finished are not read. Texts are known by their 64-bit hash alone,
-since a cache holds no texts. The price of a split a call is many small files where texts come
-one by one: leave the cache out there.
+since a cache holds no texts. The price is many small files where texts come one by one: leave the
+cache out there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from llmembed.common.errors import (
 )
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.features.extractor import Extractor, Features
+from llmembed.extract.features.poolings import arrays_of
 from llmembed.extract.pipeline import extract, resolve_recipe
 from llmembed.extract.texts import describe_bad_text
 from llmembed.extract.texts.corpora import Corpus, Examples
@@ -50,18 +51,19 @@ class TextFeatures:
     Attributes:
         recipe: how the backbone is loaded and texts are treated.
         source: name of the backbone, made different for every fingerprint.
-        fingerprint: identity of the features.
+        arrays: (pooling, layer) of all features.
         hidden_size: H.
     """
 
     def __init__(self, config: ExtractConfig) -> None:
-        self.recipe, self.layers = resolve_recipe(config, config.cache or "")
-        self.fingerprint = self.recipe.fingerprint
-        identity = json.dumps([self.fingerprint, self.recipe.dtype], sort_keys=True)
+        self.recipe, self._layers = resolve_recipe(config, config.cache or "")
+        self._fingerprint = self.recipe.fingerprint
+        identity = json.dumps([self._fingerprint, self.recipe.dtype], sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()
         self.source = f"{self.recipe.found.name}-{digest[:8]}"
         self.hidden_size = self.recipe.shape.hidden_size
-        self.config = dataclasses.replace(
+        self.arrays = arrays_of(sorted(config.pooling), self._layers, self.recipe.shape.n_layers)
+        self._config = dataclasses.replace(
             config, source=self.source, compute_dtype=self.recipe.compute_dtype
         )
         self._extractor: Extractor | None = None
@@ -69,17 +71,6 @@ class TextFeatures:
     def __getstate__(self) -> dict[str, Any]:
         """Leave the backbone and the tokenizer behind."""
         return {**self.__dict__, "recipe": dataclasses.replace(self.recipe), "_extractor": None}
-
-    @property
-    def arrays(self) -> list[tuple[str, int]]:
-        """(pooling, layer) of all features; the pooler belongs to the last layer alone."""
-        last = self.recipe.shape.n_layers
-        return [
-            (pooling, layer)
-            for pooling in sorted(self.config.pooling)
-            for layer in self.layers
-            if pooling != "pooler" or layer == last
-        ]
 
     def features(self, texts: Sequence[str]) -> Features:
         """Give the features of N texts, each float16 or float32 `[N, H]`.
@@ -92,9 +83,9 @@ class TextFeatures:
             hashes = np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], "u8")
         except (AttributeError, UnicodeEncodeError) as error:
             raise DataError(describe_bad_text(texts)) from error
-        if self.config.cache is None:
+        if self._config.cache is None:
             return self._compute(texts)
-        held = self._holding(hashes)
+        held = self._holding(self._config.cache, hashes)
         fresh = _first_of_each(hashes, [split.text_hash[rows] for split, rows in held])
         if len(fresh):
             try:
@@ -102,18 +93,18 @@ class TextFeatures:
             except CacheLockedError as error:
                 warnings.warn(f"{error} Computed without it.", LLMEmbedWarning, stacklevel=2)
                 return self._compute(texts)
-            held = self._holding(hashes)
+            held = self._holding(self._config.cache, hashes)
         return self._gather(held, hashes)
 
     def _compute(self, texts: Sequence[str]) -> Features:
         if self._extractor is None:
             self._extractor = Extractor(
                 self.recipe,
-                layers=self.layers,
-                poolings=self.config.pooling,
-                device=self.config.device,
-                token_budget=self.config.token_budget,
-                expected_fingerprint=self.fingerprint,
+                layers=self._layers,
+                poolings=self._config.pooling,
+                device=self._config.device,
+                token_budget=self._config.token_budget,
+                expected_fingerprint=self._fingerprint,
             )
         return self._extractor.features(texts)
 
@@ -122,17 +113,20 @@ class TextFeatures:
         examples = Examples(texts=pa.chunked_array([pa.array(texts)]), labels=labels)
         split = f"texts-{xxhash.xxh3_64_hexdigest(hashes.tobytes())}"
         corpus = Corpus(name="texts", labels=(), splits={split: examples}, provenance={})
-        extract(self.config, corpus=corpus)
+        extract(self._config, corpus=corpus)
 
-    def _holding(self, hashes: Hashes) -> list[tuple[Split, Rows]]:
+    def _holding(self, path: str, hashes: Hashes) -> list[tuple[Split, Rows]]:
         """List the finished splits of the cache, with the rows that hold some of these texts."""
-        assert self.config.cache is not None
         try:
-            cache = open_cache(self.config.cache)
+            cache = open_cache(path)
         except CacheNotFoundError:
             return []
-        splits = [split for split in (cache[name] for name in cache.splits) if self._is_in(split)]
-        return [(split, np.flatnonzero(np.isin(split.text_hash, hashes))) for split in splits]
+        wanted = [(self.source, pooling, layer) for pooling, layer in self.arrays]
+        return [
+            (split, np.flatnonzero(np.isin(split.text_hash, hashes)))
+            for split in (cache[name] for name in cache.splits)
+            if all(split.arrays.get(array) == split.n_rows for array in wanted)
+        ]
 
     def _gather(self, held: Sequence[tuple[Split, Rows]], hashes: Hashes) -> Features:
         known = np.concatenate([split.text_hash[rows] for split, rows in held])
@@ -146,12 +140,6 @@ class TextFeatures:
             ]
             features[pooling, layer] = np.concatenate(parts)[chosen]
         return features
-
-    def _is_in(self, split: Split) -> bool:
-        return all(
-            split.arrays.get((self.source, pooling, layer)) == split.n_rows
-            for pooling, layer in self.arrays
-        )
 
 
 def _first_of_each(hashes: Hashes, known: Sequence[Hashes]) -> Rows:

@@ -1,0 +1,154 @@
+"""Texts packed behind each other, and blocks compiled: for GPUs, where both pay.
+
+A packed pass computes no pad. It is used where a trial shows that the model keeps the texts apart:
+one that ignores where texts begin, or carries a state from token to token, would mix them without
+an error. A compiled block fuses everything between its products; it is compiled once for all blocks
+of a model and for each number of positions, so there are few of those.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmembed.common.errors import LLMEmbedWarning
+from llmembed.extract.backbones.load import Backbone
+from llmembed.extract.fast.attention import attends_by_sdpa, packed_texts, use_packing
+from llmembed.extract.features.forward import (
+    Pooled,
+    Tokenized,
+    model_inputs,
+    pooled_hidden_states,
+    run_and_pool,
+    to_device,
+)
+from llmembed.extract.features.selfcheck import agree
+
+_TRIAL = Tokenized(ids=((1, 2, 3, 4, 5, 6, 7), (5, 3), (7, 6, 5, 4)))
+_PARTS = (8, 4, 2, 1)
+"""A compiled pass has the budget's positions, or this part of it."""
+
+
+def packed_hidden_states(
+    backbone: Backbone,
+    texts: Tokenized,
+    layers: Sequence[int],
+    poolings: Sequence[str],
+    *,
+    n_positions: int | None = None,
+) -> Pooled:
+    """Run texts packed behind each other, without a pad between them, and pool the wanted layers.
+
+    No pooling may read pads or be the model's own. Positions beyond the tokens, up to
+    `n_positions`, are filled with texts that nobody reads: a compiled block has one shape then.
+    """
+    device, lengths = backbone.device, texts.n_tokens.astype(np.int64)
+    longest, n_tokens = int(lengths.max()), int(lengths.sum())
+    fillers = _fillers((n_positions or n_tokens) - n_tokens, longest)
+    bounds = np.cumsum([0, *lengths, *fillers])
+
+    def joined(rows: Sequence[Sequence[int]]) -> Tensor:
+        values = np.zeros(bounds[-1], dtype=np.int64)
+        values[:n_tokens] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+        return to_device(device, values[None])
+
+    positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], np.diff(bounds))
+    types = None if texts.types is None else joined(texts.types)
+    inputs = model_inputs(backbone, joined(texts.ids), types) | {"attention_mask": None}
+    inputs["position_ids"] = to_device(device, positions[None] + backbone.first_position)
+    index = np.minimum(bounds[: len(lengths), None] + np.arange(longest), n_tokens - 1)  # [B, T]
+    at, n_real = to_device(device, index), to_device(device, lengths)
+    with packed_texts(to_device(device, bounds.astype(np.int32)), longest):
+        return run_and_pool(
+            backbone, inputs, layers, poolings, lambda hidden: (hidden[0][at], n_real)
+        )
+
+
+def _fillers(n_positions: int, longest: int) -> list[int]:
+    """Cut positions that nobody reads into texts no longer than the longest.
+
+    >>> _fillers(7, 3)
+    [3, 3, 1]
+    """
+    whole, rest = divmod(n_positions, longest)
+    return [longest] * whole + [rest] * (rest > 0)
+
+
+def try_packing(backbone: Backbone, max_length: int) -> bool:
+    """Let the model run packed texts of up to `max_length` tokens, and tell whether it can.
+
+    It can where it gives the same for them as for each alone; else it is left as it is.
+    """
+    model: Any = backbone.model
+    windows = (getattr(model.config, name, 0) for name in ("sliding_window", "local_attention"))
+    if not attends_by_sdpa(model) or any(0 < (window or 0) < 2 * max_length for window in windows):
+        return False
+    use_packing(model)
+    try:
+        if _keeps_texts_apart(backbone):
+            return True
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError):
+        pass  # this architecture, kernel or card does not take packed texts
+    model.set_attn_implementation("sdpa")
+    return False
+
+
+def _keeps_texts_apart(backbone: Backbone) -> bool:
+    what = ([len(backbone.blocks)], ["mean"])
+    (packed,) = packed_hidden_states(backbone, _TRIAL, *what).values()
+    for row, ids in enumerate(_TRIAL.ids):
+        (alone,) = pooled_hidden_states(backbone, Tokenized(ids=[ids]), *what).values()
+        if not agree(packed[row], alone[0], "mean", backbone):
+            return False
+    return True
+
+
+def compile_blocks(backbone: Backbone) -> None:
+    """Compile what a block does, when it first runs; if that fails, it runs as it is, and says so.
+
+    Compiling takes up to a minute, once for each number of positions.
+    """
+    # Hidden states are asked for once before: then transformers puts hooks on the blocks, and what
+    # was compiled before that would be compiled again.
+    some = torch.tensor([_TRIAL.ids[0]], device=backbone.device)
+    with torch.inference_mode():
+        backbone.model(output_hidden_states=True, **model_inputs(backbone, some, None))
+    for block in backbone.blocks:
+        block.forward = _or_eager(block.forward)
+
+
+def _or_eager(forward: Any) -> Any:
+    from torch._dynamo.exc import TorchDynamoException
+
+    compiled: Any = torch.compile(forward, dynamic=False)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        nonlocal compiled
+        try:
+            return compiled(*args, **kwargs)
+        except TorchDynamoException as error:
+            warnings.warn(
+                f"a block could not be compiled ({type(error).__name__}) and runs as it is, "
+                "slower. Install a C++ compiler or report this architecture.",
+                LLMEmbedWarning,
+                stacklevel=2,
+            )
+            compiled = forward
+            return forward(*args, **kwargs)
+
+    return run
+
+
+def positions_of(n_tokens: int, token_budget: int) -> int:
+    """Round a number of tokens up to one of few numbers of positions.
+
+    >>> [positions_of(n, 1000) for n in (3, 130, 500, 501, 1200)]
+    [125, 250, 500, 1000, 1200]
+    """
+    sizes = [token_budget // part for part in _PARTS]
+    return next((size for size in sizes if size >= n_tokens), n_tokens)

@@ -1,0 +1,85 @@
+"""The poolings by name, and what is to be known of each; read without importing torch.
+
+A pooling makes one feature of the hidden states of a text. Register your own with
+`register_pooling`; an installed package does it in the module that its entry point of the group
+`llmembed.poolings`, named like the pooling, leads to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from llmembed.common.registry import Registry
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolingSpec:
+    """What is to be known of a pooling."""
+
+    home: Callable[..., Any] | str | None
+    """The function, or `module:name` of it; None takes the model's own `pooler_output`."""
+    last_layer_only: bool = False
+    """It exists at the model's last layer alone."""
+    reads_pads: bool = False
+    """It counts pads, so each text is padded to `max_length`."""
+    averages: bool = True
+    """It is a mean over tokens, in which rounding averages out."""
+
+
+POOLINGS = Registry[PoolingSpec]("pooling", group="llmembed.poolings")
+
+
+def register_pooling(
+    name: str, *, last_layer_only: bool = False, reads_pads: bool = False, averages: bool = True
+) -> Callable[[_Function], _Function]:
+    """Make a function a pooling; the other arguments are facts of `PoolingSpec`.
+
+    The function takes hidden states `[B, T, H]` of any floating dtype, padded on the right, the
+    number of real tokens, int64 `[B]`, and which positions are real, bool `[B, T]`. It returns
+    float32 `[B, H]`.
+
+    Raises:
+        ConfigError: the name stands for another pooling.
+    """
+
+    def register(function: _Function) -> _Function:
+        facts = {"last_layer_only": last_layer_only, "reads_pads": reads_pads, "averages": averages}
+        POOLINGS.register(name, PoolingSpec(home=function, **facts))
+        return function
+
+    return register
+
+
+def arrays_of(
+    poolings: Iterable[str], layers: Iterable[int], n_layers: int
+) -> list[tuple[str, int]]:
+    """List the features (pooling, layer) that there are, of a model of `n_layers` layers.
+
+    >>> arrays_of(["mean", "pooler"], [1, 12], n_layers=12)
+    [('mean', 1), ('mean', 12), ('pooler', 12)]
+    """
+    layers = list(layers)
+    return [
+        (pooling, layer)
+        for pooling in poolings
+        for layer in layers
+        if layer == n_layers or not POOLINGS[pooling].last_layer_only
+    ]
+
+
+def _register_ours(name: str, function: str | None, **facts: bool) -> None:
+    home = function and f"llmembed.extract.features.pooling:{function}"
+    POOLINGS.register(name, PoolingSpec(home=home, **facts))
+
+
+_register_ours("mean", "mean")
+_register_ours("last", "last", averages=False)
+_register_ours("first", "first", averages=False)
+_register_ours("max", "largest", averages=False)
+_register_ours("weighted", "position_weighted")
+_register_ours("mean_padded", "mean_padded", reads_pads=True)
+_register_ours("pooler", None, last_layer_only=True)

@@ -1,1 +1,0 @@
-"""Files of texts as Arrow tables."""
