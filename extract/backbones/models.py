@@ -190,7 +190,7 @@ def _local(model: str) -> Path | None:
     try:
         path = Path(model).expanduser()
         return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError):  # what can be no path, or no user's
+    except (OSError, RuntimeError, ValueError):  # not a path, or ~ of an unknown user
         return None
 
 
