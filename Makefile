@@ -51,7 +51,7 @@ lint: types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/*.py
+	$(BIN)/mypy benchmarks
 	$(BIN)/actionlint
 
 # What takes more than ten seconds each, and benchmarks at toy size; what is on Ray has its own.
@@ -77,14 +77,14 @@ types:
 
 # The suite that CI reruns, from features in the repository; then what the parts cost.
 bench: install
-	$(BIN)/python benchmarks/rerun.py ci
-	$(BIN)/python -P benchmarks/bench_extract.py
-	$(BIN)/python -P benchmarks/bench_cache.py
-	$(BIN)/python benchmarks/bench_fit.py
+	$(BIN)/python benchmarks rerun ci
+	$(BIN)/python benchmarks extract
+	$(BIN)/python benchmarks cache
+	$(BIN)/python benchmarks fit
 
 # Complete data sets; DATA="--caches PLACE" finds features, "--data mr=FOLDER" names texts.
 bench-full: install
-	$(BIN)/python benchmarks/rerun.py paper --extract $(DATA)
+	$(BIN)/python benchmarks rerun paper --extract $(DATA)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -31,7 +31,7 @@ def test_everybody_gets_what_everybody_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     given = {re.split(r"[<>=;\[ ]", one)[0] for one in project["dependencies"]}
     dev = {re.split(r"[<>=;\[ ]", one)[0] for one in project["optional-dependencies"]["dev"]}
-    assert {"bitsandbytes", "ray", "wandb", "tensorboard", "setfit", "moto"} <= dev - given
+    assert {"bitsandbytes", "ray", "wandb", "tensorboard", "matplotlib", "moto"} <= dev - given
     assert given & dev == set()
 
 

@@ -20,7 +20,7 @@ PRODUCT = [
     for folder in ("cache_format", "extract", "train")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
-EVERYTHING = [*PRODUCT, *sorted((ROOT / "benchmarks").glob("*.py"))]
+EVERYTHING = [*PRODUCT, *sorted((ROOT / "benchmarks").rglob("*.py"))]
 MAPS_BY_LIBC = ROOT / "cache_format" / "stores" / "mapping.py"
 """Its callers ask `can_map`, which asks for the system."""
 ASKS = ("hasattr(", "getattr(", "sys.platform", "os.name")

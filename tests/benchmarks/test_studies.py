@@ -1,0 +1,133 @@
+"""The paper's open questions at toy size: domain shift, head ablation, and the picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from clustered import clustered, write_cache
+from regression.places import Places
+from regression.suites import CachePlan, FitPlan, SourcePlan, load_suite
+from studies import ablation, transfer
+
+from llmembed.cache_format import open_cache
+from llmembed.train.fusions import HEADS
+
+pytestmark = pytest.mark.slow
+
+SUITE = """
+about = "toy"
+[sources.tiny]
+layers = "1,2"
+max_length = 64
+[caches.one]
+dataset = "one"
+splits = {{ train = 0, test = 0 }}
+fingerprint = "{one}"
+[caches.two]
+dataset = "two"
+splits = {{ train = 0, test = 0 }}
+fingerprint = "{two}"
+[fits.mean]
+fusion = "mean"
+head = "ridge"
+"""
+
+
+def plan(path: Path) -> CachePlan:
+    return CachePlan(
+        name=path.stem,
+        dataset="",
+        splits={"train": 0, "test": 0},
+        fingerprint=open_cache(path).fingerprint,
+        sources=(SourcePlan(name="tiny", layers="1,2"),),
+    )
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    """A cache whose classes lie apart."""
+    return write_cache(tmp_path / "one.zarr", {"train": clustered(90, 0), "test": clustered(60, 1)})
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """Other rows with the same classes, two of which have changed their names in the test split."""
+    features, labels = clustered(60, 3)
+    splits = {"train": clustered(90, 2), "test": (features, (labels + 1) % 3)}
+    return write_cache(tmp_path / "two.zarr", splits)
+
+
+def test_a_run_is_tested_on_its_own_and_on_the_other_data(one: Path, two: Path) -> None:
+    """What was learned on one set holds on its own rows, not on the other's renamed classes."""
+    unseen = transfer.unseen(["a b c d e f"] * 20 + ["else"] * 40, ["x a b c d e f"])
+    domains = [
+        transfer.Domain(plan=plan(path), cache=str(path), unseen=unseen) for path in (one, two)
+    ]
+    fit = FitPlan(name="mean", options={"fusion": "mean", "head": "ridge"})
+    rows = {(r["trained_on"], r["tested_on"]): r for r in transfer.transfer(fit, domains)}
+    assert rows["one", "one"]["all"]["accuracy"] > 0.9
+    assert rows["one", "two"]["all"]["accuracy"] < 0.1
+    assert rows["two", "one"]["all"]["accuracy"] > 0.9
+    assert [rows["one", "two"][part]["n"] for part in ("all", "unseen")] == [60, 40]
+
+
+def test_a_shift_needs_two_sets_with_the_same_classes(one: Path, tmp_path: Path) -> None:
+    """Other classes are refused with both lists, and one set alone with what to pass."""
+    other = write_cache(tmp_path / "two.zarr", labels=("a", "b", "c"))
+    prints = {path.stem: open_cache(path).fingerprint for path in (one, other)}
+    (tmp_path / "toy.toml").write_text(SUITE.format(**prints))
+    suite = load_suite(str(tmp_path / "toy.toml"))
+    places = Places(work=tmp_path)
+    with pytest.raises(ValueError, match="one has the classes earn, grain, trade and two a, b, c"):
+        transfer.read_domains(suite, {"one": "x", "two": "y"}, places)
+    with pytest.raises(ValueError, match="is between two data sets, and 1 were named"):
+        transfer.read_domains(suite, {"one": "x"}, places)
+
+
+def test_heads_of_every_depth_are_built(
+    one: Path,
+    two: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights are those of the layers asked for; every head has a row, on screen and on file."""
+    prints = {path.stem: open_cache(path).fingerprint for path in (one, two)}
+    (tmp_path / "toy.toml").write_text(SUITE.format(**prints))
+    monkeypatch.setattr(HEADS, "_specs", {**HEADS._specs})  # for this test alone
+    command = ["--suite", str(tmp_path / "toy.toml"), "--caches", str(tmp_path), "--data", "one"]
+    command += ["--layers", "1,2", "--seeds", "1", "--output", str(tmp_path / "rows.json")]
+    assert ablation.main(command) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert json.loads((tmp_path / "rows.json").read_text()) == document
+    n_weights = {row["head"]: row["n_parameters"]["one"] for row in document["rows"]}
+    assert n_weights["depth 0"] == n_weights["ridge, solved"] == 33 * 3
+    assert n_weights["width 16"] == 33 * 16 + 17 * 3
+    assert n_weights["depth 2"] == 33 * 256 + 257 * 256 + 257 * 3
+    assert len(n_weights) == len(ablation.HEADS)
+
+
+def test_the_smallest_head_near_the_best_is_named() -> None:
+    """Of heads within 0.2 points the one with the fewest weights; farther ones do not count."""
+    rows = [
+        {"head": "best", "mean_accuracy": 0.9, "n_parameters": {"a": 500}},
+        {"head": "near", "mean_accuracy": 0.8985, "n_parameters": {"a": 50}},
+        {"head": "far", "mean_accuracy": 0.897, "n_parameters": {"a": 5}},
+    ]
+    assert ablation.answer(rows) == {"best": "best", "smallest": "near"}
+
+
+def test_the_picture_is_drawn_from_the_records_alone(tmp_path: Path) -> None:
+    """An SVG file comes out, the same bytes each time."""
+    plots = pytest.importorskip("studies.plots", exc_type=ModuleNotFoundError)
+    cases = {f"mr/{fit}-{k:02d}": {"accuracy": 0.8} for fit in ("single", "last") for k in (0, 3)}
+    (tmp_path / "paper.json").write_text(json.dumps({"cases": cases}))
+    drawn = []
+    for _ in range(2):
+        plots.main(["--results", str(tmp_path)])
+        drawn.append({path.name: path.read_bytes() for path in tmp_path.glob("*.svg")})
+    assert drawn[0] == drawn[1]
+    assert drawn[0].keys() == {"accuracy_depth.svg"}
+    assert b"<svg" in drawn[0]["accuracy_depth.svg"]
