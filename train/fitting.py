@@ -20,8 +20,8 @@ from llmembed.common.process import peak_memory_bytes
 from llmembed.train.config import FitConfig, Plan
 from llmembed.train.fusions import FUSIONS
 from llmembed.train.fusions.classifier import Trained
-from llmembed.train.gradient.workspace import LOGS, check_logger, open_workspace
-from llmembed.train.inputs.data import FitData, load_data
+from llmembed.train.gradient import LOGS, check_logger, open_workspace
+from llmembed.train.inputs import FitData, load_data
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import solve_base, train_solved, train_stack
 from llmembed.train.measures import Floats, summarise

@@ -41,7 +41,7 @@ from llmembed.train.gradient.workspace import (
     find_checkpoint,
     make_logger,
 )
-from llmembed.train.inputs.data import FeatureBatches, FitData
+from llmembed.train.inputs import FeatureBatches, FitData
 from llmembed.train.linear.parallel import one_thread_each
 from llmembed.train.measures import calibrate, calibrate_trained
 

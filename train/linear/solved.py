@@ -21,9 +21,7 @@ from llmembed.common.errors import ConfigError
 from llmembed.train.config import Method
 from llmembed.train.fusions.classifier import Classifier, Trained
 from llmembed.train.fusions.heads import LinearHead
-from llmembed.train.inputs.data import FitData
-from llmembed.train.inputs.shares import draw_folds
-from llmembed.train.inputs.weighing import mean_loss
+from llmembed.train.inputs import FitData, draw_folds, mean_loss
 from llmembed.train.linear.choice import choose_head
 from llmembed.train.linear.closed import LinearMap, without_absent
 from llmembed.train.linear.moments import Problem
