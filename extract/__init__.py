@@ -5,32 +5,39 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from llmembed.extract.backbones.models import register_model
+from llmembed.extract.backbones.recipe import Recipe
+from llmembed.extract.config import ExtractConfig
+from llmembed.extract.features.poolings import register_pooling
+from llmembed.extract.texts import register_dataset
+
 if TYPE_CHECKING:
-    from llmembed.extract.backbones.models import register_model as register_model
-    from llmembed.extract.backbones.recipe import Recipe as Recipe
-    from llmembed.extract.config import ExtractConfig as ExtractConfig
-    from llmembed.extract.engines.outcome import Extraction as Extraction
-    from llmembed.extract.features.extractor import Extractor as Extractor
-    from llmembed.extract.features.poolings import register_pooling as register_pooling
-    from llmembed.extract.pipeline import extract as extract
-    from llmembed.extract.recall import TextFeatures as TextFeatures
+    from llmembed.extract.engines.outcome import Extraction
+    from llmembed.extract.features.extractor import Extractor
+    from llmembed.extract.pipeline import extract
+    from llmembed.extract.recall import TextFeatures
 
 _HOME = {
-    "ExtractConfig": "config",
     "Extraction": "engines.outcome",
     "Extractor": "features.extractor",
-    "Recipe": "backbones.recipe",
     "TextFeatures": "recall",
     "extract": "pipeline",
-    "register_model": "backbones.models",
-    "register_pooling": "features.poolings",
 }
-__all__ = list(_HOME)
+__all__ = [
+    "ExtractConfig",
+    "Extraction",
+    "Extractor",
+    "Recipe",
+    "TextFeatures",
+    "extract",
+    "register_dataset",
+    "register_model",
+    "register_pooling",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and transformers only when something that needs them is asked for."""
+    """Import what needs torch only when it is asked for."""
     if name not in _HOME:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -39,10 +39,7 @@ def main(config: ExtractConfig, *, as_json: bool, quiet: bool) -> None:
 
 
 def _read_inputs(config: ExtractConfig) -> Corpus:
-    """Find texts, labels and the model before torch is imported, which takes seconds.
-
-    So what is wrong with them is told at once.
-    """
+    """Find texts, labels and the model before torch is imported: what is wrong is told at once."""
     from llmembed.extract.backbones.models import find_model, refuse_unknown
     from llmembed.extract.texts.corpora import load_corpus
 

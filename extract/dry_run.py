@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -83,19 +83,14 @@ class ExtractionPlan:
 def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> ExtractionPlan:
     """Plan an extraction, tokenise a sample and time a few batches of it.
 
-    Args:
-        config: what would be extracted.
-        corpus: texts in memory, which take the place of `config.dataset`.
-
-    Raises:
-        LLMEmbedError: whatever `extract` would refuse.
+    Arguments are those of `extract`; what it would refuse is refused here.
     """
     task = prepare(config, corpus)
     plans, free_bytes = task.plan_only()
     layers = layers_to_run(plans)
     extractor = task.load_extractor(layers or task.layers[:1])
-    samples = [extractor.tokenize(texts) for texts in _samples(task, plans)]
-    sample = _joined(samples)
+    texts = _sample(task, plans)
+    sample = extractor.tokenize(texts) if texts else Tokenized(ids=[])
     lengths = sample.n_tokens.tolist() or [0]
     n_rows_missing = sum(plan.n_rows_missing for plan in plans)
     n_tokens = round(float(np.mean(lengths)) * n_rows_missing)
@@ -113,8 +108,8 @@ def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> E
             "max": float(max(lengths)),
         },
         n_tokens=n_tokens,
-        n_truncated=sum(one.n_truncated for one in samples),
-        padding_share=padding_share(lengths, extractor.plan(lengths)) if samples else 0.0,
+        n_truncated=sample.n_truncated,
+        padding_share=padding_share(lengths, extractor.plan(lengths)) if texts else 0.0,
         layers=task.layers,
         n_layers_run=max(layers, default=0),
         n_layers=task.source.n_layers,
@@ -125,20 +120,14 @@ def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> E
     )
 
 
-def _samples(task: Task, plans: Sequence[SplitPlan]) -> Iterator[list[str]]:
+def _sample(task: Task, plans: Sequence[SplitPlan]) -> list[str]:
     """Read the first missing rows of each split."""
+    texts: list[str] = []
     for plan in plans:
         if plan.blocks:
             first = plan.blocks[0].compute_from
-            yield task.corpus.splits[plan.split].batch(slice(first, first + _SAMPLE_ROWS))
-
-
-def _joined(samples: Sequence[Tokenized]) -> Tokenized:
-    typed = any(one.types is not None for one in samples)
-    return Tokenized(
-        ids=[ids for one in samples for ids in one.ids],
-        types=[types for one in samples for types in one.types or ()] if typed else None,
-    )
+            texts += task.corpus.splits[plan.split].batch(slice(first, first + _SAMPLE_ROWS))
+    return texts
 
 
 def _measure(extractor: Extractor, sample: Tokenized) -> float:

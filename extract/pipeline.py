@@ -120,13 +120,7 @@ def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
 def resolve_recipe(
     config: ExtractConfig, cache: str, *, text_pair: bool = False
 ) -> tuple[Recipe, tuple[int, ...]]:
-    """Find the backbone that is asked for, and its layers.
-
-    Args:
-        config: the request.
-        cache: where its features are.
-        text_pair: whether the texts are pairs.
-    """
+    """Find the backbone that is asked for, and its layers; `cache` has its earlier features."""
     names = {field.name for field in dataclasses.fields(Recipe)}
     resolved = {
         "model": lasting_name(config.model),

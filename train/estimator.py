@@ -51,6 +51,7 @@ _FIT_OPTIONS = frozenset(field.name for field in dataclasses.fields(FitConfig)) 
 _SHARED = frozenset({"layers", "pooling"})  # a fit uses all that is extracted
 
 
+@dataclasses.dataclass(repr=False, eq=False)
 class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # untyped
     """Classifies texts by the hidden states of a frozen language model.
 
@@ -91,58 +92,30 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         classifier_: the classifier, in torch.
     """
 
-    classes_: npt.NDArray[Any]
-
-    def __init__(
-        self,
-        model: str = "smollm2-135m",
-        layers: str | int | Sequence[int] = "8,16,24",
-        *,
-        pooling: str | Sequence[str] = "mean",
-        max_length: int = 512,
-        template: str | None = None,
-        compute_dtype: str = "auto",
-        quantize: str | None = None,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        device: str = "auto",
-        cache: str | None = None,
-        fusion: str = FitConfig.fusion,
-        head: str = FitConfig.head,
-        val_fraction: float | None = FitConfig.val_fraction,
-        epochs: int | None = FitConfig.epochs,
-        batch_size: int | None = FitConfig.batch_size,
-        lr: float | None = FitConfig.lr,
-        weight_decay: float | None = FitConfig.weight_decay,
-        dropout: float | None = FitConfig.dropout,
-        patience: int | None = FitConfig.patience,
-        class_weight: str | Mapping[Any, float] | None = None,
-        accelerator: str = FitConfig.accelerator,
-        random_state: Any = FitConfig.seed,
-    ) -> None:
-        self.model = model
-        self.layers = layers
-        self.pooling = pooling
-        self.max_length = max_length
-        self.template = template
-        self.compute_dtype = compute_dtype
-        self.quantize = quantize
-        self.revision = revision
-        self.trust_remote_code = trust_remote_code
-        self.device = device
-        self.cache = cache
-        self.fusion = fusion
-        self.head = head
-        self.val_fraction = val_fraction
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.dropout = dropout
-        self.patience = patience
-        self.class_weight = class_weight
-        self.accelerator = accelerator
-        self.random_state = random_state
+    model: str = "smollm2-135m"
+    layers: str | int | Sequence[int] = "8,16,24"
+    _: dataclasses.KW_ONLY
+    pooling: str | Sequence[str] = "mean"
+    max_length: int = 512
+    template: str | None = None
+    compute_dtype: str = "auto"
+    quantize: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    device: str = "auto"
+    cache: str | None = None
+    fusion: str = FitConfig.fusion
+    head: str = FitConfig.head
+    val_fraction: float | None = FitConfig.val_fraction
+    epochs: int | None = FitConfig.epochs
+    batch_size: int | None = FitConfig.batch_size
+    lr: float | None = FitConfig.lr
+    weight_decay: float | None = FitConfig.weight_decay
+    dropout: float | None = FitConfig.dropout
+    patience: int | None = FitConfig.patience
+    class_weight: str | Mapping[Any, float] | None = None
+    accelerator: str = FitConfig.accelerator
+    random_state: Any = FitConfig.seed
 
     def fit(
         self,

@@ -139,7 +139,7 @@ def train(
         show_progress: show on stderr how far it is.
     """
     chosen = choose_fusion(plan.method, data)
-    method, data = chosen.config, chosen.data
+    method, data = chosen.method, chosen.data
     if chosen.members:
         trained = [train_stack(method, data, chosen.members, seed) for seed in plan.seeds]
     elif method.solved_heads:

@@ -73,7 +73,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
 class Chosen:
     """What `--fusion auto` comes to."""
 
-    config: Method
+    method: Method
     """The method with that fusion."""
     data: FitData
     """The data with its features alone."""
@@ -83,19 +83,19 @@ class Chosen:
     """Members of the stack, whose features are those of `data`; none where it is no stack."""
 
 
-def choose_fusion(config: Method, data: FitData) -> Chosen:
+def choose_fusion(method: Method, data: FitData) -> Chosen:
     """Resolve `--fusion auto` on the training rows.
 
     Heads that are judged by the sweep are stacked; for others the best candidate is taken.
     """
-    if config.fusion != AUTO:
-        return Chosen(config=config, data=data, record=None)
-    grid = grid_of(config, data, config.seed)
+    if method.fusion != AUTO:
+        return Chosen(method=method, data=data, record=None)
+    grid = grid_of(method, data, method.seed)
     candidates = sweep(grid)
-    if config.head != AUTO and HEADS[config.head].is_trained:
+    if method.head != AUTO and HEADS[method.head].is_trained:
         best = best_of(candidates)
         return Chosen(
-            config=dataclasses.replace(config, fusion=best.fusion),
+            method=dataclasses.replace(method, fusion=best.fusion),
             data=_narrow(data, grid, best.features),
             record=best.record(data.features, len(grid.held_out)),
         )
@@ -106,7 +106,7 @@ def choose_fusion(config: Method, data: FitData) -> Chosen:
         for member in stack
     )
     return Chosen(
-        config=dataclasses.replace(config, fusion="concat"),
+        method=dataclasses.replace(method, fusion="concat"),
         data=_narrow(data, grid, used),
         record={
             "fusion": "concat",

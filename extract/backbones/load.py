@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import logging
 import shutil
 import struct
@@ -133,9 +134,8 @@ def quiet() -> Iterator[None]:
 def as_safetensors(files: ModelFiles) -> ModelFiles:
     """Convert a GGUF model, once, into the user's cache folder; others are returned as they are.
 
-    Transformers de-quantises every tensor of a GGUF file, 22 s for a model of 135 million
-    parameters; the converted folder opens in a second. Weights are kept in float32, the exact
-    values of the de-quantised file.
+    Transformers needs 22 s for a GGUF file of 135 million parameters, and a second for the
+    converted folder. Weights are kept in float32, the exact values of the de-quantised file.
 
     Raises:
         ModelError: the GGUF file is damaged, or of an architecture transformers cannot read.
@@ -399,9 +399,9 @@ def tap(blocks: torch.nn.ModuleList, n_layers: int) -> None:
     Layer `n_layers`, which passes the final norm, is not seen here.
     """
     for layer, block in enumerate(blocks):
-        block.register_forward_pre_hook(_entering(layer), with_kwargs=True)
+        block.register_forward_pre_hook(functools.partial(_entering, layer), with_kwargs=True)
     if len(blocks) < n_layers:
-        blocks[-1].register_forward_hook(_leaving(len(blocks)))
+        blocks[-1].register_forward_hook(functools.partial(_leaving, len(blocks)))
 
 
 @contextlib.contextmanager
@@ -420,15 +420,9 @@ def _show(layer: int, hidden: Tensor) -> None:
         shown[1](layer, hidden)
 
 
-def _entering(layer: int) -> Callable[..., None]:
-    def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _show(layer, args[0] if args else kwargs["hidden_states"])
-
-    return hook
+def _entering(layer: int, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    _show(layer, args[0] if args else kwargs["hidden_states"])
 
 
-def _leaving(layer: int) -> Callable[..., None]:
-    def hook(_: torch.nn.Module, __: Any, output: Any) -> None:
-        _show(layer, output[0] if isinstance(output, tuple) else output)
-
-    return hook
+def _leaving(layer: int, _: Any, __: Any, output: Any) -> None:
+    _show(layer, output[0] if isinstance(output, tuple) else output)

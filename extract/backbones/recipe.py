@@ -43,16 +43,16 @@ def check_options(options: Mapping[str, Any]) -> None:
         ConfigError: a value is not among those allowed.
         MissingPackageError: weights are to be quantised, and bitsandbytes is not installed.
     """
-    for name, allowed in (
-        ("compute-dtype", COMPUTE_DTYPES),
-        ("dtype", STORED_DTYPES),
-        ("quantize", QUANTIZATIONS),
+    for option, kind, allowed in (
+        ("compute_dtype", "compute dtype", COMPUTE_DTYPES),
+        ("dtype", "dtype", STORED_DTYPES),
+        ("quantize", "quantization", QUANTIZATIONS),
     ):
-        value = options[name.replace("-", "_")]
-        if value not in (*allowed, *([None] if name == "quantize" else [])):
-            kind = "quantization" if name == "quantize" else name.replace("-", " ")
-            raise ConfigError.unknown(kind, value, allowed, f"Pass one of them to --{name}.")
-    if options["quantize"] is not None and find_spec("bitsandbytes") is None:
+        value = options[option]
+        if value not in allowed and not (option == "quantize" and value is None):
+            remedy = f"Pass one of them to --{option.replace('_', '-')}."
+            raise ConfigError.unknown(kind, value, allowed, remedy)
+    if options["quantize"] and find_spec("bitsandbytes") is None:
         purpose = f"--quantize {options['quantize']}"
         raise MissingPackageError.of("bitsandbytes", "quantize", purpose)
     if options["max_length"] < 1:

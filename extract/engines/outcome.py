@@ -86,21 +86,13 @@ class Counts:
         return Counts(**{name: mine[name] + more[name] for name in mine})
 
     def refuse_hopeless(self) -> None:
-        """Stop early where no block can be done.
-
-        Raises:
-            ExtractionError: telling the first reason.
-        """
+        """Stop early where no block can be done, with the first reason."""
         if len(self.left) >= HOPELESS and not self.n_rows_computed:
             tried = f"None of {len(self.left)} blocks could be stored, so no other was tried"
             raise ExtractionError(f"{self.left[0]} {tried}.")
 
     def refuse_left(self) -> None:
-        """Name what keeps rows from being done, once all others are.
-
-        Raises:
-            RowError: if there is any.
-        """
+        """Name what keeps rows from being done, if there is any, once all others are."""
         if self.left:
             more = f" but those of {len(self.left) - 1} more failures" if self.left[1:] else ""
             raise RowError(

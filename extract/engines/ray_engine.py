@@ -79,14 +79,8 @@ def extract_on_ray(
 ) -> Counts:
     """Do the missing blocks of a task on Ray, then close the cache.
 
-    Args:
-        task: what to extract.
-        layers: those that some block lacks.
-        on_unit: called with the rows and real tokens of each unit that is done.
-        cluster: who computes.
-
-    Returns:
-        What was done, and what keeps blocks from being done.
+    `layers` are those that some block lacks; `on_unit` is called with the rows and real tokens of
+    each unit that is done.
 
     Raises:
         ConfigError: Ray cannot be joined, or has not the GPUs that were asked for.
@@ -111,13 +105,7 @@ def extract_on_ray(
 
 
 def cut(writer: CacheWriter, plan: SplitPlan, n_workers: int) -> Iterator[Unit]:
-    """Cut a plan into units of neighbouring blocks.
-
-    Args:
-        writer: who made the plan.
-        plan: of a split.
-        n_workers: how many there will be.
-    """
+    """Cut a plan of this writer into units of neighbouring blocks."""
     n_blocks = blocks_a_unit(len(plan.blocks), n_workers)
     for first in range(0, len(plan.blocks), n_blocks):
         yield writer.unit(plan, plan.blocks[first : first + n_blocks])
@@ -186,20 +174,19 @@ def receipts(
     """Have units done, in any order; those whose worker was lost have no receipt."""
     import ray.data
 
-    _set_context(max_errored=len(units))
     items = [{"number": number, "unit": unit.dumps()} for number, unit in units.items()]
-    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    pool = ray.data.ActorPoolStrategy(
+        min_size=1, max_size=n_workers, max_tasks_in_flight_per_actor=in_flight
+    )
+    for row in _mapped(
         Worker,
+        items,
+        n_may_fail=len(items),
         fn_constructor_args=(job,),
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=n_workers, max_tasks_in_flight_per_actor=in_flight
-        ),
-        batch_size=1,
-        num_cpus=1,
+        compute=pool,
         num_gpus=n_gpus or None,
         max_task_retries=0,
-    )
-    for row in _rows_of(done):
+    ):
         receipt = json.loads(row["receipt"])
         if receipt["fatal"]:
             where = f"a worker on {receipt['host']} cannot go on"
@@ -207,47 +194,41 @@ def receipts(
         yield receipt
 
 
-def _set_context(*, max_errored: int) -> None:
-    """Choose how the next data set is run, and how many of its tasks may be lost."""
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.max_errored_blocks = max_errored
-    context.op_resource_reservation_enabled = False  # one operator: a tenth of the driver's CPU
-
-
 def _check(cache: str, parts: Sequence[Part]) -> Iterator[tuple[Part, list[int]]]:
     """Hash parts where the CPUs of the cluster are, or here where there are few."""
-    import ray.data
-
     if sum(len(part.hashes) for part in parts) < _MANY_CHUNKS:
         store = open_store(cache)
         yield from ((part, part.bad_blocks(store)) for part in parts)
         return
-    _set_context(max_errored=0)
     items = [{"part": part.dumps()} for part in parts]
-    hashing: Any = hash_part
-    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        hashing, fn_args=(absolute(cache),), batch_size=1, num_cpus=1
-    )
-    for row in _rows_of(done):
+    for row in _mapped(hash_part, items, n_may_fail=0, fn_args=(absolute(cache),)):
         yield Part.loads(row["part"]), json.loads(row["bad"])
 
 
-def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
-    """Run a Ray data set, and tell in one sentence if Ray cannot."""
+def _mapped(
+    function: Any, items: Sequence[Any], *, n_may_fail: int, **options: Any
+) -> Iterator[dict[str, Any]]:
+    """Have Ray Data call a function with each item alone, and give the answers in any order.
+
+    Raises:
+        ExtractionError: Ray cannot; it is told in one sentence.
+    """
+    import ray.data
     from ray.exceptions import RayError
 
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = n_may_fail
+    context.op_resource_reservation_enabled = False  # one operator: a tenth of the driver's CPU
+    data = ray.data.from_items(list(items), override_num_blocks=len(items))
     try:
-        yield from dataset.iter_rows()
+        yield from data.map_batches(function, batch_size=1, num_cpus=1, **options).iter_rows()
     except RayError as error:
-        message = (
+        raise ExtractionError(
             f"Ray gave up: {str(error).splitlines()[0]}. Committed blocks are safe: see Ray's logs "
             "for the cause, and run the same command again to go on."
-        )
-        raise ExtractionError(message) from error
+        ) from error
 
 
 def _job(task: Task, layers: Sequence[int], cluster: Cluster, lease: str) -> str:
@@ -270,10 +251,7 @@ def _job(task: Task, layers: Sequence[int], cluster: Cluster, lease: str) -> str
 def _gpus_per_worker(cluster: Cluster) -> float:
     """Take what was asked for, else one GPU where there are any.
 
-    Raises:
-        ConfigError: the workers have GPUs, and the arithmetic was chosen by a driver without, or
-            this machine lacks the GPUs that were asked for; a cluster may get them, and is waited
-            for.
+    What this machine lacks is refused; a cluster may still get it, and is waited for.
     """
     import ray
 

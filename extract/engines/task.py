@@ -35,8 +35,7 @@ class Placement:
 class Rank:
     """One of several processes that make the same plan, each of which does a part of the blocks.
 
-    Nothing is agreed upon at run time: a rank that is started again, or ranks of another world
-    size, find what is committed and do the rest.
+    Nothing is agreed upon at run time: ranks that are started again find what is committed.
     """
 
     number: int
@@ -45,11 +44,7 @@ class Rank:
     """How many ranks there are."""
 
     def part_of(self, plans: Sequence[SplitPlan]) -> list[SplitPlan]:
-        """Keep of each plan every `world`-th block.
-
-        Blocks are counted over all splits, done or not, so the deal does not depend on what is
-        done.
-        """
+        """Keep every `world`-th block, counted over all splits whether done or not."""
         kept, n_before = [], 0
         for plan in plans:
             numbered = ((n_before + block.start // plan.block_rows, block) for block in plan.blocks)
@@ -109,8 +104,7 @@ class Task:
     def plan_only(self) -> tuple[list[SplitPlan], int | None]:
         """Plan without writing; refuse a cache that contradicts the task, or a disk without room.
 
-        Returns:
-            The plan of each split, and the bytes free where the cache lies, if that is known.
+        With the plans comes how many bytes are free where the cache lies, if that is known.
         """
         with self.open_writer(dry_run=True) as writer:
             plans = self.make_plans(writer)
@@ -121,7 +115,7 @@ class Task:
         """Make the cache ready for several writers; one of them does it, the others wait.
 
         Raises:
-            CacheLockedError: a writer that shares nothing is at work, and stays so for a minute.
+            CacheLockedError: a writer that shares nothing stays at work for a minute.
         """
         patient_until = time.monotonic() + PATIENCE_S
         while self.overwrite or not self._is_registered():

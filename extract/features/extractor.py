@@ -107,11 +107,8 @@ class Extractor:
     def features(self, texts: Sequence[str]) -> Features:
         """Compute the features of texts; warn where some are cut or empty.
 
-        Args:
-            texts: N texts; an empty one is legal.
-
-        Returns:
-            (pooling, layer) -> float16 or float32 `[N, H]`, as the recipe's dtype says.
+        Of N texts they are float16 or float32 `[N, H]`, as the recipe's dtype says. An empty text
+        is legal.
 
         Raises:
             DataError: a text is not valid Unicode.

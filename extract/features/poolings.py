@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from llmembed.common.registry import Registry
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_OURS = "llmembed.extract.features.pooling"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,17 +27,26 @@ class PoolingSpec:
     """It exists at the model's last layer alone."""
     reads_pads: bool = False
     """It counts pads, so each text is padded to `max_length`."""
-    averages: bool = True
-    """It is a mean over tokens, in which rounding averages out."""
+    smooth: bool = False
+    """Rounding averages out in it, as in a mean over tokens; it is held to a closer check then."""
 
 
 POOLINGS = Registry[PoolingSpec]("pooling", group="llmembed.poolings")
 
+for _name, _spec in {
+    "mean": PoolingSpec(home=f"{_OURS}:mean", smooth=True),
+    "last": PoolingSpec(home=f"{_OURS}:last"),
+    "first": PoolingSpec(home=f"{_OURS}:first"),
+    "max": PoolingSpec(home=f"{_OURS}:largest"),
+    "weighted": PoolingSpec(home=f"{_OURS}:position_weighted", smooth=True),
+    "mean_padded": PoolingSpec(home=f"{_OURS}:mean_padded", smooth=True, reads_pads=True),
+    "pooler": PoolingSpec(home=None, smooth=True, last_layer_only=True),
+}.items():
+    POOLINGS.register(_name, _spec)
 
-def register_pooling(
-    name: str, *, last_layer_only: bool = False, reads_pads: bool = False, averages: bool = True
-) -> Callable[[_Function], _Function]:
-    """Make a function a pooling; the other arguments are facts of `PoolingSpec`.
+
+def register_pooling(name: str, **facts: bool) -> Callable[[_Function], _Function]:
+    """Make a function a pooling; the facts are those of `PoolingSpec`, each False if not given.
 
     The function takes hidden states `[B, T, H]` of any floating dtype, padded on the right, the
     number of real tokens, int64 `[B]`, and which positions are real, bool `[B, T]`. It returns
@@ -47,7 +57,6 @@ def register_pooling(
     """
 
     def register(function: _Function) -> _Function:
-        facts = {"last_layer_only": last_layer_only, "reads_pads": reads_pads, "averages": averages}
         POOLINGS.register(name, PoolingSpec(home=function, **facts))
         return function
 
@@ -69,17 +78,3 @@ def arrays_of(
         for layer in layers
         if layer == n_layers or not POOLINGS[pooling].last_layer_only
     ]
-
-
-def _register_ours(name: str, function: str | None, **facts: bool) -> None:
-    home = function and f"llmembed.extract.features.pooling:{function}"
-    POOLINGS.register(name, PoolingSpec(home=home, **facts))
-
-
-_register_ours("mean", "mean")
-_register_ours("last", "last", averages=False)
-_register_ours("first", "first", averages=False)
-_register_ours("max", "largest", averages=False)
-_register_ours("weighted", "position_weighted")
-_register_ours("mean_padded", "mean_padded", reads_pads=True)
-_register_ours("pooler", None, last_layer_only=True)

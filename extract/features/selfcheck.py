@@ -33,7 +33,7 @@ int8 rounds the activations too, except in columns that hold an outlier in any t
 (LLM.int8(), Dettmers et al. 2022), so there a feature depends on the batch.
 """
 _UNAVERAGED = 6.0
-"""How much farther rounding carries a feature that is no average over tokens: of SmolLM2-135M in
+"""How much farther rounding carries a feature that is no mean over tokens: of SmolLM2-135M in
 bfloat16, 0.25 from float32 at layer 16 by `last`, 0.06 by `mean`. In float32 both stay below."""
 _GIVEN_WITHOUT_EMBEDDINGS = {"mamba", "mamba2", "falcon_mamba"}
 """Model types whose `hidden_states[0]` is what leaves the first block."""
@@ -46,7 +46,7 @@ def allowed(compute_dtype: str | torch.dtype, quantize: str | None, pooling: str
     (0.0001, 0.3)
     """
     arithmetic = _arithmetic(compute_dtype, quantize)
-    rough = arithmetic != "float32" and not POOLINGS[pooling].averages
+    rough = arithmetic != "float32" and not POOLINGS[pooling].smooth
     return TOLERANCE[arithmetic] * (_UNAVERAGED if rough else 1.0)
 
 

@@ -186,7 +186,8 @@ def _plain(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     if isinstance(column.type, MixedType):
         raise DataError(f"column {name!r} of {where} {column.type.reason}")
     schema = pa.schema([(name, _plain_type(column.type))])
-    batches = (pa.record_batch([chunk], schema=schema) for chunk in _pieces(where, name, column))
+    pieces = _pieces(where, name, column, schema.field(0).type)
+    batches = (pa.record_batch([piece], schema=schema) for piece in pieces)
     if schema.field(0).type == column.type:
         for _ in batches:
             forget_pages()
@@ -194,70 +195,63 @@ def _plain(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return gather(schema, batches)[name]
 
 
-def _pieces(where: str, name: str, column: pa.ChunkedArray) -> Iterator[pa.Array]:
-    """Give each piece of a column in its plain type."""
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """Name the type of what a column holds; of texts one that takes more than 2 GB, if need be."""
+    if pa.types.is_dictionary(kind):
+        return pa.large_string() if _holds_text(kind.value_type) else kind.value_type
+    return pa.large_string() if _holds_text(kind) and not pa.types.is_string(kind) else kind
+
+
+def _pieces(
+    where: str, name: str, column: pa.ChunkedArray, kind: pa.DataType
+) -> Iterator[pa.Array]:
     n_before = 0
     for chunk in column.chunks:
         try:
-            _is_utf8(chunk)  # a category whose bad texts no row has is checked again below
-            decoded = _decoded(chunk)
-            plain = decoded.cast(_plain_type(decoded.type)) if _is_utf8(decoded) else None
+            _refuse_damaged(chunk)
+            if pa.types.is_dictionary(chunk.type):  # only texts that some row has must be UTF-8
+                content = _as_bytes(chunk.dictionary).take(chunk.indices)
+            else:
+                content = _as_bytes(chunk)
+            yield content.cast(kind)
         except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise DataError(
+                    f"column {name!r} of {where} is damaged: {error}. Write the file anew."
+                ) from error
             raise DataError(
-                f"column {name!r} of {where} is damaged: {error}. Write the file anew."
-            ) from error
-        if plain is None:
-            raise DataError(
-                f"{where}, row {n_before + _first_bad(decoded)}: column {name!r} holds bytes that "
+                f"{where}, row {n_before + _first_bad(content)}: column {name!r} holds bytes that "
                 "are not UTF-8. Decode them with their own encoding and write the file anew."
-            )
-        yield plain
+            ) from error
         n_before += len(chunk)
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    kind = _wide(kind.value_type) if pa.types.is_dictionary(kind) else kind
-    if pa.types.is_string(kind):
-        return kind
-    return pa.large_string() if _wide(kind) in (pa.large_string(), pa.large_binary()) else kind
-
-
-def _wide(kind: pa.DataType) -> pa.DataType:
-    """Name the type that holds more than 2 GB of texts or of bytes."""
-    if _is_text(kind) or pa.types.is_string_view(kind):
-        return pa.large_string()
-    is_bytes = pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind)
-    return pa.large_binary() if is_bytes or pa.types.is_binary_view(kind) else kind
-
-
-def _decoded(chunk: pa.Array) -> pa.Array:
-    if not pa.types.is_dictionary(chunk.type):
-        return chunk
-    values = chunk.dictionary.cast(_wide(chunk.dictionary.type))
-    return pa.DictionaryArray.from_arrays(chunk.indices, values).dictionary_decode()
-
-
-def _is_utf8(chunk: pa.Array) -> bool:
-    """Look at every text, which no cast between types of text does; refuse damaged offsets."""
-    is_bytes = pa.types.is_large_binary(_wide(chunk.type))
+def _refuse_damaged(chunk: pa.Array) -> None:
     try:
         chunk.validate(full=True)
-        if is_bytes:
-            chunk.cast(pa.large_string())
     except pa.ArrowInvalid as error:
         if "UTF8" not in str(error):
             raise
-        return False
-    return True
 
 
-def _first_bad(chunk: pa.Array) -> int:
-    for row, value in enumerate(chunk.cast(pa.large_binary()).to_pylist()):
+def _as_bytes(array: pa.Array) -> pa.Array:
+    """Give texts as bytes, whose cast to text looks at each; other values as they are."""
+    return array.cast(pa.large_binary()) if _holds_text(array.type) else array
+
+
+def _first_bad(content: pa.Array) -> int:
+    for row, value in enumerate(content.to_pylist()):
         try:
             (value or b"").decode()
         except UnicodeDecodeError:
             return row
     raise AssertionError("all are UTF-8")
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    is_view = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
+    return _is_text(kind) or is_bytes or is_view or pa.types.is_fixed_size_binary(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:

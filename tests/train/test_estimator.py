@@ -51,7 +51,7 @@ def n_computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     compute = Extractor.compute
 
     def counted(self: Extractor, token_ids: Any, *args: Any, **options: Any) -> Any:
-        counts.append(len(token_ids))
+        counts.append(len(token_ids.ids))
         return compute(self, token_ids, *args, **options)
 
     monkeypatch.setattr(Extractor, "compute", counted)

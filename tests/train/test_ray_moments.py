@@ -122,9 +122,10 @@ def shares(cache: str, sample_weights: Tensor | None = None) -> list[ray_moments
 def test_shares_are_whole_chunks(cache: str) -> None:
     """Shares begin at multiples of 1,024 rows, and together are all rows."""
     found = shares(cache)
-    assert [share.start for share in found] == [0, 1024]
-    assert sum(len(share.fold_of) for share in found) == N
-    assert sum(int((share.fold_of < 0).sum()) for share in found) == N // 50
+    assert [share.rows.start for share in found] == [0, 1024]
+    assert found[0].rows.stop == 1024
+    assert found[1].rows.stop == N
+    assert sum(len(rows) for share in found for rows in share.folds) == N - N // 50
 
 
 def test_shares_have_the_weights_of_their_rows(cache: str) -> None:

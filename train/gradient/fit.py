@@ -31,6 +31,7 @@ from llmembed.train.gradient.module import (
     AtomicFiles,
     ClassifierModule,
     Epochs,
+    LogLines,
     SaveLast,
     epoch_seed,
 )
@@ -86,7 +87,9 @@ def _fit(
         callbacks.append(SaveLast(folder, plan.checkpoint_s))
         name = f"seed-{seed}" if sigma is None else f"seed-{seed}-sigma-{sigma:g}"
         logger = make_logger(plan, workspace, name)
-    trainer = _trainer(plan, callbacks, logger, show_progress=show_progress)
+    if show_progress and not sys.stderr.isatty():
+        callbacks.append(LogLines(plan.training.epochs, seed))
+    trainer = _trainer(plan, callbacks, logger, has_bar=show_progress and sys.stderr.isatty())
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         head = "linear" if plan.method.head == AUTO else plan.method.head
@@ -124,9 +127,7 @@ def _fit(
     )
 
 
-def _trainer(
-    plan: Plan, callbacks: list[pl.Callback], logger: Any, *, show_progress: bool
-) -> pl.Trainer:
+def _trainer(plan: Plan, callbacks: list[pl.Callback], logger: Any, *, has_bar: bool) -> pl.Trainer:
     flags: dict[str, Any] = dataclasses.asdict(plan.trainer)
     try:
         return pl.Trainer(
@@ -136,7 +137,7 @@ def _trainer(
             logger=logger or False,
             plugins=[AtomicFiles()],
             enable_checkpointing=any(isinstance(one, SaveLast) for one in callbacks),
-            enable_progress_bar=show_progress and sys.stderr.isatty(),  # a log is no place for it
+            enable_progress_bar=has_bar,
             enable_model_summary=False,
             num_sanity_val_steps=-1,  # the first weights may be the best
         )

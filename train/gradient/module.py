@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from llmembed.common.progress import Steps
 from llmembed.common.replace import replacing
 from llmembed.train.config import Training
 from llmembed.train.fusions.classifier import Classifier
@@ -133,6 +134,26 @@ class Epochs(pl.Callback):
         """Take up what a checkpoint holds."""
         for name in self._KEPT:
             setattr(self, name, state_dict[name])
+
+
+class LogLines(pl.Callback):
+    """Tells in a log how many epochs are done, where Lightning's bar has no place."""
+
+    def __init__(self, n_epochs: int, seed: int) -> None:
+        self._steps = Steps(n_epochs, "epochs", name=f"seed {seed}")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin where a checkpoint ends."""
+        self._steps.start(trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count an epoch."""
+        losses = trainer.callback_metrics.items()
+        self._steps.count(1, ", ".join(f"{name} {loss:.4f}" for name, loss in losses))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell the last state."""
+        self._steps.close()
 
 
 class SaveLast(ModelCheckpoint):

@@ -42,23 +42,18 @@ class Share:
     """Some rows of a split, and what to sum over them."""
 
     cache: str
-    """Where the cache lies."""
     fingerprint: str | None
     """The command's cache has it, so the worker's must."""
     split: str
-    """Split that the rows belong to."""
     features: tuple[Feature, ...]
     """Features to fuse."""
     fusion: str
     """A fusion without weights."""
     standardiser: Standardiser
     """Of these features."""
-    start: int
-    """First row."""
-    fold_of: npt.NDArray[np.int16]
-    """int16 `[n]`, fold of each row; -1 of those in none."""
-    n_folds: int
-    """k."""
+    rows: slice
+    folds: list[Tensor]
+    """int64 `[n]` each, the rows of a fold, counted from the first of the share."""
     class_weights: Tensor
     """float32 `[C]`."""
     sample_weights: Tensor | None
@@ -80,13 +75,8 @@ class RayMoments:
     def __init__(
         self, method: Method, data: FitData, folds: Sequence[Tensor], class_weights: Tensor
     ) -> None:
-        self._method, self._data, self._n_folds = method, data, len(folds)
-        self._class_weights = class_weights
-        fold_of = np.full(len(data.y), -1, dtype=np.int16)
-        for fold, rows in enumerate(folds):
-            fold_of[rows.cpu().numpy()] = fold
-        # Rows of a validation split stand behind those of the training split, which workers read.
-        self._fold_of = fold_of[: np.flatnonzero(fold_of >= 0)[-1] + 1]
+        self._method, self._data, self._class_weights = method, data, class_weights
+        self._folds = [rows.cpu() for rows in folds]
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, fusion: str, features: Sequence[int]) -> FoldMoments:
@@ -103,11 +93,13 @@ class RayMoments:
         """Cut the rows into a share a worker, or fewer."""
         method, data, own = self._method, self._data, self._data.sample_weights
         columns = columns_of([feature.hidden_size for feature in data.features], features)
-        n_blocks = -(-len(self._fold_of) // _SHARE_ROWS)
+        # Rows of a validation split stand behind those of the training split, which workers read.
+        n_rows = 1 + max(int(rows.max()) for rows in self._folds)
+        n_blocks = -(-n_rows // _SHARE_ROWS)
         n_shares = min(method.workers, n_blocks)
-        ends = [n_blocks * k // n_shares * _SHARE_ROWS for k in range(n_shares + 1)]
+        ends = [n_blocks * k // n_shares * _SHARE_ROWS for k in range(n_shares)]
         limit = default_limit() / GB if method.memory_gb is None else method.memory_gb
-        for start, stop in itertools.pairwise(ends):
+        for start, stop in itertools.pairwise([*ends, n_rows]):
             yield Share(
                 cache=absolute(method.cache),
                 fingerprint=data.fingerprint,
@@ -115,9 +107,8 @@ class RayMoments:
                 features=tuple(data.features[index] for index in features),
                 fusion=fusion,
                 standardiser=data.standardiser.select(columns),
-                start=start,
-                fold_of=self._fold_of[start:stop],
-                n_folds=self._n_folds,
+                rows=slice(start, stop),
+                folds=[rows[(rows >= start) & (rows < stop)] - start for rows in self._folds],
                 class_weights=self._class_weights.cpu(),
                 sample_weights=None if own is None else own[start:stop].clone(),
                 memory_gb=limit / method.workers,
@@ -138,18 +129,13 @@ def sums_of(share: Share) -> dict[str, npt.NDArray[Any]]:
             "must see the same one: pass a place on a shared file system or in an object store."
         )
     split = cache[share.split]
-    rows = slice(share.start, share.start + len(share.fold_of))
-    x = share.standardiser.apply_(read_features(split, share.features, rows, share.memory_gb))
+    x = read_features(split, share.features, share.rows, share.memory_gb)
     fusion = make_fusion(share.fusion, [feature.hidden_size for feature in share.features])
-    y = torch.from_numpy(split.labels[rows].astype(np.int64))
-    folds = [torch.from_numpy(np.flatnonzero(share.fold_of == k)) for k in range(share.n_folds)]
+    y = torch.from_numpy(split.labels[share.rows].astype(np.int64))
     with torch.inference_mode():
+        fused = fusion(share.standardiser.apply_(x))
         problem = Problem(
-            x=fusion(x),
-            y=y,
-            folds=folds,
-            class_weights=share.class_weights,
-            sample_weights=share.sample_weights,
+            fused, y, share.folds, share.class_weights, sample_weights=share.sample_weights
         )
         return {name: tensor.numpy() for name, tensor in vars(problem.moments).items()}
 
