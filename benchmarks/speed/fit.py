@@ -241,4 +241,5 @@ def write_features(
                 for layer in range(n_layers)
             }
             names: dict[str, Any] = {"split": split, "source": source, "classes": classes}
-            write_cache(path, features, labels, first_hash=first, **names)
+            text_hash = np.arange(first, first + n, dtype=np.uint64)
+            write_cache(path, features, labels, text_hash=text_hash, **names)
