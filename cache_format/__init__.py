@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmembed.cache_format.layout import DatasetInfo, SourceInfo, plan_bytes
+    from llmembed.cache_format.layout.schema import DatasetInfo, SourceInfo, plan_bytes
     from llmembed.cache_format.reader import Cache, Split, open_cache
     from llmembed.cache_format.writing import Block, CacheWriter, SplitPlan
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "layout": ("DatasetInfo", "SourceInfo", "plan_bytes"),
+    "layout.schema": ("DatasetInfo", "SourceInfo", "plan_bytes"),
     "reader": ("Cache", "Split", "open_cache"),
     "writing": ("Block", "CacheWriter", "SplitPlan"),
 }

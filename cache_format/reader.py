@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout import (
+from llmembed.cache_format.layout.arrays import (
+    RowSelection,
+    StoredArray,
+    allocate,
+    read_column,
+    require_rows,
+)
+from llmembed.cache_format.layout.commits import Commits, SourceLayout, read_layout
+from llmembed.cache_format.layout.schema import (
     LABEL,
     N_TOKENS,
     TEXT_HASH,
     ArrayKey,
-    Commits,
     Header,
-    RowSelection,
-    SourceLayout,
-    StoredArray,
-    allocate,
     array_name,
-    read_column,
-    read_layout,
     require_header,
-    require_rows,
 )
 from llmembed.cache_format.stores import Store, open_store
 from llmembed.common.errors import CacheIncompleteError, ConfigError

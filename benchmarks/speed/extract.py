@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import transformers
 
-from llmembed.cache_format.layout import MAX_BLOCK_ROWS
+from llmembed.cache_format.layout.schema import MAX_BLOCK_ROWS
 from llmembed.extract import Extractor, Recipe
 from llmembed.extract.backbones.load import resolve_compute_dtype
 from llmembed.extract.fast.cpu import in_lanes

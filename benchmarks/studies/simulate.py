@@ -21,7 +21,7 @@ from pathlib import Path
 
 import harness
 
-from llmembed.cache_format.layout import MAX_BLOCK_ROWS, block_rows
+from llmembed.cache_format.layout.schema import MAX_BLOCK_ROWS, block_rows
 from llmembed.extract.engines.ray_engine import blocks_a_unit
 
 MEASURED = harness.RESULTS / "speed"

@@ -50,12 +50,7 @@ def digest(rows: Rows) -> str:
 
 
 def encode(info: ArrayInfo, rows: Rows) -> list[Buffer]:
-    """Split a chunk into the parts to write: rows, padding, crc32c.
-
-    Args:
-        info: the array; its dtype is that of `rows`.
-        rows: contiguous `[n, ...]` with n <= `info.chunk_rows`.
-    """
+    """Make the parts of a chunk: contiguous rows `[n, ...]` of the array's dtype, padding, crc."""
     shape = (info.chunk_rows - len(rows), *info.shape[1:])
     padding = np.full(shape, info.fill_value, info.numpy_dtype)
     crc = google_crc32c.extend(google_crc32c.extend(0, rows), padding)
@@ -75,7 +70,7 @@ def crc_holds(info: ArrayInfo, chunk: Buffer) -> bool:
 
 
 class StoredArray:
-    """One array of a cache.
+    """One array of a cache; a chunk that is missing or not what was committed is an error.
 
     Args:
         store: where the cache lies.
@@ -83,10 +78,6 @@ class StoredArray:
         n_rows: N, as the root document states it.
         block_rows: R; None takes the array's own chunks, for columns.
         hashes: `digest` of each block's rows, by its number, to verify what is read; None to trust.
-
-    Raises:
-        CacheCorruptError: here and below, if a chunk is missing, truncated or not what was
-            committed.
     """
 
     def __init__(
@@ -121,11 +112,10 @@ class StoredArray:
             )
 
     def read(self, rows: RowSelection | None = None) -> Rows:
-        """Read rows; None is all.
+        """Read rows `[n, ...]`; None is all.
 
-        Returns:
-            `[n, ...]`: a read-only view of the files where the selection is contiguous and the
-            blocks fill whole pages, otherwise a copy.
+        A read-only view of the files where the selection is contiguous and the blocks fill whole
+        pages, otherwise a copy.
         """
         if rows is None:
             return self._read_range(0, self.n_rows)
@@ -142,10 +132,7 @@ class StoredArray:
         return self._take(numbers.reshape(-1))
 
     def read_into(self, out: Rows, start: int = 0) -> None:
-        """Copy rows from `start` on into a contiguous `out`, with several threads.
-
-        One core does not saturate the memory.
-        """
+        """Copy rows from `start` on into a contiguous `out`: one core does not fill the memory."""
 
         def copy(index: int) -> None:
             first = index * self.block_rows
@@ -266,11 +253,7 @@ class StoredArray:
 
 
 def allocate(shape: tuple[int, ...], info: ArrayInfo, location: str) -> Rows:
-    """Make an uninitialised array; numpy asks for huge pages where torch does not.
-
-    Raises:
-        CacheFormatError: if it exceeds the memory.
-    """
+    """Make an uninitialised array; numpy asks for huge pages where torch does not."""
     try:
         return np.empty(shape, info.numpy_dtype)
     except (MemoryError, ValueError) as error:
@@ -300,11 +283,7 @@ def in_parallel(store: Store, work: Callable[[int], None], indices: Sequence[int
 
 
 def require_rows(store: Store, split: str, n_rows: int) -> None:
-    """Refuse a claim of millions of rows for which there are no files, before work is done for it.
-
-    Raises:
-        CacheCorruptError: naming both numbers.
-    """
+    """Refuse a claim of millions of rows without files, before work is done for it."""
     if n_rows <= _FREE_ROWS:
         return
     key = f"{split}/{TEXT_HASH}"
@@ -319,11 +298,7 @@ def require_rows(store: Store, split: str, n_rows: int) -> None:
 
 
 def read_column(store: Store, split: str, name: str, info: SplitInfo) -> Rows:
-    """Read label or text_hash, `[N]`, verified by its digest.
-
-    Raises:
-        CacheCorruptError: if the values are not those the root document states.
-    """
+    """Read label or text_hash, `[N]`, verified by the digest that the root document states."""
     require_rows(store, split, info.n_rows)
     array = StoredArray(store, f"{split}/{name}", info.n_rows)
     if array.info.dtype != COLUMN_DTYPES[name] or len(array.info.shape) != 1:

@@ -28,13 +28,13 @@ from llmembed.cache_format.layout.documents import (
     group_document,
     parse,
 )
-from llmembed.cache_format.layout.header import Header
 from llmembed.cache_format.layout.schema import (
     FORMAT_VERSION,
     MAX_BLOCK_ROWS,
     MAX_BLOCKS,
     N_TOKENS,
     ArrayKey,
+    Header,
     SplitInfo,
     array_name,
     parse_array_name,
@@ -53,17 +53,11 @@ class Record:
     """One committed block of rows of one or more arrays."""
 
     split: str
-    """The split's name."""
     source: str
-    """The source's name."""
-    start: int
-    """First row, a multiple of the block rows."""
+    start: int  # first row, a multiple of R
     stop: int
-    """One past the last row."""
-    texts: str
-    """xxh3-128 of text_hash[start:stop]."""
-    arrays: Mapping[str, str]
-    """xxh3-128 of the rows of each array, under its name within the source."""
+    texts: str  # xxh3-128 of `text_hash[start:stop]`
+    arrays: Mapping[str, str]  # xxh3-128 of the rows of each array, by its name within the source
 
     def key(self, block_rows: int) -> str:
         """Key of the record: block, rows, and which arrays, so that no two records share one."""
@@ -78,22 +72,18 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class OldRows:
-    """What is committed of one block of an array."""
+    """What is committed of one block of an array: its leading rows, and their xxh3-128."""
 
     n_rows: int
-    """How many of its leading rows."""
     hash: str
-    """xxh3-128 of those rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayCommits:
-    """What is committed of one array."""
+    """What is committed of one array: leading rows of each block `[n_blocks]`, their xxh3-128."""
 
     rows: NDArray[np.int64]
-    """int64 `[n_blocks]`: how many leading rows of each block are committed."""
     hashes: tuple[str | None, ...]
-    """xxh3-128 of those rows, None where there are none."""
 
     def block(self, index: int) -> OldRows | None:
         """Say what is committed of one block, None if nothing is."""
@@ -102,15 +92,7 @@ class ArrayCommits:
 
 
 class Commits:
-    """What is committed of a source in a split.
-
-    Args:
-        store: where the cache lies.
-        split: the split's name.
-        info: its rows.
-        source: the source's name.
-        block_rows: R.
-    """
+    """What is committed of a source in a split, in blocks of R rows."""
 
     def __init__(
         self, store: Store, split: str, info: SplitInfo, source: str, block_rows: int
@@ -126,7 +108,7 @@ class Commits:
         self.source = source
         self.block_rows = block_rows
         self._records: list[Record] | None = None
-        self.half_written: list[str] = []
+        self.half_written: list[str] = []  # keys of records, once they were read
 
     @cached_property
     def expected(self) -> NDArray[np.int64]:
@@ -163,11 +145,7 @@ class Commits:
         return f"{INDEX}/{self.split}/{self.source}/{name}.json"
 
     def check_texts(self, text_hash: NDArray[np.uint64]) -> None:
-        """Refuse records of other texts, among those that had to be read.
-
-        Raises:
-            CacheMismatchError: naming the record.
-        """
+        """Refuse records of other texts, among those that had to be read."""
         for record in self._records or ():
             if record.texts != digest(text_hash[record.start : record.stop]):
                 raise CacheMismatchError(
@@ -177,16 +155,13 @@ class Commits:
                 )
 
     def drop(self, lost: Mapping[str, set[int]]) -> None:
-        """Delete half-written records and withdraw blocks whose chunks are gone.
+        """Delete half-written records and withdraw blocks, given by array name.
 
         What the withdrawn records say of other arrays stays.
-
-        Args:
-            lost: block numbers by array name.
         """
         for key in [*self.half_written, *(self.index_key(name) for name in lost)]:
             self._store.delete(key)
-        for record in self._read() if lost else ():
+        for record in self.records if lost else ():
             block = record.start // self.block_rows
             kept = {k: v for k, v in record.arrays.items() if block not in lost.get(k, ())}
             if len(kept) < len(record.arrays):
@@ -198,34 +173,27 @@ class Commits:
 
     def delete_superseded(self) -> None:
         """Delete the records whose every array has more rows of the block by a later record."""
-        rows = {name: self._by_records(name).rows for one in self._read() for name in one.arrays}
-        for record in self._read():
+        rows = {name: self._by_records(name).rows for one in self.records for name in one.arrays}
+        for record in self.records:
             block, n = record.start // self.block_rows, record.stop - record.start
             if all(rows[name][block] > n for name in record.arrays):
                 self._store.delete(record.key(self.block_rows))
 
-    def read_records(self) -> list[tuple[str, Record]]:
-        """Read all records with their keys; a half-written one is left out with a warning.
-
-        Raises:
-            CacheFormatError: if a record belongs to another split, source or plan.
-        """
-        folder = f"{COMMITS}/{self.split}/{self.source}"
-        keys = [f"{folder}/{name}" for name in self._store.names(folder)]
-        found: list[Record | None] = [None] * len(keys)
-        self.half_written = []
-
-        def read(index: int) -> None:
-            found[index] = self._read_record(keys[index])
-
-        in_parallel(self._store, read, range(len(keys)))
-        self.half_written.sort()
-        return [(key, record) for key, record in zip(keys, found, strict=True) if record]
-
-    def _read(self) -> list[Record]:
-        """Give every readable record, read once."""
+    @property
+    def records(self) -> list[Record]:
+        """Every record, read once; a half-written one is left out with a warning."""
         if self._records is None:
-            self._records = [record for _, record in self.read_records()]
+            folder = f"{COMMITS}/{self.split}/{self.source}"
+            keys = [f"{folder}/{name}" for name in self._store.names(folder)]
+            found: list[Record | None] = [None] * len(keys)
+            self.half_written = []
+
+            def read(index: int) -> None:
+                found[index] = self._read_record(keys[index])
+
+            in_parallel(self._store, read, range(len(keys)))
+            self.half_written.sort()
+            self._records = [record for record in found if record is not None]
         return self._records
 
     def _read_record(self, key: str) -> Record | None:
@@ -252,7 +220,7 @@ class Commits:
     def _by_records(self, name: str) -> ArrayCommits:
         rows = np.zeros(len(self.expected), np.int64)
         hashes: list[str | None] = [None] * len(rows)
-        for record in self._read():
+        for record in self.records:
             block, n = record.start // self.block_rows, record.stop - record.start
             if name in record.arrays and n > rows[block]:
                 rows[block], hashes[block] = n, record.arrays[name]
@@ -320,12 +288,9 @@ def _parse_record(fields: Fields) -> Record:
 class SourceLayout:
     """The attributes of `<split>/<source>/zarr.json`."""
 
-    block_rows: int
-    """R: rows of a block, and of a chunk while the cache is not an export."""
-    dtype: str
-    """Of the features."""
-    arrays: tuple[ArrayKey, ...]
-    """(pooling, layer) of the arrays that exist, complete or not, sorted."""
+    block_rows: int  # R: rows of a block, and of a chunk while the cache is not an export
+    dtype: str  # of the features
+    arrays: tuple[ArrayKey, ...]  # those that exist, complete or not, sorted
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -339,11 +304,7 @@ class SourceLayout:
 
 
 def read_layout(store: Store, split: str, source: str) -> SourceLayout | None:
-    """Read which arrays a source has in a split; None if it has none.
-
-    Raises:
-        CacheFormatError: if the document is not one of ours.
-    """
+    """Read which arrays a source has in a split; None if it has none."""
     key = f"{split}/{source}/{DOCUMENT}"
     data = store.get(key)
     if data is None:
@@ -361,11 +322,7 @@ def read_layout(store: Store, split: str, source: str) -> SourceLayout | None:
 
 
 def layouts(store: Store, header: Header) -> Iterator[tuple[str, str, SourceLayout, Commits]]:
-    """Yield split, source, layout and commits of everything a cache holds.
-
-    Raises:
-        CacheCorruptError: if a split claims rows for which there are no files.
-    """
+    """Yield split, source, layout and commits of everything a cache holds."""
     for split, info in sorted(header.splits.items()):
         require_rows(store, split, info.n_rows)
         for source in sorted(header.sources):

@@ -39,11 +39,7 @@ _T = TypeVar("_T")
 
 
 class Fields:
-    """A JSON object from outside, read field by field.
-
-    Args:
-        value: what `json.loads` gave.
-        where: the place to name in an error, such as "r8.zarr/zarr.json".
+    """A JSON object from outside, read field by field; `where` is named in errors.
 
     Raises:
         CacheFormatError: here and below, if something has another type or size.
@@ -101,12 +97,7 @@ def dump(document: Mapping[str, JSON]) -> bytes:
 
 
 def parse(data: bytes, where: str) -> Fields:
-    """Read a JSON object that may be hostile.
-
-    Raises:
-        CacheFormatError: if it is not JSON, holds a number that is not finite or is nested too
-            deeply, or is no object.
-    """
+    """Read a JSON object that may be hostile: its numbers are finite, and it is not too deep."""
     try:
         value = json.loads(data, parse_constant=_finite, parse_float=_finite)
         if _is_deep(value, MAX_DEPTH):
@@ -123,16 +114,11 @@ def parse(data: bytes, where: str) -> Fields:
 class ArrayInfo:
     """One Zarr array: all that is needed to find and decode its chunks."""
 
-    shape: tuple[int, ...]
-    """`[N]` or `[N, H]`."""
-    chunk_rows: int
-    """Rows of a chunk; chunks span the whole hidden size."""
-    dtype: str
-    """One of `FILL_VALUES`."""
-    plain: bool = True
-    """Whether a chunk is raw little-endian rows and a crc32c, so that it can be mapped."""
-    separator: str = "."
-    """What stands between the parts of a chunk's key."""
+    shape: tuple[int, ...]  # `[N]` or `[N, H]`
+    chunk_rows: int  # chunks span the whole hidden size
+    dtype: str  # one of `FILL_VALUES`
+    plain: bool = True  # a chunk is raw little-endian rows and a crc32c: it can be mapped
+    separator: str = "."  # between the parts of a chunk's key
 
     @property
     def numpy_dtype(self) -> np.dtype[np.generic]:
@@ -152,7 +138,7 @@ class ArrayInfo:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of one chunk file: edge chunks are padded with the fill value, then the crc."""
+        """Bytes of one chunk file: rows, padding of an edge chunk, crc."""
         return self.chunk_rows * self.row_bytes + CRC_BYTES
 
     @property
@@ -196,11 +182,7 @@ def array_document(info: ArrayInfo) -> dict[str, JSON]:
 
 
 def parse_array(data: bytes, where: str) -> ArrayInfo:
-    """Read the document of an array of a cache, with every size bounded.
-
-    Raises:
-        CacheFormatError: if the array is none that a cache may contain.
-    """
+    """Read the document of an array; refuse one that a cache may not contain."""
     fields = parse(data, where)
     fields.integer("zarr_format", 3, 3)
     shape = _sizes(fields, "shape")
@@ -234,11 +216,7 @@ def parse_array(data: bytes, where: str) -> ArrayInfo:
 
 
 def read_array_info(store: Store, key: str) -> ArrayInfo:
-    """Read an array's document from a store.
-
-    Raises:
-        CacheCorruptError: if there is none.
-    """
+    """Read the document of an array that must be there."""
     data = store.get(f"{key}/{DOCUMENT}")
     where = f"{store.location}/{key}/{DOCUMENT}"
     if data is None:

@@ -1,18 +1,40 @@
-"""What a cache says about itself: data set, sources, splits, the names they may carry, and sizes.
+"""What a cache says about itself: data set, splits, sources, and the root document with all three.
 
-The classes here are values; nothing in this module touches a disk. The specification is
-`FORMAT.md`.
+A split or a source exists once the root names it, and it is replaced atomically, so everything
+else under those names may be half-done at any moment. The specification is `FORMAT.md`.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
+import importlib.metadata
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from llmembed.cache_format.layout.documents import JSON
-from llmembed.common.errors import CacheFormatError, ConfigError
+import xxhash
+
+from llmembed.cache_format.layout.documents import (
+    DOCUMENT,
+    JSON,
+    MAX_HIDDEN_SIZE,
+    MAX_ROWS,
+    Fields,
+    dump,
+    group_document,
+    parse,
+    put_document,
+)
+from llmembed.cache_format.stores import HIDDEN, Store
+from llmembed.common.errors import (
+    CacheCorruptError,
+    CacheFormatError,
+    CacheNotFoundError,
+    ConfigError,
+)
 
 FORMAT_VERSION = 1
 MAX_LAYERS = 2**12
@@ -21,10 +43,13 @@ MAX_BLOCKS = 2**24
 MAX_BLOCK_ROWS = 1024
 MIN_BLOCK_ROWS = 64
 MAX_COLUMN_ROWS = 2**16
-LABEL = "label"
-TEXT_HASH = "text_hash"
-N_TOKENS = "n_tokens"
+LABEL, TEXT_HASH, N_TOKENS = "label", "text_hash", "n_tokens"
 RESERVED_NAMES = frozenset({LABEL, TEXT_HASH, N_TOKENS, "c", "zarr.json"})
+CONVENTION: Mapping[str, JSON] = {
+    "name": "llmembed",
+    "uuid": "5e0d3d0c-7a3f-4f0e-9a55-3c0b6f4b6a10",
+    "description": "Pooled hidden states of frozen language models; see attribute llmembed",
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _ARRAY_NAME = re.compile(r"([A-Za-z0-9._-]+)/layer_(\d{3,4})")
 
@@ -62,21 +87,15 @@ class SourceInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInfo:
-    """The rows of a split, as the root document states them."""
+    """The rows of a split: their number, and xxh3-128 of its columns text_hash and label."""
 
     n_rows: int
-    """N."""
     texts: str
-    """xxh3-128 of the text_hash column, hexadecimal."""
     labels: str
-    """xxh3-128 of the label column, hexadecimal."""
 
 
-def check_name(kind: str, name: str) -> str:
-    """Return a split's, source's or pooling's name if it may become a folder of the cache.
-
-    >>> check_name("source", "smollm2-135m")
-    'smollm2-135m'
+def check_name(kind: str, name: str) -> None:
+    """Refuse the name of a split, source or pooling that may not become a folder of the cache.
 
     Raises:
         ConfigError: if the name is reserved or has other characters than letters, digits, `_`,
@@ -88,19 +107,6 @@ def check_name(kind: str, name: str) -> str:
             f"and single dots inside, at most 100 characters, and none of "
             f"{', '.join(sorted(RESERVED_NAMES))}. Choose another name."
         )
-    return name
-
-
-def foreign_name(kind: str, name: str, where: str) -> str:
-    """Check a name that a cache states; like `check_name`, but the cache is to blame.
-
-    Raises:
-        CacheFormatError: if the name is not allowed.
-    """
-    try:
-        return check_name(kind, name)
-    except ConfigError as error:
-        raise CacheFormatError(f"{where}: {error}") from error
 
 
 def array_name(key: ArrayKey) -> str:
@@ -118,14 +124,12 @@ def parse_array_name(name: str, where: str) -> ArrayKey:
 
     >>> parse_array_name("mean/layer_008", "here")
     ('mean', 8)
-
-    Raises:
-        CacheFormatError: if it names no feature array.
     """
     match = _ARRAY_NAME.fullmatch(name)
     if match is None or array_name((match[1], int(match[2]))) != name:
         raise CacheFormatError(f"{where}: {name[:100]!r} names no feature array.")
-    return foreign_name("pooling", match[1], where), int(match[2])
+    _check_foreign_name("pooling", match[1], where)
+    return match[1], int(match[2])
 
 
 def block_rows(n_rows: int, row_bytes: int) -> int:
@@ -159,3 +163,174 @@ def plan_bytes(n_rows: int, hidden_size: int, n_arrays: int, dtype: str = "float
     row_bytes = hidden_size * {"float16": 2, "float32": 4}[dtype]
     rows = block_rows(n_rows, row_bytes)
     return n_arrays * -(-n_rows // rows) * (rows * row_bytes + 4)
+
+
+@dataclass(kw_only=True)
+class Header:
+    """The content of the root document; what it names exists."""
+
+    dataset: DatasetInfo
+    created: str  # ISO 8601; SOURCE_DATE_EPOCH is honoured
+    versions: Mapping[str, JSON]  # of the software that created the cache
+    splits: dict[str, SplitInfo] = field(default_factory=dict)
+    sources: dict[str, SourceInfo] = field(default_factory=dict)
+    consolidated: Mapping[str, JSON] | None = None  # Zarr's, of all complete arrays; None: no array
+
+    @classmethod
+    def new(cls, dataset: DatasetInfo) -> Header:
+        """Make the header of a cache that has no split and no source yet."""
+        epoch = os.environ.get("SOURCE_DATE_EPOCH")
+        now = dt.datetime.now(dt.UTC)
+        moment = dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else now
+        versions = {name: importlib.metadata.version(name) for name in ("llmembed-cache", "numpy")}
+        created = moment.replace(microsecond=0).isoformat()
+        return cls(dataset=dataset, created=created, versions=versions)
+
+    def document(self) -> dict[str, JSON]:
+        """Make the root's `zarr.json`."""
+        sources = {name: vars(source).copy() for name, source in self.sources.items()}
+        for source in sources.values():
+            del source["name"]
+        content = {
+            "format": FORMAT_VERSION,
+            "created": self.created,
+            "versions": self.versions,
+            "dataset": vars(self.dataset),
+            "splits": {name: vars(split) for name, split in self.splits.items()},
+            "sources": sources,
+        }
+        content["digest"] = content_digest(content)
+        document = group_document({"zarr_conventions": [CONVENTION], "llmembed": content})
+        if self.consolidated is not None:
+            document["consolidated_metadata"] = self.consolidated
+        return document
+
+    def save(self, store: Store) -> None:
+        """Write the root document, unless it is there as it is."""
+        put_document(store, DOCUMENT, self.document())
+
+    def fingerprint(
+        self, splits: Collection[str] | None = None, sources: Collection[str] | None = None
+    ) -> str:
+        """SHA-256 of what features of these splits and sources depend on; None is all."""
+        chosen = self.splits if splits is None else self.splits.keys() & splits
+        used = self.sources if sources is None else self.sources.keys() & sources
+        identity = {
+            "labels": self.dataset.labels,
+            "splits": {name: vars(self.splits[name]) for name in chosen},
+            "sources": {name: self.sources[name].fingerprint for name in used},
+        }
+        return hashlib.sha256(dump(identity)).hexdigest()
+
+
+def content_digest(content: Mapping[str, JSON]) -> str:
+    """xxh3-128 of the content without its digest, so that a flipped bit is found."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return xxhash.xxh3_128_hexdigest(dump(rest))
+
+
+def read_header(store: Store) -> Header | None:
+    """Read the root document; None if there is none."""
+    data = store.get(DOCUMENT)
+    return None if data is None else _parse_header(data, store.location)
+
+
+def read_own_header(store: Store) -> Header | None:
+    """Read the root document where a cache is to be written; None if there is none yet.
+
+    Raises:
+        CacheFormatError: if anything else than a cache, or the start of one, is there.
+    """
+    # Asked in this order: another writer may begin a cache meanwhile, and its header comes first.
+    is_taken = store.is_folder() is False or set(store.names("")) - {HIDDEN}
+    header = read_header(store)
+    if header is None and is_taken:
+        raise _not_a_cache(store.location)
+    return header
+
+
+def require_header(store: Store) -> Header:
+    """Read the root document of a cache that must exist."""
+    is_taken = store.is_folder() is not None  # asked first, for a cache may begin meanwhile
+    header = read_header(store)
+    if header is not None:
+        return header
+    if is_taken:
+        raise _not_a_cache(store.location)
+    raise CacheNotFoundError(
+        f"there is no cache at {store.location}. Make one with llmembed-extract, or check the path."
+    )
+
+
+def _not_a_cache(location: str) -> CacheFormatError:
+    return CacheFormatError(
+        f"{location} exists and is not a cache (it has no zarr.json with the attribute llmembed). "
+        "It is left as it is; choose another path with --cache."
+    )
+
+
+def _parse_header(data: bytes, location: str) -> Header:
+    where = f"{location}/{DOCUMENT}"
+    document = parse(data, where)
+    attributes = document.value.get("attributes")
+    if not isinstance(attributes, dict) or "llmembed" not in attributes:
+        raise _not_a_cache(location)
+    fields = Fields(attributes["llmembed"], f"{where}: llmembed")
+    version = fields.integer("format", 1, 2**31)
+    if version > FORMAT_VERSION:
+        raise CacheFormatError(
+            f"{location} is of cache format {version}; this version of llmembed reads up to format "
+            f"{FORMAT_VERSION}. Upgrade with `pip install --upgrade llmembed-cache`."
+        )
+    if fields.get("digest", str) != content_digest(fields.value):
+        raise CacheCorruptError(
+            f"{where}: the attribute llmembed is not as it was written (its digest differs). "
+            "Restore the file from a copy, or delete the cache and extract it again."
+        )
+    consolidated = document.value.get("consolidated_metadata")
+    if consolidated is not None:
+        document.fields("consolidated_metadata").fields("metadata")
+    dataset = fields.fields("dataset")
+    return Header(
+        dataset=DatasetInfo(
+            name=dataset.get("name", str),
+            labels=dataset.strings("labels"),
+            provenance=dataset.get("provenance", dict),
+        ),
+        created=fields.get("created", str),
+        versions=fields.get("versions", dict),
+        splits={
+            name: SplitInfo(
+                n_rows=split.integer("n_rows", 0, MAX_ROWS),
+                texts=split.get("texts", str),
+                labels=split.get("labels", str),
+            )
+            for name, split in _named(fields, "split").items()
+        },
+        sources={
+            name: SourceInfo(
+                name=name,
+                fingerprint=source.get("fingerprint", dict),
+                recipe=source.get("recipe", dict),
+                hidden_size=source.integer("hidden_size", 1, MAX_HIDDEN_SIZE),
+                n_layers=source.integer("n_layers", 0, MAX_LAYERS),
+            )
+            for name, source in _named(fields, "source").items()
+        },
+        consolidated=consolidated,
+    )
+
+
+def _named(fields: Fields, kind: str) -> dict[str, Fields]:
+    group = fields.fields(f"{kind}s")
+    for name in group.value:
+        _check_foreign_name(kind, name, group.where)
+    return {name: group.fields(name) for name in group.value}
+
+
+def _check_foreign_name(kind: str, name: str, where: str) -> None:
+    """Check a name that a cache states; like `check_name`, but the cache is to blame."""
+    try:
+        check_name(kind, name)
+    except ConfigError as error:
+        raise CacheFormatError(f"{where}: {error}") from error

@@ -16,21 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.cache_format.layout import (
-    COMMITS,
-    DOCUMENT,
-    LABEL,
-    SHARD_BLOCKS,
-    TEXT_HASH,
-    Header,
-    StoredArray,
-    dump,
-    encode,
-    layouts,
-    parse,
-    parse_array,
-    require_header,
-)
+from llmembed.cache_format.layout.arrays import SHARD_BLOCKS, StoredArray, encode
+from llmembed.cache_format.layout.commits import COMMITS, layouts
+from llmembed.cache_format.layout.documents import DOCUMENT, dump, parse, parse_array
+from llmembed.cache_format.layout.schema import LABEL, TEXT_HASH, Header, require_header
 from llmembed.cache_format.stores import MAX_DOCUMENT_BYTES, Store, open_store, translated
 from llmembed.cache_format.tools.verify import require_sound
 from llmembed.cache_format.writing import consolidate, refuse_if_held

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmembed.cache_format.layout import JSON, array_name
+from llmembed.cache_format.layout.documents import JSON
+from llmembed.cache_format.layout.schema import array_name
 from llmembed.cache_format.reader import Cache, Split
 from llmembed.common.errors import shown
 

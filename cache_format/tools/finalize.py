@@ -14,14 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Self, TypeAlias
 
-from llmembed.cache_format.layout import (
-    Commits,
-    SourceLayout,
-    StoredArray,
-    in_parallel,
-    layouts,
-    require_header,
-)
+from llmembed.cache_format.layout.arrays import StoredArray, in_parallel
+from llmembed.cache_format.layout.commits import Commits, SourceLayout, layouts
+from llmembed.cache_format.layout.schema import require_header
 from llmembed.cache_format.stores import Store, open_store
 from llmembed.cache_format.writing import SHARED, CacheWriter, WriterLock, holders
 from llmembed.common.errors import CacheCorruptError, CacheIncompleteError
@@ -35,20 +30,11 @@ _PART_BLOCKS = 256
 class Part:
     """Neighbouring blocks of one array, to be hashed by one process, here or elsewhere."""
 
-    split: str
-    """The split."""
-    source: str
-    """The source."""
-    name: str
-    """The array within the source."""
-    n_rows: int
-    """N."""
-    block_rows: int
-    """R."""
-    first: int
-    """First block."""
-    hashes: tuple[str | None, ...]
-    """xxh3-128 that was committed of each block."""
+    key: str  # of the array
+    n_rows: int  # N
+    block_rows: int  # R
+    first: int  # block
+    hashes: tuple[str | None, ...]  # what was committed of each block
 
     def dumps(self) -> str:
         """Write the part as JSON."""
@@ -61,9 +47,9 @@ class Part:
 
     def bad_blocks(self, store: Store) -> list[int]:
         """List the blocks whose rows are not those that were committed."""
-        key = f"{self.split}/{self.source}/{self.name}"
         hashes = dict(enumerate(self.hashes, self.first))
-        array = StoredArray(store, key, self.n_rows, block_rows=self.block_rows, hashes=hashes)
+        rows = self.block_rows
+        array = StoredArray(store, self.key, self.n_rows, block_rows=rows, hashes=hashes)
         bad = []
 
         def check(index: int) -> None:
@@ -82,12 +68,10 @@ Check: TypeAlias = Callable[[Sequence[Part]], Iterable[tuple[Part, list[int]]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Finalized:
-    """What `finalize` closed."""
+    """What `finalize` closed: a cache, and how many chunks it hashed."""
 
     path: str
-    """The cache."""
     n_chunks: int
-    """Chunks that were hashed."""
 
 
 def finalize(
@@ -134,9 +118,7 @@ def _parts(found: Layouts, *, only_new: bool) -> Iterator[Part]:
             hashes = commits.array(name).hashes
             for first in range(0, len(hashes), _PART_BLOCKS):
                 yield Part(
-                    split=split,
-                    source=source,
-                    name=name,
+                    key=f"{split}/{source}/{name}",
                     n_rows=int(commits.expected.sum()),
                     block_rows=layout.block_rows,
                     first=first,
@@ -161,19 +143,16 @@ def _refuse_incomplete(store: Store, found: Layouts) -> None:
 
 
 def _withdraw(store: Store, found: Layouts, damaged: list[tuple[Part, list[int]]]) -> None:
-    lock = WriterLock(store)
-    try:
-        for split, source, _, commits in found:
-            lost: dict[str, set[int]] = {}
-            for part, bad in damaged:
-                if (part.split, part.source) == (split, source):
-                    lost.setdefault(part.name, set()).update(bad)
-            commits.drop(lost)
-    finally:
-        lock.release()
+    lost: dict[str, set[int]] = {}
+    for part, bad in damaged:
+        lost.setdefault(part.key, set()).update(bad)
+    with WriterLock(store):
+        for split, source, layout, commits in found:
+            keys = {name: f"{split}/{source}/{name}" for name in layout.names}
+            commits.drop({name: lost[key] for name, key in keys.items() if key in lost})
     part, bad = damaged[0]
     raise CacheCorruptError(
-        f"{store.location}/{part.split}/{part.source}/{part.name}: block {min(bad)} does not hold "
+        f"{store.location}/{part.key}: block {min(bad)} does not hold "
         f"what was committed ({sum(len(bad) for _, bad in damaged)} blocks in all). They were "
         "withdrawn: run the command again, or the ranks and then finalize."
     )

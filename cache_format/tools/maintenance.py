@@ -5,19 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
-from llmembed.cache_format.layout import (
-    COMMITS,
-    DOCUMENT,
-    ArrayKey,
-    Header,
-    SourceLayout,
-    array_name,
-    layouts,
-    purge,
-    put_document,
-    require_header,
-)
+from llmembed.cache_format.layout.commits import COMMITS, layouts, purge
+from llmembed.cache_format.layout.documents import DOCUMENT, put_document
+from llmembed.cache_format.layout.schema import Header, array_name, require_header
 from llmembed.cache_format.reader import Cache, open_cache
 from llmembed.cache_format.stores import Store, open_store
 from llmembed.cache_format.tools.verify import require_sound
@@ -41,10 +33,6 @@ def copy(source: PathLike, target: PathLike) -> int:
 
     Returns:
         How many files were copied.
-
-    Raises:
-        CacheFormatError: if something else lies at the target.
-        CacheCorruptError: if the copy does not hold what was committed.
     """
     origin, copied = open_store(source), open_store(target)
     require_header(origin)
@@ -76,9 +64,6 @@ def merge(target: PathLike, inputs: Sequence[PathLike]) -> dict[str, int]:
 
     Returns:
         How many blocks were added from each input.
-
-    Raises:
-        CacheMismatchError: if an input is of other texts, or of other settings under one name.
     """
     return {os.fspath(path): _merge_one(target, open_cache(path)) for path in inputs}
 
@@ -96,10 +81,7 @@ def remove(
     With `split` and `source` only, these go as a whole; with `pooling` or `layers`, single arrays.
 
     Returns:
-        Names of what was removed.
-
-    Raises:
-        ConfigError: if nothing is chosen, or nothing fits.
+        Names of what was removed; if nothing fits, that is an error.
     """
     if split is source is pooling is None and not layers:
         raise ConfigError(
@@ -108,16 +90,13 @@ def remove(
         )
     store = open_store(path)
     require_header(store)
-    lock = WriterLock(store)
-    try:
+    with WriterLock(store):
         header = require_header(store)
         if pooling is None and not layers:
             removed = _remove_groups(store, header, split, source)
         else:
             removed = _remove_arrays(store, header, (split, source, pooling), layers)
         consolidate(store, header)
-    finally:
-        lock.release()
     if not removed:
         raise ConfigError(f"nothing in {store.location} fits that choice; see llmembed-cache info.")
     return removed
@@ -128,14 +107,15 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
     >>> parse_layers("8,16")
     (8, 16)
-
-    Raises:
-        ConfigError: if one is no number.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdecimal() for part in parts):
         raise ConfigError(f"--layers {text!r} is no list of layer numbers such as 8,16.")
     return tuple(int(part) for part in parts)
+
+
+def _fits(chosen: str | None, name: str) -> bool:
+    return chosen in (None, name)
 
 
 def _copy_order(key: str) -> tuple[int, str]:
@@ -199,28 +179,16 @@ def _remove_arrays(
         gone = [
             (pooling, layer)
             for pooling, layer in layout.arrays
-            if all(
-                one in (None, name)
-                for one, name in zip(chosen, (split, source, pooling), strict=True)
-            )
-            and (not layers or layer in layers)
+            if all(map(_fits, chosen, (split, source, pooling))) and (not layers or layer in layers)
         ]
         if gone:
-            key = f"{split}/{source}"
-            _strike(store, key, layout, gone)
-            blocks = set(range(len(commits.expected)))
-            names = [array_name(array) for array in gone]
-            commits.drop(dict.fromkeys(names, blocks))
-            for name in names:
+            key, names = f"{split}/{source}", [array_name(array) for array in gone]
+            kept = tuple(array for array in layout.arrays if array not in gone)
+            smaller = replace(layout, arrays=kept)
+            put_document(store, f"{key}/{DOCUMENT}", smaller.document())
+            commits.drop({name: set(range(len(commits.expected))) for name in names})
+            empty_poolings = {pooling for pooling, _ in gone} - {pooling for pooling, _ in kept}
+            for name in [*names, *empty_poolings]:
                 store.delete_below(f"{key}/{name}")
             removed += [f"{key}/{name}" for name in names]
     return removed
-
-
-def _strike(store: Store, key: str, layout: SourceLayout, gone: list[ArrayKey]) -> None:
-    """Strike arrays from the source's document, and its pooling group if none are left."""
-    kept = tuple(array for array in layout.arrays if array not in gone)
-    smaller = SourceLayout(block_rows=layout.block_rows, dtype=layout.dtype, arrays=kept)
-    put_document(store, f"{key}/{DOCUMENT}", smaller.document())
-    for pooling in {pooling for pooling, _ in gone} - {pooling for pooling, _ in kept}:
-        store.delete_below(f"{key}/{pooling}")

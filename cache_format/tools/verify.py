@@ -14,27 +14,28 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmembed.cache_format.layout import (
+from llmembed.cache_format.layout.arrays import (
+    StoredArray,
+    crc_holds,
+    digest,
+    read_column,
+    require_rows,
+)
+from llmembed.cache_format.layout.commits import ArrayCommits, Commits, SourceLayout, layouts
+from llmembed.cache_format.layout.documents import (
     DOCUMENT,
     JSON,
+    array_document,
+    dump,
+    group_document,
+)
+from llmembed.cache_format.layout.schema import (
     LABEL,
     N_TOKENS,
     TEXT_HASH,
-    ArrayCommits,
-    Commits,
     Header,
-    SourceLayout,
     SplitInfo,
-    StoredArray,
-    array_document,
-    crc_holds,
-    digest,
-    dump,
-    group_document,
-    layouts,
-    read_column,
     require_header,
-    require_rows,
 )
 from llmembed.cache_format.stores import Store
 from llmembed.cache_format.writing import consolidated_metadata
@@ -43,12 +44,10 @@ from llmembed.common.errors import CacheCorruptError, CacheError, shown
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """One thing that is not as it was committed."""
+    """One thing that is not as it was committed: its key, and what is wrong in one sentence."""
 
     key: str
-    """Its key within the cache."""
     problem: str
-    """What is wrong with it, in one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +55,13 @@ class Verification:
     """What `verify` found."""
 
     damage: tuple[Damage, ...]
-    """Empty if all is well."""
-    n_chunks: int
-    """Chunks that were read."""
-    size_bytes: int
-    """Their bytes."""
-    incomplete: tuple[str, ...]
-    """Arrays with rows that are not committed yet; that is no damage."""
+    n_chunks: int  # that were read
+    size_bytes: int  # of them
+    incomplete: tuple[str, ...]  # arrays with rows that are not committed yet; that is no damage
 
 
 def verify(store: Store) -> Verification:
-    """Check every chunk, record and document of a cache.
-
-    Raises:
-        CacheFormatError, CacheNotFoundError: if there is no readable root document.
-    """
+    """Check every chunk, record and document of a cache; without a readable root it raises."""
     header = require_header(store)
     found = _Found(store)
     for split, info in sorted(header.splits.items()):
@@ -95,11 +86,7 @@ def verify(store: Store) -> Verification:
 
 
 def require_sound(store: Store) -> None:
-    """Verify a cache that was just written.
-
-    Raises:
-        CacheCorruptError: naming the first damage.
-    """
+    """Verify a cache that was just written; raise the first damage."""
     damage = verify(store).damage
     if damage:
         raise CacheCorruptError(
@@ -160,8 +147,8 @@ class _Found:
         self._check_document(f"{key}/{DOCUMENT}", layout.document())
         for pooling in sorted({pooling for pooling, _ in layout.arrays}):
             self._check_document(f"{key}/{pooling}/{DOCUMENT}", group_document({}))
-        for record_key, record in commits.read_records():
-            self._check_document(record_key, record.document())
+        for record in commits.records:
+            self._check_document(record.key(commits.block_rows), record.document())
         for record_key in commits.half_written:
             self._add(record_key, "the record is half-written; its block is redone on resume")
         for name in layout.names:

@@ -18,23 +18,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout import (
-    JSON,
-    N_TOKENS,
+from llmembed.cache_format.layout.arrays import decode, digest, encode
+from llmembed.cache_format.layout.commits import (
     ArrayCommits,
-    ArrayInfo,
-    ArrayKey,
     Commits,
     OldRows,
     Record,
-    array_name,
-    decode,
-    digest,
-    dump,
-    encode,
     is_half_written,
-    read_array_info,
 )
+from llmembed.cache_format.layout.documents import JSON, ArrayInfo, dump, read_array_info
+from llmembed.cache_format.layout.schema import N_TOKENS, ArrayKey, array_name
 from llmembed.cache_format.stores import Store, open_store
 from llmembed.cache_format.writing.lock import borrowed_lock
 from llmembed.cache_format.writing.plan import Block, SplitPlan
@@ -51,10 +44,9 @@ _EXPONENT = {2: (np.uint16, 0x7C00, 0x7FFF), 4: (np.uint32, 0x7F800000, 0x7FFFFF
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Some blocks of a plan, as work for another process."""
+    """Some blocks of a plan, as work for another process: a plan of these blocks alone."""
 
     plan: SplitPlan
-    """The plan of the split, with these blocks alone."""
 
     def dumps(self) -> str:
         """Write the unit as JSON."""
@@ -72,13 +64,7 @@ class Unit:
 
 
 class UnitWriter:
-    """Writes the blocks of a unit for the writer that planned it.
-
-    Args:
-        path: the cache's folder or URL.
-        unit: the blocks.
-        lease: of the writer that planned them.
-    """
+    """Writes the blocks of a unit for the writer that planned it, and that gave its lease."""
 
     def __init__(self, path: str | os.PathLike[str], unit: Unit, lease: str) -> None:
         self._store = open_store(path)
@@ -91,15 +77,7 @@ class UnitWriter:
         return replace(self._plan, blocks=tuple(blocks))
 
     def check_texts(self, block: Block, text_hash: NDArray[Any]) -> None:
-        """Refuse texts that are not those of the planner.
-
-        Args:
-            block: which rows.
-            text_hash: uint64 `[rows]` of rows `start` to `stop`, as this process sees them.
-
-        Raises:
-            DataError: naming the rows.
-        """
+        """Refuse text_hash uint64 `[rows]` of a block that is not that of the planner."""
         if digest(text_hash) != block.texts:
             raise DataError(
                 f"rows {block.start}-{block.stop} of split {self._plan.split!r} are other "
@@ -115,12 +93,7 @@ class UnitWriter:
         n_tokens: NDArray[Any],
         features: Mapping[ArrayKey, NDArray[Any]],
     ) -> None:
-        """Write a block and commit it, as `CacheWriter.write` does.
-
-        Raises:
-            CacheLockedError: if the planner gave its lock back, or lost it.
-            ExtractionError, CacheMismatchError, CacheSpaceError, CacheStorageError: as there.
-        """
+        """Write a block and commit it, as `CacheWriter.write` does, while that one may."""
         self._lock.check()
         write_block(self._store, plan, block, n_tokens, features)
 
@@ -137,17 +110,10 @@ def write_block(
     n_tokens: NDArray[Any],
     features: Mapping[ArrayKey, NDArray[Any]],
 ) -> None:
-    """Write the chunks of a block, then its record.
+    """Write the chunks of a block, then its record: what `CacheWriter.write` does.
 
     Rows that were committed before the data set grew are taken from the store, never from the
     caller.
-
-    Args:
-        store: where the cache lies.
-        plan: where the block comes from.
-        block: which rows.
-        n_tokens: int32 `[rows]`.
-        features: `[rows, H]` for each of `block.missing`.
     """
     if set(features) != set(block.missing):
         raise CacheMismatchError(
@@ -172,11 +138,7 @@ def write_block(
 
 
 def commit(store: Store, record: Record, block_rows: int) -> None:
-    """Create the record of a block; the same or a half-written one may be there already.
-
-    Raises:
-        CacheMismatchError: if another writer committed other bytes for the block.
-    """
+    """Create the record of a block; the same or a half-written one may be there already."""
     key, data = record.key(block_rows), dump(record.document())
     if store.create(key, data):
         return

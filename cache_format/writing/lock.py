@@ -24,10 +24,11 @@ import platform
 import time
 import uuid
 from contextlib import suppress
+from typing import Self
 
 import xxhash
 
-from llmembed.cache_format.layout import dump, parse
+from llmembed.cache_format.layout.documents import dump, parse
 from llmembed.cache_format.stores import HIDDEN, Store
 from llmembed.common.errors import CacheError, CacheFormatError, CacheLockedError, shown
 from llmembed.common.process import has_ended, started
@@ -39,13 +40,7 @@ PATIENCE_S = 60.0
 
 
 class Lock:
-    """What a writer holds: a file with its name.
-
-    Args:
-        store: where the cache lies.
-        key: of the file.
-        document: what it holds while the lock is this one.
-    """
+    """What a writer holds: a file that holds this document while nobody took the lock over."""
 
     def __init__(self, store: Store, key: str, document: bytes) -> None:
         self.store, self.key, self.document = store, key, document
@@ -63,6 +58,12 @@ class Lock:
         if self.store.get(self.key) == self.document:
             self.store.delete(self.key)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     @property
     def lease(self) -> str:
         """What `borrowed_lock` takes in a process that works for this one."""
@@ -70,11 +71,7 @@ class Lock:
 
 
 class WriterLock(Lock):
-    """Held while a `CacheWriter` is open that may change everything.
-
-    Raises:
-        CacheLockedError: if another live writer, or one of another host, holds a lock.
-    """
+    """Held while a `CacheWriter` is open that may change everything, by it alone."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store, LOCK, _new_document())
@@ -136,13 +133,6 @@ class SharedLock(Lock):
 
     A second writer by the same name takes the place of the first, which notices before its next
     block: a job that its scheduler starts again needs no cleaning.
-
-    Args:
-        store: where the cache lies.
-        name: of this writer, such as `rank-0-of-2`.
-
-    Raises:
-        CacheLockedError: if a writer that shares nothing is at work, and stays so for a minute.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -180,11 +170,7 @@ def holders(store: Store) -> dict[str, str]:
 
 
 def refuse_if_held(store: Store) -> None:
-    """Refuse to read a cache as a whole while it is being written.
-
-    Raises:
-        CacheLockedError: naming the holder.
-    """
+    """Refuse to read a cache as a whole while it is being written, naming who writes."""
     found = _live_lock(store)
     held_by = [_holder(found)] if found is not None else list(holders(store).values())
     if held_by:
@@ -220,7 +206,6 @@ def _last(store: Store) -> bytes | None:
 
 
 def _live_lock(store: Store) -> bytes | None:
-    """Return the lock of a writer that shares with nobody, None if there is none or it is dead."""
     found = _last(store)
     return None if found is None or _is_stale(found) else found
 

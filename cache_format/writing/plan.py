@@ -8,17 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout import (
-    FEATURE_DTYPES,
+from llmembed.cache_format.layout.arrays import digest
+from llmembed.cache_format.layout.commits import ArrayCommits, OldRows
+from llmembed.cache_format.layout.documents import FEATURE_DTYPES, ArrayInfo
+from llmembed.cache_format.layout.schema import (
     N_TOKENS,
-    ArrayCommits,
-    ArrayInfo,
     ArrayKey,
-    OldRows,
     SourceInfo,
     array_name,
     check_name,
-    digest,
 )
 from llmembed.common.errors import ConfigError
 
@@ -129,11 +127,7 @@ def missing_blocks(
 def checked_arrays(
     source: SourceInfo, arrays: Iterable[ArrayKey], dtype: str
 ) -> tuple[ArrayKey, ...]:
-    """Refuse a pooling, layer or dtype that a source cannot have; give the arrays sorted.
-
-    Raises:
-        ConfigError: naming it.
-    """
+    """Refuse a pooling, layer or dtype that a source cannot have; give the arrays sorted."""
     if dtype not in FEATURE_DTYPES:
         raise ConfigError.unknown("dtype", dtype, FEATURE_DTYPES, "Pass one to --dtype.")
     keys = tuple(sorted(set(arrays)))

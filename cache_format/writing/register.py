@@ -13,35 +13,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout import (
-    COLUMN_DTYPES,
+from llmembed.cache_format.layout.arrays import COLUMN_DTYPES, digest, encode, read_column
+from llmembed.cache_format.layout.commits import (
     COMMITS,
-    DOCUMENT,
     INDEX,
+    SourceLayout,
+    layouts,
+    purge,
+    read_layout,
+)
+from llmembed.cache_format.layout.documents import (
+    DOCUMENT,
     JSON,
+    ArrayInfo,
+    array_document,
+    group_document,
+    parse,
+    parse_array,
+    put_document,
+)
+from llmembed.cache_format.layout.schema import (
     LABEL,
     N_TOKENS,
     TEXT_HASH,
-    ArrayInfo,
     DatasetInfo,
     Header,
     SourceInfo,
-    SourceLayout,
     SplitInfo,
-    array_document,
     array_name,
     check_name,
     column_rows,
-    digest,
-    encode,
-    group_document,
-    layouts,
-    parse,
-    parse_array,
-    purge,
-    put_document,
-    read_column,
-    read_layout,
 )
 from llmembed.cache_format.stores import HIDDEN, Store
 from llmembed.cache_format.writing.plan import SplitPlan
@@ -49,11 +50,7 @@ from llmembed.common.errors import CacheMismatchError, ConfigError, DataError
 
 
 def check_free_name(kind: str, name: str, taken: Mapping[str, object]) -> None:
-    """Refuse a name that differs from another of its kind only in case.
-
-    Raises:
-        ConfigError: naming both.
-    """
+    """Refuse a name that is not allowed, or differs from another of its kind only in case."""
     check_name(kind, name)
     for other in taken:
         if other != name and other.casefold() == name.casefold():
@@ -64,11 +61,7 @@ def check_free_name(kind: str, name: str, taken: Mapping[str, object]) -> None:
 
 
 def check_dataset(known: DatasetInfo, given: DatasetInfo, location: str) -> None:
-    """Refuse another data set than the one that the cache is of.
-
-    Raises:
-        CacheMismatchError: naming both values.
-    """
+    """Refuse another data set than the one that the cache is of."""
     for key in ("name", "labels"):
         stored, new = getattr(known, key), getattr(given, key)
         if stored != new:
@@ -79,11 +72,7 @@ def check_dataset(known: DatasetInfo, given: DatasetInfo, location: str) -> None
 
 
 def check_source(known: SourceInfo, given: SourceInfo, location: str) -> None:
-    """Refuse other settings under the name of a known source.
-
-    Raises:
-        CacheMismatchError: naming every differing key with both values.
-    """
+    """Refuse other settings under the name of a known source; name every differing key."""
     stored, new = _identity(known), _identity(given)
     differing = sorted(k for k in stored | new if stored.get(k) != new.get(k))
     if differing:
@@ -95,11 +84,7 @@ def check_source(known: SourceInfo, given: SourceInfo, location: str) -> None:
 
 
 def check_dtype(known: str, given: str, where: str) -> None:
-    """Refuse another dtype than the stored one.
-
-    Raises:
-        CacheMismatchError: naming both.
-    """
+    """Refuse another dtype than the stored one."""
     if known != given:
         raise CacheMismatchError(
             f"{where} is stored as {known}, but {given} was asked for. Pass --dtype {known}, or "
@@ -110,14 +95,7 @@ def check_dtype(known: str, given: str, where: str) -> None:
 def checked_columns(
     split: str, labels: NDArray[Any], text_hash: NDArray[Any], n_classes: int
 ) -> dict[str, NDArray[Any]]:
-    """Validate the columns of a split.
-
-    Returns:
-        label int32 `[N]` and text_hash uint64 `[N]`, little-endian.
-
-    Raises:
-        DataError: if their lengths differ or a label is out of range.
-    """
+    """Give label int32 `[N]` and text_hash uint64 `[N]` of a split; refuse what is no class."""
     labels, text_hash = np.asarray(labels), np.asarray(text_hash)
     if labels.ndim != 1 or labels.shape != text_hash.shape:
         raise DataError(
@@ -137,11 +115,7 @@ def checked_columns(
 
 
 def check_grown(store: Store, split: str, info: SplitInfo, given: dict[str, NDArray[Any]]) -> None:
-    """Refuse columns that do not begin with the stored ones.
-
-    Raises:
-        CacheMismatchError: naming the first differing row and both values.
-    """
+    """Refuse columns that do not begin with the stored ones; name the first differing row."""
     if len(given[LABEL]) < info.n_rows:
         raise CacheMismatchError(
             f"split {split!r} of {store.location} has {info.n_rows} rows, but "
@@ -166,7 +140,7 @@ def split_info(columns: Mapping[str, NDArray[Any]]) -> SplitInfo:
     return SplitInfo(n_rows=len(columns[LABEL]), texts=texts, labels=labels)
 
 
-def register_split(
+def add_split(
     store: Store,
     header: Header,
     split: str,
@@ -175,12 +149,7 @@ def register_split(
 ) -> None:
     """Write the columns of a split from the first chunk that changes, then the root.
 
-    Args:
-        store: where the cache lies.
-        header: names the split already.
-        split: the split's name.
-        columns: label and text_hash, whole.
-        known: the split as it is in the store, None for a new one.
+    `header` names the split already; `known` is what the store has of it, None for a new one.
     """
     if known is None:
         purge(store, split)
@@ -204,14 +173,14 @@ def register_split(
     header.save(store)
 
 
-def register_source(store: Store, header: Header, source: str) -> None:
+def add_source(store: Store, header: Header, source: str) -> None:
     """Clear what a removed source of that name left, then write the root, which names it."""
     for split in header.splits:
         purge(store, f"{split}/{source}")
     header.save(store)
 
 
-def register_arrays(store: Store, plan: SplitPlan) -> None:
+def add_arrays(store: Store, plan: SplitPlan) -> None:
     """Write the documents of a plan's arrays and groups, those that are not there yet."""
     source = f"{plan.split}/{plan.source}"
     feature = array_document(plan.feature_info)

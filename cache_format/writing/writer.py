@@ -17,42 +17,26 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout import (
+from llmembed.cache_format.layout.arrays import read_column
+from llmembed.cache_format.layout.commits import ArrayCommits, Commits, read_layout
+from llmembed.cache_format.layout.schema import (
     N_TOKENS,
     TEXT_HASH,
-    ArrayCommits,
     ArrayKey,
-    Commits,
     DatasetInfo,
     Header,
     SourceInfo,
     array_name,
     block_rows,
     check_name,
-    read_column,
     read_header,
-    read_layout,
     read_own_header,
 )
 from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.writing import register
 from llmembed.cache_format.writing.blocks import Unit, sound_commits, write_block
 from llmembed.cache_format.writing.lock import SharedLock, WriterLock, is_abandoned
 from llmembed.cache_format.writing.plan import Block, SplitPlan, checked_arrays, missing_blocks
-from llmembed.cache_format.writing.register import (
-    check_dataset,
-    check_dtype,
-    check_free_name,
-    check_grown,
-    check_source,
-    checked_columns,
-    consolidate,
-    empty,
-    has_arrays,
-    register_arrays,
-    register_source,
-    register_split,
-    split_info,
-)
 from llmembed.common.errors import CacheError, CacheSpaceError, ConfigError
 
 
@@ -123,14 +107,14 @@ class CacheWriter:
         """
         check_name("source", source.name)
         self._begin()
-        check_free_name("source", source.name, self._header.sources)
+        register.check_free_name("source", source.name, self._header.sources)
         known = self._header.sources.get(source.name)
         if known is not None:
-            check_source(known, source, self._store.location)
+            register.check_source(known, source, self._store.location)
             return
         self._header.sources[source.name] = source
         if self._registers:
-            register_source(self._store, self._header, source.name)
+            register.add_source(self._store, self._header, source.name)
 
     def add_split(self, name: str, *, labels: NDArray[Any], text_hash: NDArray[Any]) -> None:
         """Register a split with its labels and texts; more rows at the end extend it.
@@ -145,18 +129,19 @@ class CacheWriter:
             DataError: if a label is no class.
         """
         check_name("split", name)
-        columns = checked_columns(name, labels, text_hash, len(self._header.dataset.labels))
+        n_classes = len(self._header.dataset.labels)
+        columns = register.checked_columns(name, labels, text_hash, n_classes)
         self._begin()
-        check_free_name("split", name, self._header.splits)
-        known, info = self._header.splits.get(name), split_info(columns)
+        register.check_free_name("split", name, self._header.splits)
+        known, info = self._header.splits.get(name), register.split_info(columns)
         self._text_hash[name] = columns[TEXT_HASH]
         if known == info:
             return
         if known is not None:
-            check_grown(self._store, name, known, columns)
+            register.check_grown(self._store, name, known, columns)
         self._header.splits[name] = info
         if self._registers:
-            register_split(self._store, self._header, name, columns, known)
+            register.add_split(self._store, self._header, name, columns, known)
 
     def plan(
         self,
@@ -193,7 +178,7 @@ class CacheWriter:
         if layout is None:
             rows = block_rows(info.n_rows, hidden_size * np.dtype(dtype).itemsize)
         else:
-            check_dtype(layout.dtype, dtype, f"{self._store.location}/{split}/{source}")
+            register.check_dtype(layout.dtype, dtype, f"{self._store.location}/{split}/{source}")
             rows = layout.block_rows
             commits = Commits(self._store, split, info, source, rows)
             names = [*map(array_name, keys), N_TOKENS]
@@ -215,7 +200,7 @@ class CacheWriter:
     def register(self) -> None:
         """Write the documents of all planned arrays, so that others can write their blocks."""
         for plan in self._plans.values():
-            register_arrays(self._store, plan)
+            register.add_arrays(self._store, plan)
 
     @property
     def is_registered(self) -> bool:
@@ -225,7 +210,7 @@ class CacheWriter:
             header is not None
             and header.splits == self._header.splits
             and header.sources.keys() == self._header.sources.keys()
-            and all(has_arrays(self._store, plan) for plan in self._plans.values())
+            and all(register.has_arrays(self._store, plan) for plan in self._plans.values())
         )
 
     def is_finished(self, plan: SplitPlan) -> bool:
@@ -283,7 +268,7 @@ class CacheWriter:
         if self._lock is None:
             raise CacheError("a dry run or a closed writer writes nothing; open a CacheWriter.")
         self._lock.check()
-        register_arrays(self._store, plan)
+        register.add_arrays(self._store, plan)
         write_block(self._store, plan, block, n_tokens, features)
 
     def unit(self, plan: SplitPlan, some: Sequence[Block]) -> Unit:
@@ -305,7 +290,7 @@ class CacheWriter:
         """Index what is complete (`commits` spares a reading) and let plain Zarr readers see it."""
         plan = self._plans.get((split, source))
         if plan is not None and plan.n_rows == 0:
-            register_arrays(self._store, plan)
+            register.add_arrays(self._store, plan)
         layout = read_layout(self._store, split, source)
         if layout is not None:
             info = self._header.splits[split]
@@ -316,7 +301,7 @@ class CacheWriter:
                 commits.delete_superseded()
             for name in new:
                 commits.write_index(name)
-        consolidate(self._store, self._header)
+        register.consolidate(self._store, self._header)
 
     def _close(self) -> None:
         self._is_open = False
@@ -340,7 +325,7 @@ class CacheWriter:
 
     def _take_up(self, found: Header | None) -> None:
         if found is not None and not self._overwrite:
-            check_dataset(found.dataset, self._header.dataset, self._store.location)
+            register.check_dataset(found.dataset, self._header.dataset, self._store.location)
             self._header = found
         elif found is not None and self._registers:
-            empty(self._store, self._header)
+            register.empty(self._store, self._header)

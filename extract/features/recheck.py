@@ -118,14 +118,23 @@ def recheck(
 def _corpus(cache: Cache, dataset: str | None) -> Corpus:
     """Read the texts as the cache says that they were read."""
     origin = cache.dataset.provenance
-    chosen = ("text_column", "label_column", "unlabelled")
     place = str(origin.get("origin", ""))
     here = place if place and Path(place).exists() else cache.dataset.name
-    given = {key: str(origin[key]) for key in chosen if origin.get(key) is not None}
-    options = DatasetOptions(
-        dataset or here, splits=cache.splits, dialect=Dialect.of(origin), **given
+    return load_corpus(
+        DatasetOptions(
+            dataset or here,
+            splits=cache.splits,
+            text_column=_recorded(origin, "text_column"),
+            label_column=_recorded(origin, "label_column"),
+            unlabelled=_recorded(origin, "unlabelled"),
+            dialect=Dialect.of(origin),
+        )
     )
-    return load_corpus(options)
+
+
+def _recorded(origin: Mapping[str, object], option: str) -> str | None:
+    value = origin.get(option)
+    return None if value is None else str(value)
 
 
 def _extractor(cache: Cache, model: str) -> tuple[str, Extractor]:

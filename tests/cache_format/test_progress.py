@@ -76,14 +76,27 @@ def test_slow_steps_are_each_told() -> None:
     assert len(lines_of(5, 60)) == 7
 
 
+def test_what_was_done_before_does_not_count_as_speed() -> None:
+    """Work that goes on from a checkpoint is as fast as what it does itself."""
+    time, log = Time(), io.StringIO()
+    steps = Steps(100, "epochs", name="seed 3", stream=log, clock=time)
+    steps.start(60)
+    time.now += 30
+    steps.count(10)
+    assert log.getvalue().splitlines() == [
+        "seed 3: 60 of 100 epochs",
+        "seed 3: 70 of 100 epochs, 0:01:30 left, 0.3 epochs/s",
+    ]
+
+
 def test_a_terminal_has_a_bar(terminal: tuple[io.TextIOWrapper, int]) -> None:
     """A terminal gets a bar that draws over itself, with the last state at the end."""
     stream, shown = terminal
-    with Steps(40, "rows", stream=stream) as steps:
+    with Steps(40, "rows", name="seed 0", stream=stream) as steps:
         steps.count(40, "1,877 tokens/s")
     drawn = read_up_to("\n", shown)
     assert drawn.count("\r") > 1
-    assert "100%|" in drawn
+    assert "seed 0: 100%|" in drawn
     assert "40/40" in drawn
     assert "1,877 tokens/s" in drawn
 

@@ -21,8 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from toy_cache import DATASET, HIDDEN_SIZE, SOURCE, Toy, write_toy
 
 from llmembed.cache_format import CacheWriter, open_cache
-from llmembed.cache_format.layout import ArrayKey
-from llmembed.cache_format.layout.header import content_digest
+from llmembed.cache_format.layout.schema import ArrayKey, content_digest
 from llmembed.cache_format.stores import open_store
 from llmembed.cache_format.tools import convert, describe, remove, tree, verify
 from llmembed.cache_format.writing.lock import LOCK, SHARED, WriterLock

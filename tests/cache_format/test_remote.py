@@ -14,7 +14,7 @@ import pytest
 from toy_cache import DATASET, Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import CacheWriter, SplitPlan, open_cache
-from llmembed.cache_format.layout import Record
+from llmembed.cache_format.layout.commits import Record
 from llmembed.cache_format.stores import FsspecStore, open_store
 from llmembed.cache_format.tools import convert, copy, remove, verify
 from llmembed.cache_format.writing.blocks import commit

@@ -180,7 +180,9 @@ def _run(
         logging.getLogger("llmembed").info("The fit goes on from a checkpoint.")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Lightning's bar; stdout is for results
-            trainer.fit(module, *batches, ckpt_path=found, weights_only=True)
+            train, *watched = batches
+            validation = watched[0] if watched else None
+            trainer.fit(module, train, validation, ckpt_path=found, weights_only=True)
     except SystemExit as error:
         if trainer.interrupted:  # by then Lightning has silenced the signal and exits with 1
             signal.signal(signal.SIGINT, on_interrupt)

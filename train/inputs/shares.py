@@ -248,7 +248,7 @@ def _check_classes(labels: Rows, names: Sequence[str]) -> None:
 
 
 def _warn_of_single(labels: Rows, names: Sequence[str]) -> None:
-    single = [names[k] for k in np.flatnonzero(np.bincount(labels) == 1)]
+    single = [names[k] for k in np.flatnonzero(np.bincount(labels) == 1).tolist()]
     if single:
         listed = ", ".join(single[:5]) + (", ..." if len(single) > len(single[:5]) else "")
         _warn(

@@ -120,7 +120,8 @@ def fit_temperature(logits: Logits, labels: Labels, weights: Weights = None) -> 
 
 def _below_zero(logits: Logits) -> Floats:
     scores = logits.astype(np.float64)
-    return scores - scores.max(axis=1, keepdims=True)
+    below: Floats = scores - scores.max(axis=1, keepdims=True)
+    return below
 
 
 def _mean(values: Floats, weights: Weights) -> float:

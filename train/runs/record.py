@@ -14,7 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmembed.cache_format.layout import MAX_HIDDEN_SIZE, MAX_LAYERS
+from llmembed.cache_format.layout.documents import MAX_HIDDEN_SIZE
+from llmembed.cache_format.layout.schema import MAX_LAYERS
 from llmembed.common.errors import RunFormatError
 from llmembed.common.regular import open_regular
 from llmembed.train.config import FitConfig

@@ -21,6 +21,7 @@ class Steps:
     Args:
         total: number of steps.
         unit: what a step is, in the plural.
+        name: what they belong to; empty for nothing.
         shown: whether to show anything; the environment's TQDM_DISABLE, set to anything, forbids.
         stream: where; None is stderr.
         clock: tells the seconds.
@@ -31,26 +32,34 @@ class Steps:
         total: int,
         unit: str,
         *,
+        name: str = "",
         shown: bool = True,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total, self._unit, self._clock = total, unit, clock
+        self._total, self._unit, self._name, self._clock = total, unit, name, clock
         self._stream = sys.stderr if stream is None else stream
         self._shown = shown and not os.environ.get("TQDM_DISABLE")
         self._done, self._note = 0, ""
         self._bar: Any = None
 
-    def __enter__(self) -> Self:
+    def start(self, done: int = 0) -> None:
+        """Begin the time, with so many steps done before it."""
+        self._done = self._before = done
         self._started = self._shown_at = self._clock()
         if self._shown and self._stream.isatty():
             from tqdm import tqdm
 
-            unit = f" {self._unit}"
-            self._bar = tqdm(total=self._total, unit=unit, mininterval=0.5, file=self._stream)
+            self._bar = tqdm(
+                total=self._total,
+                initial=done,
+                desc=self._name or None,
+                unit=f" {self._unit}",
+                mininterval=0.5,
+                file=self._stream,
+            )
         else:
-            self._show("")
-        return self
+            self._show(self._state())
 
     def count(self, n: int, note: str = "") -> None:
         """Count steps that are done, and keep a word about them to be shown."""
@@ -60,27 +69,44 @@ class Steps:
             self._bar.update(n)
         elif self._clock() - self._shown_at >= INTERVAL_S:
             self._shown_at = self._clock()
-            left_s = (self._total - self._done) * self.elapsed_s / max(self._done, 1e-9)
-            self._show(f", {_duration(left_s)} left{self._speed()}")
+            self._show(f"{self._state()}, {_duration(self._left_s())} left{self._speed()}")
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Show the last state."""
         if self._bar is not None:
             self._bar.close()
         else:
-            self._show(f" in {_duration(self.elapsed_s)}{self._speed()}")
+            self._show(f"{self._state()} in {_duration(self.elapsed_s)}{self._speed()}")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start, more than 0."""
         return max(self._clock() - self._started, 1e-9)
 
+    def _rate(self) -> float:
+        return (self._done - self._before) / self.elapsed_s
+
+    def _left_s(self) -> float:
+        return (self._total - self._done) / max(self._rate(), 1e-9)
+
+    def _state(self) -> str:
+        name = f"{self._name}: " if self._name else ""
+        return f"{name}{self._done:,} of {self._total:,} {self._unit}"
+
     def _speed(self) -> str:
         note = f", {self._note}" if self._note else ""
-        return f", {self._done / self.elapsed_s:,.1f} {self._unit}/s{note}"
+        return f", {self._rate():,.1f} {self._unit}/s{note}"
 
-    def _show(self, more: str) -> None:
+    def _show(self, line: str) -> None:
         if self._shown:
-            self._stream.write(f"{self._done:,} of {self._total:,} {self._unit}{more}\n")
+            self._stream.write(f"{line}\n")
             self._stream.flush()
 
 
