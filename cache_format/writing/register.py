@@ -18,9 +18,9 @@ from llmembed.cache_format.layout.commits import (
     COMMITS,
     INDEX,
     SourceLayout,
-    layouts,
     purge,
     read_layout,
+    sources_of,
 )
 from llmembed.cache_format.layout.documents import (
     DOCUMENT,
@@ -212,12 +212,13 @@ def consolidated_metadata(store: Store, header: Header) -> dict[str, JSON] | Non
     A plain Zarr reader that opens the root cannot meet a row that was never written.
     """
     keys: set[str] = set()
-    for split, source, layout, commits in layouts(store, header):
-        arrays = [key for key in layout.arrays if commits.is_complete(array_name(key))]
-        if arrays and commits.is_complete(N_TOKENS):
-            keys |= {split, f"{split}/{LABEL}", f"{split}/{TEXT_HASH}", f"{split}/{source}"}
+    for source in sources_of(store, header):
+        arrays = [key for key in source.layout.arrays if source.is_complete(array_name(key))]
+        if arrays and source.is_complete(N_TOKENS):
+            split = source.split
+            keys |= {split, f"{split}/{LABEL}", f"{split}/{TEXT_HASH}", source.key}
             names = {N_TOKENS, *(pooling for pooling, _ in arrays), *map(array_name, arrays)}
-            keys |= {f"{split}/{source}/{name}" for name in names}
+            keys |= {f"{source.key}/{name}" for name in names}
     if not keys:
         return None
     documents = ((key, f"{key}/{DOCUMENT}") for key in sorted(keys))
