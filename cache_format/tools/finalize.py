@@ -85,7 +85,6 @@ def finalize(
         check: who hashes; None does it in this process.
 
     Raises:
-        CacheNotFoundError, CacheFormatError: if there is no cache.
         CacheIncompleteError: if rows are not committed; nothing was written.
         CacheCorruptError: if chunks are not what was committed; their blocks were withdrawn.
         CacheLockedError: if a writer is at work that shares the cache with nobody.

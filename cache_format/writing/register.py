@@ -41,7 +41,6 @@ from llmembed.cache_format.layout.schema import (
     SourceInfo,
     SplitInfo,
     array_name,
-    check_name,
     column_rows,
 )
 from llmembed.cache_format.stores import HIDDEN, Store
@@ -50,8 +49,7 @@ from llmembed.common.errors import CacheMismatchError, ConfigError, DataError
 
 
 def check_free_name(kind: str, name: str, taken: Mapping[str, object]) -> None:
-    """Refuse a name that is not allowed, or differs from another of its kind only in case."""
-    check_name(kind, name)
+    """Refuse a name that differs from another of its kind only in case."""
     for other in taken:
         if other != name and other.casefold() == name.casefold():
             raise ConfigError(
