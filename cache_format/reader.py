@@ -133,16 +133,16 @@ class Split:
 
     def layers(self, source: str | None = None, pooling: str | None = None) -> tuple[int, ...]:
         """List the complete layers of a source and pooling, ascending."""
-        source, pooling = self._resolve(source, pooling)
+        stored, pooling = self._resolve(source, pooling)
         return tuple(
             layer
             for (s, p, layer), n in self.arrays.items()
-            if (s, p) == (source, pooling) and n == self.n_rows
+            if (s, p) == (stored.source, pooling) and n == self.n_rows
         )
 
     def n_tokens(self, source: str | None = None) -> NDArray[np.int32]:
         """int32 `[N]`: tokens of each text as the source's tokenizer and max_length give them."""
-        return self._complete(self._source(source), N_TOKENS, verify=False).read().copy()
+        return self._complete(self._require(self._source(source)), N_TOKENS).read().copy()
 
     def features(
         self,
@@ -173,11 +173,11 @@ class Split:
             CacheCorruptError: if a chunk is missing, truncated, or not what was committed.
             ConfigError: for a source, pooling or layer that does not exist.
         """
-        source, pooling = self._resolve(source, pooling)
-        name = self._array(source, pooling, layer)
+        stored, pooling = self._resolve(source, pooling)
+        name = self._array(stored, pooling, layer)
         if allow_partial:
-            return self._partial(source, name, rows)
-        return self._complete(source, name, verify=verify).read(rows)
+            return self._partial(stored, name, rows)
+        return self._complete(stored, name, verify=verify).read(rows)
 
     def stack(
         self,
@@ -193,14 +193,14 @@ class Split:
         The layer comes first because each layer then fills one contiguous stretch; `[N, L, H]`
         is a view away: `stack(...).swapaxes(0, 1)`. Raises what `features` raises.
         """
-        source, pooling = self._resolve(source, pooling)
-        names = [self._array(source, pooling, layer) for layer in layers]
+        stored, pooling = self._resolve(source, pooling)
+        names = [self._array(stored, pooling, layer) for layer in layers]
         if not names:
             raise ConfigError("stack was given no layers; give at least one.")
-        arrays = [self._complete(source, name, verify=verify) for name in names]
+        arrays = [self._complete(stored, name, verify=verify) for name in names]
         chosen = None if rows is None else np.arange(self.n_rows)[rows]
         n_rows = self.n_rows if chosen is None else len(chosen)
-        shape = (len(arrays), n_rows, self._header.sources[source].hidden_size)
+        shape = (len(arrays), n_rows, self._hidden_size(stored))
         out = allocate(shape, arrays[0].info, self._store.location)
         for array, target in zip(arrays, out, strict=True):
             if chosen is None:
@@ -209,26 +209,24 @@ class Split:
                 target[...] = array.read(chosen)
         return out
 
-    def _complete(self, source: str, name: str, *, verify: bool) -> StoredArray:
-        stored = self._require(source)
+    def _complete(self, stored: StoredSource, name: str, *, verify: bool = False) -> StoredArray:
         found = stored.commits(name)
         missing = self.n_rows - int(found.rows.sum())
         if missing:
             raise CacheIncompleteError(
-                f"{missing} of {self.n_rows} rows of {self.name}/{source}/{name} in "
+                f"{missing} of {self.n_rows} rows of {stored.key}/{name} in "
                 f"{self._store.location} are not committed. Run llmembed-extract again with the "
                 "same options to complete them, or pass allow_partial=True to get NaN for them."
             )
         array = stored.array(name, found.hashes if verify else None)
         is_count = name == N_TOKENS
-        width = () if is_count else (self._header.sources[source].hidden_size,)
+        width = () if is_count else (self._hidden_size(stored),)
         array.require("int32" if is_count else stored.layout.dtype, width)
         return array
 
-    def _partial(self, source: str, name: str, rows: RowSelection | None) -> NDArray[Any]:
-        stored = self._require(source)
+    def _partial(self, stored: StoredSource, name: str, rows: RowSelection | None) -> NDArray[Any]:
         layout, committed, array = stored.layout, stored.commits(name).rows, stored.array(name)
-        width = self._header.sources[source].hidden_size
+        width = self._hidden_size(stored)
         if (array.info.dtype, *array.info.shape[1:]) != (layout.dtype, width):
             array.require(layout.dtype, (width,))
         if rows is not None:
@@ -263,19 +261,22 @@ class Split:
     def _source(self, source: str | None) -> str:
         return _only("source", source, sorted(self._header.sources), self._store.location)
 
-    def _resolve(self, source: str | None, pooling: str | None) -> tuple[str, str]:
-        source = self._source(source)
-        poolings = sorted({p for p, _ in self._require(source).layout.arrays})
-        where = f"{self._store.location}, {self.name}/{source}"
-        return source, _only("pooling", pooling, poolings, where)
+    def _hidden_size(self, stored: StoredSource) -> int:
+        return self._header.sources[stored.source].hidden_size
 
-    def _array(self, source: str, pooling: str, layer: int) -> str:
-        arrays = self._require(source).layout.arrays
+    def _resolve(self, source: str | None, pooling: str | None) -> tuple[StoredSource, str]:
+        stored = self._require(self._source(source))
+        poolings = sorted({p for p, _ in stored.layout.arrays})
+        where = f"{self._store.location}, {stored.key}"
+        return stored, _only("pooling", pooling, poolings, where)
+
+    def _array(self, stored: StoredSource, pooling: str, layer: int) -> str:
+        arrays = stored.layout.arrays
         if (pooling, layer) not in arrays:
             known = ", ".join(str(k) for p, k in arrays if p == pooling)
             raise ConfigError(
                 f"layer {layer} of pooling {pooling!r} is not in {self._store.location}, "
-                f"{self.name}/{source}, which has layers {known}. Choose among them, or add it "
+                f"{stored.key}, which has layers {known}. Choose among them, or add it "
                 f"with llmembed-extract --layers {layer}."
             )
         return array_name((pooling, layer))
