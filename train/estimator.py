@@ -25,6 +25,7 @@ from torch import Tensor
 from llmembed.common.errors import ConfigError, DataError, MissingPackageError
 from llmembed.train.config import FitConfig
 from llmembed.train.fitting import train
+from llmembed.train.inputs import Feature, data_in_memory
 from llmembed.train.inputs.arguments import (
     as_class_weights,
     as_classes,
@@ -33,8 +34,6 @@ from llmembed.train.inputs.arguments import (
     as_texts,
     as_weights,
 )
-from llmembed.train.inputs.data import data_in_memory
-from llmembed.train.inputs.select import Feature
 from llmembed.train.measures import Floats
 
 if TYPE_CHECKING:

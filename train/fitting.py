@@ -20,8 +20,9 @@ from llmembed.common.process import peak_memory_bytes
 from llmembed.train.config import FitConfig, Plan
 from llmembed.train.fusions import FUSIONS
 from llmembed.train.fusions.classifier import Trained
-from llmembed.train.gradient.workspace import LOGS, check_logger, open_workspace
-from llmembed.train.inputs.data import FitData, load_data
+from llmembed.train.fusions.tricks import import_meanwhile
+from llmembed.train.gradient import LOGS, check_logger, open_workspace
+from llmembed.train.inputs import FitData, load_data
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import solve_base, train_solved, train_stack
 from llmembed.train.measures import Floats, summarise
@@ -145,7 +146,10 @@ def train(
     elif method.solved_heads:
         trained = [train_solved(method, data, seed) for seed in plan.seeds]
     else:
-        base = solve_base(method, data) if FUSIONS[method.fusion].completes_base else None
+        base = None
+        if FUSIONS[method.fusion].completes_base:
+            import_meanwhile("llmembed.train.gradient.fit")
+            base = solve_base(method, data)
         from llmembed.train.gradient.fit import train_by_gradient
 
         trained = train_by_gradient(

@@ -13,7 +13,7 @@ from llmembed.common.errors import DataError
 from llmembed.common.replace import replacing
 from llmembed.train.config import Method, SweepConfig
 from llmembed.train.fusions import AUTO, HEADS
-from llmembed.train.inputs.data import FitData, columns_of, load_data
+from llmembed.train.inputs import FitData, columns_of, load_data
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import grid_of
 from llmembed.train.linear.stacking import Member

@@ -165,7 +165,7 @@ class Classifier(nn.Module):
     @torch.inference_mode()
     def fuse_all(self, standardised: Tensor) -> Tensor:
         """Fuse `[N, F]` -> `[N, K]` in chunks; a fusion that changes nothing copies nothing."""
-        if isinstance(self.fusion, Concat):
+        if type(self.fusion) is Concat:
             return standardised
         return torch.cat([self.fusion(chunk) for chunk in torch.split(standardised, _CHUNK_ROWS)])
 

@@ -1,17 +1,27 @@
-"""What makes a small training step fast on a CPU, each with what it was measured to save.
+"""What makes small fits fast on a CPU, each with what it was measured to save.
 
-    Dropout       a third of a step, which torch's own took
-    pair_dots     a twelfth of a step of cooc on four features, a quarter on seven
+    Dropout           a third of a step, which torch's own took
+    pair_dots         a twelfth of a step of cooc on four features, a quarter on seven
+    small_steps       a third of a step, and more beside another process
+    import_meanwhile  a fourteenth of a fit of cooc on 5,485 rows
 
 Everything else is torch and Lightning as they are (benchmarks/LOG.md, 2026-11-26).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from llmembed.common.process import keep_freed_memory
+
+_SMALL_STEP = 1 << 28  # multiply-adds, about 3 ms on one core
 
 
 class Dropout(nn.Module):
@@ -42,6 +52,33 @@ def pair_dots(phi: Tensor) -> Tensor:
     """
     dots: Tensor = _PairDots.apply(phi)  # type: ignore[no-untyped-call]
     return dots
+
+
+@contextmanager
+def small_steps(device: torch.device, n_products: int) -> Iterator[None]:
+    """Run steps of so few multiply-adds on one thread; others as they are.
+
+    A step of 128 rows and 460,000 weights took 11 ms on one thread and 16-20 ms on two; with
+    another process on the cores, two threads that waited for each other took up to 600 ms. Memory
+    that a step frees is kept for the next one: a tenth of a step at the paper's size.
+    """
+    from llmembed.train.linear.parallel import one_thread_each
+
+    if device.type == "cpu":
+        keep_freed_memory()
+    if device.type != "cpu" or n_products >= _SMALL_STEP:
+        yield
+        return
+    with one_thread_each():
+        yield
+
+
+def import_meanwhile(module: str) -> None:
+    """Import in a thread while something is solved, which leaves a core idle half of the time.
+
+    Lightning takes two to three seconds.
+    """
+    Thread(target=import_module, args=[module], daemon=True).start()
 
 
 class _PairDots(torch.autograd.Function):

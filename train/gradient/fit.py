@@ -21,10 +21,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from llmembed.common.errors import ConfigError, LLMEmbedWarning
-from llmembed.common.process import keep_freed_memory
 from llmembed.train.config import Plan
 from llmembed.train.fusions import AUTO, HEADS
 from llmembed.train.fusions.classifier import Classifier, Trained
+from llmembed.train.fusions.tricks import small_steps
 from llmembed.train.gradient.module import (
     LOSS,
     MIN_IMPROVEMENT,
@@ -41,13 +41,11 @@ from llmembed.train.gradient.workspace import (
     find_checkpoint,
     make_logger,
 )
-from llmembed.train.inputs.data import FeatureBatches, FitData
-from llmembed.train.linear.parallel import one_thread_each
+from llmembed.train.inputs import FeatureBatches, FitData
 from llmembed.train.measures import calibrate, calibrate_trained
 
 VALIDATION_ROWS = 1024  # of a batch, where the steps' are smaller
 _GPU_SHARE = 0.8  # of the free memory of a GPU that a split may take
-_SMALL_STEP = 1 << 28  # multiply-adds, about 3 ms on one core
 
 
 def train_by_gradient(
@@ -97,7 +95,8 @@ def _fit(
         if sigma is not None:
             classifier.fusion.get_buffer("sigma").fill_(sigma)
         module = ClassifierModule(classifier, plan.training, data.class_weights(), seed)
-        with _small_steps(plan, module, trainer.strategy.root_device):
+        n_products = plan.training.batch_size * sum(one.numel() for one in module.parameters())
+        with small_steps(trainer.strategy.root_device, n_products):
             _run(trainer, module, _batches(plan, data, module, trainer), folder)
     close_loggers(trainer.loggers)
     _warn_of_max_time(plan, trainer, seed)
@@ -188,21 +187,6 @@ def _run(
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from error
         raise
-
-
-@contextlib.contextmanager
-def _small_steps(plan: Plan, module: pl.LightningModule, device: torch.device) -> Iterator[None]:
-    """Run small steps on one thread.
-
-    A step of 128 rows and 460,000 weights took 11 ms on one thread and 16-20 ms on two; with
-    another process on the cores, two threads that waited for each other took up to 600 ms.
-    """
-    n_products = plan.training.batch_size * sum(weight.numel() for weight in module.parameters())
-    if device.type == "cpu":
-        keep_freed_memory()
-    is_small = device.type == "cpu" and n_products < _SMALL_STEP
-    with one_thread_each() if is_small else contextlib.nullcontext():
-        yield
 
 
 def _calibrate(data: FitData, classifier: Classifier) -> None:

@@ -20,7 +20,7 @@ from llmembed.common.replace import replacing
 from llmembed.train.config import Training
 from llmembed.train.fusions.classifier import Classifier
 from llmembed.train.gradient.workspace import CHECKPOINT
-from llmembed.train.inputs.data import Batch
+from llmembed.train.inputs import Batch
 from llmembed.train.inputs.weighing import SMALLEST, mean_loss, weights_of
 
 LOSS = "val_loss"
@@ -140,11 +140,12 @@ class LogLines(pl.Callback):
     """Tells in a log how many epochs are done, where Lightning's bar has no place."""
 
     def __init__(self, n_epochs: int, seed: int) -> None:
-        self._steps = Steps(n_epochs, "epochs", name=f"seed {seed}")
+        self._steps = Steps(n_epochs, f"epochs of seed {seed}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin where a checkpoint ends."""
-        self._steps.start(trainer.current_epoch)
+        self._steps.__enter__()
+        self._steps.count(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count an epoch."""
@@ -153,7 +154,7 @@ class LogLines(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the last state."""
-        self._steps.close()
+        self._steps.__exit__()
 
 
 class SaveLast(ModelCheckpoint):

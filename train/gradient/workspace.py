@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from llmembed.train.config import Plan
-    from llmembed.train.inputs.data import FitData
+    from llmembed.train.inputs import FitData
 
 LOGS, CHECKPOINT = "logs", "last.ckpt"
 _PROJECT = "llmembed"

@@ -1,1 +1,28 @@
 """What a fit reads: features, splits, weights, and what estimators are given."""
+
+from llmembed.train.inputs.data import (
+    Batch,
+    FeatureBatches,
+    FitData,
+    columns_of,
+    data_in_memory,
+    load_data,
+    read_features,
+)
+from llmembed.train.inputs.select import Feature
+from llmembed.train.inputs.shares import draw_folds
+from llmembed.train.inputs.weighing import mean_loss, weights_of
+
+__all__ = [
+    "Batch",
+    "Feature",
+    "FeatureBatches",
+    "FitData",
+    "columns_of",
+    "data_in_memory",
+    "draw_folds",
+    "load_data",
+    "mean_loss",
+    "read_features",
+    "weights_of",
+]

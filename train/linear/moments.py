@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmembed.train.inputs.weighing import mean_loss, weights_of
+from llmembed.train.inputs import mean_loss, weights_of
 
 _CHUNK_ROWS = 4096
 _BLOCK_COLUMNS = 384  # of a product: wide enough for its full speed

@@ -29,8 +29,7 @@ from llmembed.common.cluster import absolute, joined
 from llmembed.common.errors import DataError, EngineError, LLMEmbedError
 from llmembed.train.config import Method
 from llmembed.train.fusions.classifier import Standardiser, make_fusion
-from llmembed.train.inputs.data import FitData, columns_of, read_features
-from llmembed.train.inputs.select import Feature
+from llmembed.train.inputs import Feature, FitData, columns_of, read_features
 from llmembed.train.inputs.spill import GB, default_limit
 from llmembed.train.linear.moments import FoldMoments, Problem
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmembed.train.inputs.weighing import mean_loss
+from llmembed.train.inputs import mean_loss
 from llmembed.train.linear.closed import LinearMap
 from llmembed.train.measures import fit_temperature
 

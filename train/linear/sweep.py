@@ -21,8 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llmembed.train.inputs.data import columns_of
-from llmembed.train.inputs.select import Feature
+from llmembed.train.inputs import Feature, columns_of
 from llmembed.train.linear.choice import Choice, choose_strength
 from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, Ridge
 from llmembed.train.linear.moments import FoldMoments, Problem

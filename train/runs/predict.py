@@ -25,7 +25,7 @@ from llmembed.common.errors import (
     RunFormatError,
 )
 from llmembed.common.regular import open_regular, require_regular
-from llmembed.train.inputs.select import Feature
+from llmembed.train.inputs import Feature
 
 if TYPE_CHECKING:
     import pyarrow as pa

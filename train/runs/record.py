@@ -21,10 +21,10 @@ from llmembed.common.regular import open_regular
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions import FUSIONS, HEADS
 from llmembed.train.fusions.classifier import Architecture, Trained
-from llmembed.train.inputs.select import Feature
+from llmembed.train.inputs import Feature
 
 if TYPE_CHECKING:
-    from llmembed.train.inputs.data import FitData
+    from llmembed.train.inputs import FitData
 
 FORMAT = 1
 CONFIG_FILE = "config.json"

@@ -45,8 +45,8 @@ from llmembed.common.regular import require_regular
 from llmembed.common.replace import check_place, make_beside, put_in_place, recover, standing
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Classifier
+from llmembed.train.inputs import Feature
 from llmembed.train.inputs.arguments import as_texts
-from llmembed.train.inputs.select import Feature
 from llmembed.train.measures import Floats
 from llmembed.train.runs.predict import Backbones, Places
 from llmembed.train.runs.record import CONFIG_FILE, FORMAT, check_config, malformed, read_json
