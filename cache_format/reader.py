@@ -15,14 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout.arrays import (
-    RowSelection,
-    StoredArray,
-    allocate,
-    read_column,
-    require_rows,
-)
-from llmembed.cache_format.layout.commits import Commits, SourceLayout, read_layout
+from llmembed.cache_format.layout.arrays import RowSelection, StoredArray, allocate, read_column
+from llmembed.cache_format.layout.commits import SourceLayout, StoredSource, read_source
 from llmembed.cache_format.layout.schema import (
     LABEL,
     N_TOKENS,
@@ -91,7 +85,7 @@ class Split:
         self._info = header.splits[name]
         self.name = name
         self.n_rows = self._info.n_rows
-        self._layouts: dict[str, tuple[SourceLayout, Commits]] = {}
+        self._sources: dict[str, StoredSource] = {}
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
@@ -107,7 +101,7 @@ class Split:
     def arrays(self) -> Mapping[tuple[str, str, int], int]:
         """Committed rows of each (source, pooling, layer); complete where they are `n_rows`."""
         return {
-            (source, *key): self._layouts[source][1].n_committed(array_name(key))
+            (source, *key): self.n_rows - self._sources[source].n_missing(array_name(key))
             for source, layout in self.layouts.items()
             for key in layout.arrays
         }
@@ -115,8 +109,8 @@ class Split:
     @property
     def layouts(self) -> Mapping[str, SourceLayout]:
         """Which arrays each source has in this split, complete or not."""
-        found = ((name, self._layout(name)) for name in sorted(self._header.sources))
-        return {name: pair[0] for name, pair in found if pair is not None}
+        found = ((name, self._find(name)) for name in sorted(self._header.sources))
+        return {name: source.layout for name, source in found if source is not None}
 
     def committed(
         self, source: str, arrays: Sequence[ArrayKey], rows: slice
@@ -127,14 +121,14 @@ class Split:
             n_tokens int32 `[n]` and features `[n, H]` by (pooling, layer); None unless all of
             these rows are committed.
         """
-        layout, commits = self._require_layout(source)
-        blocks = slice(rows.start // layout.block_rows, -(-rows.stop // layout.block_rows))
+        stored = self._require(source)
+        blocks = slice(rows.start // stored.block_rows, -(-rows.stop // stored.block_rows))
         read = []
         for name in (N_TOKENS, *(array_name(key) for key in arrays)):
-            found = commits.array(name)
-            if (found.rows[blocks] < commits.expected[blocks]).any():
+            found = stored.commits(name)
+            if (found.rows[blocks] < stored.expected[blocks]).any():
                 return None
-            read.append(self._stored(source, name, found.hashes).read(rows))
+            read.append(stored.array(name, found.hashes).read(rows))
         return read[0], dict(zip(arrays, read[1:], strict=True))
 
     def layers(self, source: str | None = None, pooling: str | None = None) -> tuple[int, ...]:
@@ -216,8 +210,8 @@ class Split:
         return out
 
     def _complete(self, source: str, name: str, *, verify: bool) -> StoredArray:
-        layout, commits = self._require_layout(source)
-        found = commits.array(name)
+        stored = self._require(source)
+        found = stored.commits(name)
         missing = self.n_rows - int(found.rows.sum())
         if missing:
             raise CacheIncompleteError(
@@ -225,17 +219,16 @@ class Split:
                 f"{self._store.location} are not committed. Run llmembed-extract again with the "
                 "same options to complete them, or pass allow_partial=True to get NaN for them."
             )
-        array = self._stored(source, name, found.hashes if verify else None)
+        array = stored.array(name, found.hashes if verify else None)
         is_count = name == N_TOKENS
         width = () if is_count else (self._header.sources[source].hidden_size,)
-        array.require("int32" if is_count else layout.dtype, width)
+        array.require("int32" if is_count else stored.layout.dtype, width)
         return array
 
     def _partial(self, source: str, name: str, rows: RowSelection | None) -> NDArray[Any]:
-        layout, commits = self._require_layout(source)
-        committed = commits.array(name).rows
+        stored = self._require(source)
+        layout, committed, array = stored.layout, stored.commits(name).rows, stored.array(name)
         width = self._header.sources[source].hidden_size
-        array = self._stored(source, name, None)
         if (array.info.dtype, *array.info.shape[1:]) != (layout.dtype, width):
             array.require(layout.dtype, (width,))
         if rows is not None:
@@ -250,42 +243,36 @@ class Split:
             out[start : start + n] = array.block(index)[:n]
         return out if rows is None else out[rows]
 
-    def _stored(self, source: str, name: str, hashes: Sequence[str | None] | None) -> StoredArray:
-        key, rows = f"{self.name}/{source}/{name}", self._layouts[source][0].block_rows
-        return StoredArray(self._store, key, self.n_rows, block_rows=rows, hashes=hashes)
-
-    def _layout(self, source: str) -> tuple[SourceLayout, Commits] | None:
-        if source not in self._layouts:
-            layout = read_layout(self._store, self.name, source)
-            if layout is None:
+    def _find(self, source: str) -> StoredSource | None:
+        if source not in self._sources:
+            found = read_source(self._store, self.name, self._info, source)
+            if found is None:
                 return None
-            require_rows(self._store, self.name, self.n_rows)
-            commits = Commits(self._store, self.name, self._info, source, layout.block_rows)
-            self._layouts[source] = (layout, commits)
-        return self._layouts[source]
+            self._sources[source] = found
+        return self._sources[source]
 
-    def _require_layout(self, source: str) -> tuple[SourceLayout, Commits]:
-        layout = self._layout(source)
-        if layout is None:
+    def _require(self, source: str) -> StoredSource:
+        found = self._find(source)
+        if found is None:
             raise CacheIncompleteError(
                 f"source {source!r} has no features in split {self.name!r} of "
                 f"{self._store.location} yet. Run llmembed-extract with --split {self.name}."
             )
-        return layout
+        return found
 
     def _source(self, source: str | None) -> str:
         return _only("source", source, sorted(self._header.sources), self._store.location)
 
     def _resolve(self, source: str | None, pooling: str | None) -> tuple[str, str]:
         source = self._source(source)
-        poolings = sorted({p for p, _ in self._require_layout(source)[0].arrays})
+        poolings = sorted({p for p, _ in self._require(source).layout.arrays})
         where = f"{self._store.location}, {self.name}/{source}"
         return source, _only("pooling", pooling, poolings, where)
 
     def _array(self, source: str, pooling: str, layer: int) -> str:
-        layout = self._require_layout(source)[0]
-        if (pooling, layer) not in layout.arrays:
-            known = ", ".join(str(k) for p, k in layout.arrays if p == pooling)
+        arrays = self._require(source).layout.arrays
+        if (pooling, layer) not in arrays:
+            known = ", ".join(str(k) for p, k in arrays if p == pooling)
             raise ConfigError(
                 f"layer {layer} of pooling {pooling!r} is not in {self._store.location}, "
                 f"{self.name}/{source}, which has layers {known}. Choose among them, or add it "

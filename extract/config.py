@@ -8,6 +8,7 @@ from llmembed.common.cluster import check_engine
 from llmembed.common.errors import ConfigError
 from llmembed.common.layers import check_layers
 from llmembed.extract.backbones.recipe import check_options
+from llmembed.extract.engines import ENGINES
 from llmembed.extract.features.poolings import POOLINGS
 from llmembed.extract.texts import DatasetOptions, Dialect
 
@@ -145,7 +146,7 @@ class ExtractConfig:
             )
 
     def _check_engine(self) -> None:
-        check_engine(self, ("address", "workers", "gpus_per_worker"))
+        check_engine(self, ("address", "workers", "gpus_per_worker"), ENGINES)
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; pass 0 or more.")
         if self.engine == "ray" and self.world is not None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from llmembed.cache_format import SourceInfo, SplitPlan, open_cache
-from llmembed.cache_format.tools import finalize
 from llmembed.common.errors import CacheFormatError, CacheNotFoundError, ConfigError
 from llmembed.common.layers import parse_layers
 from llmembed.common.progress import Steps
@@ -23,16 +23,11 @@ from llmembed.extract.backbones.load import resolve_compute_dtype, resolve_devic
 from llmembed.extract.backbones.models import find_model, lasting_name
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.engines.blocks import extract_blocks
+from llmembed.extract.engines import ENGINES
 from llmembed.extract.engines.outcome import Counts, Extraction, summary
-from llmembed.extract.engines.ray_engine import Cluster, extract_on_ray
-from llmembed.extract.engines.task import Placement, Rank, Task, layers_to_run
-from llmembed.extract.features.extractor import Extractor
+from llmembed.extract.engines.task import Cluster, Placement, Rank, Task
 from llmembed.extract.features.poolings import POOLINGS
 from llmembed.extract.texts.corpora import Corpus, load_corpus
-
-_COMPILE_FROM_ROWS = 100_000
-"""A run of so many texts on a GPU outlasts the minute that compiling takes many times."""
 
 
 def extract(
@@ -53,22 +48,17 @@ def extract(
         ExtractionError: the backbone is not what it should be; committed blocks stay.
     """
     task = prepare(config, corpus)
-    on_ray = config.engine == "ray"
+    engine = importlib.import_module(ENGINES[config.engine])
     plans, _ = task.plan_only()
     if not any(plan.blocks for plan in plans):
-        if task.rank is None:
-            _finish(task, plans, on_ray=on_ray)
+        if task.rank is None and not _is_finished(task, plans):
+            engine.finish(task)
         return summary(task, Counts(), seconds=0.0)
-    n_rows = sum(plan.n_rows_missing for plan in plans)
-    layers = layers_to_run(plans)
-    if not on_ray:
-        extractor = task.load_extractor(layers, compiled=n_rows >= _COMPILE_FROM_ROWS)
+    work = engine.begin(task, plans, _cluster(config))
     start = time.perf_counter()
+    n_rows = sum(plan.n_rows_missing for plan in plans)
     with Progress(n_rows, shown=show_progress) as progress:
-        if on_ray:
-            counts = extract_on_ray(task, layers, progress.advance, _cluster(config))
-        else:
-            counts = _extract_here(task, extractor, progress.advance)
+        counts = work(progress.advance)
     counts.refuse_left()
     return summary(task, counts, seconds=time.perf_counter() - start)
 
@@ -163,30 +153,6 @@ def _cluster(config: ExtractConfig) -> Cluster:
     )
 
 
-def _extract_here(task: Task, extractor: Extractor, on_batch: Callable[[int, int], None]) -> Counts:
-    """Do the missing blocks in this process, as the only writer or as one rank of several."""
-    counts, rank = Counts(), task.rank
-    if rank is not None:
-        task.register()
-    shared = None if rank is None else f"rank-{rank.number}-of-{rank.world}"
-    with task.open_writer(shared=shared) as writer:
-        for plan in task.make_plans(writer):
-            counts += extract_blocks(
-                task, writer, plan, extractor, on_batch=on_batch, look_back=rank is None
-            )
-            if rank is None:
-                writer.finish(plan.split, plan.source)
-    return counts
-
-
-def _finish(task: Task, plans: Sequence[SplitPlan], *, on_ray: bool) -> None:
-    """Do what an earlier run was kept from doing after its last block; mostly there is nothing."""
+def _is_finished(task: Task, plans: Sequence[SplitPlan]) -> bool:
     with task.open_writer(dry_run=True) as writer:
-        if all(writer.is_finished(plan) for plan in plans):
-            return
-    if on_ray:
-        finalize(task.cache, only_new=True)
-        return
-    with task.open_writer() as writer:
-        for plan in task.make_plans(writer):
-            writer.finish(plan.split, plan.source)
+        return all(writer.is_finished(plan) for plan in plans)

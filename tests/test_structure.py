@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import collections
 import doctest
+import graphlib
 import importlib
 import pkgutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,43 @@ def test_every_test_states_its_fact(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             assert (ast.get_docstring(node) or "").endswith((".", "?")), node.name
+
+
+MEASURED_FOLDERS = (*PACKAGES, "benchmarks")
+
+
+def module_name(path: Path) -> str:
+    """Give the name by which a file of the product is imported."""
+    name = path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("cache_format/llmembed/")
+    return f"llmembed.{name.replace('/', '.')}".removesuffix(".__init__")
+
+
+def test_no_import_comes_back_to_where_it_began() -> None:
+    """Modules of the product form no circle, imports inside functions counted."""
+    modules = {module_name(path): path for path in sources(*PACKAGES)}
+    graph = {
+        name: {
+            target if target in modules else target.rpartition(".")[0] for target in imported(path)
+        }
+        & set(modules)
+        for name, path in modules.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("top", MEASURED_FOLDERS)
+def test_a_folder_can_be_taken_in_at_a_glance(top: str) -> None:
+    """A folder of modules has at most 12 entries that git keeps."""
+    listed = subprocess.run(
+        ["git", "ls-files", top], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    entries = collections.defaultdict(set)
+    for path in map(Path, listed):
+        for folder in path.parents:
+            entries[folder].add(path.relative_to(folder).parts[0])
+    crowded = {
+        str(folder): len(held)
+        for folder, held in entries.items()
+        if len(held) > 12 and any(name.endswith(".py") for name in held) and folder != Path()
+    }
+    assert crowded == {}

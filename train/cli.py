@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from llmembed.common.console import (
-    Command,
-    answer,
-    command,
-    common_options,
-    echo_json,
-    version_option,
-)
+from llmembed.common.console import REPEATED, answer, command, echo_json
 from llmembed.common.errors import shown
 from llmembed.train.config import FitConfig, SweepConfig
 from llmembed.train.runs.answers import Answers, check_output, write
@@ -25,7 +18,6 @@ from llmembed.train.runs.report import metrics_table
 
 if TYPE_CHECKING:
     from llmembed.train.runs.predict import Input
-    from llmembed.train.runs.run import Run
 
 STDIN = "-"
 
@@ -53,107 +45,92 @@ def sweep_main(config: SweepConfig, *, as_json: bool, quiet: bool) -> None:
     answer(result, table, as_json=as_json, quiet=quiet)
 
 
-@click.command(cls=Command)
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
-@click.option("--text", "texts", multiple=True, help="Text to classify; repeatable.")
-@click.option(
-    "--input",
-    "input_path",
-    help="File of texts: txt (one a line), csv, tsv, json, jsonl, parquet, arrow; - is stdin, a "
-    "text a line.",
-)
-@click.option(
-    "--text-column",
-    help="Column of --input, or two for pairs: a,b; without it, the one that the cache was made "
-    "from, else detected, and said.",
-)
-@click.option("--delimiter", help="Between the fields of a csv or tsv --input; tab for a tab.")
-@click.option("--csv-escape", help="What makes the next character of it stand for itself.")
-@click.option("--csv-quote", help="Around its fields, or none.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="File to write, csv, jsonl or parquet, by its suffix; the other columns of --input go "
-    "along.",
-)
-@click.option("--proba", is_flag=True, help="Give the probability of every class.")
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="[SOURCE=]PLACE",
-    help="Where the backbone is now, if it is not where it was; its content must be the same. Of "
-    "several sources, name the one that moved; repeatable.",
-)
-@click.option(
-    "--trust-remote-code", is_flag=True, help="Run the model code that a Hub repository brings."
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@common_options
-@version_option
-def predict_main(
-    *,
-    run: Path,
-    texts: tuple[str, ...],
-    input_path: str | None,
-    text_column: str | None,
-    output: Path | None,
-    proba: bool,
-    models: tuple[str, ...],
-    trust_remote_code: bool,
-    device: str,
-    as_json: bool,
-    quiet: bool,
-    **csv: str | None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Every option of a prediction; the docstring under a field is its `--help` text."""
+
+    run: str
+    """Folder of the run."""
+    text: tuple[str, ...] = field(default=(), metadata={REPEATED: "TEXT"})
+    """Text to classify; repeatable."""
+    input: str | None = None
+    """File of texts: txt (one a line), csv, tsv, json, jsonl, parquet, arrow; - is stdin, a text a
+    line."""
+    text_column: str | None = None
+    """Column of --input, or two for pairs: a,b; without it, the one that the cache was made from,
+    else detected, and said."""
+    delimiter: str | None = None
+    """Between the fields of a csv or tsv --input; tab for a tab."""
+    csv_escape: str | None = None
+    """What makes the next character of it stand for itself."""
+    csv_quote: str | None = None
+    """Around its fields, or none."""
+    output: str | None = None
+    """File to write, csv, jsonl or parquet, by its suffix; the other columns of --input go
+    along."""
+    proba: bool = False
+    """Give the probability of every class."""
+    model: tuple[str, ...] = field(default=(), metadata={REPEATED: "[SOURCE=]PLACE"})
+    """Where the backbone is now, if it is not where it was; its content must be the same. Of
+    several sources, name the one that moved; repeatable."""
+    trust_remote_code: bool = False
+    """Run the model code that a Hub repository brings."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other."""
+        if bool(self.text) == (self.input is not None):
+            raise click.UsageError("Pass either --text or --input.")
+        if self.input in {None, STDIN} and any(self.csv.values()):
+            raise click.UsageError(
+                "--delimiter, --csv-escape and --csv-quote are for a file of --input."
+            )
+        if self.output is not None:
+            check_output(Path(self.output))
+
+    @property
+    def csv(self) -> dict[str, str | None]:
+        """How a delimited file is written, as an extraction takes it."""
+        return {name: getattr(self, name) for name in ("delimiter", "csv_escape", "csv_quote")}
+
+    def given(self, known_column: str | None) -> Input:
+        """Read the texts; the run may know the column that its own came from."""
+        from llmembed.train.runs.predict import Input, read_input, read_lines
+
+        if self.input is None:
+            return Input(texts=list(self.text))
+        if self.input == STDIN:
+            return read_lines(sys.stdin.buffer.read(), "stdin")
+        return read_input(Path(self.input), self.text_column, known=known_column, csv=self.csv)
+
+
+@command(PredictConfig)
+def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
     """Classify new texts with a run."""
-    if bool(texts) == (input_path is not None):
-        raise click.UsageError("Pass either --text or --input.")
-    if input_path in (None, STDIN) and any(csv.values()):
-        raise click.UsageError(
-            "--delimiter, --csv-escape and --csv-quote are for a file of --input."
-        )
-    if output is not None:
-        check_output(output)
     _let_waiting_threads_sleep()
     from llmembed.train.runs.run import load_run
 
-    loaded = load_run(run)
-    given = _input(loaded, texts, input_path, text_column, csv)
-    probabilities = loaded.predict_proba(
-        given.texts, device, model=models, trust_remote_code=trust_remote_code
+    run = load_run(config.run)
+    given = config.given(run.text_column)
+    proba = run.predict_proba(
+        given.texts, config.device, model=config.model, trust_remote_code=config.trust_remote_code
     )
     answers = Answers(
         texts=given.texts,
-        labels=loaded.labels,
-        proba=probabilities,
-        with_all=proba,
+        labels=run.labels,
+        proba=proba,
+        with_all=config.proba,
         beside=given.beside,
     )
-    if output is not None:
-        write(output, answers)
+    if config.output is not None:
+        write(Path(config.output), answers)
     if as_json:
         echo_json([*answers.rows()])
-    elif output is None:
+    elif config.output is None:
         click.echo("\n".join(answers.lines()))
     elif not quiet:
-        click.echo(shown(f"{len(given.texts)} predictions: {output}"))
-
-
-def _input(
-    run: Run,
-    texts: Sequence[str],
-    path: str | None,
-    column: str | None,
-    csv: Mapping[str, str | None],
-) -> Input:
-    from llmembed.train.runs.predict import Input, read_input, read_lines
-
-    if path is None:
-        return Input(texts=list(texts))
-    if path == STDIN:
-        return read_lines(sys.stdin.buffer.read(), "stdin")
-    return read_input(Path(path), column, known=run.text_column, csv=csv)
+        click.echo(shown(f"{len(given.texts)} predictions: {config.output}"))
 
 
 def _let_waiting_threads_sleep() -> None:

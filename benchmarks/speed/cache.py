@@ -113,7 +113,7 @@ def planned(
     split: str = "train",
     source: str = "s",
     classes: tuple[str, ...] = ("a",),
-    first_hash: int = 0,
+    text_hash: Array | None = None,
     **options: Any,
 ) -> Iterator[tuple[CacheWriter, Any]]:
     """Plan the means of some layers of a made-up cache, as far as they are missing."""
@@ -122,7 +122,7 @@ def planned(
     dataset = DatasetInfo(name="made-up", labels=classes, provenance={})
     with CacheWriter(path, dataset=dataset, **options) as writer:
         writer.add_source(SourceInfo(name=source, n_layers=max(layers) + 1, **made_up))
-        text_hash = np.arange(first_hash, first_hash + len(labels), dtype=np.uint64)
+        text_hash = np.arange(len(labels), dtype=np.uint64) if text_hash is None else text_hash
         writer.add_split(split, labels=labels, text_hash=text_hash)
         yield writer, writer.plan(split, source, arrays=[("mean", layer) for layer in layers])
 

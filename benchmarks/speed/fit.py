@@ -82,12 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--work", type=Path, help="folder of the runs, to go on from")
     add("--reference", type=Path, default=harness.RESULTS / "speed" / "fit_reference.json")
     options = parser.parse_args(arguments)
-    parts = ["large"] if options.device != "cpu" else ["solved", "gradient", "authors", "commands"]
-    parts = options.part or (["accuracy", *parts] if options.caches is not None else parts)
+    parts = ["solved", "gradient", "authors", "commands"]
+    if options.device != "cpu":
+        parts = ["large"]
+    elif options.caches is not None:
+        parts = ["accuracy", *parts]
     result = harness.read(options.output)
     with tempfile.TemporaryDirectory() as folder:
         options.scratch = Path(folder)
-        for part in parts:
+        for part in options.part or parts:
             measured, figures = PARTS[part](options)
             result[part] = {"measured": measured, "figures": figures, **harness.load()}
             result[part]["n_threads"] = torch.get_num_threads()
@@ -238,4 +241,5 @@ def write_features(
                 for layer in range(n_layers)
             }
             names: dict[str, Any] = {"split": split, "source": source, "classes": classes}
-            write_cache(path, features, labels, first_hash=first, **names)
+            text_hash = np.arange(first, first + n, dtype=np.uint64)
+            write_cache(path, features, labels, text_hash=text_hash, **names)

@@ -53,25 +53,19 @@ def measure(configs: Sequence[FitConfig], one_layer: str, repeats: int) -> Measu
     for config in configs:
         of_layer = layers[Path(config.cache).stem] = {}
         for layer in str(config.layers).split(","):
-            data, searched = (
-                _read(config, layer),
-                LogisticRegressionCV(
-                    Cs=10,
-                    cv=N_FOLDS,
-                    scoring="accuracy",
-                    l1_ratios=(0,),
-                    use_legacy_attributes=False,
-                ),
+            data = _read(config, layer)
+            search = LogisticRegressionCV(
+                Cs=10, cv=N_FOLDS, scoring="accuracy", l1_ratios=(0,), use_legacy_attributes=False
             )
             of_layer[layer] = {head: _solved(data, head, repeats) for head in ("ridge", "lda")}
-            of_layer[layer]["logistic_regression_cv"] = _searched(searched, data)
+            of_layer[layer]["logistic_regression_cv"] = _searched(search, data)
     one, four = (_read(configs[0], chosen) for chosen in (one_layer, configs[0].layers))
     alphas = [len(four.x) * strength for strength in Ridge.STRENGTHS]  # features have variance 1
-    searched = RidgeClassifierCV(alphas=alphas, cv=StratifiedKFold(N_FOLDS))
+    search = RidgeClassifierCV(alphas=alphas, cv=StratifiedKFold(N_FOLDS))
     result: dict[str, Any] = {
         "layers": layers,
         "ridge_of_four": _solved(four, "ridge", repeats),
-        "ridge_classifier_cv": _searched(searched, four),
+        "ridge_classifier_cv": _searched(search, four),
         **_softmax(one, repeats),
         **_sweep(configs[0], repeats),
     }

@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(path: Path, n_rows: int) -> dict[str, float]:
     """Write a cache of that many rows and measure it."""
     features = np.arange(n_rows * HIDDEN_SIZE, dtype=np.float32).reshape(n_rows, HIDDEN_SIZE) % 99
+    labels, text_hash = np.zeros(n_rows, np.int32), np.arange(n_rows, dtype=np.uint64)
     four = dict.fromkeys(LAYERS, features)
     write_s = harness.median_s(lambda: write_cache(path, four), 1)[0]
     sizes = {file: file.stat().st_size for file in path.rglob("*") if file.is_file()}
@@ -113,7 +114,7 @@ def measure(path: Path, n_rows: int) -> dict[str, float]:
         "open_s": median_s(lambda: open_cache(path), 7),
         "open_and_read_10_rows_s": median_s(lambda: read(path, slice(0, 10)), 7),
         "resume_complete_s": median_s(lambda: write_cache(path, four), 3),
-        "plan_bytes": peak_bytes(partial(plan_units, path / "new", n_rows)),
+        "plan_bytes": peak_bytes(partial(plan_units, path / "new", labels, text_hash)),
     }
     reopened()
     result["open_and_read_10_rows_without_index_s"] = median_s(lambda: read(path, slice(0, 10)), 3)
@@ -123,13 +124,10 @@ def measure(path: Path, n_rows: int) -> dict[str, float]:
     return result
 
 
-def four_layers(path: Path | str, n_rows: int, **options: Any) -> Any:
-    return planned(path, LAYERS, HIDDEN_SIZE, np.zeros(n_rows, np.int32), **options)
-
-
-def plan_units(path: Path, n_rows: int) -> list[str]:
+def plan_units(path: Path, labels: Array, text_hash: Array) -> list[str]:
     """Plan a cache that has nothing yet, and make its blocks ready for workers."""
-    with four_layers(path, n_rows, dry_run=True) as (writer, plan):
+    options: dict[str, Any] = {"text_hash": text_hash, "dry_run": True}
+    with planned(path, LAYERS, HIDDEN_SIZE, labels, **options) as (writer, plan):
         parts = (plan.blocks[first : first + 16] for first in range(0, len(plan.blocks), 16))
         units = [writer.unit(plan, part) for part in parts]
         return [unit.dumps() for unit in units]
@@ -169,9 +167,10 @@ def requests(n_blocks: int) -> Counts:
     url, n_rows = f"memory://requests-{n_blocks}", n_blocks * BLOCK_ROWS
     rows = np.arange(n_rows * HIDDEN_SIZE, dtype=np.float32).reshape(n_rows, HIDDEN_SIZE) % 99
     counts: Counts = {}
-    with counted(counts, "plan"), four_layers(url, n_rows) as (writer, _):
+    four_layers = partial(planned, url, LAYERS, HIDDEN_SIZE, np.zeros(n_rows, np.int32))
+    with counted(counts, "plan"), four_layers() as (writer, _):
         writer.register()
-    with four_layers(url, n_rows, shared="ray") as (writer, plan), counted(counts, "work"):
+    with four_layers(shared="ray") as (writer, plan), counted(counts, "work"):
         for block in plan.blocks:
             unit = writer.unit(plan, [block])
             worker = UnitWriter(url, unit, writer.lease)
@@ -184,7 +183,7 @@ def requests(n_blocks: int) -> Counts:
     with counted(counts, "finalize"):
         finalize(url, only_new=True)
     counts["finalize"]["seconds"] = time.perf_counter() - began
-    with counted(counts, "resume"), four_layers(url, n_rows, dry_run=True):
+    with counted(counts, "resume"), four_layers(dry_run=True):
         pass
     check(url, rows)
     return counts

@@ -10,7 +10,7 @@ The document of a source's group says which arrays it has in a split and how man
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout.arrays import digest, in_parallel, require_rows
+from llmembed.cache_format.layout.arrays import StoredArray, digest, in_parallel, require_rows
 from llmembed.cache_format.layout.documents import (
     DOCUMENT,
     FEATURE_DTYPES,
@@ -31,7 +31,6 @@ from llmembed.cache_format.layout.documents import (
 from llmembed.cache_format.layout.schema import (
     FORMAT_VERSION,
     MAX_BLOCK_ROWS,
-    MAX_BLOCKS,
     N_TOKENS,
     ArrayKey,
     Header,
@@ -91,23 +90,36 @@ class ArrayCommits:
         return OldRows(n_rows=n_rows, hash=found) if n_rows and found else None
 
 
-class Commits:
-    """What is committed of a source in a split, in blocks of R rows."""
+@dataclass(frozen=True, kw_only=True)
+class SourceLayout:
+    """The attributes of `<split>/<source>/zarr.json`."""
+
+    block_rows: int  # R: rows of a block, and of a chunk while the cache is not an export
+    dtype: str  # of the features
+    arrays: tuple[ArrayKey, ...]  # those that exist, complete or not, sorted
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all arrays within the source, n_tokens included."""
+        return (*(array_name(key) for key in self.arrays), N_TOKENS)
+
+    def document(self) -> dict[str, JSON]:
+        """Make the group document."""
+        arrays = [array_name(key) for key in self.arrays]
+        return group_document({"llmembed": vars(self) | {"arrays": arrays}})
+
+
+class StoredSource:
+    """What a split holds of a source: its arrays, and which of their rows are committed."""
 
     def __init__(
-        self, store: Store, split: str, info: SplitInfo, source: str, block_rows: int
+        self, store: Store, split: str, info: SplitInfo, source: str, layout: SourceLayout
     ) -> None:
-        if info.n_rows > MAX_BLOCKS * block_rows:
-            raise CacheFormatError(
-                f"{store.location}: split {split!r} claims {info.n_rows} rows in blocks of "
-                f"{block_rows}, more than {MAX_BLOCKS} blocks. The cache is damaged."
-            )
         self._store = store
         self._info = info
-        self.split = split
-        self.source = source
-        self.block_rows = block_rows
-        self._records: list[Record] | None = None
+        self._records: dict[str, Record] | None = None
+        self.split, self.source, self.key = split, source, f"{split}/{source}"
+        self.layout, self.block_rows = layout, layout.block_rows
         self.half_written: list[str] = []  # keys of records, once they were read
 
     @cached_property
@@ -116,17 +128,22 @@ class Commits:
         starts = np.arange(0, self._info.n_rows, self.block_rows, dtype=np.int64)
         return np.minimum(self.block_rows, self._info.n_rows - starts)
 
-    def array(self, name: str) -> ArrayCommits:
+    def array(self, name: str, hashes: Sequence[str | None] | None = None) -> StoredArray:
+        """Open an array, to be verified by the hashes that were committed of its blocks."""
+        key, n_rows, rows = f"{self.key}/{name}", self._info.n_rows, self.block_rows
+        return StoredArray(self._store, key, n_rows, block_rows=rows, hashes=hashes)
+
+    def commits(self, name: str) -> ArrayCommits:
         """Say what is committed of an array, by its index or else by the records."""
         return self._by_index(name) or self._by_records(name)
 
-    def n_committed(self, name: str) -> int:
-        """Count the committed rows of an array."""
-        return int(self.array(name).rows.sum())
+    def n_missing(self, name: str) -> int:
+        """Count the rows of an array that are not committed."""
+        return int((self.expected - self.commits(name).rows).sum())
 
     def is_complete(self, name: str) -> bool:
         """Tell whether every row of an array is committed."""
-        return bool((self.array(name).rows == self.expected).all())
+        return bool((self.commits(name).rows == self.expected).all())
 
     def is_indexed(self, name: str) -> bool:
         """Tell whether an array has an index that fits."""
@@ -142,16 +159,15 @@ class Commits:
 
     def index_key(self, name: str) -> str:
         """Key of an array's index."""
-        return f"{INDEX}/{self.split}/{self.source}/{name}.json"
+        return f"{INDEX}/{self.key}/{name}.json"
 
     def check_texts(self, text_hash: NDArray[np.uint64]) -> None:
         """Refuse records of other texts, among those that had to be read."""
-        for record in self._records or ():
+        for key, record in (self._records or {}).items():
             if record.texts != digest(text_hash[record.start : record.stop]):
                 raise CacheMismatchError(
-                    f"{self._store.location}/{record.key(self.block_rows)} was committed for "
-                    f"other texts in rows {record.start}-{record.stop}. Delete it and extract "
-                    "again."
+                    f"{self._store.location}/{key} was committed for other texts in rows "
+                    f"{record.start}-{record.stop}. Delete it and extract again."
                 )
 
     def drop(self, lost: Mapping[str, set[int]]) -> None:
@@ -161,29 +177,30 @@ class Commits:
         """
         for key in [*self.half_written, *(self.index_key(name) for name in lost)]:
             self._store.delete(key)
-        for record in self.records if lost else ():
+        for key, record in self.records.items() if lost else ():
             block = record.start // self.block_rows
             kept = {k: v for k, v in record.arrays.items() if block not in lost.get(k, ())}
             if len(kept) < len(record.arrays):
                 if kept:
                     rest = replace(record, arrays=kept)
                     self._store.put(rest.key(self.block_rows), [dump(rest.document())])
-                self._store.delete(record.key(self.block_rows))
+                self._store.delete(key)
         self._records = None
 
     def delete_superseded(self) -> None:
         """Delete the records whose every array has more rows of the block by a later record."""
-        rows = {name: self._by_records(name).rows for one in self.records for name in one.arrays}
-        for record in self.records:
+        names = {name for record in self.records.values() for name in record.arrays}
+        rows = {name: self._by_records(name).rows for name in names}
+        for key, record in self.records.items():
             block, n = record.start // self.block_rows, record.stop - record.start
             if all(rows[name][block] > n for name in record.arrays):
-                self._store.delete(record.key(self.block_rows))
+                self._store.delete(key)
 
     @property
-    def records(self) -> list[Record]:
-        """Every record, read once; a half-written one is left out with a warning."""
+    def records(self) -> dict[str, Record]:
+        """Every record by its key, read once; a half-written one is left out with a warning."""
         if self._records is None:
-            folder = f"{COMMITS}/{self.split}/{self.source}"
+            folder = f"{COMMITS}/{self.key}"
             keys = [f"{folder}/{name}" for name in self._store.names(folder)]
             found: list[Record | None] = [None] * len(keys)
             self.half_written = []
@@ -193,7 +210,7 @@ class Commits:
 
             in_parallel(self._store, read, range(len(keys)))
             self.half_written.sort()
-            self._records = [record for record in found if record is not None]
+            self._records = {k: one for k, one in zip(keys, found, strict=True) if one is not None}
         return self._records
 
     def _read_record(self, key: str) -> Record | None:
@@ -220,7 +237,7 @@ class Commits:
     def _by_records(self, name: str) -> ArrayCommits:
         rows = np.zeros(len(self.expected), np.int64)
         hashes: list[str | None] = [None] * len(rows)
-        for record in self.records:
+        for record in self.records.values():
             block, n = record.start // self.block_rows, record.stop - record.start
             if name in record.arrays and n > rows[block]:
                 rows[block], hashes[block] = n, record.arrays[name]
@@ -284,27 +301,17 @@ def _parse_record(fields: Fields) -> Record:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceLayout:
-    """The attributes of `<split>/<source>/zarr.json`."""
-
-    block_rows: int  # R: rows of a block, and of a chunk while the cache is not an export
-    dtype: str  # of the features
-    arrays: tuple[ArrayKey, ...]  # those that exist, complete or not, sorted
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of all arrays within the source, n_tokens included."""
-        return (*(array_name(key) for key in self.arrays), N_TOKENS)
-
-    def document(self) -> dict[str, JSON]:
-        """Make the group document."""
-        arrays = [array_name(key) for key in self.arrays]
-        return group_document({"llmembed": vars(self) | {"arrays": arrays}})
+def read_source(store: Store, split: str, info: SplitInfo, source: str) -> StoredSource | None:
+    """Read which arrays a source has in a split; None if it has none."""
+    layout = read_layout(store, split, source)
+    if layout is None:
+        return None
+    require_rows(store, split, info.n_rows)
+    return StoredSource(store, split, info, source, layout)
 
 
 def read_layout(store: Store, split: str, source: str) -> SourceLayout | None:
-    """Read which arrays a source has in a split; None if it has none."""
+    """Read the document of a source's group; None if there is none."""
     key = f"{split}/{source}/{DOCUMENT}"
     data = store.get(key)
     if data is None:
@@ -321,15 +328,13 @@ def read_layout(store: Store, split: str, source: str) -> SourceLayout | None:
     )
 
 
-def layouts(store: Store, header: Header) -> Iterator[tuple[str, str, SourceLayout, Commits]]:
-    """Yield split, source, layout and commits of everything a cache holds."""
+def sources_of(store: Store, header: Header) -> Iterator[StoredSource]:
+    """Yield everything a cache holds: the sources of each split."""
     for split, info in sorted(header.splits.items()):
-        require_rows(store, split, info.n_rows)
         for source in sorted(header.sources):
-            layout = read_layout(store, split, source)
-            if layout is not None:
-                commits = Commits(store, split, info, source, layout.block_rows)
-                yield split, source, layout, commits
+            found = read_source(store, split, info, source)
+            if found is not None:
+                yield found
 
 
 def purge(store: Store, below: str) -> None:

@@ -39,7 +39,6 @@ from llmembed.common.errors import (
 FORMAT_VERSION = 1
 MAX_LAYERS = 2**12
 CHUNK_TARGET_BYTES = 8 * 2**20
-MAX_BLOCKS = 2**24
 MAX_BLOCK_ROWS = 1024
 MIN_BLOCK_ROWS = 64
 MAX_COLUMN_ROWS = 2**16
@@ -95,12 +94,7 @@ class SplitInfo:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Refuse the name of a split, source or pooling that may not become a folder of the cache.
-
-    Raises:
-        ConfigError: if the name is reserved or has other characters than letters, digits, `_`,
-            `-` and single dots inside.
-    """
+    """Refuse the name of a split, source or pooling that may not become a folder of the cache."""
     if len(name) > 100 or not _NAME.fullmatch(name) or name.casefold() in RESERVED_NAMES:
         raise ConfigError(
             f"{name[:100]!r} cannot name a {kind}. Allowed are letters, digits, '_', '-' "
@@ -236,11 +230,7 @@ def read_header(store: Store) -> Header | None:
 
 
 def read_own_header(store: Store) -> Header | None:
-    """Read the root document where a cache is to be written; None if there is none yet.
-
-    Raises:
-        CacheFormatError: if anything else than a cache, or the start of one, is there.
-    """
+    """Read the root document where a cache may be written; None if there is none yet."""
     # Asked in this order: another writer may begin a cache meanwhile, and its header comes first.
     is_taken = store.is_folder() is False or set(store.names("")) - {HIDDEN}
     header = read_header(store)

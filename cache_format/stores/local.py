@@ -80,11 +80,7 @@ class LocalStore:
             return file.read(size_bytes)
 
     def view(self, key: str, size_bytes: int) -> Buffer:
-        """Map a file that must have this size into memory, read-only.
-
-        Raises:
-            CacheCorruptError: if the file is missing or has another size.
-        """
+        """Map a file that must have this size into memory, read-only."""
         with self._opened_chunk(key, size_bytes) as file:
             try:
                 return memoryview(mmap.mmap(file, size_bytes, access=mmap.ACCESS_READ))
@@ -93,11 +89,7 @@ class LocalStore:
                 raise wrong_size(self.location, key, found, size_bytes) from None
 
     def view_together(self, keys: Sequence[str], size_bytes: int, head_bytes: int) -> Buffer | None:
-        """Map the heads of several files behind each other; None where they fill no whole pages.
-
-        Raises:
-            CacheCorruptError: if a file is missing or has another size.
-        """
+        """Map the heads of several files behind each other; None where they fill no whole pages."""
         if not can_map(len(keys), head_bytes):
             return None
         with self._translated(keys[0]):
@@ -107,13 +99,7 @@ class LocalStore:
     def read_pieces(
         self, key: str, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]
     ) -> None:
-        """Fill buffers, each from its offset in a file that must have this size.
-
-        It is not mapped: that costs more than to read a few pages.
-
-        Raises:
-            CacheCorruptError: if the file is missing or has another size.
-        """
+        """Fill buffers, each from its offset: to map a file costs more than to read a few pages."""
         with self._opened_chunk(key, size_bytes) as file:
             for offset, target in pieces:
                 n_read = _read_at(file, target, offset)
@@ -213,11 +199,7 @@ class LocalStore:
             return shutil.disk_usage(folder).free
 
     def open_zarr(self, key: str) -> Any:
-        """Open an array with zarr-python, which would follow links: so there may be none.
-
-        Raises:
-            CacheFormatError: if anything but regular files lies below the array.
-        """
+        """Open an array with zarr-python, which would follow links: so there may be none."""
         import zarr
 
         for file in self.walk(key):

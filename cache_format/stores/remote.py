@@ -34,11 +34,7 @@ _log = logging.getLogger(__name__)
 class FsspecStore:
     """A prefix in an object store; its methods do what those of `LocalStore` do.
 
-    Args:
-        url: such as `s3://bucket/r8.zarr`; credentials come from the environment, never from here.
-
-    Raises:
-        ConfigError: if no client is installed for the URL.
+    Credentials come from the environment, never from here.
     """
 
     path: Path | None = None
@@ -68,11 +64,7 @@ class FsspecStore:
         return data
 
     def view(self, key: str, size_bytes: int) -> Buffer:
-        """Download a value that must have this size.
-
-        Raises:
-            CacheCorruptError: if it is missing or has another size.
-        """
+        """Download a value that must have this size."""
         data = self._head(key, size_bytes)
         if data is None or len(data) != size_bytes:
             found = None if data is None else len(data)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmembed.cache_format.layout.arrays import SHARD_BLOCKS, StoredArray, encode
-from llmembed.cache_format.layout.commits import COMMITS, layouts
+from llmembed.cache_format.layout.commits import COMMITS, sources_of
 from llmembed.cache_format.layout.documents import DOCUMENT, dump, parse, parse_array
 from llmembed.cache_format.layout.schema import LABEL, TEXT_HASH, Header, require_header
 from llmembed.cache_format.stores import MAX_DOCUMENT_BYTES, Store, open_store, translated
@@ -79,13 +79,14 @@ def convert(
 def _require_complete(store: Store) -> Header:
     refuse_if_held(store)
     header = require_header(store)
-    for split, source, layout, commits in layouts(store, header):
-        for name in layout.names:
-            if not commits.is_complete(name):
+    for source in sources_of(store, header):
+        n_rows = header.splits[source.split].n_rows
+        for name in source.layout.names:
+            if not source.is_complete(name):
                 raise CacheIncompleteError(
-                    f"{store.location}: {split}/{source}/{name} has "
-                    f"{commits.n_committed(name)} of {header.splits[split].n_rows} rows. Complete "
-                    "it with llmembed-extract before it is converted."
+                    f"{store.location}: {source.key}/{name} has "
+                    f"{n_rows - source.n_missing(name)} of {n_rows} rows. Complete it with "
+                    "llmembed-extract before it is converted."
                 )
     return header
 
@@ -94,10 +95,8 @@ def _arrays(store: Store, header: Header) -> Iterator[StoredArray]:
     for split, info in sorted(header.splits.items()):
         for name in (LABEL, TEXT_HASH):
             yield StoredArray(store, f"{split}/{name}", info.n_rows)
-    for split, source, layout, _ in layouts(store, header):
-        n_rows, block_rows = header.splits[split].n_rows, layout.block_rows
-        for name in layout.names:
-            yield StoredArray(store, f"{split}/{source}/{name}", n_rows, block_rows=block_rows)
+    for source in sources_of(store, header):
+        yield from map(source.array, source.layout.names)
 
 
 def _write_hdf5(store: Store, header: Header, path: Path) -> None:

@@ -15,14 +15,12 @@ from dataclasses import asdict, dataclass
 from typing import Self, TypeAlias
 
 from llmembed.cache_format.layout.arrays import StoredArray, in_parallel
-from llmembed.cache_format.layout.commits import Commits, SourceLayout, layouts
+from llmembed.cache_format.layout.commits import StoredSource, sources_of
 from llmembed.cache_format.layout.schema import require_header
 from llmembed.cache_format.stores import Store, open_store
 from llmembed.cache_format.writing import SHARED, CacheWriter, WriterLock, holders
 from llmembed.common.errors import CacheCorruptError, CacheIncompleteError
 
-Layouts: TypeAlias = list[tuple[str, str, SourceLayout, Commits]]
-"""Split, source, its arrays and what is committed of them; the records are read once."""
 _PART_BLOCKS = 256
 
 
@@ -87,52 +85,51 @@ def finalize(
         check: who hashes; None does it in this process.
 
     Raises:
-        CacheNotFoundError, CacheFormatError: if there is no cache.
         CacheIncompleteError: if rows are not committed; nothing was written.
         CacheCorruptError: if chunks are not what was committed; their blocks were withdrawn.
         CacheLockedError: if a writer is at work that shares the cache with nobody.
     """
     store = open_store(path)
     header = require_header(store)
-    found = list(layouts(store, header))
+    sources = list(sources_of(store, header))
     if not only_new:
-        _refuse_incomplete(store, found)
-    parts = list(_parts(found, only_new=only_new))
+        _refuse_incomplete(store, sources)
+    parts = list(_parts(sources, only_new=only_new))
     checked = check(parts) if check else ((part, part.bad_blocks(store)) for part in parts)
     damaged = [(part, bad) for part, bad in checked if bad]
     if damaged:
-        _withdraw(store, found, damaged)
+        _withdraw(store, sources, damaged)
     for name in store.names(SHARED):  # all is committed: who still holds one is done, or a zombie
         store.delete(f"{SHARED}/{name}")
     with CacheWriter(path, dataset=header.dataset) as writer:
-        for split, source, _, commits in found:
-            writer.finish(split, source, commits)
+        for source in sources:
+            writer.finish(source.split, source.source, source)
     return Finalized(path=os.fspath(path), n_chunks=sum(len(part.hashes) for part in parts))
 
 
-def _parts(found: Layouts, *, only_new: bool) -> Iterator[Part]:
-    for split, source, layout, commits in found:
-        for name in layout.names:
-            if only_new and (commits.is_indexed(name) or not commits.is_complete(name)):
+def _parts(sources: Sequence[StoredSource], *, only_new: bool) -> Iterator[Part]:
+    for source in sources:
+        for name in source.layout.names:
+            if only_new and (source.is_indexed(name) or not source.is_complete(name)):
                 continue
-            hashes = commits.array(name).hashes
+            hashes = source.commits(name).hashes
             for first in range(0, len(hashes), _PART_BLOCKS):
                 yield Part(
-                    key=f"{split}/{source}/{name}",
-                    n_rows=int(commits.expected.sum()),
-                    block_rows=layout.block_rows,
+                    key=f"{source.key}/{name}",
+                    n_rows=int(source.expected.sum()),
+                    block_rows=source.block_rows,
                     first=first,
                     hashes=hashes[first : first + _PART_BLOCKS],
                 )
 
 
-def _refuse_incomplete(store: Store, found: Layouts) -> None:
+def _refuse_incomplete(store: Store, sources: Sequence[StoredSource]) -> None:
     missing = []
-    for split, source, layout, commits in found:
-        for name in layout.names:
-            n_missing = int((commits.expected - commits.array(name).rows).sum())
+    for source in sources:
+        for name in source.layout.names:
+            n_missing = source.n_missing(name)
             if n_missing:
-                missing.append(f"{n_missing:,} rows of {split}/{source}/{name}")
+                missing.append(f"{n_missing:,} rows of {source.key}/{name}")
     if missing:
         at_work = [f"{name} ({holder})" for name, holder in holders(store).items()]
         remedy = f"Wait for {at_work[0]}" if at_work else "Run the ranks again that did not end"
@@ -142,14 +139,16 @@ def _refuse_incomplete(store: Store, found: Layouts) -> None:
         )
 
 
-def _withdraw(store: Store, found: Layouts, damaged: list[tuple[Part, list[int]]]) -> None:
+def _withdraw(
+    store: Store, sources: Sequence[StoredSource], damaged: Sequence[tuple[Part, list[int]]]
+) -> None:
     lost: dict[str, set[int]] = {}
     for part, bad in damaged:
         lost.setdefault(part.key, set()).update(bad)
     with WriterLock(store):
-        for split, source, layout, commits in found:
-            keys = {name: f"{split}/{source}/{name}" for name in layout.names}
-            commits.drop({name: lost[key] for name, key in keys.items() if key in lost})
+        for source in sources:
+            keys = {name: f"{source.key}/{name}" for name in source.layout.names}
+            source.drop({name: lost[key] for name, key in keys.items() if key in lost})
     part, bad = damaged[0]
     raise CacheCorruptError(
         f"{store.location}/{part.key}: block {min(bad)} does not hold "

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llmembed.cache_format.layout.commits import COMMITS, layouts, purge
+from llmembed.cache_format.layout.commits import COMMITS, purge, sources_of
 from llmembed.cache_format.layout.documents import DOCUMENT, put_document
 from llmembed.cache_format.layout.schema import Header, array_name, require_header
 from llmembed.cache_format.reader import Cache, open_cache
@@ -175,18 +175,19 @@ def _remove_arrays(
     layers: Sequence[int],
 ) -> list[str]:
     removed = []
-    for split, source, layout, commits in layouts(store, header):
+    for source in sources_of(store, header):
+        layout, key = source.layout, source.key
         gone = [
             (pooling, layer)
             for pooling, layer in layout.arrays
-            if all(map(_fits, chosen, (split, source, pooling))) and (not layers or layer in layers)
+            if all(map(_fits, chosen, (source.split, source.source, pooling)))
+            and (not layers or layer in layers)
         ]
         if gone:
-            key, names = f"{split}/{source}", [array_name(array) for array in gone]
             kept = tuple(array for array in layout.arrays if array not in gone)
-            smaller = replace(layout, arrays=kept)
-            put_document(store, f"{key}/{DOCUMENT}", smaller.document())
-            commits.drop({name: set(range(len(commits.expected))) for name in names})
+            put_document(store, f"{key}/{DOCUMENT}", replace(layout, arrays=kept).document())
+            names = [array_name(array) for array in gone]
+            source.drop({name: set(range(len(source.expected))) for name in names})
             empty_poolings = {pooling for pooling, _ in gone} - {pooling for pooling, _ in kept}
             for name in [*names, *empty_poolings]:
                 store.delete_below(f"{key}/{name}")

@@ -21,7 +21,7 @@ from llmembed.cache_format.layout.arrays import (
     read_column,
     require_rows,
 )
-from llmembed.cache_format.layout.commits import ArrayCommits, Commits, SourceLayout, layouts
+from llmembed.cache_format.layout.commits import ArrayCommits, StoredSource, sources_of
 from llmembed.cache_format.layout.documents import (
     DOCUMENT,
     JSON,
@@ -71,10 +71,11 @@ def verify(store: Store) -> Verification:
         with found.any_error(split):
             require_rows(store, split, info.n_rows)
             trusted[split] = info
-    for split, source, layout, commits in layouts(store, replace(header, splits=trusted)):
-        with found.any_error(f"{split}/{source}"):
-            found.check_source(f"{split}/{source}", layout, commits)
-            commits.check_texts(read_column(store, split, TEXT_HASH, header.splits[split]))
+    for source in sources_of(store, replace(header, splits=trusted)):
+        with found.any_error(source.key):
+            found.check_source(source)
+            info = header.splits[source.split]
+            source.check_texts(read_column(store, source.split, TEXT_HASH, info))
     with found.any_error(DOCUMENT):
         found.check_root(header)
     return Verification(
@@ -143,31 +144,30 @@ class _Found:
                 for index in range(array.info.n_chunks):
                     self._check_crc(array, index)
 
-    def check_source(self, key: str, layout: SourceLayout, commits: Commits) -> None:
-        self._check_document(f"{key}/{DOCUMENT}", layout.document())
-        for pooling in sorted({pooling for pooling, _ in layout.arrays}):
-            self._check_document(f"{key}/{pooling}/{DOCUMENT}", group_document({}))
-        for record in commits.records:
-            self._check_document(record.key(commits.block_rows), record.document())
-        for record_key in commits.half_written:
+    def check_source(self, source: StoredSource) -> None:
+        self._check_document(f"{source.key}/{DOCUMENT}", source.layout.document())
+        for pooling in sorted({pooling for pooling, _ in source.layout.arrays}):
+            self._check_document(f"{source.key}/{pooling}/{DOCUMENT}", group_document({}))
+        for record_key, record in source.records.items():
+            self._check_document(record_key, record.document())
+        for record_key in source.half_written:
             self._add(record_key, "the record is half-written; its block is redone on resume")
-        for name in layout.names:
-            with self.any_error(f"{key}/{name}"):
-                self._check_array(f"{key}/{name}", name, commits)
+        for name in source.layout.names:
+            with self.any_error(f"{source.key}/{name}"):
+                self._check_array(source, name)
 
-    def _check_array(self, key: str, name: str, commits: Commits) -> None:
-        committed = commits.array(name)
-        if not commits.is_complete(name):
-            self.incomplete.append(key)
-        elif not commits.is_indexed(name):
+    def _check_array(self, source: StoredSource, name: str) -> None:
+        committed = source.commits(name)
+        if not source.is_complete(name):
+            self.incomplete.append(f"{source.key}/{name}")
+        elif not source.is_indexed(name):
             self._n_unindexed += 1
         if not committed.rows.any():
             return
-        n_rows = int(commits.expected.sum())
-        array = StoredArray(self._store, key, n_rows, block_rows=commits.block_rows)
+        array = source.array(name)
         self._check_array_document(array)
-        if array.info.plain and not commits.index_agrees(name):
-            self._add(commits.index_key(name), "the index differs from the commit records")
+        if array.info.plain and not source.index_agrees(name):
+            self._add(source.index_key(name), "the index differs from the commit records")
         for index in np.flatnonzero(committed.rows).tolist():
             self._check_block(array, index, committed, is_feature=name != N_TOKENS)
 

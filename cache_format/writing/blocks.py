@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from llmembed.cache_format.layout.arrays import decode, digest, encode
 from llmembed.cache_format.layout.commits import (
     ArrayCommits,
-    Commits,
     OldRows,
     Record,
+    StoredSource,
     is_half_written,
 )
 from llmembed.cache_format.layout.documents import JSON, ArrayInfo, dump, read_array_info
@@ -154,7 +154,7 @@ def commit(store: Store, record: Record, block_rows: int) -> None:
 
 def sound_commits(
     store: Store,
-    commits: Commits,
+    source: StoredSource,
     names: Sequence[str],
     text_hash: NDArray[np.uint64],
     *,
@@ -165,19 +165,18 @@ def sound_commits(
     A power cut can leave a record without its chunk. Such a block is redone; with `repair` the
     array is struck from its records, so that it can be committed anew.
     """
-    found = {name: commits.array(name) for name in names}
-    commits.check_texts(text_hash)
+    found = {name: source.commits(name) for name in names}
+    source.check_texts(text_hash)
     lost = {}
     for name, one in found.items():
-        key = f"{commits.split}/{commits.source}/{name}"
-        blocks = _lost_blocks(store, key, np.flatnonzero(one.rows).tolist())
+        blocks = _lost_blocks(store, f"{source.key}/{name}", np.flatnonzero(one.rows).tolist())
         if blocks:
             lost[name] = blocks
             rows = one.rows.copy()
             rows[list(blocks)] = 0
             found[name] = replace(one, rows=rows)
     if repair:
-        commits.drop(lost)
+        source.drop(lost)
     return found
 
 

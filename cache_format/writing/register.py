@@ -18,9 +18,9 @@ from llmembed.cache_format.layout.commits import (
     COMMITS,
     INDEX,
     SourceLayout,
-    layouts,
     purge,
     read_layout,
+    sources_of,
 )
 from llmembed.cache_format.layout.documents import (
     DOCUMENT,
@@ -41,7 +41,6 @@ from llmembed.cache_format.layout.schema import (
     SourceInfo,
     SplitInfo,
     array_name,
-    check_name,
     column_rows,
 )
 from llmembed.cache_format.stores import HIDDEN, Store
@@ -50,8 +49,7 @@ from llmembed.common.errors import CacheMismatchError, ConfigError, DataError
 
 
 def check_free_name(kind: str, name: str, taken: Mapping[str, object]) -> None:
-    """Refuse a name that is not allowed, or differs from another of its kind only in case."""
-    check_name(kind, name)
+    """Refuse a name that differs from another of its kind only in case."""
     for other in taken:
         if other != name and other.casefold() == name.casefold():
             raise ConfigError(
@@ -212,12 +210,13 @@ def consolidated_metadata(store: Store, header: Header) -> dict[str, JSON] | Non
     A plain Zarr reader that opens the root cannot meet a row that was never written.
     """
     keys: set[str] = set()
-    for split, source, layout, commits in layouts(store, header):
-        arrays = [key for key in layout.arrays if commits.is_complete(array_name(key))]
-        if arrays and commits.is_complete(N_TOKENS):
-            keys |= {split, f"{split}/{LABEL}", f"{split}/{TEXT_HASH}", f"{split}/{source}"}
+    for source in sources_of(store, header):
+        arrays = [key for key in source.layout.arrays if source.is_complete(array_name(key))]
+        if arrays and source.is_complete(N_TOKENS):
+            split = source.split
+            keys |= {split, f"{split}/{LABEL}", f"{split}/{TEXT_HASH}", source.key}
             names = {N_TOKENS, *(pooling for pooling, _ in arrays), *map(array_name, arrays)}
-            keys |= {f"{split}/{source}/{name}" for name in names}
+            keys |= {f"{source.key}/{name}" for name in names}
     if not keys:
         return None
     documents = ((key, f"{key}/{DOCUMENT}") for key in sorted(keys))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmembed.cache_format.layout.arrays import read_column
-from llmembed.cache_format.layout.commits import ArrayCommits, Commits, read_layout
+from llmembed.cache_format.layout.commits import ArrayCommits, StoredSource, read_source
 from llmembed.cache_format.layout.schema import (
     N_TOKENS,
     TEXT_HASH,
@@ -173,17 +173,17 @@ class CacheWriter:
             self._text_hash[split] = read_column(self._store, split, TEXT_HASH, info)
         text_hash = self._text_hash[split]
         will_be_empty = self._dry_run and self._overwrite
-        layout = None if will_be_empty else read_layout(self._store, split, source)
+        stored = None if will_be_empty else read_source(self._store, split, info, source)
         committed: Mapping[str, ArrayCommits] = {}
-        if layout is None:
+        if stored is None:
             rows = block_rows(info.n_rows, hidden_size * np.dtype(dtype).itemsize)
         else:
-            register.check_dtype(layout.dtype, dtype, f"{self._store.location}/{split}/{source}")
-            rows = layout.block_rows
-            commits = Commits(self._store, split, info, source, rows)
+            where = f"{self._store.location}/{stored.key}"
+            register.check_dtype(stored.layout.dtype, dtype, where)
+            rows = stored.block_rows
             names = [*map(array_name, keys), N_TOKENS]
             repair = self._registers
-            committed = sound_commits(self._store, commits, names, text_hash, repair=repair)
+            committed = sound_commits(self._store, stored, names, text_hash, repair=repair)
         plan = SplitPlan(
             split=split,
             source=source,
@@ -218,11 +218,10 @@ class CacheWriter:
         info = self._header.splits.get(plan.split)
         if info is None or plan.blocks or is_abandoned(self._store):
             return False
-        commits = Commits(self._store, plan.split, info, plan.source, plan.block_rows)
+        stored = read_source(self._store, plan.split, info, plan.source)
         listed = (self._header.consolidated or {"metadata": {}})["metadata"]
-        return all(
-            commits.is_indexed(name) and f"{plan.split}/{plan.source}/{name}" in listed
-            for name in plan.names
+        return stored is not None and all(
+            stored.is_indexed(name) and f"{stored.key}/{name}" in listed for name in plan.names
         )
 
     @property
@@ -286,21 +285,20 @@ class CacheWriter:
             raise CacheError("only an open writer that shares a plan lends its lock; pass shared=.")
         return self._lock.lease
 
-    def finish(self, split: str, source: str, commits: Commits | None = None) -> None:
-        """Index what is complete (`commits` spares a reading) and let plain Zarr readers see it."""
+    def finish(self, split: str, source: str, stored: StoredSource | None = None) -> None:
+        """Index what is complete (`stored` spares a reading) and let plain Zarr readers see it."""
         plan = self._plans.get((split, source))
         if plan is not None and plan.n_rows == 0:
             register.add_arrays(self._store, plan)
-        layout = read_layout(self._store, split, source)
-        if layout is not None:
-            info = self._header.splits[split]
-            commits = commits or Commits(self._store, split, info, source, layout.block_rows)
-            complete = filter(commits.is_complete, layout.names)
-            new = [name for name in complete if not commits.is_indexed(name)]
+        info = self._header.splits[split]
+        stored = stored or read_source(self._store, split, info, source)
+        if stored is not None:
+            complete = filter(stored.is_complete, stored.layout.names)
+            new = [name for name in complete if not stored.is_indexed(name)]
             if new:
-                commits.delete_superseded()
+                stored.delete_superseded()
             for name in new:
-                commits.write_index(name)
+                stored.write_index(name)
         register.consolidate(self._store, self._header)
 
     def _close(self) -> None:

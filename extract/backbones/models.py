@@ -177,7 +177,9 @@ def _remembered_hash(path: Path) -> str:
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         with replacing(note) as new:
-            new.write_text(json.dumps({"file": identity, "xxh3_128": digest.hexdigest()}))
+            new.write_text(
+                json.dumps({"file": identity, "xxh3_128": digest.hexdigest()}), encoding="utf-8"
+            )
     except OSError as error:  # without the note the file is read again the next time
         _LOGGER.info("the hash of the weights is not remembered in %s: %s", note.parent, error)
     return digest.hexdigest()
@@ -188,7 +190,7 @@ def _local(model: str) -> Path | None:
     try:
         path = Path(model).expanduser()
         return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError):  # what can be no path, or no user's
+    except (OSError, RuntimeError, ValueError):  # not a path, or ~ of an unknown user
         return None
 
 

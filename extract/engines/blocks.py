@@ -74,7 +74,7 @@ def extract_blocks(
                 warnings.warn(going_on, LLMEmbedWarning, stacklevel=2)
                 counts += Counts(left=(str(error),))
                 counts.refuse_hopeless()
-                originals = None  # who looked back would miss rows
+                originals = None  # this block, which later ones would look back to, is missing
                 continue
             n_tokens = tokenized.n_tokens
             write(partial(_write, task.cache, writer, plan, block, n_tokens, features, different))

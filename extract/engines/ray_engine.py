@@ -31,8 +31,7 @@ from llmembed.common.errors import (
 from llmembed.extract.backbones.load import resolve_device
 from llmembed.extract.engines.outcome import HOPELESS, Counts
 from llmembed.extract.engines.ray_worker import Worker, hash_part
-from llmembed.extract.engines.task import Task
-from llmembed.extract.texts import DatasetOptions
+from llmembed.extract.engines.task import Cluster, Task, layers_to_run
 
 _IN_FLIGHT = 2
 """Units at a worker, the one it works on included, so that it never waits for the driver. In the
@@ -56,31 +55,17 @@ _SHARED = "ray"
 """Name of the driver's lock: a driver that is started again takes the place of the first."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """Which workers are asked for, and what they cannot know from the task."""
-
-    address: str | None
-    """Of the Ray to join; None starts one."""
-    workers: int
-    """At most so many."""
-    gpus_per_worker: float | None
-    """None is one where the cluster has any, else none."""
-    on_cpu: bool
-    """Whether workers are to compute on the CPU."""
-    arithmetic_is_ours: bool
-    """Whether the compute dtype was chosen for the device of this process."""
-    texts: DatasetOptions
-    """Which texts each worker is to read."""
+def begin(
+    task: Task, plans: Sequence[SplitPlan], cluster: Cluster
+) -> Callable[[Callable[[int, int], None]], Counts]:
+    """Leave everything to the work."""
+    return functools.partial(_extract_on_ray, task, layers_to_run(plans), cluster)
 
 
-def extract_on_ray(
-    task: Task, layers: Sequence[int], on_unit: Callable[[int, int], None], cluster: Cluster
+def _extract_on_ray(
+    task: Task, layers: Sequence[int], cluster: Cluster, on_unit: Callable[[int, int], None]
 ) -> Counts:
     """Do the missing blocks of a task on Ray, then close the cache.
-
-    `layers` are those that some block lacks; `on_unit` is called with the rows and real tokens of
-    each unit that is done.
 
     Raises:
         ConfigError: Ray cannot be joined, or has not the GPUs that were asked for.
@@ -102,6 +87,11 @@ def extract_on_ray(
             counts = _collect(units, start_round, on_unit)
         finalize(task.cache, only_new=True, check=functools.partial(_check, task.cache))
     return counts
+
+
+def finish(task: Task) -> None:
+    """Hash what is new, and write what indexes are missing."""
+    finalize(task.cache, only_new=True)
 
 
 def cut(writer: CacheWriter, plan: SplitPlan, n_workers: int) -> Iterator[Unit]:

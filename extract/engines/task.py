@@ -16,6 +16,7 @@ from llmembed.common.errors import CacheLockedError
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.features.extractor import Extractor
 from llmembed.extract.features.poolings import arrays_of
+from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import Corpus
 
 
@@ -29,6 +30,24 @@ class Placement:
     """Tokens a batch; None chooses for the device."""
     all_gpus: bool = False
     """Whether the backbone lies on all GPUs that the process sees."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Which workers are asked for, and what they cannot know from the task."""
+
+    address: str | None
+    """Of the Ray to join; None starts one."""
+    workers: int
+    """At most so many."""
+    gpus_per_worker: float | None
+    """None is one where the cluster has any, else none."""
+    on_cpu: bool
+    """Whether workers are to compute on the CPU."""
+    arithmetic_is_ours: bool
+    """Whether the compute dtype was chosen for the device of this process."""
+    texts: DatasetOptions
+    """Which texts each worker is to read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from transformers.masking_utils import sdpa_mask
 
 PRODUCTS, PACKED = "llmembed-products", "llmembed-packed"
 _QUERY_BLOCK = 128
-"""Queries that are computed together: what they see beyond the diagonal is computed in vain."""
+"""Queries that are computed together. Scores of later keys in a block are computed for nothing."""
 
 _packed: ContextVar[tuple[Tensor, int] | None] = ContextVar("packed", default=None)
 

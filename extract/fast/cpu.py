@@ -53,7 +53,7 @@ def in_lanes(
             yield begun.popleft().result()
     finally:
         lanes.shutdown()
-        torch.set_num_threads(n_threads)  # its first value is that of later threads
+        torch.set_num_threads(n_threads)  # threads made later begin with this value
 
 
 def is_fast_at_bfloat16() -> bool:

@@ -125,7 +125,7 @@ def _alone(
     features = {}
     for pooling, layer in keys:
         if POOLINGS[pooling].reads_pads:
-            continue  # on purpose, so it is another without
+            continue  # without pads it is another feature, on purpose
         if POOLINGS[pooling].home is None:
             features[pooling, layer] = output.pooler_output[0].float()
         elif layer in given:

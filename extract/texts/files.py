@@ -218,7 +218,7 @@ def _read_delimited(
     `"say \"hi\""` into some other text, so what breaks the rules is refused with its line and the
     way out.
     """
-    delimiter, quote = dialect.delimiter or delimiter, dialect.quote or quote
+    delimiter, quote = dialect.delimiter or delimiter, dialect.csv_quote or quote
     limit = csv.field_size_limit(_LONGEST_FIELD)
     try:
         with _open_unpacked(path) as file:
@@ -227,7 +227,7 @@ def _read_delimited(
                 delimiter=delimiter,
                 quotechar=None if quote == NO_QUOTES else quote,
                 quoting=csv.QUOTE_NONE if quote == NO_QUOTES else csv.QUOTE_MINIMAL,
-                escapechar=dialect.escape,
+                escapechar=dialect.csv_escape,
                 strict=True,
             )
             records = _records(path, reader, quote, skip)

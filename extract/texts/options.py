@@ -10,7 +10,6 @@ from llmembed.common.errors import ConfigError
 
 NO_QUOTES = "none"
 _NAMED = {"tab": "\t", "\\t": "\t", "space": " "}
-_OPTIONS = {"delimiter": "delimiter", "escape": "csv_escape", "quote": "csv_quote"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,26 +20,23 @@ class Dialect:
         ConfigError: one of them is not a single character that can serve so.
 
     >>> Dialect(delimiter="tab")
-    Dialect(delimiter='\t', escape=None, quote=None)
+    Dialect(delimiter='\t', csv_escape=None, csv_quote=None)
     """
 
     delimiter: str | None = None
     """Between the fields of a row."""
-    escape: str | None = None
+    csv_escape: str | None = None
     """Before a character that stands for itself."""
-    quote: str | None = None
+    csv_quote: str | None = None
     """Around a field; `NO_QUOTES` if quotes are characters as any other."""
 
     def __post_init__(self) -> None:
         """Check each, and that they differ."""
         if self.delimiter is not None:
             object.__setattr__(self, "delimiter", _NAMED.get(self.delimiter, self.delimiter))
-        characters = {
-            "--delimiter": self.delimiter,
-            "--csv-escape": self.escape,
-            "--csv-quote": None if self.quote == NO_QUOTES else self.quote,
-        }
-        given = {option: value for option, value in characters.items() if value is not None}
+        given = {_option(name): value for name, value in self.given.items()}
+        if self.csv_quote == NO_QUOTES:
+            del given["--csv-quote"]
         for option, value in given.items():
             if len(value) != 1 or value in "\r\n\0\ufeff":
                 raise ConfigError(
@@ -52,14 +48,13 @@ class Dialect:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
-        """Take the dialect out of what has it under the names of the options, among others."""
-        return cls(**{field: options.get(option) for field, option in _OPTIONS.items()})
+        """Take the dialect out of what has it among other options."""
+        return cls(**{field.name: options.get(field.name) for field in dataclasses.fields(cls)})
 
     @property
     def given(self) -> dict[str, str]:
-        """Option name, as in `ExtractConfig` -> value, of what was given."""
-        options = {option: getattr(self, field) for field, option in _OPTIONS.items()}
-        return {option: value for option, value in options.items() if value is not None}
+        """Name -> value of what was given."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def refuse_for(self, what: str) -> None:
         """Refuse options that have nothing to say about something that is not delimited.
@@ -68,10 +63,14 @@ class Dialect:
             ConfigError: any was given.
         """
         if self.given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in self.given)
             raise ConfigError(
-                f"{names} is for csv, tsv and tab files; {what} is none. Leave it away."
+                f"{', '.join(map(_option, self.given))} is for csv, tsv and tab files; {what} is "
+                "none. Leave it away."
             )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 AS_THE_SUFFIX_SAYS = Dialect()

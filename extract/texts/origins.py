@@ -60,16 +60,16 @@ class Origin:
             f"split {split!r}": _names_of_column(table.schema, label_column)
             for split, table in self.tables.items()
         }
-        given[_LABELS_FILE] = self.names
-        named = {where: names for where, names in given.items() if names is not None}
-        first = next(iter(named), "")
-        for where, names in named.items():
-            if names != named[first]:
+        named = [(place, names) for place, names in given.items() if names is not None]
+        if self.names is not None:
+            named.append((_LABELS_FILE, self.names))
+        for place, names in named[1:]:
+            if names != named[0][1]:
                 raise DataError(
-                    f"{where} names the classes of column {label_column!r} {names}, {first} "
-                    f"{named[first]}, so the same integer is two classes. Make them agree."
+                    f"{place} names the classes of column {label_column!r} {names}, {named[0][0]} "
+                    f"{named[0][1]}, so the same integer is two classes. Make them agree."
                 )
-        return named.get(first)
+        return named[0][1] if named else None
 
 
 def find_splits(dataset: str, config: str | None, dialect: Dialect) -> Origin:
@@ -253,18 +253,18 @@ def _read_saved(folder: Path) -> pa.Table:
     entries = _json(path, "_data_files")
     names = [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries]
     files = [folder / name for name in _names_inside(path, names)]
-    return _joined([_read_stream(file) for file in files], files)
-
-
-def _read_stream(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"{path}, which {_STATE_FILE} names, is missing or not a file. {_SAVE}")
-    try:
-        with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
-            return stream.read_all()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{path} cannot be read as an Arrow stream: {reason}. {_SAVE}") from error
+    tables = []
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file}, which {_STATE_FILE} names, is missing or not a file. {_SAVE}")
+        try:
+            tables.append(pa.ipc.open_stream(pa.memory_map(str(file))).read_all())
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise DataError(
+                f"{file} cannot be read as an Arrow stream: {reason}. {_SAVE}"
+            ) from error
+    return _joined(tables, files)
 
 
 def _names_inside(path: Path, names: list[Any]) -> list[str]:

@@ -48,7 +48,7 @@ def test_each_row_of_the_table_of_files_holds(tmp_path: Path, row: list[str]) ->
     suffix, content, option, texts, labels = row
     path = tmp_path / f"t{suffix}"
     write(path, content)
-    given = dict([option.removeprefix("--").removeprefix("csv-").split(" ")]) if option else {}
+    given = dict([option.removeprefix("--").replace("-", "_").split(" ")]) if option else {}
 
     def texts_of() -> object:
         return as_texts(path.name, "text", read_table(path, Dialect(**given))["text"]).to_pylist()

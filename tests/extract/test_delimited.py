@@ -41,14 +41,18 @@ def read(
         ('text,label\n"C:\\",x\n', {}, [["C:\\", "x"]]),
         ("\ufefftext,label\r\na,x\r\n\r\n\r\nb,y", {}, [["a", "x"], ["b", "y"]]),
         ("text,label\ra,x\rb,y\r", {}, [["a", "x"], ["b", "y"]]),
-        ('text,label\n"say \\"hi\\"",x\n', {"escape": "\\"}, [['say "hi"', "x"]]),
-        ('text,label\n"say \\"hi\\", he said",x\n', {"escape": "\\"}, [['say "hi", he said', "x"]]),
-        ('text,label\n"a ""b"" \\\\",x\n', {"escape": "\\"}, [['a "b" \\', "x"]]),
+        ('text,label\n"say \\"hi\\"",x\n', {"csv_escape": "\\"}, [['say "hi"', "x"]]),
+        (
+            'text,label\n"say \\"hi\\", he said",x\n',
+            {"csv_escape": "\\"},
+            [['say "hi", he said', "x"]],
+        ),
+        ('text,label\n"a ""b"" \\\\",x\n', {"csv_escape": "\\"}, [['a "b" \\', "x"]]),
         ("text;label\na, b;x\n", {"delimiter": ";"}, [["a, b", "x"]]),
         ("text\tlabel\na, b\tx\n", {"delimiter": "tab"}, [["a, b", "x"]]),
         ("text|label\na|x\n", {"delimiter": "|"}, [["a", "x"]]),
-        ("text,label\n'a, b',x\n", {"quote": "'"}, [["a, b", "x"]]),
-        ('text,label\n"a" b",x\n', {"quote": "none"}, [['"a" b"', "x"]]),
+        ("text,label\n'a, b',x\n", {"csv_quote": "'"}, [["a, b", "x"]]),
+        ('text,label\n"a" b",x\n', {"csv_quote": "none"}, [['"a" b"', "x"]]),
         ("text;raw\na\n", {"delimiter": ","}, [["a"]]),
     ],
 )
@@ -118,7 +122,7 @@ def test_an_escaped_file_gives_back_its_texts(
             file, delimiter=delimiter, escapechar="\\", doublequote=False, quoting=csv.QUOTE_ALL
         )
         writer.writerows([["text", "label"], *rows])
-    table = read_table(path, Dialect(delimiter=delimiter, escape="\\"))
+    table = read_table(path, Dialect(delimiter=delimiter, csv_escape="\\"))
     assert [list(row.values()) for row in table.to_pylist()] == rows
 
 
@@ -186,7 +190,7 @@ def test_options_of_files_are_refused_for_other_data_sets(dataset: str) -> None:
     with pytest.raises(
         ConfigError, match=f"--csv-escape is for csv, .*the data set '{dataset}' is"
     ):
-        load_corpus(DatasetOptions(dataset, dialect=Dialect(escape="\\")))
+        load_corpus(DatasetOptions(dataset, dialect=Dialect(csv_escape="\\")))
 
 
 @pytest.mark.parametrize("dataset", ["a" * 5000 + ".csv", "a/" + "b" * 5000, "a\0.csv"])

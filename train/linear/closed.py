@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmembed.train.linear.moments import Moments, Problem
 from llmembed.train.linear.parallel import map_on_cores
@@ -48,6 +48,11 @@ class LinearMap:
     def scores(self, x: Tensor) -> Tensor:
         """Classify `[N, K]` -> `[N, C]`."""
         return torch.addmm(self.bias.to(x), x, self.weight.to(x).T)
+
+    def fill(self, layer: nn.Linear) -> None:
+        """Copy it into a layer of a classifier."""
+        layer.weight.data.copy_(self.weight)
+        layer.bias.data.copy_(self.bias)
 
 
 class Path(NamedTuple):

@@ -97,8 +97,7 @@ class Base:
     def complete(self, trained: Trained) -> Trained:
         """Put the stack under the head that was trained to complete it."""
         assert trained.classifier.base is not None
-        trained.classifier.base.weight.data.copy_(self.linear.weight)
-        trained.classifier.base.bias.data.copy_(self.linear.bias)
+        self.linear.fill(trained.classifier.base)
         return trained
 
 
@@ -149,8 +148,7 @@ def _trained(method: Method, data: FitData, seed: int, started: float, solved: _
     """Put a solved head into a classifier, calibrate it, and say how well it does."""
     classifier = Classifier(data.architecture(method.fusion, solved.head)).eval()
     assert isinstance(classifier.head, LinearHead)
-    classifier.head.logits.weight.data.copy_(solved.linear.weight)
-    classifier.head.logits.bias.data.copy_(solved.linear.bias)
+    solved.linear.fill(classifier.head.logits)
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
     problem, scores = solved.problem, solved.scores
     if method.calibrate == "temperature":

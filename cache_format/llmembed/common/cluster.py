@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,19 @@ _START = (
 )
 
 
-def check_engine(config: Any, options: Sequence[str]) -> None:
+def check_engine(config: Any, options: Sequence[str], engines: Collection[str] = ENGINES) -> None:
     """Refuse an engine that is not known, and options of Ray without it.
 
     Args:
         config: a dataclass with the field `engine`.
         options: its fields that only Ray heeds.
+        engines: those that are known.
 
     Raises:
         ConfigError: which of them is wrong.
     """
-    if config.engine not in ENGINES:
-        raise ConfigError.unknown("engine", config.engine, ENGINES, "Pass one of them to --engine.")
+    if config.engine not in engines:
+        raise ConfigError.unknown("engine", config.engine, engines, "Pass one of them to --engine.")
     for field in dataclasses.fields(config):
         is_given = field.name in options and getattr(config, field.name) != field.default
         if is_given and config.engine != "ray":

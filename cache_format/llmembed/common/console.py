@@ -31,6 +31,8 @@ import click
 
 from llmembed.common.errors import LLMEmbedError, LLMEmbedWarning, RowError, shown
 
+REPEATED = "repeated"
+"""In the metadata of a field: what `--help` shows for a value that may hold commas."""
 EXIT_KNOWN_ERROR = 1
 EXIT_ROWS_LEFT = 4
 EXIT_INTERRUPTED = 130
@@ -197,29 +199,35 @@ def _options_of(config: Any) -> list[Callable[..., Any]]:
         click.option(
             f"--{field.name.replace('_', '-')}",
             field.name,
-            **_attributes(hints[field.name], field.default, docs[field.name]),
+            help=docs[field.name] + _shown_default(field.default),
+            **_attributes(hints[field.name], field),
         )
         for field in dataclasses.fields(config)
     ]
 
 
-def _attributes(hint: Any, default: Any, text: str) -> dict[str, Any]:
+def _attributes(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
     if hint is bool:
-        return {"is_flag": True, "default": default, "help": text}
+        return {"is_flag": True, "default": field.default}
+    if REPEATED in field.metadata:
+        return {"multiple": True, "metavar": field.metadata[REPEATED]}
     if typing.get_origin(hint) is tuple:
         return {
             "multiple": True,
             "metavar": "NAME[,NAME...]",
             "default": (),
-            "callback": functools.partial(_split_commas, default=default),
-            "help": text + (f"  [default: {','.join(default)}]" if default else ""),
+            "callback": functools.partial(_split_commas, default=field.default),
         }
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     scalar = next(member for member in members if member is not types.NoneType)
-    if default is dataclasses.MISSING:  # to click from 8.3 on, None would be a value
-        return {"type": scalar, "required": True, "help": text}
-    shows = default is not None
-    return {"type": scalar, "default": default, "show_default": shows, "help": text}
+    if field.default is dataclasses.MISSING:  # to click from 8.3 on, None would be a value
+        return {"type": scalar, "required": True}
+    return {"type": scalar, "default": field.default, "show_default": field.default is not None}
+
+
+def _shown_default(default: Any) -> str:
+    is_shown = isinstance(default, tuple) and default
+    return f"  [default: {','.join(default)}]" if is_shown else ""
 
 
 def _split_commas(

@@ -50,16 +50,11 @@ class Steps:
         if self._shown and self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                total=self._total,
-                initial=done,
-                desc=self._name or None,
-                unit=f" {self._unit}",
-                mininterval=0.5,
-                file=self._stream,
-            )
+            where: dict[str, Any] = {"initial": done, "total": self._total, "file": self._stream}
+            unit = f" {self._unit}"
+            self._bar = tqdm(desc=self._name or None, unit=unit, mininterval=0.5, **where)
         else:
-            self._show(self._state())
+            self._show("")
 
     def count(self, n: int, note: str = "") -> None:
         """Count steps that are done, and keep a word about them to be shown."""
@@ -69,14 +64,15 @@ class Steps:
             self._bar.update(n)
         elif self._clock() - self._shown_at >= INTERVAL_S:
             self._shown_at = self._clock()
-            self._show(f"{self._state()}, {_duration(self._left_s())} left{self._speed()}")
+            left_s = (self._total - self._done) / max(self._rate(), 1e-9)
+            self._show(f", {_duration(left_s)} left{self._speed()}")
 
     def close(self) -> None:
         """Show the last state."""
         if self._bar is not None:
             self._bar.close()
         else:
-            self._show(f"{self._state()} in {_duration(self.elapsed_s)}{self._speed()}")
+            self._show(f" in {_duration(self.elapsed_s)}{self._speed()}")
 
     def __enter__(self) -> Self:
         self.start()
@@ -93,20 +89,15 @@ class Steps:
     def _rate(self) -> float:
         return (self._done - self._before) / self.elapsed_s
 
-    def _left_s(self) -> float:
-        return (self._total - self._done) / max(self._rate(), 1e-9)
-
-    def _state(self) -> str:
-        name = f"{self._name}: " if self._name else ""
-        return f"{name}{self._done:,} of {self._total:,} {self._unit}"
-
     def _speed(self) -> str:
         note = f", {self._note}" if self._note else ""
         return f", {self._rate():,.1f} {self._unit}/s{note}"
 
-    def _show(self, line: str) -> None:
+    def _show(self, more: str) -> None:
         if self._shown:
-            self._stream.write(f"{line}\n")
+            name = f"{self._name}: " if self._name else ""
+            state = f"{self._done:,} of {self._total:,} {self._unit}"
+            self._stream.write(f"{name}{state}{more}\n")
             self._stream.flush()
 
 
