@@ -31,6 +31,7 @@ from llmembed.cache_format.layout.documents import (
 from llmembed.cache_format.layout.schema import (
     FORMAT_VERSION,
     MAX_BLOCK_ROWS,
+    MAX_BLOCKS,
     N_TOKENS,
     ArrayKey,
     Header,
@@ -115,6 +116,11 @@ class StoredSource:
     def __init__(
         self, store: Store, split: str, info: SplitInfo, source: str, layout: SourceLayout
     ) -> None:
+        if info.n_rows > MAX_BLOCKS * layout.block_rows:
+            raise CacheFormatError(
+                f"{store.location}: split {split!r} claims {info.n_rows} rows in blocks of "
+                f"{layout.block_rows}, more than {MAX_BLOCKS} blocks. The cache is damaged."
+            )
         self._store = store
         self._info = info
         self._records: dict[str, Record] | None = None
