@@ -11,7 +11,9 @@ import pytest
 
 from llmembed.cache_format.cli import main as cache_main
 from llmembed.extract.cli import main as extract_main
+from llmembed.train import load_run
 from llmembed.train.cli import fit_main, predict_main, sweep_main
+from llmembed.train.fusions import FUSIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -68,9 +70,13 @@ def test_the_readme_shows_the_two_lines_of_the_method() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default::llmembed.common.errors.LLMEmbedWarning")
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The eight lines extract, fit and predict as they stand."""
-    (code,) = [block for language, block in BLOCKS if language == "python"]
+    """The eight lines extract, fit and predict as they stand, then with a fusion of one's own."""
+    eight_lines, own_fusion = [block for language, block in BLOCKS if language == "python"]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FUSIONS, "_specs", dict(FUSIONS._specs))
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - it is our own README
+    again = 'run = fit(FitConfig(cache="r8.zarr", fusion="range"))'
+    for code in (eight_lines, own_fusion, again):
+        exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - it is our own README
     assert getattr(names["x"], "shape", None) == (100, 576)
+    assert load_run("runs/r8-range-0").predict(["oil prices rose"])
