@@ -504,25 +504,24 @@ class _Values:
         self._text, self._at, self._n_lines_before = "", 0, 0
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
-        self.is_list = self._next() == "["
+        self.is_list = self._skip("[")
         if not self.is_list:
             while self._next():
                 yield self._value()
             return
-        self._at += 1
-        is_open = self._next() != "]"
+        is_open = not self._skip("]")
         while is_open:
             yield self._value()
-            end = self._next()
-            if end not in {",", "]"}:
+            is_open = self._skip(",")
+            if not (is_open or self._skip("]")):
                 raise self._error("a comma or the end of the list is missing")
-            is_open = end == ","
-            if is_open:
-                self._at += 1
-                self._next()
-        self._at += 1
         if self._next():
             raise self._error("there is more after the end of the list")
+
+    def _skip(self, character: str) -> bool:
+        is_next = self._next() == character
+        self._at += is_next
+        return is_next
 
     def _next(self) -> str:
         """Skip blanks and give the character at which a value can begin; none at the end."""
@@ -536,6 +535,7 @@ class _Values:
                 return ""
 
     def _value(self) -> tuple[Any, int]:
+        self._next()
         while True:
             start = self._at
             try:
