@@ -3,7 +3,7 @@
     Dropout           a third of a step, which torch's own took
     pair_dots         a twelfth of a step of cooc on four features, a quarter on seven
     small_steps       a third of a step, and more beside another process
-    import_meanwhile  a fourteenth of a fit of cooc on 5,485 rows
+    import_meanwhile  part of the 2 to 3 s of Lightning's import, of a fit of cooc that takes 13
 
 Everything else is torch and Lightning as they are (benchmarks/LOG.md, 2026-11-26).
 """
