@@ -55,22 +55,15 @@ _MAX_TIME = re.compile(r"\d{2}:\d{2}:\d{2}:\d{2}")  # Lightning's DD:HH:MM:SS
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Numbers of a fit by gradient, where the options leave them open."""
+    """Numbers of a fit by gradient, where the options of these names leave them open."""
 
     val_fraction: float = 0.1
-    """Share of the training rows that early stopping watches."""
     epochs: int = 60
-    """Most epochs."""
     batch_size: int = 128
-    """Examples in a step."""
     lr: float = 1e-3
-    """Learning rate."""
     weight_decay: float = 0.01
-    """Weight decay."""
     dropout: float = 0.5
-    """Share of the fused vector that is dropped."""
     patience: int = 6
-    """Epochs without a lower validation loss."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from llmembed.common.errors import DataError, LLMEmbedWarning
+from llmembed.common.errors import DataError, LLMEmbedWarning, listed
 from llmembed.common.scratch import column_array, forget_pages
 from llmembed.common.splits import TRAIN
 
@@ -29,7 +29,6 @@ _NO_LABEL = ""
 """What stands for an empty cell, null and NaN."""
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _AT_ONCE = 2**20
-_SHOWN = 5
 
 _log = logging.getLogger(__name__)
 
@@ -239,7 +238,7 @@ def _warn_of_doubtful(
             alike.append(f"{other!r} and {name!r}")
     if alike:
         _warn(
-            f"labels differ only by blanks or case, and are different classes: {_some(alike)}. "
+            f"labels differ only by blanks or case, and are different classes: {listed(alike)}. "
             "Write them alike if they are one."
         )
     trained = present.get(TRAIN)
@@ -249,13 +248,8 @@ def _warn_of_doubtful(
             counted = [f"{called[one]!r} ({column.counts[one]} rows)" for one in untrained]
             _warn(
                 f"split {column.split!r} has labels that no row of split {TRAIN!r} has, so no "
-                f"classifier can learn them: {_some(counted)}."
+                f"classifier can learn them: {listed(counted)}."
             )
-
-
-def _some(parts: Sequence[str]) -> str:
-    more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
-    return ", ".join(parts[:_SHOWN]) + more
 
 
 def _warn(message: str) -> None:

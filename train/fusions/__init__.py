@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from llmembed.common.registry import Registry
 
 AUTO = "auto"
-Kind = TypeVar("Kind", bound=type)
+Kind = TypeVar("Kind", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)

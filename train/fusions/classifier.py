@@ -175,14 +175,11 @@ class Classifier(nn.Module):
     ) -> Tensor:
         """Classify in chunks all rows of `[N, F]`, or some, int64 `[n]`: float64 `[n, C]`."""
         rows = torch.arange(len(standardised)) if rows is None else rows
-        return torch.cat(
-            [
-                self.logits(
-                    standardised[chunk], None if base_logits is None else base_logits[chunk]
-                ).double()
-                for chunk in torch.split(rows, _CHUNK_ROWS)
-            ]
-        )
+        logits = []
+        for chunk in torch.split(rows, _CHUNK_ROWS):
+            base = None if base_logits is None else base_logits[chunk]
+            logits.append(self.logits(standardised[chunk], base).double())
+        return torch.cat(logits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.loggers import WandbLogger
 
 from llmembed.common.errors import ConfigError, LLMEmbedWarning
 from llmembed.train.config import Plan
@@ -35,12 +36,7 @@ from llmembed.train.gradient.module import (
     SaveLast,
     epoch_seed,
 )
-from llmembed.train.gradient.workspace import (
-    checkpoint_folder,
-    close_loggers,
-    find_checkpoint,
-    make_logger,
-)
+from llmembed.train.gradient.workspace import checkpoint_folder, find_checkpoint, make_logger
 from llmembed.train.inputs import FeatureBatches, FitData
 from llmembed.train.measures import calibrate, calibrate_trained
 
@@ -98,7 +94,8 @@ def _fit(
         n_products = plan.training.batch_size * sum(one.numel() for one in module.parameters())
         with small_steps(trainer.strategy.root_device, n_products):
             _run(trainer, module, _batches(plan, data, module, trainer), folder)
-    close_loggers(trainer.loggers)
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish()  # the next seed has a run of its own
     _warn_of_max_time(plan, trainer, seed)
     classifier = classifier.cpu().eval()
     classifier.standardise.load_state_dict(data.standardiser.state_dict())

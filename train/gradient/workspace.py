@@ -17,7 +17,7 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,12 +133,3 @@ def make_logger(plan: Plan, folder: Path, name: str) -> pl.loggers.Logger:
         )
     kind = loggers.TensorBoardLogger if plan.logger == "tensorboard" else loggers.CSVLogger
     return kind(folder, name=LOGS, version=name)
-
-
-def close_loggers(used: Iterable[pl.loggers.Logger]) -> None:
-    """End wandb's run; the next seed has one of its own."""
-    from lightning.pytorch import loggers
-
-    for logger in used:
-        if isinstance(logger, loggers.WandbLogger):
-            logger.experiment.finish()

@@ -72,9 +72,7 @@ def as_classes(y: Any) -> npt.NDArray[Any]:
             "LLMEmbedClassifier requires y to be passed, but the target y is None. "
             "Pass one class a text."
         )
-    if not isinstance(y, Iterable):
-        y = np.asarray(y)
-    if len(getattr(y, "shape", (0,))) != 1:
+    if not isinstance(y, Iterable) or len(getattr(y, "shape", (0,))) != 1:
         return np.asarray(y)  # several labels a text, which are refused with another word
     values = y.tolist() if hasattr(y, "tolist") else list(y)
     first_row: dict[bool, int] = {}  # of strings, and of what is none

@@ -36,7 +36,6 @@ Places: TypeAlias = str | Sequence[str] | Mapping[str, str] | None
 """Where backbones are now: one place, or one for each source that moved, by its name or written
 `source=place`."""
 
-TEXT_FILE = ".txt"
 _WHERE_FOUND = ("backbone", "revision")
 """What a fingerprint says of the place of a backbone, and not of its content."""
 
@@ -206,7 +205,7 @@ def read_input(
     except OSError as error:
         message = f"{path}: {error.strerror}. Pass a file of texts to --input, or - for stdin."
         raise DatasetNotFoundError(message) from error
-    if path.suffix.lower() == TEXT_FILE:
+    if path.suffix.lower() == ".txt":
         dialect.refuse_for(str(path))
         with open_regular(path) as file:
             return read_lines(file.read(), str(path))
