@@ -15,7 +15,6 @@ one will.
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -51,13 +50,13 @@ HEADS: dict[str, dict[str, Any]] = {  # options of the fit
 class Hidden(nn.Sequential):
     """Hidden layers, ReLU after each, dropout before every linear map."""
 
-    def __init__(
-        self, widths: Sequence[int], fused_width: int, n_classes: int, dropout: float
-    ) -> None:
+    widths: tuple[int, ...] = ()
+
+    def __init__(self, fused_width: int, n_classes: int, dropout: float) -> None:
         layers: list[nn.Module] = []
-        for width, wider in pairwise((fused_width, *widths)):
+        for width, wider in pairwise((fused_width, *self.widths)):
             layers += [nn.Dropout(dropout), nn.Linear(width, wider), nn.ReLU()]
-        last = nn.Linear((fused_width, *widths)[-1], n_classes)
+        last = nn.Linear((fused_width, *self.widths)[-1], n_classes)
         super().__init__(*layers, nn.Dropout(dropout), last)
 
 
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plans = [suite.caches[name] for name in options.names.split(",")]
     paths = {plan.name: require_cache(plan, places) for plan in plans}
     for name, widths in WIDTHS.items():
-        register_head(str(HEADS[name]["head"]))(functools.partial(Hidden, widths))
+        register_head(HEADS[name]["head"])(type("Hidden", (Hidden,), {"widths": widths}))
     yardstick_s()  # to warm up
     print(harness.row("head", "weights", *paths, "mean", "CPU s"))
     print("|---|---|" + "---|" * len(paths) + "---|---|")
