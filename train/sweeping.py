@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmembed.common.errors import DataError
+from llmembed.common.errors import ConfigError, DataError
 from llmembed.common.replace import replacing
 from llmembed.train.config import Method, SweepConfig
 from llmembed.train.fusions import AUTO, HEADS
@@ -34,13 +34,18 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         The table: its candidates, and the best of them.
 
     Raises:
-        ConfigError: an option does not fit the cache.
+        ConfigError: an option does not fit the cache, or the output is a file.
         DataError: labels or features cannot be trained on, or no class has two rows.
         CacheError: the cache is missing, malformed or incomplete.
         MissingPackageError: the engine is Ray, which is not installed.
         EngineError: Ray gave up.
     """
     started = time.perf_counter()
+    if config.output_path.exists() and not config.output_path.is_dir():
+        raise ConfigError(
+            f"--output {config.output_path} is a file, and a sweep writes a table and a plot into "
+            "a folder. Pass another --output."
+        )
     plan = config.as_fit().plan()
     with joined_if_asked(plan.method):
         data = load_data(plan.reading, read_evaluation=False)

@@ -79,6 +79,16 @@ def test_a_sweep_prints_a_table_and_writes_it_with_a_plot(
     assert (plot.count("<circle"), plot.count("<svg"), plot[-7:]) == (2, 1, "</svg>\n")
 
 
+def test_a_sweep_refuses_a_file_in_place_of_its_folder(
+    make_cache: MakeCache, tmp_path: Path
+) -> None:
+    """Before the cache is read."""
+    place = tmp_path / "table.csv"
+    place.touch()
+    with pytest.raises(ConfigError, match=r"table\.csv is a file, and a sweep writes"):
+        run_sweep(SweepConfig(cache=str(make_cache()), output=str(place)))
+
+
 def test_a_sweep_reads_no_evaluation_split(make_cache: MakeCache, tmp_path: Path) -> None:
     """A sweep gives the same figures where the features of the test split are gone."""
     cache = make_cache()

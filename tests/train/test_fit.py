@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -296,6 +297,39 @@ def test_a_fit_cut_short_says_so(make_cache: MakeCache, tmp_path: Path) -> None:
         LLMEmbedWarning, match="--max-time 00:00:00:01 ended the fit of seed 0 after"
     ):
         assert fit(config).metrics["accuracy"] > 0.5
+
+
+@pytest.mark.filterwarnings("ignore::llmembed.common.errors.LLMEmbedWarning")
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        (
+            {"epochs": 1},
+            r"seed 3: 0 of 1 epochs\nseed 3: 1 of 1 epochs in .* validation loss \d\.\d+",
+        ),
+        ({"epochs": 1, "val_fraction": 0.0}, r"seed 3: 0 of 1 .*\nseed 3: 1 of 1 .* epochs/s"),
+        ({"max_time": "00:00:00:00"}, ""),
+    ],
+)
+def test_a_log_tells_the_seed_and_how_far_it_is(
+    options: dict[str, Any],
+    lines: str,
+    make_cache: MakeCache,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first and the last state, with a validation loss where there is one; none of no epoch."""
+    where = {"cache": str(make_cache()), "output": str(tmp_path / "r")}
+    fit(FitConfig(**where, fusion="attention", seed=3, **options), show_progress=True)
+    assert re.fullmatch(lines, capsys.readouterr().err.strip())
+
+
+def test_a_device_that_lightning_refuses_is_told(make_cache: MakeCache, tmp_path: Path) -> None:
+    """Number 0 of the CPUs does not exist."""
+    where = {"cache": str(make_cache()), "output": str(tmp_path / "r")}
+    message = "Lightning refuses --accelerator cpu with --devices 0, .*Pass --accelerator"
+    with pytest.raises(ConfigError, match=message):
+        fit(FitConfig(**where, fusion="attention", accelerator="cpu", devices="0,"))
 
 
 def test_the_head_gives_logits() -> None:

@@ -137,7 +137,7 @@ def _trainer(plan: Plan, callbacks: list[pl.Callback], logger: Any, *, has_bar: 
             enable_model_summary=False,
             num_sanity_val_steps=-1,  # the first weights may be the best
         )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"Lightning refuses --accelerator {flags['accelerator']} with --devices "
             f"{flags['devices']} and --precision {flags['precision']}: {error} Pass --accelerator "

@@ -140,21 +140,20 @@ class LogLines(pl.Callback):
     """Tells in a log how many epochs are done, where Lightning's bar has no place."""
 
     def __init__(self, n_epochs: int, seed: int) -> None:
-        self._steps = Steps(n_epochs, f"epochs of seed {seed}")
+        self._steps = Steps(n_epochs, "epochs", name=f"seed {seed}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin where a checkpoint ends."""
-        self._steps.__enter__()
-        self._steps.count(trainer.current_epoch)
+        self._steps.start(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count an epoch."""
-        losses = trainer.callback_metrics.items()
-        self._steps.count(1, ", ".join(f"{name} {loss:.4f}" for name, loss in losses))
+        loss = trainer.callback_metrics.get(LOSS)
+        self._steps.count(1, "" if loss is None else f"validation loss {loss:.4f}")
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the last state."""
-        self._steps.__exit__()
+        self._steps.close()
 
 
 class SaveLast(ModelCheckpoint):
