@@ -18,8 +18,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 from llmembed.cache_format.stores.mapping import can_map, map_behind_each_other
 from llmembed.common.errors import (
@@ -232,7 +233,7 @@ class LocalStore:
         return path
 
     @contextmanager
-    def _opened(self, key: str) -> Iterator[BinaryIO | None]:
+    def _opened(self, key: str) -> Iterator[FileIO | None]:
         with self._translated(key):
             descriptor = None
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -241,7 +242,7 @@ class LocalStore:
             if descriptor is None:
                 yield None
             else:
-                with os.fdopen(descriptor, "rb") as file:
+                with os.fdopen(descriptor, "rb", buffering=0) as file:  # a read is whole
                     yield file
 
     @contextmanager
