@@ -29,7 +29,7 @@ HOUR_S = 3600.0
 SPOOLED_BYTES_A_ROW = 12
 """Label and hash of a text, in a mapped file."""
 HASH_BYTES_PER_S = 2.8e10
-"""xxh3-128 on one core, see `cache_format/layout/chunks.py`."""
+"""xxh3-128 on one core, see `cache_format/layout/arrays.py`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
