@@ -162,6 +162,19 @@ def test_one_row_a_class_is_remembered(fusion: str, head: str, n_classes: int) -
     assert outcome.best.details["held_out_accuracy"] is None
 
 
+def test_a_class_of_one_row_is_not_given_up_for_a_strong_penalty() -> None:
+    """Of strengths equal on held-out rows one is taken that knows the row that never is one."""
+    x = [
+        [1, 0, 0, -0.09918213, 0.8413086],
+        [1, 0, 0, 0.54541016, 0.18798828],
+        [0, 1, 0, -0.6074219, 0.3305664],
+        [0, 0, 1, 0.12683105, 0.4104004],
+        [0, 0, 1, -0.89208984, -1.0107422],
+    ]
+    tiny = TinySet(np.array(x, np.float32)[:, None], np.array([0, 0, 1, 2, 2]), 3, True)
+    check(tiny, fusion="concat", head="ridge", folds=2)
+
+
 def test_the_paper_takes_the_extremes_of_float16() -> None:
     """Raw features of 65,504 leave the published recipe finite."""
     x = np.random.default_rng(0).choice([-65_504, 65_504, 6e-8], (20, 5, 4)).astype(np.float32)

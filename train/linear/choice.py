@@ -54,9 +54,10 @@ def choose_strength(
     """Choose the strength with the highest held-out accuracy.
 
     Of equals the strongest wins if it does better on the rows that it is fitted to than on rows
-    held out, as it does with hundreds of rows. Of a few, all strengths can have one accuracy, and
-    the strongest may know no more than which class is the largest: then the one wins that does
-    best on the rows that it is fitted to.
+    held out, as it does with hundreds of rows, and if it is right about the rows that are never
+    held out, each the only one of its class. Of a few rows, all strengths can have one accuracy,
+    and the strongest may know no more than which class is the largest: then the one wins that
+    does best on the rows that it is fitted to.
 
     Args:
         problem: rows, folds and classes.
@@ -76,7 +77,8 @@ def choose_strength(
         (fitted,) = problem.accuracies(scores[None], problem.taking_part)
         if fitted > best_fitted:
             best, best_fitted = k, fitted
-        if best_fitted == 1 or (k == equals[0] and fitted > accuracy > 0):
+        knows_alone = bool((scores[problem.alone].argmax(dim=1) == problem.y[problem.alone]).all())
+        if best_fitted == 1 or (k == equals[0] and fitted > accuracy > 0 and knows_alone):
             break
     return Choice(
         head=head,
