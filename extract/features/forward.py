@@ -8,7 +8,7 @@ Face's `hidden_states[k]`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,8 +80,8 @@ def pooled_hidden_states(
     types = None if texts.types is None else padded(texts.types, 0)
     inputs = model_inputs(backbone, padded(texts.ids, pad), types) | {"attention_mask": mask}
 
-    def as_it_is(hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return hidden, n_tokens.to(hidden.device)  # blocks may lie on several devices
+    def as_it_is(hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        yield hidden, n_tokens.to(hidden.device)  # blocks may lie on several devices
 
     return run_and_pool(backbone, inputs, layers, poolings, as_it_is)
 
@@ -91,19 +91,21 @@ def run_and_pool(
     inputs: dict[str, Any],
     layers: Sequence[int],
     poolings: Sequence[str],
-    by_text: Callable[[Tensor], tuple[Tensor, Tensor]],
+    by_text: Callable[[Tensor], Iterator[tuple[Tensor, Tensor]]],
 ) -> Pooled:
     """Run the model, and pool each wanted layer where it passes.
 
-    `by_text` makes `[B, T, H]` of a hidden state, and tells the real tokens of each text, `[B]`.
+    `by_text` makes one or more `[B, T, H]` of a hidden state, in the order of the texts, and tells
+    the real tokens of each text, `[B]`. Only one of them is in memory at a time.
     """
     pooled: Pooled = {}
     n_layers = backbone.n_layers
 
     def keep(layer: int, hidden: Tensor) -> None:
         here = [p for p in poolings if layer == n_layers or not POOLINGS[p].last_layer_only]
-        for name, feature in pool(*by_text(hidden), here).items():
-            pooled[name, layer] = feature.to(backbone.device)
+        groups = [pool(*group, here) for group in by_text(hidden)]
+        for name in groups[0]:
+            pooled[name, layer] = torch.cat([g[name] for g in groups]).to(backbone.device)
 
     with torch.inference_mode(), showing(set(layers) - {n_layers}, keep):
         output = backbone.model(**inputs)

@@ -9,10 +9,11 @@ of a model and for each number of positions, so there are few of those.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -61,12 +62,34 @@ def packed_hidden_states(
     types = None if texts.types is None else joined(texts.types)
     inputs = model_inputs(backbone, joined(texts.ids), types) | {"attention_mask": None}
     inputs["position_ids"] = to_device(device, positions[None] + backbone.first_position)
-    index = np.minimum(bounds[: len(lengths), None] + np.arange(longest), n_tokens - 1)  # [B, T]
-    at, n_real = to_device(device, index), to_device(device, lengths)
+    groups = []
+    for group in _alike(lengths):
+        index = bounds[: len(lengths)][group, None] + np.arange(lengths[group].max())  # [B, T]
+        index = np.minimum(index, n_tokens - 1)
+        groups.append((to_device(device, index), to_device(device, lengths[group])))
+
+    def by_text(hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((hidden[0][at], n_real) for at, n_real in groups)
+
     with packed_texts(to_device(device, bounds.astype(np.int32)), longest):
-        return run_and_pool(
-            backbone, inputs, layers, poolings, lambda hidden: (hidden[0][at], n_real)
-        )
+        return run_and_pool(backbone, inputs, layers, poolings, by_text)
+
+
+def _alike(lengths: npt.NDArray[np.int64]) -> Iterator[slice]:
+    """Cut texts into runs that are pooled at once: none is twice as long as another of its run.
+
+    So all states that are padded for pooling are fewer than twice those of the texts.
+
+    >>> [(group.start, group.stop) for group in _alike(np.array([9, 5, 4, 3, 1]))]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    start, shortest, longest = 0, lengths[0], lengths[0]
+    for at, length in enumerate(lengths):
+        shortest, longest = min(shortest, length), max(longest, length)
+        if longest >= 2 * shortest:
+            yield slice(start, at)
+            start, shortest, longest = at, length, length
+    yield slice(start, len(lengths))
 
 
 def _fillers(n_positions: int, longest: int) -> list[int]:

@@ -42,14 +42,14 @@ def position_weighted(hidden: Tensor, _: Tensor, real: Tensor) -> Tensor:
 
 def _weighted_mean(hidden: Tensor, weights: Tensor, real: Tensor) -> Tensor:
     # A pad may hold anything, and 0 * inf is not 0: it is cleared, not only weighed with 0.
-    states = hidden.float().masked_fill(~real[..., None], 0)
+    states = hidden.masked_fill(~real[..., None], 0).float()
     weights = weights / weights.sum(dim=1, keepdim=True)
     return torch.bmm(weights[:, None], states)[:, 0]  # [B, 1, T] @ [B, T, H] -> [B, H]
 
 
 def largest(hidden: Tensor, _: Tensor, real: Tensor) -> Tensor:
     """Take the largest value of each column."""
-    return hidden.float().masked_fill(~real[..., None], -torch.inf).amax(dim=1)
+    return hidden.masked_fill(~real[..., None], -torch.inf).amax(dim=1).float()
 
 
 def first(hidden: Tensor, _: Tensor, __: Tensor) -> Tensor:
