@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from llmembed.common.errors import DataError, LLMEmbedWarning, RowError
-from llmembed.common.process import keep_freed_memory
+from llmembed.common.process import is_out_of_memory, keep_freed_memory
 from llmembed.extract.backbones.load import has_token_types, load_backbone, quiet, resolve_device
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.fast.cpu import in_lanes
@@ -264,17 +264,6 @@ class Extractor:
         self.token_budget = budget
         rest = np.concatenate(pending)
         return [rest[batch] for batch in self.plan([lengths[index] for index in rest])]
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell the errors of CUDA (a class), MPS and the CPU (a text alone) from all others.
-
-    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
-    True
-    """
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        text in str(error) for text in ("DefaultCPUAllocator: ", "MPS backend out of memory")
-    )
 
 
 def _stored(features: Pooled, dtype: torch.dtype, describe_row: Callable[[int], str]) -> Features:

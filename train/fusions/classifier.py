@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmembed.common.errors import ConfigError
+from llmembed.common.process import full_float32
 from llmembed.common.registry import loaded
 from llmembed.train.fusions import FUSIONS, HEADS
 from llmembed.train.fusions.fixed import Concat, Fusion
@@ -169,6 +170,7 @@ class Classifier(nn.Module):
             return standardised
         return torch.cat([self.fusion(chunk) for chunk in torch.split(standardised, _CHUNK_ROWS)])
 
+    @full_float32()
     @torch.inference_mode()
     def logits_all(
         self, standardised: Tensor, rows: Tensor | None = None, base_logits: Tensor | None = None

@@ -48,7 +48,8 @@ class CoocCosine(Fusion):
         """Compare features `[B, n, G, k]`: the upper triangles, `[B, P, G]`."""
         dots, n = pair_dots(phi.float()), phi.shape[1]
         row, column = torch.triu_indices(n, n, device=phi.device)
-        squares = dots.index_select(1, (row == column).nonzero().flatten())
+        first = torch.arange(n, device=phi.device)
+        squares = dots.index_select(1, first * (2 * n + 1 - first) // 2)  # on the diagonal
         inverse = squares.clamp(min=_SMALLEST_SQUARE).rsqrt()
         return dots * inverse.index_select(1, row) * inverse.index_select(1, column)
 

@@ -28,7 +28,7 @@ class Dropout(nn.Module):
     """Zeroes a share of the entries while training, and scales the rest up.
 
     torch's own draws a Bernoulli number an entry. Here one 64-bit number serves eight entries, so
-    the share is rounded to a multiple of 1/256.
+    the share is rounded to a multiple of 1/256. MPS draws no such numbers, so the CPU does for it.
     """
 
     def __init__(self, share: float) -> None:
@@ -39,8 +39,10 @@ class Dropout(nn.Module):
         """Drop entries of any shape."""
         if not self.training or self.threshold == 0:
             return x
-        numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
-        drawn = numbers.random_(-(2**63), None).view(torch.uint8)[: x.numel()].view(x.shape)
+        draws = x.device if x.device.type == "cuda" else "cpu"
+        numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=draws)
+        drawn = numbers.random_(-(2**63), None).to(x.device)
+        drawn = drawn.view(torch.uint8)[: x.numel()].view(x.shape)
         return x * ((drawn >= self.threshold) * (256 / (256 - self.threshold)))
 
 

@@ -35,6 +35,7 @@ from llmembed.train.gradient.module import (
     LogLines,
     SaveLast,
     epoch_seed,
+    seed_draws,
 )
 from llmembed.train.gradient.workspace import checkpoint_folder, find_checkpoint, make_logger
 from llmembed.train.inputs import FeatureBatches, FitData
@@ -84,15 +85,17 @@ def _fit(
     if show_progress and not sys.stderr.isatty():
         callbacks.append(LogLines(plan.training.epochs, seed))
     trainer = _trainer(plan, callbacks, logger, has_bar=show_progress and sys.stderr.isatty())
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    device = trainer.strategy.root_device
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus, device_type="cuda"):
+        seed_draws(seed, device)
         head = "linear" if plan.method.head == AUTO else plan.method.head
         classifier = Classifier(data.architecture(plan.method.fusion, head, plan.training.dropout))
         if sigma is not None:
             classifier.fusion.get_buffer("sigma").fill_(sigma)
         module = ClassifierModule(classifier, plan.training, data.class_weights(), seed)
         n_products = plan.training.batch_size * sum(one.numel() for one in module.parameters())
-        with small_steps(trainer.strategy.root_device, n_products):
+        with small_steps(device, n_products):
             _run(trainer, module, _batches(plan, data, module, trainer), folder)
     if isinstance(logger, WandbLogger):
         logger.experiment.finish()  # the next seed has a run of its own
@@ -113,7 +116,7 @@ def _fit(
         classifier=classifier,
         val_loss=epochs.loss if watches else None,
         fit_s=time.perf_counter() - started,
-        device=str(trainer.strategy.root_device),
+        device=str(device),
         details={
             "head": head,
             "n_epochs": trainer.current_epoch,

@@ -53,7 +53,7 @@ class ClassifierModule(pl.LightningModule):
 
     def seed_dropout(self, epoch: int) -> None:
         """Seed what dropout draws from."""
-        torch.manual_seed(epoch_seed(self.seed, epoch) + 1)
+        seed_draws(epoch_seed(self.seed, epoch) + 1, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss that is trained on, averaged over rows by their weights."""
@@ -80,6 +80,16 @@ class ClassifierModule(pl.LightningModule):
 def epoch_seed(seed: int, epoch: int) -> int:
     """Give the seed of an epoch: of the order of its batches, and one more of its dropout."""
     return (seed << 24) + 2 * epoch
+
+
+def seed_draws(seed: int, device: torch.device) -> None:
+    """Seed what the CPU and this device draw; torch's own function seeds every GPU there is."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 class Epochs(pl.Callback):

@@ -27,6 +27,7 @@ from torch import Tensor
 from llmembed.cache_format import open_cache
 from llmembed.common.cluster import absolute, joined
 from llmembed.common.errors import DataError, EngineError, LLMEmbedError
+from llmembed.common.process import full_float32
 from llmembed.train.config import Method
 from llmembed.train.fusions.classifier import Standardiser, make_fusion
 from llmembed.train.inputs import Feature, FitData, columns_of, read_features
@@ -114,6 +115,7 @@ class RayMoments:
             )
 
 
+@full_float32()
 def sums_of(share: Share) -> dict[str, npt.NDArray[Any]]:
     """Read a share of the rows, and give the fields of its moments: what a worker does.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llmembed.common.errors import ConfigError
+from llmembed.common.process import full_float32
 from llmembed.train.config import Method
 from llmembed.train.fusions.classifier import Classifier, Trained
 from llmembed.train.fusions.heads import LinearHead
@@ -43,6 +44,7 @@ class _Solved:
     details: dict[str, Any]
 
 
+@full_float32()
 def train_solved(method: Method, data: FitData, seed: int) -> Trained:
     """Solve for one classifier; the seed draws the folds.
 
@@ -64,6 +66,7 @@ def train_solved(method: Method, data: FitData, seed: int) -> Trained:
     return _trained(method, data, seed, started, solved)
 
 
+@full_float32()
 def train_stack(method: Method, data: FitData, members: Sequence[Member], seed: int) -> Trained:
     """Solve for the members of a stack, and average them; the seed draws the folds.
 
@@ -101,6 +104,7 @@ class Base:
         return trained
 
 
+@full_float32()
 def solve_base(method: Method, data: FitData) -> Base:
     """Solve for a stack on all rows of the training split, for all seeds.
 

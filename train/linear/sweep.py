@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from llmembed.common.process import full_float32
 from llmembed.train.inputs import Feature, columns_of
 from llmembed.train.linear.choice import Choice, choose_strength
 from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, Ridge
@@ -149,6 +150,7 @@ class Grid(Problem):
         return pick(held_out, self.y[rows], self.class_weights, self.own_weights(rows))
 
 
+@full_float32()
 def sweep(grid: Grid) -> list[Candidate]:
     """Judge every single feature, the mean of all, and growing concatenations of the best.
 
