@@ -175,6 +175,13 @@ def test_a_class_of_one_row_is_not_given_up_for_a_strong_penalty() -> None:
     check(tiny, fusion="concat", head="ridge", folds=2)
 
 
+def test_a_tie_between_classes_is_not_taken_for_knowing_them() -> None:
+    """A strength that leaves a class at a tie, which rounding decides, does not win over others."""
+    y = np.repeat([0, 1], [6, 4])
+    tiny = TinySet(np.eye(2, dtype=np.float32)[y][:, None], y, 2, True)
+    check(tiny, fusion="auto", head="ridge", folds=2)
+
+
 def test_the_paper_takes_the_extremes_of_float16() -> None:
     """Raw features of 65,504 leave the published recipe finite."""
     x = np.random.default_rng(0).choice([-65_504, 65_504, 6e-8], (20, 5, 4)).astype(np.float32)

@@ -22,6 +22,9 @@ SOLVERS: dict[str, Callable[[Problem], ClosedSolver | SoftmaxSolver]] = {
     "linear": SoftmaxSolver,
 }
 
+_ROUNDING = 2**-16
+"""Scores nearer than this part of the largest are a tie, which rounding decides either way."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -57,7 +60,7 @@ def choose_strength(
     held out, as it does with hundreds of rows, and if it is right about the rows that are never
     held out, each the only one of its class. Of a few rows, all strengths can have one accuracy,
     and the strongest may know no more than which class is the largest: then the one wins that
-    does best on the rows that it is fitted to.
+    does best on the rows that it is fitted to. A tie is not right.
 
     Args:
         problem: rows, folds and classes.
@@ -71,13 +74,15 @@ def choose_strength(
     equals = [k for k, found in enumerate(accuracies) if found == accuracy]
     equals.sort(key=lambda k: -path.strengths[k])
     best, best_fitted = equals[0], -1.0
+    rows, alone = problem.taking_part, problem.alone
     for k in equals if len(equals) > 1 else []:
         linear = solve(path.strengths[k])
         scores = linear.scores(problem.x[:, : linear.weight.shape[1]])
-        (fitted,) = problem.accuracies(scores[None], problem.taking_part)
+        scores[rows, problem.y[rows]] -= _ROUNDING * scores[rows].abs().max()
+        (fitted,) = problem.accuracies(scores[None], rows)
         if fitted > best_fitted:
             best, best_fitted = k, fitted
-        knows_alone = bool((scores[problem.alone].argmax(dim=1) == problem.y[problem.alone]).all())
+        knows_alone = bool((scores[alone].argmax(dim=1) == problem.y[alone]).all())
         if best_fitted == 1 or (k == equals[0] and fitted > accuracy > 0 and knows_alone):
             break
     return Choice(
