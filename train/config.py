@@ -141,6 +141,7 @@ class Method:
     val_fraction: float | None
     calibrate: str
     accelerator: str
+    devices: str
     engine: str
     address: str | None
     workers: int
@@ -153,8 +154,6 @@ class Method:
     """Heads that folds choose among; none where the fit is by gradient."""
     n_folds: int
     """Number of folds, where there are as many rows."""
-    device_index: int
-    """Number of the device among those of the accelerator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,7 +362,6 @@ class FitConfig:
             "head": recipe.head if recipe else self.head,
             "solved_heads": solved,
             "n_folds": self.folds or DEFAULT_FOLDS,
-            "device_index": int(self.devices[:-1]) if self.devices.endswith(",") else 0,
         }
         return Plan(
             name=self.run_path.name,

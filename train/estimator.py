@@ -34,6 +34,7 @@ from llmembed.train.inputs.arguments import (
     as_texts,
     as_weights,
 )
+from llmembed.train.linear.devices import device_of
 from llmembed.train.measures import Floats
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             ModelError: the backbone cannot be used.
         """
         plan = self._fit_config().plan()
+        device_of(plan.method.accelerator, plan.method.devices)
         texts, classes = as_texts(X), _one_class_each(y)
         check_consistent_length(texts, classes)
         if not texts:

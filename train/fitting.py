@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from llmembed.common.process import peak_memory_bytes
+from llmembed.common.process import memory_told, peak_memory_bytes
 from llmembed.train.config import FitConfig, Plan
 from llmembed.train.fusions import FUSIONS
 from llmembed.train.fusions.classifier import Trained
 from llmembed.train.fusions.tricks import import_meanwhile
 from llmembed.train.gradient import LOGS, check_logger, open_workspace
 from llmembed.train.inputs import FitData, load_data
+from llmembed.train.linear.devices import device_of
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import solve_base, train_solved, train_stack
 from llmembed.train.measures import Floats, summarise
@@ -73,8 +74,8 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
         The run that was written, ready to predict.
 
     Raises:
-        ConfigError: an option does not fit the cache, or the output folder is a run of another
-            fusion and `overwrite` is not given.
+        ConfigError: an option does not fit the cache or this machine, memory runs out, or the
+            output folder is a run of another fusion and `overwrite` is not given.
         DataError: labels or features cannot be trained on.
         CacheError: the cache is missing, malformed or incomplete.
         RunFormatError: the output folder is not a run, so it is not replaced.
@@ -88,6 +89,7 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
         check_can_export()
     check_logger(config.logger)
     plan = config.plan()
+    device_of(plan.method.accelerator, plan.method.devices)
     with joined_if_asked(plan.method):
         data = load_data(plan.reading)
         read_s = time.perf_counter() - started
@@ -138,7 +140,19 @@ def train(
         data: what to train on.
         workspace: folder of checkpoints and logs of a fit by gradient; None writes neither.
         show_progress: show on stderr how far it is.
+
+    Raises:
+        ConfigError: there is no such device, memory runs out, or the training diverges.
     """
+    device = device_of(plan.method.accelerator, plan.method.devices)
+    ways = ["fewer --layers"]
+    ways += [] if plan.method.solved_heads else ["a smaller --batch-size"]
+    ways += [] if device.type == "cpu" else ["--accelerator cpu"]
+    with memory_told(f"Pass {', or '.join(ways)}."):
+        return _train(plan, data, workspace, show_progress=show_progress)
+
+
+def _train(plan: Plan, data: FitData, workspace: Path | None, *, show_progress: bool) -> Outcome:
     chosen = choose_fusion(plan.method, data)
     method, data = chosen.method, chosen.data
     if chosen.members:

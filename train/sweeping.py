@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmembed.common.errors import ConfigError, DataError
+from llmembed.common.process import memory_told
 from llmembed.common.replace import replacing
 from llmembed.train.config import Method, SweepConfig
 from llmembed.train.fusions import AUTO, HEADS
@@ -34,7 +35,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         The table: its candidates, and the best of them.
 
     Raises:
-        ConfigError: an option does not fit the cache, or the output is a file.
+        ConfigError: an option does not fit the cache, memory runs out, or the output is a file.
         DataError: labels or features cannot be trained on, or no class has two rows.
         CacheError: the cache is missing, malformed or incomplete.
         MissingPackageError: the engine is Ray, which is not installed.
@@ -47,7 +48,8 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
             "a folder. Pass another --output."
         )
     plan = config.as_fit().plan()
-    with joined_if_asked(plan.method):
+    remedy = "Pass fewer --layers, or set CUDA_VISIBLE_DEVICES= to sweep on the CPU."
+    with joined_if_asked(plan.method), memory_told(remedy):
         data = load_data(plan.reading, read_evaluation=False)
         read_s = time.perf_counter() - started
         grid = grid_of(plan.method, data, config.seed)

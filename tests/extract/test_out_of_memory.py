@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from little_memory import MIB, only
 
 from llmembed.common.errors import ExtractionError, LLMEmbedWarning
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.features.extractor import Extractor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
-MIB = 1 << 20
 
 
 def extractor(folder: Path) -> Extractor:
     recipe = Recipe(model=str(folder), max_length=60, compute_dtype="float32", dtype="float32")
     return Extractor(recipe, layers=[1, 2], poolings=["mean"], token_budget=1 << 20, device="cpu")
-
-
-@contextlib.contextmanager
-def only(n_bytes: int) -> Iterator[None]:
-    """Let this process take that much more memory, not more."""
-    import resource
-
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier tests have freed would be room, too
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + n_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_too_large_a_budget_is_halved_until_it_fits(llama: Path) -> None:

@@ -265,15 +265,6 @@ def test_balanced_weights(make_cache: MakeCache) -> None:
     assert weights.tolist() == pytest.approx([90 / (2 * 60), 90 / (2 * 30), 0.0])
 
 
-def test_what_lightning_refuses_is_a_known_error(make_cache: MakeCache, tmp_path: Path) -> None:
-    """An accelerator that the machine lacks is told in our words with a way out."""
-    if torch.backends.mps.is_available():
-        pytest.skip("this machine has the accelerator")
-    config = FitConfig(cache=str(make_cache()), accelerator="mps", output=str(tmp_path / "r"))
-    with pytest.raises(ConfigError, match=r"Lightning refuses --accelerator mps"):
-        fit(config)
-
-
 def test_a_development_run_is_one_batch(
     make_cache: MakeCache, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,14 +313,6 @@ def test_a_log_tells_the_seed_and_how_far_it_is(
     where = {"cache": str(make_cache()), "output": str(tmp_path / "r")}
     fit(FitConfig(**where, fusion="attention", seed=3, **options), show_progress=True)
     assert re.fullmatch(lines, capsys.readouterr().err.strip())
-
-
-def test_a_device_that_lightning_refuses_is_told(make_cache: MakeCache, tmp_path: Path) -> None:
-    """Number 0 of the CPUs does not exist."""
-    where = {"cache": str(make_cache()), "output": str(tmp_path / "r")}
-    message = "Lightning refuses --accelerator cpu with --devices 0, .*Pass --accelerator"
-    with pytest.raises(ConfigError, match=message):
-        fit(FitConfig(**where, fusion="attention", accelerator="cpu", devices="0,"))
 
 
 def test_the_head_gives_logits() -> None:

@@ -221,10 +221,13 @@ def test_options_of_a_fit_by_gradient(options: dict[str, Any], message: str) -> 
         FitConfig(cache="a.zarr", **options)
 
 
-def test_a_device_that_is_not_there(make_cache: MakeCache, tmp_path: Path) -> None:
-    """A number beyond the devices of the accelerator is told in our words."""
-    config = FitConfig(
-        cache=str(make_cache()), accelerator="gpu", devices="99,", output=str(tmp_path / "r")
-    )
-    with pytest.raises(ConfigError, match="Lightning refuses --accelerator gpu with --devices 99,"):
+def test_what_lightning_refuses_is_told(
+    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of several tasks, of which a fit uses one, is told in our words with a way out."""
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "fit")
+    where = {"cache": str(make_cache()), "output": str(tmp_path / "r"), "accelerator": "cpu"}
+    config = FitConfig(**where, fusion="attention")
+    with pytest.raises(ConfigError, match=r"Lightning refuses --accelerator cpu .*--ntasks.*Pass"):
         fit(config)

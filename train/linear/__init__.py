@@ -1,5 +1,6 @@
 """Linear heads that are solved: ridge, LDA, softmax regression, and stacks of them."""
 
+from llmembed.train.linear.devices import device_of
 from llmembed.train.linear.parallel import one_thread_each
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import grid_of, solve_base, train_solved, train_stack
@@ -10,6 +11,7 @@ __all__ = [
     "Grid",
     "Member",
     "best_of",
+    "device_of",
     "grid_of",
     "joined_if_asked",
     "one_thread_each",

@@ -25,6 +25,7 @@ from llmembed.train.fusions.heads import LinearHead
 from llmembed.train.inputs import FitData, draw_folds, mean_loss
 from llmembed.train.linear.choice import choose_head
 from llmembed.train.linear.closed import LinearMap, without_absent
+from llmembed.train.linear.devices import device_of
 from llmembed.train.linear.moments import Problem
 from llmembed.train.linear.ray_moments import RayMoments
 from llmembed.train.linear.stacking import Member, average, spread
@@ -184,10 +185,10 @@ def grid_of(method: Method, data: FitData, seed: int) -> Grid:
     It lies on a GPU where there is one and it is not ruled out; MPS has no float64, so never there.
 
     Raises:
-        ConfigError: there are fewer training rows than folds.
+        ConfigError: there are fewer training rows than folds, or there is no such device.
     """
-    wants_gpu = method.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
-    device = torch.device("cuda", method.device_index) if wants_gpu else torch.device("cpu")
+    device = device_of(method.accelerator, method.devices)
+    device = device if device.type == "cuda" else torch.device("cpu")
     folds = [rows.to(device) for rows in folds_of(method, data, seed)]
     weights, own = data.class_weights().to(device), data.sample_weights
     return Grid(

@@ -205,8 +205,8 @@ def memory_told(remedy: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         where = "this machine" if "CPUAllocator" in str(error) else "the device"
-        asked = re.search(r"tried to allocate \S+ \w+", str(error), re.IGNORECASE)
-        size = f" ({asked[0].lower()})" if asked else ""
+        asked = re.search(r"ried to allocate (\S+ \w+)", str(error))
+        size = f" (it was asked for {asked[1]})" if asked else ""
         message = f"the memory of {where} does not suffice{size}. {remedy}"
         raise ConfigError(message) from error
 

@@ -1,0 +1,46 @@
+"""Which device a fit runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from llmembed.common.errors import ConfigError
+
+
+def device_of(accelerator: str, devices: str) -> torch.device:
+    """Find the device that two options name, as Lightning does, before anything is read.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return choose_device(accelerator, devices, n_gpus, has_mps=torch.backends.mps.is_available())
+
+
+def choose_device(accelerator: str, devices: str, n_gpus: int, *, has_mps: bool) -> torch.device:
+    """Choose among the devices of a machine: `auto` takes CUDA, then MPS, then the CPU.
+
+    >>> choose_device("auto", "1,", n_gpus=2, has_mps=False)
+    device(type='cuda', index=1)
+
+    Raises:
+        ConfigError: it has no such device.
+    """
+    counts = {"cuda": n_gpus, "mps": int(has_mps), "cpu": 1}
+    wanted = {"gpu": ("cuda", "mps"), "auto": tuple(counts)}.get(accelerator, (accelerator,))
+    kind = next((one for one in wanted if counts[one]), None)
+    if kind is None:
+        raise ConfigError(
+            f"--accelerator {accelerator} needs a GPU, and torch sees none on this machine that it "
+            "could be. Pass --accelerator cpu, or auto."
+        )
+    if not devices.endswith(","):
+        return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+    number = int(devices[:-1])
+    if kind == "cpu" or number >= counts[kind]:
+        gpus = f"{counts[kind]} of {kind}, from 0 on" if kind != "cpu" else "no GPU in use"
+        raise ConfigError(
+            f"--devices {devices} names the GPU of number {number}, and with --accelerator "
+            f"{accelerator} there is {gpus}. Pass --devices 1, or the number of one that is there."
+        )
+    return torch.device(kind, number)
