@@ -1,13 +1,15 @@
 """Texts in, features out: tokenise, batch, run, pool, round to the stored dtype.
 
-Features stay on the device until all batches of a call are done, so that a GPU is never waited for
-in between. One `Extractor` serves both the pipeline that fills a cache and the prediction of new
-texts, so a text gets the same feature in both.
+Features stay on the device until all batches of a call are done, and who launches a call may launch
+the next before its features are there, so a GPU is never waited for in between. One `Extractor`
+serves both the pipeline that fills a cache and the prediction of new texts, so a text gets the same
+feature in both.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -43,6 +45,18 @@ _BATCH_COST = {"cpu": 32, "mps": 128, "cuda": 256}
 """Padded tokens that take as long as one batch more: reading the weights, starting kernels."""
 _LANES = 2
 """Batches at a time on a CPU."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+    """Texts that are ready to be computed."""
+
+    texts: Tokenized
+    lengths: list[int]
+    """Positions that each text takes in a padded batch."""
+    token_budget: int
+    """What the batches were planned for."""
+    batches: list[Batch]
 
 
 class Extractor:
@@ -151,37 +165,55 @@ class Extractor:
             return plan_packed(lengths, self.token_budget)
         return plan_batches(lengths, self.token_budget, _BATCH_COST[self.backbone.device.type])
 
+    def prepare(self, texts: Tokenized) -> Planned:
+        """Plan the batches of tokenised texts, in any thread: the device is not needed."""
+        shortest = self.recipe.max_length if self._pads_all else 0
+        lengths, budget = [max(shortest, len(ids)) for ids in texts.ids], self.token_budget
+        batches = self.plan(lengths)
+        return Planned(texts=texts, lengths=lengths, token_budget=budget, batches=batches)
+
     def compute(
         self,
         texts: Tokenized | Sequence[Sequence[int]],
-        on_batch: Callable[[int, int], None] | None = None,
+        on_batch: Callable[[int, int], None] = lambda *_: None,
         describe_row: Callable[[int], str] = "text {}".format,
     ) -> Features:
-        """Compute the features of tokenised texts.
+        """Compute the features of tokenised texts: `launch` and wait.
+
+        `texts` may be token ids alone. (pooling, layer) -> float16 or float32 `[N, H]`.
+        """
+        texts = texts if isinstance(texts, Tokenized) else Tokenized(ids=texts)
+        return self.launch(self.prepare(texts), on_batch, describe_row)()
+
+    def launch(
+        self,
+        planned: Planned,
+        on_batch: Callable[[int, int], None] = lambda *_: None,
+        describe_row: Callable[[int], str] = "text {}".format,
+    ) -> Callable[[], Features]:
+        """Have the features of texts computed; on a GPU they are not waited for.
 
         Args:
-            texts: N texts, as `tokenize` gives them, or their token ids alone.
-            on_batch: called after each batch with its number of texts and of real tokens.
+            planned: N texts.
+            on_batch: called for each batch with its number of texts and of real tokens.
             describe_row: names one of these texts in a message.
 
         Returns:
-            (pooling, layer) -> float16 or float32 `[N, H]`.
+            What waits for the features, in any thread: (pooling, layer) -> float16 or float32
+            `[N, H]`. It raises RowError: a feature is not finite, or does not fit the dtype.
 
         Raises:
-            RowError: a feature is not finite, or does not fit the dtype; or a single text does
-                not fit in memory.
+            RowError: a single text does not fit in memory.
             ExtractionError: the first batch gave other features than its texts alone.
         """
-        texts = texts if isinstance(texts, Tokenized) else Tokenized(ids=texts)
-        device, n_tokens = self.backbone.device, texts.n_tokens
-        shape = (len(texts.ids), self.backbone.hidden_size)
+        device, n_tokens = self.backbone.device, planned.texts.n_tokens
+        shape = (len(n_tokens), self.backbone.hidden_size)
         features = {name: torch.empty(shape, device=device) for name in self._wanted()}
-        for batch, pooled in self._run_all(texts, describe_row):
+        for batch, pooled in self._run_all(planned, describe_row):
             rows = to_device(device, batch)
             for name, feature in pooled.items():
                 features[name].index_copy_(0, rows, feature)
-            if on_batch is not None:
-                on_batch(len(batch), int(n_tokens[batch].sum()))
+            on_batch(len(batch), int(n_tokens[batch].sum()))
         return _stored(features, getattr(torch, self.recipe.dtype), describe_row)
 
     def _wanted(self) -> list[tuple[str, int]]:
@@ -189,16 +221,16 @@ class Extractor:
         return sorted(wanted, key=lambda array: array[1])
 
     def _run_all(
-        self, texts: Tokenized, describe_row: Callable[[int], str]
+        self, planned: Planned, describe_row: Callable[[int], str]
     ) -> Iterator[tuple[Batch, Pooled]]:
         """Run all batches, planned anew where memory runs out: indices of the texts, features."""
-        shortest = self.recipe.max_length if self._pads_all else 0
-        lengths = [max(shortest, len(ids)) for ids in texts.ids]
+        lengths, pending = planned.lengths, planned.batches
+        if planned.token_budget != self.token_budget:
+            pending = self.plan(lengths)
 
         def run(batch: Batch) -> Pooled | None:
-            return self._run_if_it_fits(texts.take(batch), lengths[batch[0]])
+            return self._run_if_it_fits(planned.texts.take(batch), lengths[batch[0]])
 
-        pending = self.plan(lengths)
         with quiet():
             while pending:
                 n_done = 0
@@ -266,25 +298,42 @@ class Extractor:
         return [rest[batch] for batch in self.plan([lengths[index] for index in rest])]
 
 
-def _stored(features: Pooled, dtype: torch.dtype, describe_row: Callable[[int], str]) -> Features:
-    """Round features where they are, check that they are finite, and copy them to the host."""
-    rounded = {name: feature.to(dtype) for name, feature in features.items()}
-    finite = torch.stack([stored.isfinite().all() for stored in rounded.values()])
-    on_host = {name: _to_host(stored) for name, stored in rounded.items()}
-    for (name, stored), is_finite in zip(on_host.items(), finite.tolist(), strict=True):  # waits
-        if not is_finite:
-            row = int((~stored.isfinite().all(dim=1)).nonzero()[0])
-            largest = float(features[name][row].abs().max())
-            raise RowError(f"{describe_row(row)}, {_not_finite(name, largest)}")
-    return {name: stored.numpy() for name, stored in on_host.items()}
+def _stored(
+    features: Pooled, dtype: torch.dtype, describe_row: Callable[[int], str]
+) -> Callable[[], Features]:
+    """Round features and copy them to the host; what is returned waits, and sees them finite."""
+    largest = torch.stack([feature.abs().amax(dim=1) for feature in features.values()])
+    names, rounded = list(features), [feature.to(dtype) for feature in features.values()]
+    on_host, wait = _to_host([largest, *rounded])
+
+    def stored() -> Features:
+        wait()
+        largest, *values = on_host
+        for name, of_rows in zip(names, largest, strict=True):
+            refused = (~of_rows.to(dtype).isfinite()).nonzero()
+            if len(refused):
+                row = int(refused[0])
+                raise RowError(f"{describe_row(row)}, {_not_finite(name, float(of_rows[row]))}")
+        return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+
+    return stored
 
 
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy from a GPU into pinned memory without waiting."""
-    if tensor.device.type != "cuda":
-        return tensor.cpu()
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return pinned.copy_(tensor, non_blocking=True)
+def _to_host(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Callable[[], None]]:
+    """Copy tensors of one device; from a GPU they are there once what is returned too was called.
+
+    A GPU copies into pinned memory, after all that it was given before.
+    """
+    device = tensors[0].device
+    if device.type != "cuda":
+        return [tensor.cpu() for tensor in tensors], lambda: None
+    pinned = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in tensors]
+    for copy, tensor in zip(pinned, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    # Who waits leaves its core to who launches.
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    copied.record(torch.cuda.current_stream(device))
+    return pinned, copied.synchronize
 
 
 def _not_finite(name: tuple[str, int], largest: float) -> str:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from toy_cache import tree
+from toy_model import toy_texts
 
-from llmembed.extract.engines.blocks import one_ahead, one_behind
+from llmembed.cache_format import CacheWriter, open_cache
+from llmembed.common.errors import LLMEmbedWarning, RowError
+from llmembed.extract import ExtractConfig, Extractor, extract
+from llmembed.extract.engines import blocks
+from llmembed.extract.engines.blocks import one_ahead
+from llmembed.extract.features import extractor
 
 SOON = 30.0
 """Seconds after which a thread that should have run has not."""
+N_BLOCKS = 5
+"""Of the extraction that `settings` describes."""
 
 
 def test_the_next_item_is_made_while_one_is_used() -> None:
@@ -42,37 +55,120 @@ def test_an_error_in_making_an_item_comes_at_its_turn() -> None:
         next(items)
 
 
-def test_work_is_done_beside_the_caller_and_in_order() -> None:
-    """The caller goes on while the first work waits for it; all is done when the block is left."""
-    go, done = threading.Event(), []
+class SlowDevice:
+    """Done with a block when the next one is launched; till then its copies hold nothing."""
 
-    def first() -> None:
-        assert go.wait(SOON)
-        done.append(1)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self._launched = [threading.Event() for _ in range(N_BLOCKS)]
+        self._launch = Extractor.launch
+        monkeypatch.setattr(Extractor, "launch", lambda *which: self.launch(*which))  # noqa: PLW0108
+        monkeypatch.setattr(extractor, "_to_host", self.to_host)
 
-    with one_behind() as do:
-        do(first)
-        assert not done
-        go.set()
-        do(lambda: done.append(2))
-    assert done == [1, 2]
+    def launch(self, *arguments: Any) -> Any:
+        number = sum(event.is_set() for event in self._launched)
+        self.log.append(f"launch {number}")
+        self._launched[number].set()
+        return self._launch(*arguments)
+
+    def to_host(
+        self, tensors: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], Callable[[], None]]:
+        number = sum(event.is_set() for event in self._launched) - 1
+        copies = [torch.full_like(tensor, torch.nan) for tensor in tensors]
+
+        def wait() -> None:
+            if number < N_BLOCKS - 1:
+                assert self._launched[number + 1].wait(SOON), f"{number + 1} waits for {number}"
+            self.log.append(f"await {number}")
+            for copy, tensor in zip(copies, tensors, strict=True):
+                copy.copy_(tensor)
+
+        return copies, wait
 
 
-def fail() -> None:
-    raise OSError("disk full")
+def test_a_block_is_launched_before_the_last_is_awaited(
+    settings: dict[str, Any],
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A slow device always has the next block; one is in flight, not more; bytes are the same."""
+    device = SlowDevice(monkeypatch)
+    extract(ExtractConfig(**settings, cache=str(tmp_path / "slow.zarr")))
+    between = [what for n in range(1, N_BLOCKS) for what in (f"launch {n}", f"await {n - 1}")]
+    assert device.log == ["launch 0", *between, f"await {N_BLOCKS - 1}"]
+    assert tree(tmp_path / "slow.zarr") == whole
 
 
-def test_an_error_of_the_last_work_comes_out_when_the_block_is_left() -> None:
-    """Nobody has to ask for it."""
-    with pytest.raises(OSError, match="disk full"), one_behind() as do:
-        do(fail)
+def test_who_launches_neither_plans_nor_returns_memory(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are planned by the thread that tokenises, memory is returned by that which writes."""
+    places = set()
+    plan = Extractor.plan
+
+    def planned(*arguments: Any) -> Any:
+        places.add(("plan", threading.current_thread().name))
+        return plan(*arguments)
+
+    def returned() -> None:
+        places.add(("return", threading.current_thread().name))
+
+    monkeypatch.setattr(Extractor, "plan", planned)
+    monkeypatch.setattr(blocks, "return_freed_memory", returned)
+    extract(ExtractConfig(**settings, cache=str(tmp_path / "c.zarr")))
+    assert places == {("plan", "ahead_0"), ("return", "behind_0")}
 
 
-def test_an_error_of_the_work_comes_out_at_the_next_work() -> None:
-    """It is raised once, and the next work is not done."""
-    done: list[int] = []
-    with one_behind() as do:
-        do(fail)
-        with pytest.raises(OSError, match="disk full"):
-            do(lambda: done.append(1))
-    assert not done
+@pytest.mark.parametrize("failing", [0, N_BLOCKS - 1])
+def test_an_error_of_a_write_comes_out_and_ends_the_run(
+    failing: int, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of the last block; blocks before are committed, later ones are not."""
+    cache, write = tmp_path / "c.zarr", CacheWriter.write
+
+    def full(writer: CacheWriter, plan: Any, block: Any, **what: Any) -> None:
+        if block.start == plan.blocks[failing].start:
+            raise OSError("disk full")
+        write(writer, plan, block, **what)
+
+    monkeypatch.setattr(CacheWriter, "write", full)
+    with pytest.raises(OSError, match="disk full"):
+        extract(ExtractConfig(**settings, cache=str(cache)))
+    assert len(list(cache.glob(".llmembed/commits/**/*.json"))) == failing
+
+
+def test_a_block_that_looks_back_to_a_refused_one_is_computed_on_its_own(
+    settings: dict[str, Any],
+    write_csv: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was launched before the other was seen not to be finite, and had left its texts out."""
+    texts = toy_texts(200)
+    write_csv("twice.csv", texts=[*texts[:64], *texts[:50], *texts])
+    settings["dataset"] = str(tmp_path / "twice.csv")
+    clean = extract(ExtractConfig(**settings, cache=str(tmp_path / "clean.zarr")))
+    expected = open_cache(clean.path)["train"].features(3)
+    stored = extractor._stored
+    n_stored = 0
+
+    def spoiled(features: Any, *others: Any) -> Any:
+        nonlocal n_stored
+        n_stored += 1
+        if n_stored == 1:
+            features["mean", 3][7] = torch.inf
+        return stored(features, *others)
+
+    monkeypatch.setattr(extractor, "_stored", spoiled)
+    config = ExtractConfig(**settings, cache=str(tmp_path / "c.zarr"))
+    refused = r"row 7, layer 3, pooling mean: the feature is not finite"
+    with (
+        pytest.warns(LLMEmbedWarning, match=f"{refused}.* Going on"),
+        pytest.raises(RowError, match=f"{refused}.* All other blocks of rows are done"),
+    ):
+        extract(config)
+    found = open_cache(tmp_path / "c.zarr")["train"].features(3, allow_partial=True)
+    assert np.isnan(found[:64]).all()  # not committed
+    np.testing.assert_allclose(found[64:], expected[64:], rtol=2e-3, atol=2e-3)

@@ -25,7 +25,7 @@ NAMED = r"row 128 is poison\. All other blocks of rows are done\."
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Row 128 has no feature until this is undone."""
-    monkeypatch.setattr(Extractor, "compute", Extractor.compute)
+    monkeypatch.setattr(Extractor, "launch", Extractor.launch)
     exec(POISON, {})  # noqa: S102
     return monkeypatch
 

@@ -13,12 +13,13 @@ from llmembed.extract.engines import ray_engine
 POISON = """
 from llmembed.common.errors import RowError
 from llmembed.extract.features.extractor import Extractor
-compute = Extractor.compute
-def poisoned(self, ids, on_batch, describe_row):
-    if describe_row(0).endswith('row 128'):
+launch = Extractor.launch
+def poisoned(self, planned, on_batch, describe_row):
+    features = launch(self, planned, on_batch, describe_row)
+    def refused():
         raise RowError(describe_row(0) + ' is poison.')
-    return compute(self, ids, on_batch, describe_row)
-Extractor.compute = poisoned
+    return refused if describe_row(0).endswith('row 128') else features
+Extractor.launch = poisoned
 """
 
 
