@@ -35,7 +35,12 @@ _LARGEST_KEPT = 32 * 2**20  # bytes; glibc takes no more
 _TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 _full_float32 = threading.Lock()
 _n_full, _before_full = 0, ("", "", "")
-_OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: ")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "OutOfMemoryError",
+    "_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: ",
+)
 
 
 def started(pid: int) -> str | None:
@@ -189,7 +194,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     >>> is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
     True
     """
-    return any(text in str(error) for text in _OUT_OF_MEMORY)
+    return any(text in repr(error) for text in _OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager
