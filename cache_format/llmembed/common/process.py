@@ -1,4 +1,4 @@
-"""What the system tells of processes: whether one has ended, and how this one holds its memory.
+"""Processes: whether one has ended, how this one holds its memory, and how it multiplies float32.
 
 A process is known by its host, its id and when it started, for ids are used again. Of another host
 nothing is known, so what it made is taken for the work of a living process.
@@ -12,12 +12,18 @@ returned after each block of rows, which takes 7 ms.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import platform
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from llmembed.common.errors import ConfigError
 
 UNKNOWN = "unknown"
 """Start time of a process that exists, where the system does not tell when it started."""
@@ -25,6 +31,9 @@ _PROC = Path("/proc")
 _DEAD = "ZX"  # states of a process that has ended and that its parent did not ask about yet
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGEST_KEPT = 32 * 2**20  # bytes; glibc takes no more
+_TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+_full_float32 = threading.Lock()
+_n_full, _before_full = 0, ("", "", "")
 
 
 def started(pid: int) -> str | None:
@@ -118,6 +127,56 @@ def peak_memory_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Let torch multiply float32 as float32 meanwhile, in all threads, whatever was set before.
+
+    TF32 on a GPU keeps 10 of 23 bits of each factor, and bfloat16, which oneDNN takes on a CPU by
+    `torch.set_float32_matmul_precision("medium")`, 7. Entered by several threads or twice by one,
+    it lasts until the last leaves; then what was set before is set again.
+
+    Raises:
+        ConfigError: CUDA is in use, and NVIDIA_TF32_OVERRIDE asks for TF32, which no program can
+            take back.
+    """
+    import torch
+
+    cuda: Any = torch.cuda
+    override = os.environ.get(_TF32_OVERRIDE) or "0"
+    if override != "0" and cuda.is_initialized():
+        raise ConfigError(
+            f"{_TF32_OVERRIDE} is {override!r} in the environment, and makes every float32 product "
+            "on a GPU one of TF32, with 10 bits of 23; 0 is allowed. Unset it."
+        )
+    global _n_full, _before_full  # noqa: PLW0603 - what torch is told is of the process, too
+    backends: Any = torch.backends
+    gpu, cpu = backends.cuda.matmul, backends.mkldnn.matmul
+    with _full_float32:
+        if not _n_full:
+            _before_full = (_whole_precision(), gpu.fp32_precision, cpu.fp32_precision)
+            torch.set_float32_matmul_precision("highest")
+        _n_full += 1
+    try:
+        yield
+    finally:
+        with _full_float32:
+            _n_full -= 1
+            if not _n_full:
+                whole, gpu_before, cpu_before = _before_full
+                torch.set_float32_matmul_precision(whole)
+                gpu.fp32_precision, cpu.fp32_precision = gpu_before, cpu_before
+
+
+def _whole_precision() -> str:
+    """Read what torch was told for all devices; it refuses where each was told something else."""
+    import torch
+
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "highest"
 
 
 def _glibc(function: str, *arguments: int) -> None:
