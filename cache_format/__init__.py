@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmembed.cache_format.layout.schema import DatasetInfo, SourceInfo, plan_bytes
+    from llmembed.cache_format.layout.schema import DatasetInfo, SourceInfo
     from llmembed.cache_format.reader import Cache, Split, open_cache
     from llmembed.cache_format.writing import Block, CacheWriter, SplitPlan
 
@@ -23,11 +23,10 @@ __all__ = [
     "Split",
     "SplitPlan",
     "open_cache",
-    "plan_bytes",
 ]
 
 _HOMES = {
-    "layout.schema": ("DatasetInfo", "SourceInfo", "plan_bytes"),
+    "layout.schema": ("DatasetInfo", "SourceInfo"),
     "reader": ("Cache", "Split", "open_cache"),
     "writing": ("Block", "CacheWriter", "SplitPlan"),
 }

@@ -85,7 +85,7 @@ class Split:
         self._info = header.splits[name]
         self.name = name
         self.n_rows = self._info.n_rows
-        self._sources: dict[str, StoredSource] = {}
+        self._sources: dict[str, StoredSource] = {}  # once they were found
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
@@ -115,11 +115,9 @@ class Split:
     def committed(
         self, source: str, arrays: Sequence[ArrayKey], rows: slice
     ) -> tuple[NDArray[np.int32], dict[ArrayKey, NDArray[Any]]] | None:
-        """Read n_tokens and several arrays in rows that may be committed in part, verified.
+        """Read n_tokens int32 `[n]` and features `[n, H]` of several arrays, verified.
 
-        Returns:
-            n_tokens int32 `[n]` and features `[n, H]` by (pooling, layer); None unless all of
-            these rows are committed.
+        None unless all of these rows are committed.
         """
         stored = self._require(source)
         blocks = slice(rows.start // stored.block_rows, -(-rows.stop // stored.block_rows))
@@ -142,7 +140,7 @@ class Split:
 
     def n_tokens(self, source: str | None = None) -> NDArray[np.int32]:
         """int32 `[N]`: tokens of each text as the source's tokenizer and max_length give them."""
-        return self._complete(self._require(self._source(source)), N_TOKENS).read().copy()
+        return self._complete(self._require(source), N_TOKENS).read().copy()
 
     def features(
         self,
@@ -154,10 +152,10 @@ class Split:
         verify: bool = False,
         allow_partial: bool = False,
     ) -> NDArray[Any]:
-        """Read the features of one layer.
+        """Read the features of one layer; 0 is the embedding.
 
         Args:
-            layer: 0 is the embedding.
+            layer: the number of the layer.
             source: None is the only one.
             pooling: None is the only one.
             rows: a slice, row numbers or a boolean mask; None is all.
@@ -178,36 +176,6 @@ class Split:
         if allow_partial:
             return self._partial(stored, name, rows)
         return self._complete(stored, name, verify=verify).read(rows)
-
-    def stack(
-        self,
-        layers: Sequence[int],
-        source: str | None = None,
-        pooling: str | None = None,
-        rows: RowSelection | None = None,
-        *,
-        verify: bool = False,
-    ) -> NDArray[Any]:
-        """Read several layers into one contiguous array `[L, N, H]`.
-
-        The layer comes first because each layer then fills one contiguous stretch; `[N, L, H]`
-        is a view away: `stack(...).swapaxes(0, 1)`. Raises what `features` raises.
-        """
-        stored, pooling = self._resolve(source, pooling)
-        names = [self._array(stored, pooling, layer) for layer in layers]
-        if not names:
-            raise ConfigError("stack was given no layers; give at least one.")
-        arrays = [self._complete(stored, name, verify=verify) for name in names]
-        chosen = None if rows is None else np.arange(self.n_rows)[rows]
-        n_rows = self.n_rows if chosen is None else len(chosen)
-        shape = (len(arrays), n_rows, self._hidden_size(stored))
-        out = allocate(shape, arrays[0].info, self._store.location)
-        for array, target in zip(arrays, out, strict=True):
-            if chosen is None:
-                array.read_into(target)
-            else:
-                target[...] = array.read(chosen)
-        return out
 
     def _complete(self, stored: StoredSource, name: str, *, verify: bool = False) -> StoredArray:
         found = stored.commits(name)
@@ -242,14 +210,14 @@ class Split:
         return out if rows is None else out[rows]
 
     def _find(self, source: str) -> StoredSource | None:
-        if source not in self._sources:
-            found = read_source(self._store, self.name, self._info, source)
-            if found is None:
-                return None
+        found = self._sources.get(source)
+        found = found or read_source(self._store, self.name, self._info, source)
+        if found is not None:
             self._sources[source] = found
-        return self._sources[source]
+        return found
 
-    def _require(self, source: str) -> StoredSource:
+    def _require(self, source: str | None) -> StoredSource:
+        source = _only("source", source, sorted(self._header.sources), self._store.location)
         found = self._find(source)
         if found is None:
             raise CacheIncompleteError(
@@ -258,14 +226,11 @@ class Split:
             )
         return found
 
-    def _source(self, source: str | None) -> str:
-        return _only("source", source, sorted(self._header.sources), self._store.location)
-
     def _hidden_size(self, stored: StoredSource) -> int:
         return self._header.sources[stored.source].hidden_size
 
     def _resolve(self, source: str | None, pooling: str | None) -> tuple[StoredSource, str]:
-        stored = self._require(self._source(source))
+        stored = self._require(source)
         poolings = sorted({p for p, _ in stored.layout.arrays})
         where = f"{self._store.location}, {stored.key}"
         return stored, _only("pooling", pooling, poolings, where)
@@ -283,10 +248,7 @@ class Split:
 
 
 def open_cache(path: str | os.PathLike[str]) -> Cache:
-    """Open a cache for reading.
-
-    Args:
-        path: its folder or URL.
+    """Open the cache in a folder or at a URL for reading.
 
     Raises:
         CacheNotFoundError: if nothing is there.

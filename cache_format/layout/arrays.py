@@ -30,14 +30,11 @@ from llmembed.common.errors import CacheCorruptError, CacheError, CacheFormatErr
 
 Rows: TypeAlias = NDArray[Any]
 RowSelection: TypeAlias = "slice | Sequence[int] | NDArray[Any]"
-SHARD_BLOCKS = 64
-"""Chunks of a shard of an archive."""
+SHARD_BLOCKS = 64  # chunks of a shard of an archive
 COLUMN_DTYPES = {LABEL: "int32", TEXT_HASH: "uint64"}
-_FREE_ROWS = SHARD_BLOCKS * MAX_COLUMN_ROWS
-"""4,194,304: what may be claimed without a file, so that damage is named one by one."""
+_FREE_ROWS = SHARD_BLOCKS * MAX_COLUMN_ROWS  # may be claimed without a file: damage is named singly
 _THREADS_PER_CORE = 2  # more than one: they wait for page faults (measured: 5.8 against 5.2 GB/s)
 _MAX_THREADS = 16
-_FEW = 8  # below an eighth of a block, reading rows costs less than mapping it
 
 
 def digest(rows: Rows) -> str:
@@ -112,11 +109,7 @@ class StoredArray:
             )
 
     def read(self, rows: RowSelection | None = None) -> Rows:
-        """Read rows `[n, ...]`; None is all.
-
-        A read-only view of the files where the selection is contiguous and the blocks fill whole
-        pages, otherwise a copy.
-        """
+        """Read rows `[n, ...]`, None is all: a read-only view where they lie in whole pages."""
         if rows is None:
             return self._read_range(0, self.n_rows)
         if isinstance(rows, slice) and rows.step in (None, 1):
@@ -192,20 +185,8 @@ class StoredArray:
             return out
         order = np.argsort(rows, kind="stable")
         indices, starts = np.unique(rows[order] // self.block_rows, return_index=True)
-        can_read_rows = self.info.plain and self._hashes is None
-        flat, row_bytes = out.data.cast("B"), self.info.row_bytes
         for index, places in zip(indices.tolist(), np.split(order, starts[1:]), strict=True):
-            wanted = rows[places] - index * self.block_rows
-            is_few = len(wanted) * _FEW < self.block_rows
-            if is_few and can_read_rows and isinstance(self.store, LocalStore):
-                offsets, targets = (wanted * row_bytes).tolist(), (places * row_bytes).tolist()
-                pieces = (
-                    (offset, flat[target : target + row_bytes])
-                    for offset, target in zip(offsets, targets, strict=True)
-                )
-                self.store.read_pieces(self.chunk_key(index), self.info.chunk_bytes, pieces)
-            else:
-                out[places] = self.block(index)[wanted]
+            out[places] = self.block(index)[rows[places] - index * self.block_rows]
         return out
 
     def _n_rows_of(self, index: int) -> int:
@@ -253,7 +234,7 @@ class StoredArray:
 
 
 def allocate(shape: tuple[int, ...], info: ArrayInfo, location: str) -> Rows:
-    """Make an uninitialised array; numpy asks for huge pages where torch does not."""
+    """Make an uninitialised array."""
     try:
         return np.empty(shape, info.numpy_dtype)
     except (MemoryError, ValueError) as error:
@@ -264,17 +245,14 @@ def allocate(shape: tuple[int, ...], info: ArrayInfo, location: str) -> Rows:
 
 
 def in_parallel(store: Store, work: Callable[[int], None], indices: Sequence[int]) -> None:
-    """Do work for each index, in as many threads as serve the store best.
-
-    Each thread takes every n-th index: a queue of millions of them would fill the memory.
-    """
+    """Do work for each index, in as many threads as serve the store best."""
     n_threads = _MAX_THREADS
     if store.path is not None:
         has_affinity = hasattr(os, "sched_getaffinity")
         cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
         n_threads = min(_MAX_THREADS, _THREADS_PER_CORE * (cores or 1))
 
-    def take_turns(first: int) -> None:
+    def take_turns(first: int) -> None:  # a queue of millions of indices would fill the memory
         for index in indices[first::n_threads]:
             work(index)
 

@@ -19,16 +19,13 @@ import numpy as np
 from llmembed.cache_format.stores import Store
 from llmembed.common.errors import CacheCorruptError, CacheFormatError
 
-JSON: TypeAlias = Any
-"""What `json.loads` gives. It is checked where it enters, by `Fields`."""
+JSON: TypeAlias = Any  # what `json.loads` gives; it is checked where it enters, by `Fields`
 DOCUMENT = "zarr.json"
 MAX_ROWS = 2**40
 MAX_HIDDEN_SIZE = 2**20
 CRC_BYTES = 4
-MAX_DEPTH = 64
-"""Levels of a document: ours have ten, and a recipe or provenance brings few."""
-MAX_PART_BYTES = 2**30
-"""Of what is decoded at once, in an export."""
+MAX_DEPTH = 64  # levels of a document: ours have ten, and a recipe or provenance brings few
+MAX_PART_BYTES = 2**30  # of what is decoded at once, in an export
 FILL_VALUES: Mapping[str, JSON] = {"float16": "NaN", "float32": "NaN", "int32": -1, "uint64": 0}
 FEATURE_DTYPES = ("float16", "float32")
 _PLAIN_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
@@ -39,11 +36,7 @@ _T = TypeVar("_T")
 
 
 class Fields:
-    """A JSON object from outside, read field by field; `where` is named in errors.
-
-    Raises:
-        CacheFormatError: here and below, if something has another type or size.
-    """
+    """A JSON object from outside; a field of another type or size is a `CacheFormatError`."""
 
     def __init__(self, value: JSON, where: str) -> None:
         if not isinstance(value, dict):
@@ -126,10 +119,9 @@ class ArrayInfo:
         return np.dtype(self.dtype).newbyteorder("<")
 
     @property
-    def fill_value(self) -> np.generic:
-        """What rows that were not written hold."""
-        scalar: np.generic = self.numpy_dtype.type(FILL_VALUES[self.dtype])
-        return scalar
+    def fill_value(self) -> Any:
+        """What rows that were not written hold, as a scalar of numpy."""
+        return self.numpy_dtype.type(FILL_VALUES[self.dtype])
 
     @property
     def row_bytes(self) -> int:
@@ -169,10 +161,7 @@ def array_document(info: ArrayInfo) -> dict[str, JSON]:
         "shape": list(info.shape),
         "data_type": info.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
-        "chunk_key_encoding": {
-            "name": "default",
-            "configuration": {"separator": info.separator},
-        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": info.separator}},
         "fill_value": FILL_VALUES[info.dtype],
         "codecs": _PLAIN_CODECS,
         "dimension_names": list(_DIMENSIONS[: len(info.shape)]),
@@ -206,10 +195,8 @@ def parse_array(data: bytes, where: str) -> ArrayInfo:
                 f"{where}: codec {name[:40]!r} is not one a cache may use: "
                 f"{', '.join(sorted(_EXPORT_CODECS))}."
             )
-    plain = codecs == _PLAIN_CODECS
-    info = ArrayInfo(
-        shape=shape, chunk_rows=chunks[0], dtype=dtype, plain=plain, separator=separator
-    )
+    plain, n_rows = codecs == _PLAIN_CODECS, chunks[0]
+    info = ArrayInfo(shape=shape, chunk_rows=n_rows, dtype=dtype, plain=plain, separator=separator)
     if not plain:
         _check_export(fields, info)
     return info
@@ -235,9 +222,8 @@ def _sizes(fields: Fields, key: str) -> tuple[int, ...]:
     numbers = fields.get(key, list)
     limits = (MAX_ROWS, MAX_HIDDEN_SIZE)
     if not 1 <= len(numbers) <= len(limits):
-        raise CacheFormatError(
-            f"{fields.where}: {key!r} has {len(numbers)} dimensions, not 1 or 2."
-        )
+        problem = f"{key!r} has {len(numbers)} dimensions, not 1 or 2."
+        raise CacheFormatError(f"{fields.where}: {problem}")
     axes = Fields({f"{key}[{axis}]": n for axis, n in enumerate(numbers)}, fields.where)
     return tuple(axes.integer(name, 0, limits[axis]) for axis, name in enumerate(axes.value))
 
@@ -283,8 +269,7 @@ def _finite(text: str) -> float:
     return number
 
 
-def _is_deep(value: JSON, n_levels: int) -> bool:
-    """Tell what is nested so deeply that to write or print it again would fail."""
+def _is_deep(value: JSON, n_levels: int) -> bool:  # what could not be written or printed again
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return not n_levels or any(_is_deep(item, n_levels - 1) for item in inner)
 

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -53,36 +54,27 @@ CONVENTION: Mapping[str, JSON] = {
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _ARRAY_NAME = re.compile(r"([A-Za-z0-9._-]+)/layer_(\d{3,4})")
 
-ArrayKey: TypeAlias = tuple[str, int]
-"""(pooling, layer): one feature array of a source."""
+ArrayKey: TypeAlias = tuple[str, int]  # (pooling, layer): one feature array of a source
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
     """The data set whose features a cache holds."""
 
-    name: str
-    """Its short name, such as "r8"."""
-    labels: tuple[str, ...]
-    """Class names; label k of the arrays is index k."""
-    provenance: Mapping[str, JSON]
-    """Where it came from: origin, text columns, limit, seed."""
+    name: str  # short, such as "r8"
+    labels: tuple[str, ...]  # class names; label k of the arrays is index k
+    provenance: Mapping[str, JSON]  # where it came from: origin, text columns, limit, seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceInfo:
     """One backbone and its settings within a cache."""
 
-    name: str
-    """Its name in the cache, such as "smollm2-135m"."""
-    fingerprint: Mapping[str, JSON]
-    """Its identity: backbone, weights, tokenizer, template, ... compared key by key."""
-    recipe: Mapping[str, JSON]
-    """What predict needs to rebuild the extraction; not part of the identity."""
-    hidden_size: int
-    """H, the width of every layer."""
-    n_layers: int
-    """Layers of the whole model: 0..n_layers exist, 0 is the embedding."""
+    name: str  # in the cache, such as "smollm2-135m"
+    fingerprint: Mapping[str, JSON]  # identity: backbone, weights, ...; compared key by key
+    recipe: Mapping[str, JSON]  # what predict needs to rebuild the extraction; no identity
+    hidden_size: int  # H, the width of every layer
+    n_layers: int  # of the whole model: 0..n_layers exist, 0 is the embedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,17 +141,6 @@ def column_rows(n_rows: int) -> int:
     return max(MIN_BLOCK_ROWS, min(MAX_COLUMN_ROWS, 1 << max(0, n_rows - 1).bit_length()))
 
 
-def plan_bytes(n_rows: int, hidden_size: int, n_arrays: int, dtype: str = "float16") -> int:
-    """Bytes on disk of that many feature arrays, padding of the edge chunks included.
-
-    >>> plan_bytes(100, 16, 2)  # two chunks of 64 rows an array: 2 * 2 * (64 * 32 + 4)
-    8208
-    """
-    row_bytes = hidden_size * {"float16": 2, "float32": 4}[dtype]
-    rows = block_rows(n_rows, row_bytes)
-    return n_arrays * -(-n_rows // rows) * (rows * row_bytes + 4)
-
-
 @dataclass(kw_only=True)
 class Header:
     """The content of the root document; what it names exists."""
@@ -174,18 +155,14 @@ class Header:
     @classmethod
     def new(cls, dataset: DatasetInfo) -> Header:
         """Make the header of a cache that has no split and no source yet."""
-        epoch = os.environ.get("SOURCE_DATE_EPOCH")
-        now = dt.datetime.now(dt.UTC)
-        moment = dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else now
+        moment = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+        created = dt.datetime.fromtimestamp(moment, dt.UTC).isoformat()
         versions = {name: importlib.metadata.version(name) for name in ("llmembed-cache", "numpy")}
-        created = moment.replace(microsecond=0).isoformat()
         return cls(dataset=dataset, created=created, versions=versions)
 
     def document(self) -> dict[str, JSON]:
         """Make the root's `zarr.json`."""
-        sources = {name: vars(source).copy() for name, source in self.sources.items()}
-        for source in sources.values():
-            del source["name"]
+        sources = {name: _without("name", vars(one)) for name, one in self.sources.items()}
         content = {
             "format": FORMAT_VERSION,
             "created": self.created,
@@ -220,8 +197,7 @@ class Header:
 
 def content_digest(content: Mapping[str, JSON]) -> str:
     """xxh3-128 of the content without its digest, so that a flipped bit is found."""
-    rest = {key: value for key, value in content.items() if key != "digest"}
-    return xxhash.xxh3_128_hexdigest(dump(rest))
+    return xxhash.xxh3_128_hexdigest(dump(_without("digest", content)))
 
 
 def read_header(store: Store) -> Header | None:
@@ -312,6 +288,10 @@ def _parse_header(data: bytes, location: str) -> Header:
     )
 
 
+def _without(key: str, content: Mapping[str, JSON]) -> dict[str, JSON]:
+    return {name: value for name, value in content.items() if name != key}
+
+
 def _named(fields: Fields, kind: str) -> dict[str, Fields]:
     group = fields.fields(f"{kind}s")
     for name in group.value:
@@ -320,7 +300,6 @@ def _named(fields: Fields, kind: str) -> dict[str, Fields]:
 
 
 def _check_foreign_name(kind: str, name: str, where: str) -> None:
-    """Check a name that a cache states; like `check_name`, but the cache is to blame."""
     try:
         check_name(kind, name)
     except ConfigError as error:

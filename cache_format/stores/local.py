@@ -34,29 +34,18 @@ from llmembed.common.process import is_gone, owner
 from llmembed.common.regular import regular_descriptor
 
 Buffer: TypeAlias = bytes | memoryview
-HIDDEN = ".llmembed"
-"""Folder of what no Zarr reader sees: records, indexes, locks, unfinished files."""
+HIDDEN = ".llmembed"  # what no Zarr reader sees: records, indexes, locks, unfinished files
 TEMPORARY = f"{HIDDEN}/tmp"  # noqa: S108 - within the cache
 MAX_DOCUMENT_BYTES = 64 * 2**20
-_OLD_S = 7 * 24 * 3600.0
-"""After a week a temporary file is a leftover, whoever made it."""
-_NO_LINKS = {
-    getattr(errno, name)
-    for name in ("EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EINVAL")
-    if hasattr(errno, name)
-}
+_OLD_S = 7 * 24 * 3600.0  # after a week a temporary file is a leftover, whoever made it
+_NO_LINKS = ("EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EINVAL")
 """What file systems without hard links answer: exFAT, and some that programs serve."""
 _WAITS_S = (0.01, 0.1, 1.0) if os.name == "nt" else ()
 """Windows replaces no file that is open; those who read documents are soon done."""
 
 
 class LocalStore:
-    """A folder.
-
-    Args:
-        root: the cache's folder; it need not exist yet.
-        fsync: whether a written value survives a loss of power, at about a quarter of the speed.
-    """
+    """A folder, which need not exist yet; with `fsync` what is written survives a loss of power."""
 
     def __init__(self, root: Path, *, fsync: bool = False) -> None:
         self.path: Path | None = root
@@ -97,16 +86,6 @@ class LocalStore:
             files = [self._opened_chunk(key, size_bytes) for key in keys]
             return map_behind_each_other(files, head_bytes)
 
-    def read_pieces(
-        self, key: str, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]
-    ) -> None:
-        """Fill buffers, each from its offset: to map a file costs more than to read a few pages."""
-        with self._opened_chunk(key, size_bytes) as file:
-            for offset, target in pieces:
-                n_read = _read_at(file, target, offset)
-                if n_read != len(target):  # truncated since it was opened
-                    raise wrong_size(self.location, key, offset + n_read, size_bytes)
-
     def put(self, key: str, parts: Iterable[Buffer]) -> None:
         """Write a value atomically, replacing what is there."""
         with self._translated(key):
@@ -131,7 +110,7 @@ class LocalStore:
                     try:
                         path.hardlink_to(temporary)
                     except OSError as error:
-                        if error.errno not in _NO_LINKS:
+                        if errno.errorcode.get(error.errno or 0) not in _NO_LINKS:
                             raise
                         self._write_new(path, [value])
                 except FileExistsError:
@@ -341,11 +320,3 @@ def _patiently(change: Callable[[], object]) -> None:
         else:
             return
     change()
-
-
-def _read_at(file: int, target: memoryview, offset: int) -> int:
-    if hasattr(os, "preadv"):  # not on Windows
-        return os.preadv(file, [target], offset)
-    with os.fdopen(os.dup(file), "rb", buffering=0) as stream:
-        stream.seek(offset)
-        return stream.readinto(target) or 0

@@ -18,10 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
-MAX_FILES = 8192
-"""Mappings one array may take; Linux allows a process 65,530."""
-_THREADS = 4
-"""Threads that wait for the disk where the files are not in memory yet."""
+MAX_FILES = 8192  # mappings one array may take; Linux allows a process 65,530
+_THREADS = 4  # that wait for the disk where the files are not in memory yet
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _MAP_POPULATE = 0x8000 if sys.platform == "linux" else 0
@@ -42,15 +40,9 @@ def map_behind_each_other(
 ) -> memoryview:
     """Map the first bytes of each file, one file behind the other, and bring them into memory.
 
-    Args:
-        files: each opens a file and gives its descriptor; one is open at a time in each thread.
-        size_bytes: bytes of each, whole pages, no more than the file has.
-
-    Returns:
-        Read-only bytes, `len(files) * size_bytes` of them, unmapped when nothing refers to them.
-
-    Raises:
-        OSError: if the system refuses.
+    `files` open one each and give its descriptor; `size_bytes` are whole pages, no more than a file
+    has. The bytes are read-only, `len(files) * size_bytes` of them, and unmapped when nothing
+    refers to them.
     """
     import ctypes
 

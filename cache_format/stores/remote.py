@@ -22,20 +22,16 @@ from llmembed.cache_format.stores.local import (
 )
 from llmembed.common.errors import CacheFormatError, CacheStorageError, ConfigError
 
-_CLIENT_ERRORS = {
+_CLIENT_ERRORS = {  # that are no OSError; no client is imported to find its class
     "botocore.exceptions": "BotoCoreError",
     "aiohttp": "ClientError",
     "gcsfs.retry": "HttpError",
 }
-"""Those that are no OSError; no client is imported to find its class."""
 _log = logging.getLogger(__name__)
 
 
 class FsspecStore:
-    """A prefix in an object store; its methods do what those of `LocalStore` do.
-
-    Credentials come from the environment, never from here.
-    """
+    """A prefix in an object store, which does what `LocalStore` does."""
 
     path: Path | None = None
 

@@ -206,8 +206,6 @@ def test_unknown_names_get_a_close_match(toy_cache: Cache) -> None:
         split.features(5, pooling="mean")
     with pytest.raises(ConfigError, match=r"It has rows 0 to 199"):
         split.features(8, pooling="mean", rows=[200])
-    with pytest.raises(ConfigError, match="no layers"):
-        split.stack((), pooling="mean")
 
 
 def test_overwrite_replaces_a_cache(toy_path: Path, tmp_path: Path) -> None:

@@ -22,16 +22,7 @@ _START = (
 
 
 def check_engine(config: Any, options: Sequence[str], engines: Collection[str] = ENGINES) -> None:
-    """Refuse an engine that is not known, and options of Ray without it.
-
-    Args:
-        config: a dataclass with the field `engine`.
-        options: its fields that only Ray heeds.
-        engines: those that are known.
-
-    Raises:
-        ConfigError: which of them is wrong.
-    """
+    """Refuse an unknown `config.engine`, and options (fields) that only Ray heeds without it."""
     if config.engine not in engines:
         raise ConfigError.unknown("engine", config.engine, engines, "Pass one of them to --engine.")
     for field in dataclasses.fields(config):
@@ -45,16 +36,10 @@ def check_engine(config: Any, options: Sequence[str], engines: Collection[str] =
 
 @contextlib.contextmanager
 def joined(address: str | None, n_workers: int, store_bytes: int | None = None) -> Iterator[None]:
-    """Join a cluster, or start one on this machine and end it afterwards.
+    """Join the cluster at an address, or start one for so many workers and end it afterwards.
 
-    Args:
-        address: of the cluster; None starts one.
-        n_workers: workers that the one started has room for.
-        store_bytes: its memory for results; None is Ray's own choice.
-
-    Raises:
-        ConfigError: no Ray answers at the address.
-        MissingPackageError: Ray is not installed.
+    `store_bytes` is the memory for results of one that is started; None is Ray's own choice. Where
+    no Ray answers it is a `ConfigError`, where it is not installed a `MissingPackageError`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -76,9 +61,8 @@ def joined(address: str | None, n_workers: int, store_bytes: int | None = None) 
     try:
         ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
-        raise ConfigError(
-            f"Ray cannot be joined at --address {address}: {error} {_START}"
-        ) from error
+        message = f"Ray cannot be joined at --address {address}: {error} {_START}"
+        raise ConfigError(message) from error
     try:
         yield
     finally:

@@ -31,8 +31,7 @@ import click
 
 from llmembed.common.errors import LLMEmbedError, LLMEmbedWarning, RowError, shown
 
-REPEATED = "repeated"
-"""In the metadata of a field: what `--help` shows for a value that may hold commas."""
+REPEATED = "repeated"  # metadata of a field: what `--help` shows for a value that may hold commas
 EXIT_KNOWN_ERROR = 1
 EXIT_ROWS_LEFT = 4
 EXIT_INTERRUPTED = 130
@@ -57,19 +56,12 @@ class _Program(click.Command):
 
 
 class Command(_Program):
-    """A click command that ends a known error in one line on stderr, without a traceback.
+    """A click command that ends a known error in one line on stderr, without a traceback."""
 
-    Attributes:
-        resume_hint: what to do after Ctrl-C; a command that can resume overrides it.
-    """
-
-    resume_hint = "Nothing was left half-written; run the same command again."
+    resume_hint = "Nothing was left half-written; run the same command again."  # after Ctrl-C
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; exit 1 on a known error, 4 if only rows are left, 130 on Ctrl-C.
-
-        `--debug` is heeded here, and not passed on.
-        """
+        """Run the command; exit 1 on a known error, 4 if only rows are left, 130 on Ctrl-C."""
         # At its end the interpreter would search the million objects of torch and Lightning for
         # cycles, for half a second to a second, to free what the process gives back anyway.
         atexit.register(gc.freeze)
@@ -82,11 +74,8 @@ class Command(_Program):
                 if not is_quiet:
                     _show_log()
                 if is_quiet or not sys.stderr.isatty():  # a log is no place for bars
-                    for name in (
-                        "HF_HUB_DISABLE_PROGRESS_BARS",
-                        "HF_DATASETS_DISABLE_PROGRESS_BARS",
-                    ):
-                        os.environ.setdefault(name, "1")
+                    for library in ("HUB", "DATASETS"):
+                        os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
                 return super().invoke(ctx)
         except LLMEmbedError as error:
             if is_debugged:
@@ -131,10 +120,7 @@ def answer(document: Any, text: str, *, as_json: bool, quiet: bool) -> None:
 
 
 def echo_json(document: Any, *, indent: int | None = None) -> None:
-    """Print one JSON document on stdout, in letters that its encoding has.
-
-    What a terminal would obey is escaped, as JSON does.
-    """
+    """Print a JSON document on stdout: escaped is what its encoding lacks or a terminal obeys."""
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     text = json.dumps(document, ensure_ascii=not is_utf8, indent=indent, default=str)
     obeyed = (c for c in text if not c.isprintable() and c != "\n")
@@ -142,10 +128,7 @@ def echo_json(document: Any, *, indent: int | None = None) -> None:
 
 
 def command(config: type, kind: type[Command] = Command) -> Callable[..., click.Command]:
-    """Make a command of a function that takes a config, `as_json` and `quiet`.
-
-    Its options are the fields of the config, the common ones, and `--version`.
-    """
+    """Make a command, whose options are the config's fields, of a function that takes a config."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)

@@ -1,31 +1,7 @@
-r"""Every error a user can meet, in one tree, so that one `except` clause can catch them all.
+r"""Every error a user can meet, in one tree, so that one `except LLMEmbedError` catches them all.
 
-    LLMEmbedError
-    ├── ConfigError (ValueError)                 an option has a value that is not allowed
-    ├── DataError (ValueError)                   texts or labels that cannot be used
-    │   └── DatasetNotFoundError (FileNotFoundError)
-    ├── ModelError (ValueError)                  a backbone that cannot be used
-    │   └── ModelNotFoundError (FileNotFoundError)
-    ├── MissingPackageError (ImportError)        an extra that is not installed
-    ├── EngineError (RuntimeError)               Ray gave up
-    ├── ExtractionError (RuntimeError)           features that must not be stored
-    │   └── RowError                             of some rows; all others are stored
-    ├── CacheError
-    │   ├── CacheNotFoundError (FileNotFoundError)
-    │   ├── CacheFormatError (ValueError)        not a cache, foreign or newer format
-    │   ├── CacheMismatchError (ValueError)      contradicts a fingerprint
-    │   ├── CacheIncompleteError (RuntimeError)  rows or arrays that are not committed
-    │   ├── CacheCorruptError (ValueError)       bytes that are not those committed
-    │   ├── CacheLockedError (RuntimeError)      another writer holds it
-    │   ├── CacheStorageError (OSError)          the disk or object store failed or refused
-    │   └── CacheSpaceError (OSError)            no room for the plan
-    └── RunError
-        ├── RunNotFoundError (FileNotFoundError)
-        ├── RunFormatError (ValueError)
-        └── RunStorageError (OSError)            the disk failed or refused
-
-Each class is also the builtin in brackets. Every message says what was given, what is allowed,
-where, and what to do:
+Each class is also a builtin error: what callers expect of that kind. Every message says what was
+given, what is allowed, where, and what to do:
 
 >>> str(ConfigError.unknown("fusion", "cooq", ["mean", "cooc"], "Pass one to --fusion."))
 "fusion 'cooq' does not exist; did you mean 'cooc'? Known: mean, cooc. Pass one to --fusion."
@@ -43,19 +19,14 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Self
 
-_MOST_NAMES = 20
-"""In a message."""
+_MOST_NAMES = 20  # in a message
 
 
 def shown(text: str, keep: str = "") -> str:
-    r"""Escape what a terminal would not print as it is: control and formatting characters.
+    r"""Escape control and formatting characters, all but those to keep, such as ends of lines.
 
     >>> print(shown(chr(27) + "[31mred" + chr(0x202E)))
     \x1b[31mred\u202e
-
-    Args:
-        text: what comes from outside.
-        keep: characters that stay, such as the ends of lines.
     """
     if text.isprintable():
         return text

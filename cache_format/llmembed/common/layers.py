@@ -3,10 +3,10 @@
 Layer k is the output of block k, counted from 1, and layer 0 the embeddings: Hugging Face's
 `hidden_states[k]`, whose last member has passed the final norm.
 
-A number names a layer of the model, wherever it is written: -1 is the model's last layer, cached
-or not. A range, `all` and `last:k` choose among what there is: in an extraction all layers of the
-model, in a fit those of the cache. So after `--layers 8,16,24` the fit's `last:2` is 16 and 24,
-and its -1 an error where layer 24 is not the model's last.
+A number names a layer of the model: -1 is its last layer, cached or not. A range, `all` and
+`last:k` choose among what there is: in an extraction all layers of the model, in a fit those of
+the cache. So after `--layers 8,16,24` the fit's `last:2` is 16 and 24, and its -1 an error where
+layer 24 is not the model's last.
 """
 
 from __future__ import annotations
@@ -19,19 +19,10 @@ _HOW = "Write numbers (8,16), ranges (start:stop:step), all, or last:5."
 
 
 def parse_layers(specification: str, n_layers: int, model: str) -> tuple[int, ...]:
-    """Resolve a specification against a model of `n_layers` blocks.
-
-    Args:
-        specification: comma-separated numbers, ranges `start:stop:step` with Python's meaning over
-            0..n_layers, `all`, or `last:k`; a negative number counts from the end.
-        n_layers: blocks of the whole model.
-        model: its name, for messages.
-
-    Returns:
-        The layers in ascending order, each once.
+    """Resolve a specification against a model of `n_layers` blocks: ascending, each once.
 
     Raises:
-        ConfigError: a part cannot be read, or names no layer.
+        ConfigError: a part cannot be read, or names no layer; the message names the model.
 
     >>> parse_layers("8,1:8:3,-1", 30, "smollm2-135m")
     (1, 4, 7, 8, 30)
@@ -51,20 +42,13 @@ def parse_layers(specification: str, n_layers: int, model: str) -> tuple[int, ..
 
 
 def check_layers(specification: str) -> None:
-    """Refuse what no model could make sense of.
-
-    Raises:
-        ConfigError: a part cannot be read, or there is none.
-    """
+    """Refuse, by a `ConfigError`, what no model could make sense of."""
     for part in layer_parts(specification):
         named_layers(part, 1, range(2))
 
 
 def layer_parts(specification: str) -> list[str]:
-    """Split a specification at its commas.
-
-    Raises:
-        ConfigError: there is no part.
+    """Split a specification at its commas; without a part it is a `ConfigError`.
 
     >>> layer_parts("8, last:2")
     ['8', 'last:2']
@@ -76,15 +60,10 @@ def layer_parts(specification: str) -> list[str]:
 
 
 def named_layers(part: str, n_layers: int, available: Sequence[int]) -> tuple[int, ...]:
-    """Give the available layers that one part of a specification names; it may be none.
+    """Give those of the available layers, ascending, that one part names; it may be none.
 
-    Args:
-        part: a number, a range `start:stop:step`, `all` or `last:k`.
-        n_layers: blocks of the whole model, which negative numbers count from.
-        available: layers to choose from, ascending.
-
-    Raises:
-        ConfigError: the part cannot be read.
+    Negative numbers count from the `n_layers` blocks of the whole model. What cannot be read is a
+    `ConfigError`.
 
     >>> named_layers("-1", 32, [8, 16, 32]), named_layers("last:2", 32, [8, 16, 24])
     ((32,), (16, 24))

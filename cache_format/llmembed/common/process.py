@@ -26,8 +26,7 @@ from typing import Any
 
 from llmembed.common.errors import ConfigError
 
-UNKNOWN = "unknown"
-"""Start time of a process that exists, where the system does not tell when it started."""
+UNKNOWN = "unknown"  # start time, where the system does not tell
 _PROC = Path("/proc")
 _DEAD = "ZX"  # states of a process that has ended and that its parent did not ask about yet
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -110,10 +109,7 @@ def _machine() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let freed memory of this process be reused, unless the user set glibc's own variables.
-
-    Other C libraries are left alone.
-    """
+    """Let freed memory be reused, unless the user set glibc's variables; only glibc is told."""
     chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if not chosen:
         _glibc("mallopt", _MMAP_THRESHOLD, _LARGEST_KEPT)

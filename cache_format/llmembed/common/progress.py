@@ -11,20 +11,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Self, TextIO
 
-INTERVAL_S = 30.0
-"""Least time between two lines of a log, but for the first and the last."""
+INTERVAL_S = 30.0  # between two lines of a log at least, but for the first and the last
 
 
 class Steps:
-    """Count what is done of a known number of steps, and show it.
+    """Count what is done of a known number of steps, and show it on a stream, by default stderr.
 
-    Args:
-        total: number of steps.
-        unit: what a step is, in the plural.
-        name: what they belong to; empty for nothing.
-        shown: whether to show anything; the environment's TQDM_DISABLE, set to anything, forbids.
-        stream: where; None is stderr.
-        clock: tells the seconds.
+    `unit` is what a step is, in the plural, and `name` what the steps belong to, if anything. The
+    environment's TQDM_DISABLE, set to anything, forbids to show it.
     """
 
     def __init__(

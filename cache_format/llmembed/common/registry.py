@@ -22,6 +22,10 @@ Spec = TypeVar("Spec")
 class Registry(Generic[Spec]):
     """What each name of a kind stands for.
 
+    Args:
+        kind: what messages call it; with hyphens for spaces, the option that takes its names.
+        group: of the entry points by which packages bring names.
+
     >>> colours = Registry[str]("colour", "llmembed.doctest")
     >>> colours.register("red", "#ff0000")
     >>> list(colours), colours["red"]
@@ -29,32 +33,17 @@ class Registry(Generic[Spec]):
     """
 
     def __init__(self, kind: str, group: str) -> None:
-        """Begin with no name.
-
-        Args:
-            kind: what messages call it; with hyphens for spaces, the option that takes its names.
-            group: of the entry points by which packages bring names.
-        """
         self.kind, self.group = kind, group
         self._specs: dict[str, Spec] = {}
 
     def register(self, name: str, spec: Spec) -> None:
-        """Add a name.
-
-        Raises:
-            ConfigError: the name stands for something else already.
-        """
+        """Add a name; that it stands for something else already is a `ConfigError`."""
         if self._specs.setdefault(name, spec) != spec:
             raise ConfigError(
                 f"{self.kind} {name!r} is registered already. Register yours by another name."
             )
 
     def __getitem__(self, name: str) -> Spec:
-        """Look a name up, importing the package that brings it.
-
-        Raises:
-            ConfigError: nothing has this name, or what should bring it does not.
-        """
         if name not in self._specs and name in self._plugins:
             plugin, reason = self._plugins[name], "does not register it"
             try:

@@ -25,16 +25,7 @@ _KINDS = {
 
 
 def open_regular(path: str | os.PathLike[str], error: type[LLMEmbedError] = DataError) -> BinaryIO:
-    """Open a regular file for reading, at once, whatever stands there.
-
-    Args:
-        path: of the file; a symbolic link to one is followed.
-        error: what is raised for anything else.
-
-    Raises:
-        LLMEmbedError: of the class `error`, naming what stands there instead.
-        OSError: there is nothing, or it may not be read.
-    """
+    """Open a regular file, or a link to one, for reading; raise what `require_regular` raises."""
     return os.fdopen(regular_descriptor(path, error), "rb")
 
 
@@ -61,11 +52,9 @@ def require_regular(
     *,
     follow_links: bool = True,
 ) -> None:
-    """Refuse what is no regular file before a library is given its path.
+    """Refuse what is no regular file, as an `error`, before a library is given its path.
 
-    Raises:
-        LLMEmbedError: of the class `error`, naming what stands there instead.
-        OSError: there is nothing.
+    Where there is nothing, it is an OSError.
     """
     try:
         mode = Path(path).stat(follow_symlinks=follow_links).st_mode

@@ -30,19 +30,13 @@ _AT_WORKING_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <linu
 
 
 class _Hidden(NamedTuple):
-    """A folder beside a place."""
-
     path: Path
     kind: str
     owner: str
 
 
 def check_place(place: Path) -> None:
-    """Refuse a place where no folder can be made, before anything is spent on one.
-
-    Raises:
-        RunStorageError: its name is too long or no name, or its folder may not be written.
-    """
+    """Refuse, by a `RunStorageError`, a place where no folder can be made, before one is needed."""
     try:
         place = _real(place)
         parent = next(folder for folder in place.parents if os.path.lexists(folder))
@@ -67,10 +61,7 @@ def make_beside(place: Path) -> Path:
 
 
 def put_in_place(folder: Path, place: Path) -> None:
-    """Put a folder of `make_beside` in the place of what stands there, and remove that.
-
-    Whatever fails, the place has the one or the other, whole.
-    """
+    """Put a folder of `make_beside` in the place of what stands there, and remove that."""
     place = _real(place)
     _flush(folder)
     if not exchange(folder, place):
@@ -162,7 +153,7 @@ def _beside(place: Path) -> Iterator[_Hidden]:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a hidden name beside a file to write to; at the end what was written replaces the file.
 
-    Whatever fails, the old file or the new one is there, whole, and nothing else is left.
+    Whatever fails, the old file or the new one is there, whole.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:

@@ -28,8 +28,7 @@ from llmembed.common.errors import DataError, LLMEmbedError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SPOOL_FROM_BYTES = 64 * 2**20
-"""Tables and columns that are larger lie in a mapped file."""
+SPOOL_FROM_BYTES = 64 * 2**20  # tables and columns that are larger lie in a mapped file
 _DISK = "/var/tmp"  # noqa: S108 - a file without a name, made with O_EXCL
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -50,17 +49,10 @@ def scratch_array(
     remedy: str = "",
     error: type[LLMEmbedError] = DataError,
 ) -> npt.NDArray[Any]:
-    """Make an array in a mapped file, to be filled.
+    """Make an array of a shape that is not empty in a mapped file, to be filled.
 
-    Args:
-        shape: of the array, not empty.
-        dtype: of the array.
-        what: is stored, for the message where there is no room.
-        remedy: what helps besides setting TMPDIR.
-        error: class of that message.
-
-    Raises:
-        LLMEmbedError: of the class `error`, there is no room for the file.
+    Where there is no room it is an `error`, which says what would be stored, and what helps besides
+    setting TMPDIR.
     """
     size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     with _scratch_file() as file:
@@ -79,25 +71,14 @@ def scratch_array(
 
 
 def column_array(n_rows: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Make an array `[n_rows]` to be filled, in a mapped file if it is large.
-
-    Raises:
-        DataError: there is no room for that file.
-    """
+    """Make an array `[n_rows]` to be filled, in a mapped file if it is large."""
     if n_rows * np.dtype(dtype).itemsize <= SPOOL_FROM_BYTES:
         return np.empty(n_rows, dtype)
     return scratch_array((n_rows,), dtype, "a column of the data set")
 
 
 def spool(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
-    """Write batches, one of which at a time is in memory, to a mapped file: Arrow IPC.
-
-    Returns:
-        The table, whose columns are the mapping; the file is gone when they are.
-
-    Raises:
-        DataError: there is no room for the file.
-    """
+    """Write batches, one of which at a time is in memory, to a mapped file: Arrow IPC."""
     import pyarrow as pa
 
     with _scratch_file() as file:
@@ -119,6 +100,8 @@ def spool(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
 
 def gather(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
     """Collect batches in memory, or all of them in a mapped file where they would fill it.
+
+    Where there is no room for that file it is a `DataError`.
 
     >>> import pyarrow as pa
     >>> batch = pa.record_batch({"text": ["a", "b"]})

@@ -32,16 +32,12 @@ def draw_share(
     least: int = 0,
     spared: int = 0,
 ) -> npt.NDArray[np.bool_]:
-    """Draw a share of the rows, such that each class keeps its share.
-
-    The number drawn of each class is its share, rounded so that the total is right (largest
-    remainders).
+    """Draw a share of the rows, such that each class keeps its share (largest remainders).
 
     Args:
         labels: class of each row, int `[N]`.
         fraction: of the rows, 0 to 1.
-        shuffled: int64 `[N]`, the rows sorted by class and in random order within a class, of
-            which the first are drawn.
+        shuffled: int64 `[N]`, the rows sorted by class, in random order within; the first go.
         least: rows to draw of every class, where the total has room for it.
         spared: rows to leave of every class.
 
