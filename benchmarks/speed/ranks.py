@@ -46,7 +46,7 @@ task = prepare(config)
 load_s = time.perf_counter() - began
 task.register()
 with task.open_writer(shared="ray") as writer:
-    units = [unit for plan in task.make_plans(writer) for unit in cut(writer, plan, 8)]
+    units = [unit for plan in task.make_plans(writer) for unit in cut(plan, 8)]
 seconds = time.perf_counter() - began
 found = {"n_units": len(units), "load_s": load_s, "seconds": seconds, "peak_bytes": peak()}
 print(json.dumps(found))

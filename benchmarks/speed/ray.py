@@ -19,7 +19,6 @@ from typing import Any
 import harness
 
 from llmembed.cache_format import Block, SplitPlan
-from llmembed.cache_format.writing import Unit
 from llmembed.common.cluster import joined
 from llmembed.extract.engines import ray_engine
 from llmembed.extract.engines.outcome import Counts
@@ -35,7 +34,7 @@ class Waiting(Worker):
     def _open(self) -> None:
         """Load nothing."""
 
-    def _do(self, unit: Unit) -> Counts:
+    def _do(self, unit: SplitPlan) -> Counts:
         del unit
         time.sleep(self._job["seconds"])
         return Counts(n_rows_computed=1)
@@ -103,7 +102,7 @@ def shares(paced: dict[str, float]) -> dict[str, float]:
     }
 
 
-def toy_unit(number: int) -> Unit:
+def toy_unit(number: int) -> SplitPlan:
     """Make a unit of 16 blocks with four layers, as large as any."""
     keys = tuple(("mean", layer) for layer in (8, 16, 24, 32))
     first = number * 16
@@ -120,4 +119,4 @@ def toy_unit(number: int) -> Unit:
     )
     plan: dict[str, Any] = {"split": "train", "source": "s", "n_rows": 10**9, "block_rows": 1024}
     plan |= {"hidden_size": 4096, "dtype": "float16", "arrays": keys, "blocks": blocks}
-    return Unit(plan=SplitPlan(**plan))
+    return SplitPlan(**plan)

@@ -127,9 +127,9 @@ def measure(path: Path, n_rows: int) -> dict[str, float]:
 def plan_units(path: Path, labels: Array, text_hash: Array) -> list[str]:
     """Plan a cache that has nothing yet, and make its blocks ready for workers."""
     options: dict[str, Any] = {"text_hash": text_hash, "dry_run": True}
-    with planned(path, LAYERS, HIDDEN_SIZE, labels, **options) as (writer, plan):
+    with planned(path, LAYERS, HIDDEN_SIZE, labels, **options) as (_, plan):
         parts = (plan.blocks[first : first + 16] for first in range(0, len(plan.blocks), 16))
-        units = [writer.unit(plan, part) for part in parts]
+        units = [plan.part(part) for part in parts]
         return [unit.dumps() for unit in units]
 
 
@@ -172,13 +172,13 @@ def requests(n_blocks: int) -> Counts:
         writer.register()
     with four_layers(shared="ray") as (writer, plan), counted(counts, "work"):
         for block in plan.blocks:
-            unit = writer.unit(plan, [block])
+            unit = plan.part([block])
             worker = UnitWriter(url, unit, writer.lease)
             for one in worker.left().blocks:
                 part = rows[one.start : one.stop]
                 features = dict.fromkeys(one.missing, part)
                 n_tokens = np.zeros(len(part), np.int32)
-                worker.write(unit.plan, one, n_tokens=n_tokens, features=features)
+                worker.write(unit, one, n_tokens=n_tokens, features=features)
     began = time.perf_counter()
     with counted(counts, "finalize"):
         finalize(url, only_new=True)

@@ -83,7 +83,7 @@ class ArrayCommits:
     """What is committed of one array: leading rows of each block `[n_blocks]`, their xxh3-128."""
 
     rows: NDArray[np.int64]
-    hashes: tuple[str | None, ...]
+    hashes: Sequence[str | None]
 
     def block(self, index: int) -> OldRows | None:
         """Say what is committed of one block, None if nothing is."""
@@ -177,10 +177,7 @@ class StoredSource:
                 )
 
     def drop(self, lost: Mapping[str, set[int]]) -> None:
-        """Delete half-written records and withdraw blocks, given by array name.
-
-        What the withdrawn records say of other arrays stays.
-        """
+        """Delete half-written records; withdraw blocks of arrays, but not what else they record."""
         for key in [*self.half_written, *(self.index_key(name) for name in lost)]:
             self._store.delete(key)
         for key, record in self.records.items() if lost else ():
@@ -247,7 +244,7 @@ class StoredSource:
             block, n = record.start // self.block_rows, record.stop - record.start
             if name in record.arrays and n > rows[block]:
                 rows[block], hashes[block] = n, record.arrays[name]
-        return ArrayCommits(rows=rows, hashes=tuple(hashes))
+        return ArrayCommits(rows=rows, hashes=hashes)
 
     def _by_index(self, name: str) -> ArrayCommits | None:
         data = self._store.get(self.index_key(name))
@@ -264,7 +261,7 @@ class StoredSource:
         if not fits or len(joined) != _HEX_DIGITS * len(self.expected):
             return None
         cuts = range(0, len(joined), _HEX_DIGITS)
-        hashes = tuple(joined[cut : cut + _HEX_DIGITS] for cut in cuts)
+        hashes = [joined[cut : cut + _HEX_DIGITS] for cut in cuts]
         return ArrayCommits(rows=self.expected, hashes=hashes)
 
     def _index(self, name: str) -> bytes:

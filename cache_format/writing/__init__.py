@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from llmembed.cache_format.writing.blocks import Unit, UnitWriter
 from llmembed.cache_format.writing.lock import (
     LOCK,
     PATIENCE_S,
@@ -14,7 +13,7 @@ from llmembed.cache_format.writing.lock import (
 )
 from llmembed.cache_format.writing.plan import Block, SplitPlan
 from llmembed.cache_format.writing.register import consolidate, consolidated_metadata
-from llmembed.cache_format.writing.writer import CacheWriter
+from llmembed.cache_format.writing.writer import CacheWriter, UnitWriter
 
 __all__ = [
     "LOCK",
@@ -24,7 +23,6 @@ __all__ = [
     "CacheWriter",
     "SharedLock",
     "SplitPlan",
-    "Unit",
     "UnitWriter",
     "WriterLock",
     "consolidate",

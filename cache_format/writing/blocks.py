@@ -1,19 +1,11 @@
-"""One block of rows: check what is there, write its chunks, commit it.
-
-Blocks may be written by other processes than the one that planned them. The plan of a cache and its
-records grow with the rows, so a worker reads neither: it is sent a `Unit`. Nor does it take a lock:
-it borrows the planner's. When that is gone, or another planner's, no worker of the first writes
-another block.
-"""
+"""One block of rows: check what is there, write its chunks, commit it."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,81 +18,13 @@ from llmembed.cache_format.layout.commits import (
     StoredSource,
     is_half_written,
 )
-from llmembed.cache_format.layout.documents import JSON, ArrayInfo, dump, read_array_info
+from llmembed.cache_format.layout.documents import ArrayInfo, dump, read_array_info
 from llmembed.cache_format.layout.schema import N_TOKENS, ArrayKey, array_name
-from llmembed.cache_format.stores import Store, open_store
-from llmembed.cache_format.writing.lock import borrowed_lock
+from llmembed.cache_format.stores import Store
 from llmembed.cache_format.writing.plan import Block, SplitPlan
-from llmembed.common.errors import (
-    CacheCorruptError,
-    CacheMismatchError,
-    DataError,
-    ExtractionError,
-)
+from llmembed.common.errors import CacheCorruptError, CacheMismatchError, ExtractionError
 
 _log = logging.getLogger(__name__)
-_EXPONENT = {2: (np.uint16, 0x7C00, 0x7FFF), 4: (np.uint32, 0x7F800000, 0x7FFFFFFF)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """Some blocks of a plan, as work for another process: a plan of these blocks alone."""
-
-    plan: SplitPlan
-
-    def dumps(self) -> str:
-        """Write the unit as JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def loads(cls, text: str) -> Self:
-        """Read what `dumps` wrote."""
-        plan = json.loads(text)["plan"]
-        for block in plan["blocks"]:
-            block["missing"] = _keys(block["missing"])
-            block["old"] = {name: OldRows(**rows) for name, rows in block["old"].items()}
-        blocks = tuple(Block(**block) for block in plan["blocks"])
-        return cls(plan=SplitPlan(**plan | {"arrays": _keys(plan["arrays"]), "blocks": blocks}))
-
-
-class UnitWriter:
-    """Writes the blocks of a unit for the writer that planned it, and that gave its lease."""
-
-    def __init__(self, path: str | os.PathLike[str], unit: Unit, lease: str) -> None:
-        self._store = open_store(path)
-        self._lock = borrowed_lock(self._store, lease)
-        self._plan = unit.plan
-
-    def left(self) -> SplitPlan:
-        """List the blocks without those that an earlier attempt at this unit committed."""
-        blocks = (block for block in self._plan.blocks if not self._is_committed(block))
-        return replace(self._plan, blocks=tuple(blocks))
-
-    def check_texts(self, block: Block, text_hash: NDArray[Any]) -> None:
-        """Refuse text_hash uint64 `[rows]` of a block that is not that of the planner."""
-        if digest(text_hash) != block.texts:
-            raise DataError(
-                f"rows {block.start}-{block.stop} of split {self._plan.split!r} are other "
-                "texts for this worker than for the process that planned the work. Put the same "
-                "file where every machine reads --dataset."
-            )
-
-    def write(
-        self,
-        plan: SplitPlan,
-        block: Block,
-        *,
-        n_tokens: NDArray[Any],
-        features: Mapping[ArrayKey, NDArray[Any]],
-    ) -> None:
-        """Write a block and commit it, as `CacheWriter.write` does, while that one may."""
-        self._lock.check()
-        write_block(self._store, plan, block, n_tokens, features)
-
-    def _is_committed(self, block: Block) -> bool:
-        record = _record(self._plan, block, dict.fromkeys(block.names, ""))
-        found = self._store.get(record.key(self._plan.block_rows))
-        return found is not None and not is_half_written(found)
 
 
 def write_block(
@@ -134,7 +58,7 @@ def write_block(
             rows = np.concatenate([_old_rows(store, chunk_key, info, old), new_rows])
         store.put(chunk_key, encode(info, rows))
         hashes[name] = digest(rows)
-    commit(store, _record(plan, block, hashes), plan.block_rows)
+    commit(store, plan.record(block, hashes), plan.block_rows)
 
 
 def commit(store: Store, record: Record, block_rows: int) -> None:
@@ -200,17 +124,6 @@ def _lost_blocks(store: Store, key: str, committed: list[int]) -> set[int]:
     return lost
 
 
-def _record(plan: SplitPlan, block: Block, hashes: Mapping[str, str]) -> Record:
-    return Record(
-        split=plan.split,
-        source=plan.source,
-        start=block.start,
-        stop=block.stop,
-        texts=block.texts,
-        arrays=hashes,
-    )
-
-
 def _checked_rows(info: ArrayInfo, block: Block, where: str, given: NDArray[Any]) -> NDArray[Any]:
     expected = (block.stop - block.compute_from, *info.shape[1:])
     if np.shape(given) != expected:
@@ -220,23 +133,15 @@ def _checked_rows(info: ArrayInfo, block: Block, where: str, given: NDArray[Any]
         )
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(given, info.numpy_dtype)
-    if info.dtype.startswith("float"):
-        _check_finite(rows, block, where)
-    return rows
-
-
-def _check_finite(rows: NDArray[Any], block: Block, where: str) -> None:
-    # Integer compare: numpy's isfinite on float16 is four times slower and would cost a tenth of
-    # the write. Infinity and NaN are the values whose exponent bits are all set.
-    unsigned, exponent, magnitude = _EXPONENT[rows.itemsize]
-    bits = rows.view(unsigned) & magnitude
-    if bits.size and bits.max() >= exponent:
-        row, column = np.argwhere(bits >= exponent)[0]
+    finite = np.isfinite(rows)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
         raise ExtractionError(
             f"{where}, row {block.compute_from + row}: feature {column} is {rows[row, column]} in "
             f"{rows.dtype}, whose largest value is {np.finfo(rows.dtype).max}. Pass --dtype "
             "float32 if the model's values are finite; otherwise --compute-dtype float32."
         )
+    return rows
 
 
 def _old_rows(store: Store, chunk_key: str, info: ArrayInfo, old: OldRows) -> NDArray[Any]:
@@ -247,7 +152,3 @@ def _old_rows(store: Store, chunk_key: str, info: ArrayInfo, old: OldRows) -> ND
             f"can be added to it. Run `llmembed-cache verify {store.location}`."
         )
     return rows
-
-
-def _keys(pairs: Iterable[JSON]) -> tuple[ArrayKey, ...]:
-    return tuple((pooling, layer) for pooling, layer in pairs)

@@ -35,8 +35,7 @@ from llmembed.common.process import has_ended, started
 
 LOCK = f"{HIDDEN}/lock"
 SHARED = f"{HIDDEN}/shared"
-PATIENCE_S = 60.0
-"""How long those who share a plan wait for the one of them that registers it."""
+PATIENCE_S = 60.0  # how long those who share a plan wait for the one of them that registers it
 
 
 class Lock:
@@ -154,19 +153,15 @@ class SharedLock(Lock):
 
 
 def borrowed_lock(store: Store, lease: str) -> Lock:
-    """Make a shared lock that its holder lent by its lease: to be checked, never released."""
+    """Make the lock that its holder lent by its lease: to be checked, never released."""
     key, document = json.loads(lease)
     return Lock(store, key, document.encode())
 
 
 def holders(store: Store) -> dict[str, str]:
     """Map the names of all shared locks to their holders, without those of dead processes."""
-    sharing = {}
-    for name in store.names(SHARED):
-        found = store.get(f"{SHARED}/{name}")
-        if found is not None and not _is_stale(found):
-            sharing[shown(name)] = _holder(found)
-    return sharing
+    found = {name: store.get(f"{SHARED}/{name}") for name in store.names(SHARED)}
+    return {shown(k): _holder(v) for k, v in found.items() if v is not None and not _is_stale(v)}
 
 
 def refuse_if_held(store: Store) -> None:

@@ -1,16 +1,21 @@
-"""What is still to be computed: whole blocks of rows, each with the arrays it lacks."""
+"""What is still to be computed: whole blocks of rows, each with the arrays it lacks.
+
+A plan grows with the rows, so processes that work for the planner are sent parts of it: units.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmembed.cache_format.layout.arrays import digest
-from llmembed.cache_format.layout.commits import ArrayCommits, OldRows
-from llmembed.cache_format.layout.documents import FEATURE_DTYPES, ArrayInfo
+from llmembed.cache_format.layout.commits import ArrayCommits, OldRows, Record
+from llmembed.cache_format.layout.documents import FEATURE_DTYPES, JSON, ArrayInfo
 from llmembed.cache_format.layout.schema import (
     N_TOKENS,
     ArrayKey,
@@ -25,19 +30,12 @@ from llmembed.common.errors import ConfigError
 class Block:
     """A block of rows that lacks something, with all that its writer must know of it."""
 
-    start: int
-    """First row, a multiple of R."""
-    stop: int
-    """One past the last row."""
-    compute_from: int
-    """First row to compute: rows before it are committed in all missing arrays (they were there
-    before the data set grew)."""
-    missing: tuple[ArrayKey, ...]
-    """(pooling, layer) of the arrays to compute, sorted."""
-    texts: str
-    """xxh3-128 of the block's text_hash."""
-    old: Mapping[str, OldRows]
-    """What is committed of the block, by the names of the arrays that have any of it."""
+    start: int  # first row, a multiple of R
+    stop: int  # one past the last row
+    compute_from: int  # earlier rows were committed before the data set grew, in all missing arrays
+    missing: tuple[ArrayKey, ...]  # (pooling, layer) of the arrays to compute, sorted
+    texts: str  # xxh3-128 of the block's text_hash
+    old: Mapping[str, OldRows]  # what is committed of the block, by the names of such arrays
 
     @property
     def names(self) -> list[str]:
@@ -52,21 +50,13 @@ class SplitPlan:
     """What is to be computed of one source in one split."""
 
     split: str
-    """The split's name."""
     source: str
-    """The source's name."""
-    n_rows: int
-    """N."""
-    block_rows: int
-    """R, the rows of a block."""
-    hidden_size: int
-    """H."""
-    dtype: str
-    """Of the stored features."""
-    arrays: tuple[ArrayKey, ...]
-    """(pooling, layer) of all arrays asked for, sorted."""
-    blocks: tuple[Block, ...]
-    """The blocks still to do, in order; empty when everything is there."""
+    n_rows: int  # N
+    block_rows: int  # R, the rows of a block
+    hidden_size: int  # H
+    dtype: str  # of the stored features
+    arrays: tuple[ArrayKey, ...]  # (pooling, layer) of all arrays asked for, sorted
+    blocks: tuple[Block, ...]  # still to do, in order; empty when everything is there
 
     @property
     def n_rows_missing(self) -> int:
@@ -94,6 +84,35 @@ class SplitPlan:
         """Names of all arrays within the source, n_tokens included."""
         return (*(array_name(key) for key in self.arrays), N_TOKENS)
 
+    def record(self, block: Block, hashes: Mapping[str, str]) -> Record:
+        """Make the record of a block: `hashes` are of the rows of each array."""
+        return Record(
+            split=self.split,
+            source=self.source,
+            start=block.start,
+            stop=block.stop,
+            texts=block.texts,
+            arrays=hashes,
+        )
+
+    def part(self, blocks: Iterable[Block]) -> Self:
+        """Make the plan of some of the blocks alone."""
+        return replace(self, blocks=tuple(blocks))
+
+    def dumps(self) -> str:
+        """Write the plan as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Self:
+        """Read what `dumps` wrote."""
+        plan = json.loads(text)
+        for block in plan["blocks"]:
+            block["missing"] = _keys(block["missing"])
+            block["old"] = {name: OldRows(**rows) for name, rows in block["old"].items()}
+        blocks = tuple(Block(**block) for block in plan["blocks"])
+        return cls(**plan | {"arrays": _keys(plan["arrays"]), "blocks": blocks})
+
 
 def missing_blocks(
     arrays: tuple[ArrayKey, ...],
@@ -101,13 +120,9 @@ def missing_blocks(
     commits: Mapping[str, ArrayCommits],
     text_hash: NDArray[np.uint64],
 ) -> Iterator[Block]:
-    """Yield the blocks that lack rows in any of the arrays.
+    """Yield the blocks of R rows that lack rows in any of the arrays.
 
-    Args:
-        arrays: those asked for.
-        block_rows: R.
-        commits: what is committed of each, and of n_tokens, by name; nothing of those not named.
-        text_hash: uint64 `[N]`.
+    `commits` says what is committed of each array, and of n_tokens, by name; `text_hash` is `[N]`.
     """
     for index, start in enumerate(range(0, len(text_hash), block_rows)):
         stop = min(start + block_rows, len(text_hash))
@@ -140,3 +155,7 @@ def checked_arrays(
                 "range."
             )
     return keys
+
+
+def _keys(pairs: Iterable[JSON]) -> tuple[ArrayKey, ...]:
+    return tuple((pooling, layer) for pooling, layer in pairs)

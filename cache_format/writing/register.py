@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout.arrays import COLUMN_DTYPES, digest, encode, read_column
+from llmembed.cache_format.layout.arrays import COLUMN_DTYPES, encode, read_column
 from llmembed.cache_format.layout.commits import (
     COMMITS,
     INDEX,
@@ -132,12 +132,6 @@ def check_grown(store: Store, split: str, info: SplitInfo, given: dict[str, NDAr
             )
 
 
-def split_info(columns: Mapping[str, NDArray[Any]]) -> SplitInfo:
-    """Describe a split by its columns."""
-    texts, labels = digest(columns[TEXT_HASH]), digest(columns[LABEL])
-    return SplitInfo(n_rows=len(columns[LABEL]), texts=texts, labels=labels)
-
-
 def add_split(
     store: Store,
     header: Header,
@@ -145,9 +139,9 @@ def add_split(
     columns: Mapping[str, NDArray[Any]],
     known: SplitInfo | None,
 ) -> None:
-    """Write the columns of a split from the first chunk that changes, then the root.
+    """Write the columns of a split, which the header names, from the first chunk that changes.
 
-    `header` names the split already; `known` is what the store has of it, None for a new one.
+    `known` is what the store has of it, None for a new one. The root comes last.
     """
     if known is None:
         purge(store, split)

@@ -4,28 +4,36 @@ The order is the whole trick: every chunk of a block, each atomically, then its 
 split exists once the root names it, rows exist once a record names them; what is under neither is
 leftover and is written again. There is one writer at a time, or several that share a plan: they
 write blocks of arrays that were registered before, each its own, and change nothing else.
+
+One that shares may have its blocks written by other processes. They take no lock but borrow that of
+the planner: when it is gone, or another planner's, none of them writes another block.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from types import TracebackType
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout.arrays import read_column
-from llmembed.cache_format.layout.commits import ArrayCommits, StoredSource, read_source
+from llmembed.cache_format.layout.arrays import digest, read_column
+from llmembed.cache_format.layout.commits import (
+    ArrayCommits,
+    StoredSource,
+    is_half_written,
+    read_source,
+)
 from llmembed.cache_format.layout.schema import (
+    LABEL,
     N_TOKENS,
     TEXT_HASH,
     ArrayKey,
     DatasetInfo,
     Header,
     SourceInfo,
+    SplitInfo,
     array_name,
     block_rows,
     check_name,
@@ -34,10 +42,10 @@ from llmembed.cache_format.layout.schema import (
 )
 from llmembed.cache_format.stores import open_store
 from llmembed.cache_format.writing import register
-from llmembed.cache_format.writing.blocks import Unit, sound_commits, write_block
-from llmembed.cache_format.writing.lock import SharedLock, WriterLock, is_abandoned
+from llmembed.cache_format.writing.blocks import sound_commits, write_block
+from llmembed.cache_format.writing.lock import SharedLock, WriterLock, borrowed_lock, is_abandoned
 from llmembed.cache_format.writing.plan import Block, SplitPlan, checked_arrays, missing_blocks
-from llmembed.common.errors import CacheError, CacheSpaceError, ConfigError
+from llmembed.common.errors import CacheError, CacheSpaceError, ConfigError, DataError
 
 
 class CacheWriter:
@@ -87,17 +95,15 @@ class CacheWriter:
             elif self._shared is not None or found is not None:
                 self._begin()
         except BaseException:
-            self._close()
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._close()
+    def __exit__(self, *_: object) -> None:
+        self._is_open = False
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def add_source(self, source: SourceInfo) -> None:
         """Register a backbone and its settings; registering it again changes nothing.
@@ -133,7 +139,9 @@ class CacheWriter:
         columns = register.checked_columns(name, labels, text_hash, n_classes)
         self._begin()
         register.check_free_name("split", name, self._header.splits)
-        known, info = self._header.splits.get(name), register.split_info(columns)
+        known = self._header.splits.get(name)
+        texts, classes = digest(columns[TEXT_HASH]), digest(columns[LABEL])
+        info = SplitInfo(n_rows=len(columns[LABEL]), texts=texts, labels=classes)
         self._text_hash[name] = columns[TEXT_HASH]
         if known == info:
             return
@@ -144,23 +152,12 @@ class CacheWriter:
             register.add_split(self._store, self._header, name, columns, known)
 
     def plan(
-        self,
-        split: str,
-        source: str,
-        *,
-        arrays: Iterable[ArrayKey],
-        dtype: str = "float16",
+        self, split: str, source: str, *, arrays: Iterable[ArrayKey], dtype: str = "float16"
     ) -> SplitPlan:
-        """List the blocks of rows that lack any of these arrays.
-
-        Args:
-            split: a split that was added.
-            source: a source that was added.
-            arrays: (pooling, layer) of each; layer 0 is the embedding.
-            dtype: of the stored features, "float16" or "float32".
+        """List the blocks of rows that lack any (pooling, layer), of a split and source added here.
 
         Raises:
-            ConfigError: for a layer, pooling or dtype that cannot be.
+            ConfigError: for a layer, pooling or dtype ("float16", "float32") that cannot be.
             CacheMismatchError: if the source is stored in another dtype.
         """
         splits, sources = self._header.splits, self._header.sources
@@ -230,11 +227,7 @@ class CacheWriter:
         return self._store.free_bytes()
 
     def check_space(self, size_bytes: int) -> None:
-        """Refuse to start what cannot be finished.
-
-        Raises:
-            CacheSpaceError: if the store has less room than that.
-        """
+        """Refuse to start what cannot be finished, by a `CacheSpaceError`."""
         free = self.free_bytes
         if free is not None and size_bytes > free:
             raise CacheSpaceError(
@@ -251,11 +244,11 @@ class CacheWriter:
         n_tokens: NDArray[Any],
         features: Mapping[ArrayKey, NDArray[Any]],
     ) -> None:
-        """Write a block and commit it.
+        """Write rows `compute_from` to `stop` of a block of a plan, and commit it.
 
         Args:
             plan: where the block comes from.
-            block: rows `compute_from` to `stop` are written.
+            block: the block.
             n_tokens: int32 `[rows]`.
             features: `[rows, H]` for each of `block.missing`; cast to the plan's dtype.
 
@@ -269,10 +262,6 @@ class CacheWriter:
         self._lock.check()
         register.add_arrays(self._store, plan)
         write_block(self._store, plan, block, n_tokens, features)
-
-    def unit(self, plan: SplitPlan, some: Sequence[Block]) -> Unit:
-        """Make some blocks of a plan ready to be done by a `UnitWriter` elsewhere."""
-        return Unit(plan=replace(plan, blocks=tuple(some)))
 
     @property
     def lease(self) -> str:
@@ -301,12 +290,6 @@ class CacheWriter:
                 stored.write_index(name)
         register.consolidate(self._store, self._header)
 
-    def _close(self) -> None:
-        self._is_open = False
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-
     def _begin(self) -> None:
         """Take the lock, unless it is held or nothing is to be written, and see what is there.
 
@@ -327,3 +310,42 @@ class CacheWriter:
             self._header = found
         elif found is not None and self._registers:
             register.empty(self._store, self._header)
+
+
+class UnitWriter:
+    """Writes the blocks of a unit, a part of a plan, for the writer that gave its lease."""
+
+    def __init__(self, path: str | os.PathLike[str], unit: SplitPlan, lease: str) -> None:
+        self._store = open_store(path)
+        self._lock = borrowed_lock(self._store, lease)
+        self._unit = unit
+
+    def left(self) -> SplitPlan:
+        """List the blocks without those that an earlier attempt at this unit committed."""
+        return self._unit.part(b for b in self._unit.blocks if not self._is_committed(b))
+
+    def check_texts(self, block: Block, text_hash: NDArray[Any]) -> None:
+        """Refuse text_hash uint64 `[rows]` of a block that is not that of the planner."""
+        if digest(text_hash) != block.texts:
+            raise DataError(
+                f"rows {block.start}-{block.stop} of split {self._unit.split!r} are other "
+                "texts for this worker than for the process that planned the work. Put the same "
+                "file where every machine reads --dataset."
+            )
+
+    def write(
+        self,
+        plan: SplitPlan,
+        block: Block,
+        *,
+        n_tokens: NDArray[Any],
+        features: Mapping[ArrayKey, NDArray[Any]],
+    ) -> None:
+        """Write a block and commit it, as `CacheWriter.write` does, while that one may."""
+        self._lock.check()
+        write_block(self._store, plan, block, n_tokens, features)
+
+    def _is_committed(self, block: Block) -> bool:
+        record = self._unit.record(block, dict.fromkeys(block.names, ""))
+        found = self._store.get(record.key(self._unit.block_rows))
+        return found is not None and not is_half_written(found)

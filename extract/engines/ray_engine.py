@@ -18,10 +18,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from llmembed.cache_format import CacheWriter, SplitPlan
+from llmembed.cache_format import SplitPlan
 from llmembed.cache_format.stores import open_store
 from llmembed.cache_format.tools import Part, finalize
-from llmembed.cache_format.writing import Unit
 from llmembed.common.cluster import absolute, joined
 from llmembed.common.errors import (
     ConfigError,
@@ -78,9 +77,7 @@ def _extract_on_ray(
         task = dataclasses.replace(task, overwrite=False)
         with task.open_writer(shared=_SHARED) as writer:
             units = [
-                unit
-                for plan in task.make_plans(writer)
-                for unit in cut(writer, plan, cluster.workers)
+                unit for plan in task.make_plans(writer) for unit in cut(plan, cluster.workers)
             ]
             job = _job(task, layers, cluster, writer.lease)
             start_round = functools.partial(receipts, cluster.workers, n_gpus, job)
@@ -94,11 +91,11 @@ def finish(task: Task) -> None:
     finalize(task.cache, only_new=True)
 
 
-def cut(writer: CacheWriter, plan: SplitPlan, n_workers: int) -> Iterator[Unit]:
-    """Cut a plan of this writer into units of neighbouring blocks."""
+def cut(plan: SplitPlan, n_workers: int) -> Iterator[SplitPlan]:
+    """Cut a plan into units of neighbouring blocks."""
     n_blocks = blocks_a_unit(len(plan.blocks), n_workers)
     for first in range(0, len(plan.blocks), n_blocks):
-        yield writer.unit(plan, plan.blocks[first : first + n_blocks])
+        yield plan.part(plan.blocks[first : first + n_blocks])
 
 
 def blocks_a_unit(n_blocks: int, n_workers: int) -> int:
@@ -111,8 +108,8 @@ def blocks_a_unit(n_blocks: int, n_workers: int) -> int:
 
 
 def _collect(
-    units: Sequence[Unit],
-    start_round: Callable[[int, Mapping[int, Unit]], Iterator[dict[str, Any]]],
+    units: Sequence[SplitPlan],
+    start_round: Callable[[int, Mapping[int, SplitPlan]], Iterator[dict[str, Any]]],
     on_unit: Callable[[int, int], None],
 ) -> Counts:
     """Have units done until each is done, or none of those left can be.
@@ -153,13 +150,13 @@ def _warn_once(messages: Sequence[str], warned: set[str]) -> None:
             warnings.warn(message, LLMEmbedWarning, stacklevel=2)
 
 
-def _rows(unit: Unit, reason: str) -> str:
-    blocks = unit.plan.blocks
-    return f"rows {blocks[0].start}-{blocks[-1].stop} of split {unit.plan.split!r}: {reason}"
+def _rows(unit: SplitPlan, reason: str) -> str:
+    blocks = unit.blocks
+    return f"rows {blocks[0].start}-{blocks[-1].stop} of split {unit.split!r}: {reason}"
 
 
 def receipts(
-    n_workers: int, n_gpus: float, job: str, in_flight: int, units: Mapping[int, Unit]
+    n_workers: int, n_gpus: float, job: str, in_flight: int, units: Mapping[int, SplitPlan]
 ) -> Iterator[dict[str, Any]]:
     """Have units done, in any order; those whose worker was lost have no receipt."""
     import ray.data

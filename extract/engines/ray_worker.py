@@ -13,9 +13,10 @@ import platform
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from llmembed.cache_format import SplitPlan
 from llmembed.cache_format.stores import open_store
 from llmembed.cache_format.tools import Part
-from llmembed.cache_format.writing import Unit, UnitWriter
+from llmembed.cache_format.writing import UnitWriter
 from llmembed.common.errors import (
     CacheLockedError,
     CacheSpaceError,
@@ -66,7 +67,7 @@ class Worker:
 
     def _fill(self, receipt: dict[str, Any], unit: str) -> None:
         try:
-            receipt["counts"] = dataclasses.asdict(self._do(Unit.loads(unit)))
+            receipt["counts"] = dataclasses.asdict(self._do(SplitPlan.loads(unit)))
         except _FATAL as error:
             receipt["fatal"] = str(error)
         except LLMEmbedError as error:
@@ -99,7 +100,7 @@ class Worker:
             self._extractor = task.load_extractor(task.layers, expected=fingerprint)
             self._task = task
 
-    def _do(self, unit: Unit) -> Counts:
+    def _do(self, unit: SplitPlan) -> Counts:
         from llmembed.extract.engines.blocks import extract_blocks
 
         assert self._task is not None

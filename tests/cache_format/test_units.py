@@ -12,7 +12,7 @@ from toy_cache import DATASET, SOURCE, Toy, tree, write_toy
 
 from llmembed.cache_format import CacheWriter, SplitPlan
 from llmembed.cache_format.tools import finalize
-from llmembed.cache_format.writing import Unit, UnitWriter
+from llmembed.cache_format.writing import UnitWriter
 from llmembed.common.errors import CacheError, CacheLockedError, DataError
 
 
@@ -30,7 +30,7 @@ def register(path: Path, toy: Toy) -> None:
         writer.register()
 
 
-def do(path: Path, unit: Unit, lease: str, toy: Toy, n_blocks: int | None = None) -> int:
+def do(path: Path, unit: SplitPlan, lease: str, toy: Toy, n_blocks: int | None = None) -> int:
     """Write blocks of a unit as a worker does; tell how many were left."""
     writer = UnitWriter(path, unit, lease)
     left = writer.left()
@@ -56,8 +56,8 @@ def test_units_make_the_cache_of_one_writer(
     register(path, toy)
     with planned(path, toy, shared="ray") as (writer, plan):
         for some in (plan.blocks[2:], plan.blocks[:2]):
-            unit = Unit.loads(writer.unit(plan, some).dumps())
-            assert unit == writer.unit(plan, some)
+            unit = SplitPlan.loads(plan.part(some).dumps())
+            assert unit == plan.part(some)
             assert do(path, unit, writer.lease, toy) == len(some)
     finalize(path, only_new=True)
     assert tree(path) == tree(tmp_path / "whole.zarr")
@@ -68,7 +68,7 @@ def test_a_unit_goes_on_where_its_first_worker_ended(tmp_path: Path) -> None:
     toy = Toy(300)
     register(tmp_path, toy)
     with planned(tmp_path, toy, shared="ray") as (writer, plan):
-        unit = writer.unit(plan, plan.blocks)
+        unit = plan.part(plan.blocks)
         assert do(tmp_path, unit, writer.lease, toy, n_blocks=2) == 5
         assert do(tmp_path, unit, writer.lease, toy) == 3
 
@@ -78,7 +78,7 @@ def test_workers_of_a_planner_that_is_gone_write_no_more(tmp_path: Path) -> None
     toy = Toy(300)
     register(tmp_path, toy)
     with planned(tmp_path, toy, shared="ray") as (first, plan):
-        unit, lease = first.unit(plan, plan.blocks), first.lease
+        unit, lease = plan.part(plan.blocks), first.lease
         with (
             planned(tmp_path, toy, shared="ray"),
             pytest.raises(CacheLockedError, match="took the lock over"),
@@ -93,7 +93,7 @@ def test_a_worker_with_other_texts_is_refused(tmp_path: Path) -> None:
     toy = Toy(300)
     register(tmp_path, toy)
     with planned(tmp_path, toy, shared="ray") as (writer, plan):
-        worker = UnitWriter(tmp_path, writer.unit(plan, plan.blocks[1:]), writer.lease)
+        worker = UnitWriter(tmp_path, plan.part(plan.blocks[1:]), writer.lease)
         with pytest.raises(DataError, match=r"rows 64-128 of split 'train' are other texts"):
             worker.check_texts(plan.blocks[1], toy.text_hash[:64])
 
