@@ -93,9 +93,9 @@ def finalize(cache: str) -> tuple[Any, ...]:
     """Close CACHE after the last of several ranks: re-hash all of it, write its indexes."""
     from llmembed.cache_format.tools import finalize as finalize_cache
 
-    result = finalize_cache(cache)
-    line = f"{cache}: {result.n_chunks} chunks, every hash holds; the cache is closed"
-    return [line], vars(result)
+    n_chunks = finalize_cache(cache)
+    line = f"{cache}: {n_chunks} chunks, every hash holds; the cache is closed"
+    return [line], {"path": cache, "n_chunks": n_chunks}
 
 
 @_command(_CopyCommand)

@@ -10,7 +10,7 @@ The document of a source's group says which arrays it has in a split and how man
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -338,6 +338,11 @@ def sources_of(store: Store, header: Header) -> Iterator[StoredSource]:
             found = read_source(store, split, info, source)
             if found is not None:
                 yield found
+
+
+def arrays_of(sources: Iterable[StoredSource]) -> Iterator[tuple[StoredSource, str]]:
+    """Yield each source with the name of each of its arrays."""
+    return ((source, name) for source in sources for name in source.layout.names)
 
 
 def purge(store: Store, below: str) -> None:

@@ -1,12 +1,18 @@
-"""What is done to whole caches: verify, convert, finalize, merge, copy, remove, describe."""
+"""What is done to whole caches: verify, finalize, convert, merge, copy, remove, describe."""
 
 from __future__ import annotations
 
 from llmembed.cache_format.tools.convert import convert
 from llmembed.cache_format.tools.describe import describe, tree
-from llmembed.cache_format.tools.finalize import Part, finalize
 from llmembed.cache_format.tools.maintenance import copy, merge, parse_layers, remove
-from llmembed.cache_format.tools.verify import Verification, require_sound, summary, verify
+from llmembed.cache_format.tools.verify import (
+    Part,
+    Verification,
+    finalize,
+    require_sound,
+    summary,
+    verify,
+)
 
 __all__ = [
     "Part",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmembed.cache_format.layout.arrays import SHARD_BLOCKS, StoredArray, encode
-from llmembed.cache_format.layout.commits import COMMITS, sources_of
+from llmembed.cache_format.layout.commits import COMMITS, arrays_of, sources_of
 from llmembed.cache_format.layout.documents import DOCUMENT, dump, parse, parse_array
 from llmembed.cache_format.layout.schema import LABEL, TEXT_HASH, Header, require_header
 from llmembed.cache_format.stores import MAX_DOCUMENT_BYTES, Store, open_store, translated
@@ -45,8 +45,7 @@ def convert(
 ) -> str:
     """Convert a complete cache by the target's name: HDF5, Zarr from HDF5, or an archive.
 
-    Returns:
-        What was written, in words.
+    The result is what was written, in words.
 
     Raises:
         ConfigError: if the target exists or the pair of formats means nothing.
@@ -79,15 +78,13 @@ def convert(
 def _require_complete(store: Store) -> Header:
     refuse_if_held(store)
     header = require_header(store)
-    for source in sources_of(store, header):
-        n_rows = header.splits[source.split].n_rows
-        for name in source.layout.names:
-            if not source.is_complete(name):
-                raise CacheIncompleteError(
-                    f"{store.location}: {source.key}/{name} has "
-                    f"{n_rows - source.n_missing(name)} of {n_rows} rows. Complete it with "
-                    "llmembed-extract before it is converted."
-                )
+    for source, name in arrays_of(sources_of(store, header)):
+        n_rows, n_missing = header.splits[source.split].n_rows, source.n_missing(name)
+        if n_missing:
+            raise CacheIncompleteError(
+                f"{store.location}: {source.key}/{name} has {n_rows - n_missing} of {n_rows} rows. "
+                "Complete it with llmembed-extract before it is converted."
+            )
     return header
 
 
@@ -95,8 +92,8 @@ def _arrays(store: Store, header: Header) -> Iterator[StoredArray]:
     for split, info in sorted(header.splits.items()):
         for name in (LABEL, TEXT_HASH):
             yield StoredArray(store, f"{split}/{name}", info.n_rows)
-    for source in sources_of(store, header):
-        yield from map(source.array, source.layout.names)
+    for source, name in arrays_of(sources_of(store, header)):
+        yield source.array(name)
 
 
 def _write_hdf5(store: Store, header: Header, path: Path) -> None:
@@ -117,7 +114,6 @@ def _write_hdf5(store: Store, header: Header, path: Path) -> None:
 
 
 def _from_hdf5(source: Path, store: Store) -> None:
-    """Write the chunks and documents of an HDF5 file to an empty store; the root comes last."""
     import h5py
 
     try:

@@ -68,9 +68,4 @@ def _describe_split(cache: Cache, split: Split) -> dict[str, JSON]:
 
 
 def _text(value: JSON) -> str:
-    r"""Escape what could command a terminal.
-
-    >>> print(_text(chr(27) + "[2J"), _text({"a": chr(27)}))
-    \x1b[2J {'a': '\x1b'}
-    """
     return shown(value if isinstance(value, str) else repr(value))

@@ -27,12 +27,9 @@ PathLike = str | os.PathLike[str]
 
 
 def copy(source: PathLike, target: PathLike) -> int:
-    """Copy a cache between folders and object stores, and verify the copy.
+    """Copy a cache between folders and object stores, verify the copy, and count its files.
 
     A copy that was interrupted is taken up where it stopped: the root document comes last.
-
-    Returns:
-        How many files were copied.
     """
     origin, copied = open_store(source), open_store(target)
     require_header(origin)
@@ -56,14 +53,9 @@ def copy(source: PathLike, target: PathLike) -> int:
 
 
 def merge(target: PathLike, inputs: Sequence[PathLike]) -> dict[str, int]:
-    """Add to a cache what other caches of the same data set hold, hashes verified.
+    """Add to a cache, made if need be, what others of the same data set hold, hashes verified.
 
-    Args:
-        target: a cache, or where to make one.
-        inputs: caches made elsewhere: other splits, sources, layers, poolings, or blocks.
-
-    Returns:
-        How many blocks were added from each input.
+    The result is how many blocks were added from each.
     """
     return {os.fspath(path): _merge_one(target, open_cache(path)) for path in inputs}
 
@@ -76,12 +68,9 @@ def remove(
     pooling: str | None = None,
     layers: Sequence[int] = (),
 ) -> list[str]:
-    """Remove arrays that fit every given choice, or whole sources and splits.
+    """Remove what fits every given choice, and name it; if nothing does, that is an error.
 
     With `split` and `source` only, these go as a whole; with `pooling` or `layers`, single arrays.
-
-    Returns:
-        Names of what was removed; if nothing fits, that is an error.
     """
     if split is source is pooling is None and not layers:
         raise ConfigError(
@@ -112,10 +101,6 @@ def parse_layers(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() for part in parts):
         raise ConfigError(f"--layers {text!r} is no list of layer numbers such as 8,16.")
     return tuple(int(part) for part in parts)
-
-
-def _fits(chosen: str | None, name: str) -> bool:
-    return chosen in (None, name)
 
 
 def _copy_order(key: str) -> tuple[int, str]:
@@ -177,12 +162,12 @@ def _remove_arrays(
     removed = []
     for source in sources_of(store, header):
         layout, key = source.layout, source.key
-        gone = [
-            (pooling, layer)
-            for pooling, layer in layout.arrays
-            if all(map(_fits, chosen, (source.split, source.source, pooling)))
-            and (not layers or layer in layers)
-        ]
+        gone = []
+        for pooling, layer in layout.arrays:
+            pairs = zip(chosen, (source.split, source.source, pooling), strict=True)
+            fits = all(wanted in (None, name) for wanted, name in pairs)
+            if fits and (not layers or layer in layers):
+                gone.append((pooling, layer))
         if gone:
             kept = tuple(array for array in layout.arrays if array not in gone)
             put_document(store, f"{key}/{DOCUMENT}", replace(layout, arrays=kept).document())

@@ -1,16 +1,24 @@
-"""Re-hash a cache and name everything that is not what was committed.
+"""Hash a cache again: name all that is not what was committed, or close it if all is.
 
 Two proofs are checked. The crc32c of a chunk covers every bit of its file, padding included; the
 xxh3-128 in the commit record proves that the rows are the committed ones. The documents that say
 where the rows lie are parsed, and the records checked against the texts.
+
+Writers that share a plan leave chunks and records only. One that was thought dead may have written
+a chunk again after another one committed it; on the same hardware the bytes are the same, on other
+hardware they need not be. So `finalize` hashes every chunk before it writes indexes. Blocks that
+are not what was committed are withdrawn, and the writers are to be run again.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Self, TypeAlias
 
 import numpy as np
 
@@ -18,10 +26,11 @@ from llmembed.cache_format.layout.arrays import (
     StoredArray,
     crc_holds,
     digest,
+    in_parallel,
     read_column,
     require_rows,
 )
-from llmembed.cache_format.layout.commits import ArrayCommits, StoredSource, sources_of
+from llmembed.cache_format.layout.commits import StoredSource, arrays_of, sources_of
 from llmembed.cache_format.layout.documents import (
     DOCUMENT,
     JSON,
@@ -37,9 +46,17 @@ from llmembed.cache_format.layout.schema import (
     SplitInfo,
     require_header,
 )
-from llmembed.cache_format.stores import Store
-from llmembed.cache_format.writing import consolidated_metadata
-from llmembed.common.errors import CacheCorruptError, CacheError, shown
+from llmembed.cache_format.stores import Store, open_store
+from llmembed.cache_format.writing import (
+    SHARED,
+    CacheWriter,
+    WriterLock,
+    consolidated_metadata,
+    holders,
+)
+from llmembed.common.errors import CacheCorruptError, CacheError, CacheIncompleteError, shown
+
+_PART_BLOCKS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,26 +80,26 @@ class Verification:
 def verify(store: Store) -> Verification:
     """Check every chunk, record and document of a cache; without a readable root it raises."""
     header = require_header(store)
-    found = _Found(store)
+    checks = _Checks(store)
     for split, info in sorted(header.splits.items()):
-        found.check_columns(split, info)
+        checks.check_columns(split, info)
     trusted = {}
     for split, info in header.splits.items():
-        with found.any_error(split):
+        with checks.any_error(split):
             require_rows(store, split, info.n_rows)
             trusted[split] = info
     for source in sources_of(store, replace(header, splits=trusted)):
-        with found.any_error(source.key):
-            found.check_source(source)
+        with checks.any_error(source.key):
+            checks.check_source(source)
             info = header.splits[source.split]
             source.check_texts(read_column(store, source.split, TEXT_HASH, info))
-    with found.any_error(DOCUMENT):
-        found.check_root(header)
+    with checks.any_error(DOCUMENT):
+        checks.check_root(header)
     return Verification(
-        damage=tuple(found.damage),
-        n_chunks=found.n_chunks,
-        size_bytes=found.size_bytes,
-        incomplete=tuple(found.incomplete),
+        damage=tuple(checks.damage),
+        n_chunks=checks.n_chunks,
+        size_bytes=checks.size_bytes,
+        incomplete=tuple(checks.incomplete),
     )
 
 
@@ -108,7 +125,7 @@ def summary(result: Verification, location: str) -> Iterator[str]:
         yield f"incomplete {key}"
 
 
-class _Found:
+class _Checks:
     """Checks the parts of a cache, and gathers what is wrong with them."""
 
     def __init__(self, store: Store) -> None:
@@ -169,23 +186,18 @@ class _Found:
         if array.info.plain and not source.index_agrees(name):
             self._add(source.index_key(name), "the index differs from the commit records")
         for index in np.flatnonzero(committed.rows).tolist():
-            self._check_block(array, index, committed, is_feature=name != N_TOKENS)
-
-    def _check_block(
-        self, array: StoredArray, index: int, committed: ArrayCommits, *, is_feature: bool
-    ) -> None:
-        rows_key = f"{array.key} rows {index * array.block_rows}+"
-        where = array.chunk_key(index) if array.info.plain else rows_key
-        with self.any_error(where):
-            rows = array.block(index)[: committed.rows[index]]
-            self.n_chunks += 1
-            self.size_bytes += rows.nbytes
-            if digest(rows) != committed.hashes[index]:
-                self._add(where, "the rows are not those that were committed")
-            elif is_feature and not np.isfinite(rows).all():
-                self._add(where, "features that are NaN or infinite")
-            else:
-                self._check_crc(array, index)
+            rows_key = f"{array.key} rows {index * array.block_rows}+"
+            where = array.chunk_key(index) if array.info.plain else rows_key
+            with self.any_error(where):
+                rows = array.block(index)[: committed.rows[index]]
+                self.n_chunks += 1
+                self.size_bytes += rows.nbytes
+                if digest(rows) != committed.hashes[index]:
+                    self._add(where, "the rows are not those that were committed")
+                elif name != N_TOKENS and not np.isfinite(rows).all():
+                    self._add(where, "features that are NaN or infinite")
+                else:
+                    self._check_crc(array, index)
 
     def _check_crc(self, array: StoredArray, index: int) -> None:
         if array.info.plain:
@@ -203,3 +215,126 @@ class _Found:
 
     def _add(self, key: str, problem: str) -> None:
         self.damage.append(Damage(key=key, problem=problem))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Neighbouring blocks of one array, to be hashed by one process, here or elsewhere."""
+
+    key: str  # of the array
+    n_rows: int  # N
+    block_rows: int  # R
+    first: int  # block
+    hashes: Sequence[str | None]  # what was committed of each block
+
+    def dumps(self) -> str:
+        """Write the part as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Self:
+        """Read what `dumps` wrote."""
+        return cls(**json.loads(text))
+
+    def bad_blocks(self, store: Store) -> list[int]:
+        """List the blocks whose rows are not those that were committed."""
+        hashes = dict(enumerate(self.hashes, self.first))
+        rows = self.block_rows
+        array = StoredArray(store, self.key, self.n_rows, block_rows=rows, hashes=hashes)
+        bad = []
+
+        def check(index: int) -> None:
+            try:
+                array.block(index)
+            except CacheCorruptError:
+                bad.append(index)
+
+        in_parallel(store, check, list(hashes))
+        return bad
+
+
+Check: TypeAlias = Callable[[Sequence[Part]], Iterable[tuple[Part, list[int]]]]
+"""Hashes parts, in any order: each with its blocks that are not what was committed."""
+
+
+def finalize(
+    path: str | os.PathLike[str], *, only_new: bool = False, check: Check | None = None
+) -> int:
+    """Hash every committed chunk, then write indexes and consolidated metadata.
+
+    It may be run again at any time; a closed cache keeps its bytes.
+
+    Args:
+        path: the cache's folder or URL.
+        only_new: leave alone arrays that have an index, or that lack rows.
+        check: who hashes; None does it in this process.
+
+    Returns:
+        How many chunks were hashed.
+
+    Raises:
+        CacheIncompleteError: if rows are not committed; nothing was written.
+        CacheCorruptError: if chunks are not what was committed; their blocks were withdrawn.
+        CacheLockedError: if a writer is at work that shares the cache with nobody.
+    """
+    store = open_store(path)
+    header = require_header(store)
+    sources = list(sources_of(store, header))
+    if not only_new:
+        _refuse_incomplete(store, sources)
+    parts = list(_parts(sources, only_new=only_new))
+    checked = check(parts) if check else ((part, part.bad_blocks(store)) for part in parts)
+    damaged = [(part, bad) for part, bad in checked if bad]
+    if damaged:
+        _withdraw(store, sources, damaged)
+    for name in store.names(SHARED):  # all is committed: who still holds one is done, or a zombie
+        store.delete(f"{SHARED}/{name}")
+    with CacheWriter(path, dataset=header.dataset) as writer:
+        for source in sources:
+            writer.finish(source.split, source.source, source)
+    return sum(len(part.hashes) for part in parts)
+
+
+def _parts(sources: Sequence[StoredSource], *, only_new: bool) -> Iterator[Part]:
+    for source, name in arrays_of(sources):
+        if only_new and (source.is_indexed(name) or not source.is_complete(name)):
+            continue
+        hashes = source.commits(name).hashes
+        for first in range(0, len(hashes), _PART_BLOCKS):
+            yield Part(
+                key=f"{source.key}/{name}",
+                n_rows=int(source.expected.sum()),
+                block_rows=source.block_rows,
+                first=first,
+                hashes=hashes[first : first + _PART_BLOCKS],
+            )
+
+
+def _refuse_incomplete(store: Store, sources: Sequence[StoredSource]) -> None:
+    counts = {f"{one.key}/{name}": one.n_missing(name) for one, name in arrays_of(sources)}
+    missing = [f"{n:,} rows of {key}" for key, n in counts.items() if n]
+    if missing:
+        at_work = [f"{name} ({holder})" for name, holder in holders(store).items()]
+        remedy = f"Wait for {at_work[0]}" if at_work else "Run the ranks again that did not end"
+        raise CacheIncompleteError(
+            f"{store.location} lacks {missing[0]} ({len(missing)} arrays in all). {remedy}, then "
+            "finalize."
+        )
+
+
+def _withdraw(
+    store: Store, sources: Sequence[StoredSource], damaged: Sequence[tuple[Part, list[int]]]
+) -> None:
+    lost: dict[str, set[int]] = {}
+    for part, bad in damaged:
+        lost.setdefault(part.key, set()).update(bad)
+    with WriterLock(store):
+        for source in sources:
+            keys = {name: f"{source.key}/{name}" for name in source.layout.names}
+            source.drop({name: lost[key] for name, key in keys.items() if key in lost})
+    part, bad = damaged[0]
+    raise CacheCorruptError(
+        f"{store.location}/{part.key}: block {min(bad)} does not hold "
+        f"what was committed ({sum(len(bad) for _, bad in damaged)} blocks in all). They were "
+        "withdrawn: run the command again, or the ranks and then finalize."
+    )
