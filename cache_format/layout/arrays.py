@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -35,6 +35,8 @@ COLUMN_DTYPES = {LABEL: "int32", TEXT_HASH: "uint64"}
 _FREE_ROWS = SHARD_BLOCKS * MAX_COLUMN_ROWS  # may be claimed without a file: damage is named singly
 _THREADS_PER_CORE = 2  # more than one: they wait for page faults (measured: 5.8 against 5.2 GB/s)
 _MAX_THREADS = 16
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 def digest(rows: Rows) -> str:
@@ -124,19 +126,6 @@ class StoredArray:
             ) from error
         return self._take(numbers.reshape(-1))
 
-    def read_into(self, out: Rows, start: int = 0) -> None:
-        """Copy rows from `start` on into a contiguous `out`: one core does not fill the memory."""
-
-        def copy(index: int) -> None:
-            first = index * self.block_rows
-            low, high = max(first, start), min(first + self.block_rows, start + len(out))
-            target = out[low - start : high - start]
-            target[...] = self._view(index)[low - first : high - first]
-            self._check(index, target)
-
-        indices = range(start // self.block_rows, -(-(start + len(out)) // self.block_rows))
-        in_parallel(self.store, copy, indices)
-
     def block(self, index: int) -> Rows:
         """View the rows of a block, verified if hashes were given."""
         rows = self._view(index)
@@ -148,22 +137,19 @@ class StoredArray:
         return f"{self.key}/{self.info.chunk_key(index)}"
 
     def _read_range(self, start: int, stop: int) -> Rows:
-        index = start // self.block_rows
-        first = index * self.block_rows
-        if start < stop <= first + self.block_rows:
-            return self.block(index)[start - first : stop - first]
-        mapped = self._mapped(index, -(-stop // self.block_rows)) if start < stop else None
-        if mapped is not None:
-            return mapped[start - first : stop - first]
-        out = allocate((stop - start, *self.info.shape[1:]), self.info, self.store.location)
-        self.read_into(out, start)
-        return out
+        indices = range(start // self.block_rows, -(-stop // self.block_rows))
+        begin = indices.start * self.block_rows
+        if start < stop and len(indices) == 1:
+            return self.block(indices.start)[start - begin : stop - begin]
+        mapped = self._mapped(indices) if start < stop else None
+        if mapped is None:
+            return self._take(np.arange(start, stop))
+        return mapped[start - begin : stop - begin]
 
-    def _mapped(self, start_index: int, stop_index: int) -> Rows | None:
+    def _mapped(self, indices: range) -> Rows | None:
         """View several blocks, padding included, as one array; None where that cannot be."""
         if not (self.info.plain and isinstance(self.store, LocalStore)):
             return None
-        indices = range(start_index, stop_index)
         keys = [self.chunk_key(index) for index in indices]
         head_bytes = self.block_rows * self.info.row_bytes
         data = self.store.view_together(keys, self.info.chunk_bytes, head_bytes)
@@ -172,7 +158,7 @@ class StoredArray:
         rows = np.frombuffer(data, self.info.numpy_dtype).reshape(-1, *self.info.shape[1:])
 
         def check(index: int) -> None:
-            first = (index - start_index) * self.block_rows
+            first = (index - indices.start) * self.block_rows
             self._check(index, rows[first : first + self._n_rows_of(index)])
 
         if self._hashes is not None:
@@ -185,8 +171,13 @@ class StoredArray:
             return out
         order = np.argsort(rows, kind="stable")
         indices, starts = np.unique(rows[order] // self.block_rows, return_index=True)
-        for index, places in zip(indices.tolist(), np.split(order, starts[1:]), strict=True):
-            out[places] = self.block(index)[rows[places] - index * self.block_rows]
+        places = np.split(order, starts[1:])
+
+        def copy(number: int) -> None:
+            wanted = rows[places[number]] - indices[number] * self.block_rows
+            out[places[number]] = self.block(int(indices[number]))[wanted]
+
+        in_parallel(self.store, copy, range(len(places)))
         return out
 
     def _n_rows_of(self, index: int) -> int:
@@ -220,16 +211,12 @@ class StoredArray:
         return self.store.open_zarr(self.key)
 
     def _check(self, index: int, rows: Rows) -> None:
-        if self._hashes is None:
-            return
-        n = self._n_rows_of(index)
-        whole = rows if len(rows) == n else self._view(index)
-        if digest(whole) != self._hashes[index]:
+        if self._hashes is not None and digest(rows) != self._hashes[index]:
+            start, location = index * self.block_rows, self.store.location
             raise CacheCorruptError(
-                f"{self.store.location}/{self.key}, rows {index * self.block_rows}-"
-                f"{index * self.block_rows + n}: the bytes are not those that were committed. Find "
-                f"all damage with `llmembed-cache verify {self.store.location}` and extract again "
-                "what it names."
+                f"{location}/{self.key}, rows {start}-{start + len(rows)}: the bytes are not those "
+                f"that were committed. Find all damage with `llmembed-cache verify {location}` and "
+                "extract again what it names."
             )
 
 
@@ -244,20 +231,20 @@ def allocate(shape: tuple[int, ...], info: ArrayInfo, location: str) -> Rows:
         ) from error
 
 
-def in_parallel(store: Store, work: Callable[[int], None], indices: Sequence[int]) -> None:
-    """Do work for each index, in as many threads as serve the store best."""
+def in_parallel(store: Store, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+    """Do work for each item, in as many threads as serve the store best."""
     n_threads = _MAX_THREADS
     if store.path is not None:
         has_affinity = hasattr(os, "sched_getaffinity")
         cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
         n_threads = min(_MAX_THREADS, _THREADS_PER_CORE * (cores or 1))
 
-    def take_turns(first: int) -> None:  # a queue of millions of indices would fill the memory
-        for index in indices[first::n_threads]:
-            work(index)
+    def take_turns(first: int) -> list[_R]:  # a queue of millions of items would fill the memory
+        return [work(item) for item in items[first::n_threads]]
 
     with ThreadPoolExecutor(n_threads) as pool:
-        list(pool.map(take_turns, range(n_threads)))
+        turns = list(pool.map(take_turns, range(n_threads)))
+    return [turns[index % n_threads][index // n_threads] for index in range(len(items))]
 
 
 def require_rows(store: Store, split: str, n_rows: int) -> None:

@@ -205,15 +205,9 @@ class StoredSource:
         if self._records is None:
             folder = f"{COMMITS}/{self.key}"
             keys = [f"{folder}/{name}" for name in self._store.names(folder)]
-            found: list[Record | None] = [None] * len(keys)
-            self.half_written = []
-
-            def read(index: int) -> None:
-                found[index] = self._read_record(keys[index])
-
-            in_parallel(self._store, read, range(len(keys)))
-            self.half_written.sort()
-            self._records = {k: one for k, one in zip(keys, found, strict=True) if one is not None}
+            found = dict(zip(keys, in_parallel(self._store, self._read_record, keys), strict=True))
+            self.half_written = [key for key, record in found.items() if record is None]
+            self._records = {key: one for key, one in found.items() if one is not None}
         return self._records
 
     def _read_record(self, key: str) -> Record | None:
@@ -222,7 +216,6 @@ class StoredSource:
         try:
             fields = parse(data, where)
         except CacheFormatError:
-            self.half_written.append(key)
             _log.warning("%s is half-written; its block does not count and is redone.", where)
             return None
         record = _parse_record(fields)

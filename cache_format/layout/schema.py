@@ -202,42 +202,9 @@ def content_digest(content: Mapping[str, JSON]) -> str:
 
 def read_header(store: Store) -> Header | None:
     """Read the root document; None if there is none."""
-    data = store.get(DOCUMENT)
-    return None if data is None else _parse_header(data, store.location)
-
-
-def read_own_header(store: Store) -> Header | None:
-    """Read the root document where a cache may be written; None if there is none yet."""
-    # Asked in this order: another writer may begin a cache meanwhile, and its header comes first.
-    is_taken = store.is_folder() is False or set(store.names("")) - {HIDDEN}
-    header = read_header(store)
-    if header is None and is_taken:
-        raise _not_a_cache(store.location)
-    return header
-
-
-def require_header(store: Store) -> Header:
-    """Read the root document of a cache that must exist."""
-    is_taken = store.is_folder() is not None  # asked first, for a cache may begin meanwhile
-    header = read_header(store)
-    if header is not None:
-        return header
-    if is_taken:
-        raise _not_a_cache(store.location)
-    raise CacheNotFoundError(
-        f"there is no cache at {store.location}. Make one with llmembed-extract, or check the path."
-    )
-
-
-def _not_a_cache(location: str) -> CacheFormatError:
-    return CacheFormatError(
-        f"{location} exists and is not a cache (it has no zarr.json with the attribute llmembed). "
-        "It is left as it is; choose another path with --cache."
-    )
-
-
-def _parse_header(data: bytes, location: str) -> Header:
-    where = f"{location}/{DOCUMENT}"
+    data, location, where = store.get(DOCUMENT), store.location, f"{store.location}/{DOCUMENT}"
+    if data is None:
+        return None
     document = parse(data, where)
     attributes = document.value.get("attributes")
     if not isinstance(attributes, dict) or "llmembed" not in attributes:
@@ -285,6 +252,36 @@ def _parse_header(data: bytes, location: str) -> Header:
             for name, source in _named(fields, "source").items()
         },
         consolidated=consolidated,
+    )
+
+
+def read_own_header(store: Store) -> Header | None:
+    """Read the root document where a cache may be written; None if there is none yet."""
+    # Asked in this order: another writer may begin a cache meanwhile, and its header comes first.
+    is_taken = store.is_folder() is False or set(store.names("")) - {HIDDEN}
+    header = read_header(store)
+    if header is None and is_taken:
+        raise _not_a_cache(store.location)
+    return header
+
+
+def require_header(store: Store) -> Header:
+    """Read the root document of a cache that must exist."""
+    is_taken = store.is_folder() is not None  # asked first, for a cache may begin meanwhile
+    header = read_header(store)
+    if header is not None:
+        return header
+    if is_taken:
+        raise _not_a_cache(store.location)
+    raise CacheNotFoundError(
+        f"there is no cache at {store.location}. Make one with llmembed-extract, or check the path."
+    )
+
+
+def _not_a_cache(location: str) -> CacheFormatError:
+    return CacheFormatError(
+        f"{location} exists and is not a cache (it has no zarr.json with the attribute llmembed). "
+        "It is left as it is; choose another path with --cache."
     )
 
 

@@ -17,7 +17,6 @@ from llmembed.cache_format.stores.local import (
     MAX_DOCUMENT_BYTES,
     Buffer,
     LocalStore,
-    storage_error,
     translated,
 )
 from llmembed.cache_format.stores.remote import FsspecStore
@@ -30,7 +29,6 @@ __all__ = [
     "LocalStore",
     "Store",
     "open_store",
-    "storage_error",
     "translated",
 ]
 

@@ -8,7 +8,6 @@ cache must not hand out files from elsewhere, nor make a reader wait.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -17,7 +16,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -88,12 +87,8 @@ class LocalStore:
 
     def put(self, key: str, parts: Iterable[Buffer]) -> None:
         """Write a value atomically, replacing what is there."""
-        with self._translated(key):
-            path = self._path(key)
-            with self._temporary(parts) as temporary:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _patiently(lambda: temporary.replace(path))
-            self._sync_folder(path.parent)
+        with self._written(key, parts) as (temporary, path):
+            _patiently(lambda: temporary.replace(path))
 
     def create(self, key: str, value: bytes) -> bool:
         """Write a value atomically if there is none; tell whether it was written.
@@ -102,21 +97,15 @@ class LocalStore:
         under its own name: a process that dies in between leaves it empty, which a record or a lock
         may be.
         """
-        with self._translated(key):
-            path = self._path(key)
-            with self._temporary([value]) as temporary:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    try:
-                        path.hardlink_to(temporary)
-                    except OSError as error:
-                        if errno.errorcode.get(error.errno or 0) not in _NO_LINKS:
-                            raise
-                        self._write_new(path, [value])
-                except FileExistsError:
-                    return False
-            self._sync_folder(path.parent)
-        return True
+        with self._written(key, [value]) as (temporary, path), suppress(FileExistsError):
+            try:
+                path.hardlink_to(temporary)
+            except OSError as error:
+                if errno.errorcode.get(error.errno or 0) not in _NO_LINKS:
+                    raise
+                self._write_new(path, [value])
+            return True
+        return False
 
     def names(self, prefix: str) -> list[str]:
         """List the names directly below a prefix, sorted."""
@@ -166,7 +155,7 @@ class LocalStore:
         """Delete the temporary files of dead processes of this machine, and very old ones."""
         for name in self.names(TEMPORARY):
             path = self._path(TEMPORARY) / name
-            with contextlib.suppress(OSError):  # nothing depends on a leftover
+            with suppress(OSError):  # nothing depends on a leftover
                 if is_gone(name.partition("-")[0]) or time.time() - path.stat().st_mtime > _OLD_S:
                     path.unlink()
 
@@ -215,7 +204,7 @@ class LocalStore:
     def _opened(self, key: str) -> Iterator[FileIO | None]:
         with self._translated(key):
             descriptor = None
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 path = self._path(key)
                 descriptor = regular_descriptor(path, CacheFormatError, follow_links=False)
             if descriptor is None:
@@ -233,15 +222,19 @@ class LocalStore:
             yield file.fileno()
 
     @contextmanager
-    def _temporary(self, parts: Iterable[Buffer]) -> Iterator[Path]:
-        folder = self._path(TEMPORARY)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{owner(os.getpid())}-{uuid.uuid4().hex}"
-        self._write_new(temporary, parts)
-        try:
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
+    def _written(self, key: str, parts: Iterable[Buffer]) -> Iterator[tuple[Path, Path]]:
+        """Give a temporary file that holds the parts, and the path where it is wanted."""
+        with self._translated(key):
+            path, folder = self._path(key), self._path(TEMPORARY)
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = folder / f"{owner(os.getpid())}-{uuid.uuid4().hex}"
+            self._write_new(temporary, parts)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                yield temporary, path
+            finally:
+                temporary.unlink(missing_ok=True)
+            self._sync_folder(path.parent)
 
     def _write_new(self, path: Path, parts: Iterable[Buffer]) -> None:
         """Write a file that must not exist yet; nothing is left of it if that fails."""
@@ -265,7 +258,7 @@ class LocalStore:
             finally:
                 os.close(descriptor)
 
-    def _translated(self, key: str) -> contextlib.AbstractContextManager[None]:
+    def _translated(self, key: str) -> AbstractContextManager[None]:
         return translated(f"{self.location}/{key}".rstrip("/"))
 
 

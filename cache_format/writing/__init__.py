@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from llmembed.cache_format.writing.lock import (
-    LOCK,
-    PATIENCE_S,
-    SHARED,
-    SharedLock,
-    WriterLock,
-    holders,
-    refuse_if_held,
-)
+from llmembed.cache_format.writing.lock import LOCK, SHARED, WriterLock, holders, refuse_if_held
 from llmembed.cache_format.writing.plan import Block, SplitPlan
 from llmembed.cache_format.writing.register import consolidate, consolidated_metadata
 from llmembed.cache_format.writing.writer import CacheWriter, UnitWriter
 
 __all__ = [
     "LOCK",
-    "PATIENCE_S",
     "SHARED",
     "Block",
     "CacheWriter",
-    "SharedLock",
     "SplitPlan",
     "UnitWriter",
     "WriterLock",

@@ -111,8 +111,7 @@ class WriterLock(Lock):
             self.store.put(LOCK, [self.document])
         except BaseException:
             with suppress(CacheError):
-                if self.store.get(key) == self.document:
-                    self.store.delete(key)
+                Lock(self.store, key, self.document).release()
             raise
 
     def _refuse_sharing(self) -> None:

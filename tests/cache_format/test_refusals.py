@@ -15,7 +15,8 @@ import pytest
 from toy_cache import DATASET, SOURCE, Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import Cache, CacheWriter, SourceInfo, open_cache
-from llmembed.cache_format.stores import LocalStore, storage_error
+from llmembed.cache_format.stores import LocalStore
+from llmembed.cache_format.stores.local import storage_error
 from llmembed.common.errors import (
     CacheError,
     CacheFormatError,
