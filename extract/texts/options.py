@@ -32,8 +32,7 @@ class Dialect:
 
     def __post_init__(self) -> None:
         """Check each, and that they differ."""
-        if self.delimiter is not None:
-            object.__setattr__(self, "delimiter", _NAMED.get(self.delimiter, self.delimiter))
+        object.__setattr__(self, "delimiter", _NAMED.get(self.delimiter or "", self.delimiter))
         given = {_option(name): value for name, value in self.given.items()}
         if self.csv_quote == NO_QUOTES:
             del given["--csv-quote"]
@@ -57,11 +56,7 @@ class Dialect:
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def refuse_for(self, what: str) -> None:
-        """Refuse options that have nothing to say about something that is not delimited.
-
-        Raises:
-            ConfigError: any was given.
-        """
+        """Raise ConfigError if any was given, which has nothing to say about this data set."""
         if self.given:
             raise ConfigError(
                 f"{', '.join(map(_option, self.given))} is for csv, tsv and tab files; {what} is "
