@@ -1,12 +1,7 @@
 """Texts in, classes out, with scikit-learn's conventions: here both stages meet.
 
 The estimator extracts the features of its texts and trains on them as `llmembed-fit` does, all rows
-but the validation share being trained on. Parameters have the names and defaults of `ExtractConfig`
-and `FitConfig`, but for `random_state` and `class_weight`, which are scikit-learn's; layers and
-poolings may be lists.
-
-Without `cache` the backbone runs anew for every call, in a grid search for every fold; with it no
-text is computed twice, whatever the folds. Several labels to a text (an indicator matrix `[N, C]`)
+but the validation share being trained on. Several labels to a text (an indicator matrix `[N, C]`)
 are several classifiers: scikit-learn's `MultiOutputClassifier` around this one fits them, and with
 `cache` computes the features once.
 """
@@ -55,31 +50,17 @@ _SHARED = frozenset({"layers", "pooling"})  # a fit uses all that is extracted
 class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # untyped
     """Classifies texts by the hidden states of a frozen language model.
 
+    What is not listed is the option of its name, of `ExtractConfig` or `FitConfig`.
+
     Args:
-        model: backbone: an alias, a Hub id, or a local folder or GGUF file.
         layers: layers to use: 16, [8, 16, 24], or a string: 8,16,24; a range; last:5; all.
         pooling: poolings over tokens, a list or separated by commas.
-        max_length: tokens kept of each text.
-        template: format string around each text, with the field {text}.
-        compute_dtype: arithmetic of the backbone.
-        quantize: nf4 or int8.
-        revision: commit, branch or tag of a Hub model.
-        trust_remote_code: run the model code that a Hub repository brings.
-        device: device of the backbone.
-        cache: folder that remembers the features of texts; None remembers nothing.
-        fusion: how the features become one vector.
-        head: classifier on the fused vector.
-        val_fraction: share of the rows that early stopping watches.
-        epochs: most epochs to train by gradient.
-        batch_size: examples in a training step.
-        lr: learning rate of AdamW.
-        weight_decay: weight decay of AdamW.
-        dropout: share of the fused vector that is dropped while training.
-        patience: epochs without a lower validation loss before the fit stops.
+        device: of the backbone; `accelerator` is that of the fit.
+        cache: folder that remembers the features of texts, so that no fold of a grid search
+            computes one again; None remembers nothing.
         class_weight: None, "balanced" (`n / (C n_c)` for class c, n_c being the sum of the sample
             weights of its texts and n that of all), or a dict of weights, a class that is not in
             it having 1.
-        accelerator: Lightning's accelerator for the fit.
         random_state: of the shares, the first weights, the order of batches and dropout: a seed,
             or None, a RandomState or a Generator of numpy, which draw another at every fit.
 
@@ -125,9 +106,8 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     ) -> Self:
         """Extract the features of texts and train on them.
 
-        The loss l of a text of weight s, in a class of weight c, counts as `s c`: what is trained
-        on, and what heads, strengths and epochs are chosen by, is `sum s c l / sum s c`. The
-        statistics of the features, `sum s x / sum s`, and the temperature count s alone. Only the
+        A text of weight s, in a class of weight c, counts as `s c` where something is trained or
+        chosen; the statistics of the features and the temperature count s alone. Only the
         proportions of weights matter. A text without weight is left out, as if it were not there,
         and a class that has no other text with it.
 

@@ -211,12 +211,9 @@ def first_occurrences(examples: Examples) -> npt.NDArray[np.int64]:
 class DifferentTexts:
     """The different texts of consecutive rows, each computed once, and where its feature is."""
 
-    earlier: npt.NDArray[np.int64]
-    """Rows before these ones that have the feature of a text, int64 `[K]`."""
-    own: npt.NDArray[np.int64]
-    """Offsets of the rows to compute, one for every other text, int64 `[M]`."""
-    places: npt.NDArray[np.int64]
-    """For each row the place of its text among `earlier`, then `own`, int64 `[N]`."""
+    earlier: npt.NDArray[np.int64]  # rows before these ones that have a text's feature, int64 `[K]`
+    own: npt.NDArray[np.int64]  # offsets of the rows to compute, int64 `[M]`
+    places: npt.NDArray[np.int64]  # place of each row's text in `earlier`, then `own`, int64 `[N]`
 
     @classmethod
     def among(cls, originals: npt.NDArray[np.int64], start: int, stop: int) -> DifferentTexts:

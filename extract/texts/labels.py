@@ -1,8 +1,8 @@
 """Labels of any kind as indices of class names, int32, -1 where an example has none.
 
 Strings, integers, booleans and whole numbers name classes, which are sorted, as numbers where all
-are numbers. The rules of what is no label stand in docs/data.md. A missing label that nobody marked is
-refused: it may be a mistake, and training on the others would repair it in silence.
+are numbers. What is no label, docs/data.md says. A missing label that nobody marked is refused: it
+may be a mistake, and training on the others would repair it in silence.
 """
 
 from __future__ import annotations
@@ -35,10 +35,8 @@ _log = logging.getLogger(__name__)
 class Labels:
     """The labels of a data set."""
 
-    names: tuple[str, ...]
-    """Class names."""
-    codes: Mapping[str, npt.NDArray[np.int32]]
-    """Split -> index of the class name, int32 `[N]`, -1 where unlabelled."""
+    names: tuple[str, ...]  # of the classes
+    codes: Mapping[str, npt.NDArray[np.int32]]  # of each split, int32 `[N]`, -1 where unlabelled
 
     @property
     def labelled_splits(self) -> list[str]:
@@ -50,10 +48,8 @@ class Labels:
 class _Column:
     split: str
     given: pa.ChunkedArray
-    names: tuple[str, ...]
-    """Each distinct label as text, the first of them `_NO_LABEL`."""
-    indices: npt.NDArray[np.int32]
-    """Index of the label of each row, int32 `[N]`."""
+    names: tuple[str, ...]  # each distinct label as text, the first of them `_NO_LABEL`
+    indices: npt.NDArray[np.int32]  # index of the label of each row, int32 `[N]`
 
     @functools.cached_property
     def counts(self) -> dict[str, int]:

@@ -41,12 +41,9 @@ _log = logging.getLogger(__name__)
 class Origin:
     """The splits of a data set as they were found."""
 
-    tables: Mapping[str, pa.Table]
-    """Split -> its rows. The names of a ClassLabel stand in the metadata of their schema."""
-    place: str
-    """Where they came from."""
-    names: list[str] | None = None
-    """What labels.json calls integer labels."""
+    tables: Mapping[str, pa.Table]  # names of a ClassLabel stand in the metadata of their schema
+    place: str  # where they came from
+    names: list[str] | None = None  # what labels.json calls integer labels
 
     def class_names(self, label_column: str) -> list[str] | None:
         """Find the names that the integers of a column are indices of; no other column's count.
@@ -78,7 +75,9 @@ def find_splits(dataset: str, config: str | None, dialect: Dialect) -> Origin:
         DataError: a file cannot be read, or the files of a folder do not make up splits.
         ConfigError: a dialect for what is not delimited.
     """
-    alias = DATASETS[dataset] if dataset in DATASETS else None
+    alias = None
+    if dataset in DATASETS:
+        alias = DATASETS[dataset]
     if alias is None and os.path.exists(dataset):  # noqa: PTH110 - False for what is no path at all
         return _read_path(Path(dataset), dialect)
     if alias is not None and alias.files and alias.package is None:
