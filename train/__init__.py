@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmembed.train.sweeping import run_sweep
 
 _HOME = {
-    "Fusion": "fusions.fixed",
+    "Fusion": "fusions.mixing",
     "LLMEmbedClassifier": "estimator",
     "Run": "runs.run",
     "fit": "fitting",

@@ -50,17 +50,31 @@ _SHARED = frozenset({"layers", "pooling"})  # a fit uses all that is extracted
 class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # untyped
     """Classifies texts by the hidden states of a frozen language model.
 
-    What is not listed is the option of its name, of `ExtractConfig` or `FitConfig`.
-
     Args:
+        model: backbone: an alias, a Hub id, or a local folder or GGUF file.
         layers: layers to use: 16, [8, 16, 24], or a string: 8,16,24; a range; last:5; all.
         pooling: poolings over tokens, a list or separated by commas.
-        device: of the backbone; `accelerator` is that of the fit.
-        cache: folder that remembers the features of texts, so that no fold of a grid search
-            computes one again; None remembers nothing.
+        max_length: tokens kept of each text.
+        template: format string around each text, with the field {text}.
+        compute_dtype: arithmetic of the backbone.
+        quantize: nf4 or int8.
+        revision: commit, branch or tag of a Hub model.
+        trust_remote_code: run the model code that a Hub repository brings.
+        device: device of the backbone.
+        cache: folder that remembers the features of texts, so that none is computed twice.
+        fusion: how the features become one vector.
+        head: classifier on the fused vector.
+        val_fraction: share of the rows that early stopping watches.
+        epochs: most epochs to train by gradient.
+        batch_size: examples in a training step.
+        lr: learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
+        dropout: share of the fused vector that is dropped while training.
+        patience: epochs without a lower validation loss before the fit stops.
         class_weight: None, "balanced" (`n / (C n_c)` for class c, n_c being the sum of the sample
             weights of its texts and n that of all), or a dict of weights, a class that is not in
             it having 1.
+        accelerator: Lightning's accelerator for the fit.
         random_state: of the shares, the first weights, the order of batches and dropout: a seed,
             or None, a RandomState or a Generator of numpy, which draw another at every fit.
 

@@ -45,7 +45,7 @@ class Outcome:
     """What training came to, before any evaluation row is looked at."""
 
     data: FitData  # with the features of the chosen fusion alone
-    trained: Sequence[Trained]  # A classifier a seed
+    trained: Sequence[Trained]  # a classifier a seed
     chosen: Mapping[str, Any] | None  # what `--fusion auto` chose; None where it was not asked to
 
     @property

@@ -3,8 +3,13 @@
 `corpora` has the verb and needs Arrow: it is imported where texts are read.
 """
 
-from llmembed.extract.texts.aliases import DATASETS, DatasetAlias, register_dataset
-from llmembed.extract.texts.options import DatasetOptions, Dialect
+from llmembed.extract.texts.options import (
+    DATASETS,
+    DatasetAlias,
+    DatasetOptions,
+    Dialect,
+    register_dataset,
+)
 from llmembed.extract.texts.templates import SEPARATOR, describe_bad_text, fill, template_fields
 
 __all__ = [

@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import re
-import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -25,7 +24,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from llmembed.common import scratch
-from llmembed.common.errors import DataError, LLMEmbedWarning
+from llmembed.common.errors import DataError, warn
 from llmembed.common.regular import open_regular, require_regular
 from llmembed.extract.texts.columns import MixedType
 from llmembed.extract.texts.options import AS_THE_SUFFIX_SAYS, NO_QUOTES, Dialect
@@ -107,10 +106,7 @@ def _read_orange(path: Path, dialect: Dialect) -> pa.Table:
 
 def _read_parquet(path: Path) -> pa.Table:
     with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
-        groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
-        if sum(group.total_byte_size for group in groups) < scratch.SPOOL_FROM_BYTES:
-            return file.read()
-        return scratch.spool(file.schema_arrow, file.iter_batches())
+        return scratch.gather(file.schema_arrow, file.iter_batches())
 
 
 def _read_arrow(path: Path) -> pa.Table:
@@ -276,11 +272,9 @@ def _broken(error: csv.Error, line: int, last_line: int, quote: str) -> str:
 def _names(path: Path, header: list[str]) -> list[str]:
     blank = [name for name in header if name != name.strip()]
     if blank:
-        warnings.warn(
+        warn(
             f"{path}: the column {blank[0]!r} is named without the blanks around it, as all are; "
-            "the fields keep theirs.",
-            LLMEmbedWarning,
-            stacklevel=2,
+            "the fields keep theirs."
         )
     return [name.strip() for name in header]
 

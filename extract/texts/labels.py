@@ -11,14 +11,13 @@ import dataclasses
 import functools
 import logging
 import re
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from llmembed.common.errors import DataError, LLMEmbedWarning, listed
+from llmembed.common.errors import DataError, listed, warn
 from llmembed.common.scratch import column_array, forget_pages
 from llmembed.common.splits import TRAIN
 
@@ -87,7 +86,7 @@ def encode_labels(
     found = {name for column in encoded for name in column.names} - absent
     if names is not None and not all(map(_INTEGER.fullmatch, found)):
         example = min(label for label in found if not _INTEGER.fullmatch(label))
-        _warn(
+        warn(
             f"the data set names integer labels ({names[0]!r} is 0), but has the label "
             f"{example!r}: these names are not used, and each label names its own class."
         )
@@ -111,7 +110,7 @@ def encode_labels(
         _tell_absent(column, absent, is_left_out=not (present[column.split] or wanted))
     _warn_of_doubtful(taken, present, called)
     if unlabelled and not any(unlabelled in column.names for column in taken):
-        _warn(f"no row has the label {unlabelled!r} that --unlabelled names.")
+        warn(f"no row has the label {unlabelled!r} that --unlabelled names.")
     code_of = {label: code for code, label in enumerate(called)} | dict.fromkeys(absent, UNLABELLED)
     for column in encoded:
         codes = np.array([code_of[name] for name in column.names], dtype=np.int32)
@@ -221,7 +220,7 @@ def _warn_of_doubtful(
         if other != name:
             alike.append(f"{other!r} and {name!r}")
     if alike:
-        _warn(
+        warn(
             f"labels differ only by blanks or case, and are different classes: {listed(alike)}. "
             "Write them alike if they are one."
         )
@@ -230,11 +229,7 @@ def _warn_of_doubtful(
         untrained = [label for label in present[column.split] if trained and label not in trained]
         if untrained:
             counted = [f"{called[one]!r} ({column.counts[one]} rows)" for one in untrained]
-            _warn(
+            warn(
                 f"split {column.split!r} has labels that no row of split {TRAIN!r} has, so no "
                 f"classifier can learn them: {listed(counted)}."
             )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, LLMEmbedWarning, stacklevel=4)

@@ -20,9 +20,8 @@ import pyarrow as pa
 from llmembed.common.errors import DataError, DatasetNotFoundError
 from llmembed.common.splits import TRAIN, split_name
 from llmembed.extract.backbones.packaged import packaged_file
-from llmembed.extract.texts.aliases import DATASETS
 from llmembed.extract.texts.files import READERS, read_table, short, split_suffix
-from llmembed.extract.texts.options import Dialect
+from llmembed.extract.texts.options import DATASETS, Dialect
 from llmembed.extract.texts.templates import is_unicode
 
 _LABELS_FILE, _SPLITS_FILE, _STATE_FILE = "labels.json", "dataset_dict.json", "state.json"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llmembed.cache_format import SourceInfo, Split, open_cache
-from llmembed.common.errors import CacheSpaceError, DataError, LLMEmbedWarning
+from llmembed.common.errors import CacheSpaceError, DataError, warn
 from llmembed.common.registry import loaded
 from llmembed.common.scratch import scratch_array, scratch_folder
 from llmembed.common.splits import TRAIN
@@ -107,12 +107,10 @@ def load_data(reading: Reading, *, read_evaluation: bool = True) -> FitData:
     cache = open_cache(reading.cache)
     shares = choose_shares(cache, reading)
     if read_evaluation and not len(shares.eval):
-        warnings.warn(
+        warn(
             f"{HELD_OUT_FRACTION:.0%} of the {len(shares.train)} training rows is no row that can "
             "be held out, so all of them train and none is evaluated. Extract a test split to have "
-            "figures.",
-            LLMEmbedWarning,
-            stacklevel=2,
+            "figures."
         )
     split, eval_split = cache[shares.train_split], cache[shares.eval_split]
     features = select_features(cache, split, reading)
@@ -266,12 +264,10 @@ def make_room(n_rows: int, width: int, memory_gb: float | None) -> Tensor:
     if size <= (memory_limit() if memory_gb is None else memory_gb * GB):
         return torch.from_numpy(np.empty((n_rows, width), dtype=np.float32))
     if memory_gb is None:
-        warnings.warn(
+        warn(
             f"{size / GB:.1f} GB of features are more than half of the memory, so they lie in a "
             f"file in {scratch_folder()}, which is slower. Choose fewer --layers, or set "
-            "--memory-gb.",
-            LLMEmbedWarning,
-            stacklevel=2,
+            "--memory-gb."
         )
     room = scratch_array(
         (n_rows, width),

@@ -7,7 +7,6 @@ split that is evaluated.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmembed.cache_format import Cache, Split
-from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
+from llmembed.common.errors import ConfigError, DataError, warn
 from llmembed.common.splits import TEST, TRAIN, VALIDATION, draw_share, split_name
 from llmembed.train.config import Reading
 
@@ -114,7 +113,7 @@ def draw_validation(
             raise ConfigError(
                 f"{empty}. Pass a larger --val-fraction, or 0 to train all epochs without one."
             )
-        _warn(
+        warn(
             f"{empty}, so all of them train, for {reading.epochs} epochs, and the "
             "probabilities are not calibrated. Pass a larger --val-fraction, or more examples."
         )
@@ -163,7 +162,7 @@ def labelled_rows(split: Split) -> Rows:
             "neither train nor evaluate. Extract it with --label-column, or name another split."
         )
     if n_unlabelled:
-        _warn(
+        warn(
             f"split {split.name!r}: {n_unlabelled} of {split.n_rows} rows have no label and are "
             "left out."
         )
@@ -207,7 +206,7 @@ def _learnable(cache: Cache, name: str, trained: Rows) -> Rows:
     rows = labelled_rows(split)
     known = np.isin(np.asarray(split.labels)[rows], trained)
     if not known.all():
-        _warn(
+        warn(
             f"split {name!r}: {len(rows) - int(known.sum())} of {len(rows)} rows have a class that "
             "no training row has, and are not watched."
         )
@@ -227,7 +226,7 @@ def _warn_of_single(labels: Rows, names: Sequence[str]) -> None:
     single = [names[k] for k in np.flatnonzero(np.bincount(labels) == 1).tolist()]
     if single:
         listed = ", ".join(single[:5]) + (", ..." if len(single) > len(single[:5]) else "")
-        _warn(
+        warn(
             f"{len(single)} classes have one training example, which a validation share can't "
             f"watch: {listed}."
         )
@@ -240,12 +239,8 @@ def _warn_of_shared_texts(cache: Cache, shares: Shares) -> None:
     seen = cache[shares.train_split].text_hash[trained]
     n_shared = int(np.isin(cache[shares.eval_split].text_hash[shares.eval], seen).sum())
     if n_shared:
-        _warn(
+        warn(
             f"{n_shared} of {len(shares.eval)} evaluation rows have a text that also stands in "
             "the training rows. They are evaluated like all others, so the figures may be too "
             "good; remove them from the data set to be sure."
         )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, LLMEmbedWarning, stacklevel=3)

@@ -10,13 +10,12 @@ import csv
 import json
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmembed.common.errors import ConfigError, LLMEmbedWarning, RunStorageError, shown
+from llmembed.common.errors import ConfigError, RunStorageError, shown, warn
 from llmembed.common.replace import replacing
 
 if TYPE_CHECKING:
@@ -75,11 +74,9 @@ class Answers:
             while free in ours or free in found or (free != name and free in names):
                 free = f"{_RENAMED}{free}"
             if free != name:
-                warnings.warn(
+                warn(
                     f"the input has a column {name!r}, which is what the output calls something of "
-                    f"its own: there the input's is {free!r}.",
-                    LLMEmbedWarning,
-                    stacklevel=3,
+                    f"its own: there the input's is {free!r}."
                 )
             found[free] = self.beside[name]  # type: ignore[index]
         return found | ours
