@@ -11,12 +11,12 @@ from llmembed.train.fusions import register_fusion, register_head
 if TYPE_CHECKING:
     from llmembed.train.estimator import LLMEmbedClassifier
     from llmembed.train.fitting import fit
-    from llmembed.train.fusions.fixed import Fusion
+    from llmembed.train.fusions.mixing import Fusion
     from llmembed.train.runs.run import Run, load_run
     from llmembed.train.sweeping import run_sweep
 
 _HOME = {
-    "Fusion": "fusions.fixed",
+    "Fusion": "fusions.mixing",
     "LLMEmbedClassifier": "estimator",
     "Run": "runs.run",
     "fit": "fitting",

@@ -1,9 +1,7 @@
 """What `llmembed-fit` and `llmembed-sweep` can be told, and what it comes to.
 
-`FitConfig` and `SweepConfig` hold every option with its default. Names are checked here, once,
-before anything is read; whether the cache has the layers, poolings and sources asked for is known
-only to the cache, and checked there. `FitConfig.plan` resolves the options into a `Plan`, which is
-all that the rooms below see.
+Options are checked here, once, but for what only the cache knows. `FitConfig.plan` resolves them
+into a `Plan`, which is all that the rooms below see.
 
 The defaults of heads and gradient fits were chosen by cross-validation on training splits of real
 features; while the stack under `auto` and `cooc` was designed, test figures stood beside the
@@ -71,15 +69,13 @@ class Recipe:
     """What a preset fixes, and what it leaves to its own tuning."""
 
     fusion: str
-    """Its fusion."""
     head: str
-    """Its head."""
     fixes: tuple[str, ...]
     """Options that can't be given beside it."""
     training: Training
     """Numbers that were tuned, where the options leave them open."""
     features: str
-    """Function that chooses among the features, as module:name."""
+    """Function that chooses among them, as module:name."""
     sigmas: tuple[float, ...]
     """Of the power normalisation; the lowest validation loss decides."""
 
@@ -115,7 +111,7 @@ class Reading:
     class_weight: str
     seed: int
     choose: str | None
-    """Function that chooses among the features, as module:name."""
+    """`Recipe.features`."""
     standardises: bool
     """Whether features get mean 0 and deviation 1; else they keep their raw scales."""
     val_fraction: float
@@ -147,13 +143,13 @@ class Method:
     workers: int
     seed: int
     fusion: str
-    """Name of the fusion, that of the preset where there is one."""
+    """That of the preset, where there is one."""
     head: str
-    """Name of the head, or auto."""
+    """Or auto."""
     solved_heads: tuple[str, ...]
     """Heads that folds choose among; none where the fit is by gradient."""
     n_folds: int
-    """Number of folds, where there are as many rows."""
+    """Where there are as many rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,24 +345,24 @@ class FitConfig:
         """Resolve the options."""
         recipe, training, solved = self._recipe, self.training, self.solved_heads
         sigmas = recipe.sigmas if recipe and self.sigma is None else (self.sigma,)
-        reading = {
-            "choose": recipe and recipe.features,
-            "standardises": recipe is None,
-            "val_fraction": 0.0 if solved else training.val_fraction,
-            "draws": self.val_fraction is not None,
-            "needs_share": bool(self.val_fraction) or len(sigmas) > 1,
-            "epochs": training.epochs,
-        }
-        method = {
-            "fusion": self.operator,
-            "head": recipe.head if recipe else self.head,
-            "solved_heads": solved,
-            "n_folds": self.folds or DEFAULT_FOLDS,
-        }
         return Plan(
             name=self.run_path.name,
-            reading=self._part(Reading, **reading),
-            method=self._part(Method, **method),
+            reading=self._part(
+                Reading,
+                choose=recipe and recipe.features,
+                standardises=recipe is None,
+                val_fraction=0.0 if solved else training.val_fraction,
+                draws=self.val_fraction is not None,
+                needs_share=bool(self.val_fraction) or len(sigmas) > 1,
+                epochs=training.epochs,
+            ),
+            method=self._part(
+                Method,
+                fusion=self.operator,
+                head=recipe.head if recipe else self.head,
+                solved_heads=solved,
+                n_folds=self.folds or DEFAULT_FOLDS,
+            ),
             training=training,
             trainer=self._part(TrainerFlags),
             sigmas=tuple(sigma for sigma in sigmas if sigma is not None),
@@ -384,9 +380,12 @@ class FitConfig:
         names = {field.name for field in dataclasses.fields(kind)} - resolved.keys()
         return kind(**{name: getattr(self, name) for name in names}, **resolved)
 
+    def _differs(self, name: str) -> bool:
+        return bool(getattr(self, name) != getattr(FitConfig, name))
+
     def _given_training(self) -> dict[str, Any]:
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Training)}
-        return {name: value for name, value in given.items() if value is not None}
+        names = (field.name for field in dataclasses.fields(Training))
+        return {name: vars(self)[name] for name in names if vars(self)[name] is not None}
 
     def _check_values(self) -> None:
         kinds = {"fusion": (AUTO, *choices(FUSIONS)), "head": (AUTO, *choices(HEADS))}
@@ -430,7 +429,7 @@ class FitConfig:
 
     def _check_void(self) -> None:
         """Refuse what only a fit by gradient uses where the head is solved."""
-        changed = (name for name in _OF_GRADIENT if getattr(self, name) != _default(self, name))
+        changed = (name for name in _OF_GRADIENT if self._differs(name))
         given = [*self._given_training(), *changed]
         if self.solved_heads and given:
             raise ConfigError(
@@ -453,7 +452,7 @@ class FitConfig:
                 )
             return
         for name in self._recipe.fixes:
-            if getattr(self, name) != _default(self, name):
+            if self._differs(name):
                 raise ConfigError(
                     f"{_option(name)} {getattr(self, name)} contradicts --preset {self.preset}, "
                     "which fixes it. Leave one of the two out."
@@ -509,8 +508,7 @@ class SweepConfig:
 
     def as_fit(self) -> FitConfig:
         """Give the options of the fit that would choose its fusion by this sweep."""
-        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return FitConfig(**{**shared, "output": None}, fusion=AUTO)
+        return FitConfig(**{**vars(self), "output": None}, fusion=AUTO)
 
     @property
     def output_path(self) -> Path:
@@ -528,10 +526,6 @@ def _fusions(*, learn: bool) -> tuple[str, ...]:
     known = (name for name in choices(FUSIONS) if not FUSIONS.brought_by(name))
     found = tuple(name for name in known if FUSIONS[name].learns == learn)
     return found if learn else (*found, AUTO)
-
-
-def _default(config: FitConfig, name: str) -> Any:
-    return type(config).__dataclass_fields__[name].default
 
 
 def _option(name: str) -> str:

@@ -1,12 +1,7 @@
 """Texts in, classes out, with scikit-learn's conventions: here both stages meet.
 
 The estimator extracts the features of its texts and trains on them as `llmembed-fit` does, all rows
-but the validation share being trained on. Parameters have the names and defaults of `ExtractConfig`
-and `FitConfig`, but for `random_state` and `class_weight`, which are scikit-learn's; layers and
-poolings may be lists.
-
-Without `cache` the backbone runs anew for every call, in a grid search for every fold; with it no
-text is computed twice, whatever the folds. Several labels to a text (an indicator matrix `[N, C]`)
+but the validation share being trained on. Several labels to a text (an indicator matrix `[N, C]`)
 are several classifiers: scikit-learn's `MultiOutputClassifier` around this one fits them, and with
 `cache` computes the features once.
 """
@@ -66,7 +61,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         revision: commit, branch or tag of a Hub model.
         trust_remote_code: run the model code that a Hub repository brings.
         device: device of the backbone.
-        cache: folder that remembers the features of texts; None remembers nothing.
+        cache: folder that remembers the features of texts, so that none is computed twice.
         fusion: how the features become one vector.
         head: classifier on the fused vector.
         val_fraction: share of the rows that early stopping watches.
@@ -125,9 +120,8 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     ) -> Self:
         """Extract the features of texts and train on them.
 
-        The loss l of a text of weight s, in a class of weight c, counts as `s c`: what is trained
-        on, and what heads, strengths and epochs are chosen by, is `sum s c l / sum s c`. The
-        statistics of the features, `sum s x / sum s`, and the temperature count s alone. Only the
+        A text of weight s, in a class of weight c, counts as `s c` where something is trained or
+        chosen; the statistics of the features and the temperature count s alone. Only the
         proportions of weights matter. A text without weight is left out, as if it were not there,
         and a class that has no other text with it.
 

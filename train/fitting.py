@@ -1,7 +1,6 @@
 """The verb: read a cache, train one classifier a seed, measure, write the run.
 
-The evaluation rows are touched once, after the last choice. With several seeds the folder holds
-the classifier with the lowest validation loss, and `over_seeds` tells how far they lie apart.
+The evaluation rows are touched once, after the last choice.
 """
 
 from __future__ import annotations
@@ -45,12 +44,9 @@ _SPREAD_FIGURES = ("accuracy", "macro_f1", "nll")
 class Outcome:
     """What training came to, before any evaluation row is looked at."""
 
-    data: FitData
-    """What was trained on: of the features that were read, those of the chosen fusion."""
-    trained: Sequence[Trained]
-    """A classifier a seed."""
-    chosen: Mapping[str, Any] | None
-    """What `--fusion auto` chose; None where it was not asked to."""
+    data: FitData  # with the features of the chosen fusion alone
+    trained: Sequence[Trained]  # a classifier a seed
+    chosen: Mapping[str, Any] | None  # what `--fusion auto` chose; None where it was not asked to
 
     @property
     def kept(self) -> int:
@@ -64,14 +60,7 @@ class Outcome:
 
 
 def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
-    """Fit a classifier on a cache and write its run.
-
-    Args:
-        config: all options.
-        show_progress: show on stderr how far it is.
-
-    Returns:
-        The run that was written, ready to predict.
+    """Fit a classifier on a cache and write its run; `show_progress` tells stderr how far it is.
 
     Raises:
         ConfigError: an option does not fit the cache or this machine, memory runs out, or the
@@ -133,13 +122,8 @@ def train(
 ) -> Outcome:
     """Choose the fusion where that is asked for, and train a classifier a seed.
 
-    Heads that are solved need no Lightning; what seeds share is solved once.
-
-    Args:
-        plan: what to train.
-        data: what to train on.
-        workspace: folder of checkpoints and logs of a fit by gradient; None writes neither.
-        show_progress: show on stderr how far it is.
+    Heads that are solved need no Lightning; what seeds share is solved once. A fit by gradient
+    writes checkpoints and logs to the folder `workspace`, if there is one.
 
     Raises:
         ConfigError: there is no such device, memory runs out, or the training diverges.

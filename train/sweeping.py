@@ -26,13 +26,7 @@ _MOST_OTHERS = 5  # in the printed table
 
 
 def run_sweep(config: SweepConfig) -> dict[str, Any]:
-    """Sweep over the features of a cache, and write the table and a plot of accuracy over depth.
-
-    Args:
-        config: all options.
-
-    Returns:
-        The table: its candidates, and the best of them.
+    """Sweep over the features of a cache, write its table and a plot, and give the table.
 
     Raises:
         ConfigError: an option does not fit the cache, memory runs out, or the output is a file.
@@ -78,16 +72,12 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What `--fusion auto` comes to."""
+    """What `--fusion auto` comes to: the method with that fusion, the data with its features."""
 
     method: Method
-    """The method with that fusion."""
     data: FitData
-    """The data with its features alone."""
-    record: dict[str, Any] | None
-    """What the record says of the choice; None where there was none."""
-    members: tuple[Member, ...] = ()
-    """Members of the stack, whose features are those of `data`; none where it is no stack."""
+    record: dict[str, Any] | None  # what the record says of the choice; None where there was none
+    members: tuple[Member, ...] = ()  # of the stack, with positions in `data.features`
 
 
 def choose_fusion(method: Method, data: FitData) -> Chosen:

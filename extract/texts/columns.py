@@ -18,6 +18,8 @@ from llmembed.common.errors import ConfigError, DataError, listed
 from llmembed.common.scratch import forget_pages, gather
 from llmembed.extract.texts.templates import SEPARATOR
 
+_TEXT_TYPES = (pa.string(), pa.large_string())
+_BYTES_OR_VIEWS = (pa.binary(), pa.large_binary(), pa.string_view(), pa.binary_view())
 _TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "title")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
 
@@ -84,10 +86,8 @@ def texts_of(where: str, table: pa.Table, names: Sequence[str]) -> pa.ChunkedArr
 def as_texts(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Give a column `[N]` as string or large_string: valid UTF-8, none missing.
 
-    Messages say where it is: "split 'train'", "reviews.csv".
-
     Raises:
-        DataError: it holds something else.
+        DataError: it holds something else; the message says `where`, such as "reviews.csv".
 
     >>> as_texts("toy.parquet", "text", pa.chunked_array([[b"a", b"b"]])).to_pylist()
     ['a', 'b']
@@ -99,7 +99,7 @@ def as_texts(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
             f"{where}, row {row}: the text is missing ({plain.null_count} rows in all). Remove "
             "such rows, or write an empty text, which is legal."
         )
-    if not _is_text(plain.type):
+    if plain.type not in _TEXT_TYPES:
         raise DataError(
             f"column {name!r} of {where} holds {column.type}, not text. Name a column of texts "
             "with --text-column, or write its values as text."
@@ -110,8 +110,7 @@ def as_texts(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 def as_labels(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Give a column of labels `[N]` in types whose values name classes as they are.
 
-    What holds text becomes strings, whole decimals their digits, other decimals floats. Everything
-    else stays as it is, and a category stays one.
+    Text becomes strings, whole decimals their digits, other decimals floats; a category stays one.
 
     Raises:
         DataError: it holds values of several kinds, of an extension, or bytes that are not UTF-8.
@@ -122,12 +121,10 @@ def as_labels(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray
     """
     plain = _plain(where, name, column)
     if pa.types.is_decimal(plain.type):
-        pieces = [chunk.to_pylist() for chunk in plain.chunks]
-        given = {value for piece in pieces for value in piece if value is not None}
-        if any(value != value.to_integral_value() for value in given):
+        try:
+            return plain.cast(pa.decimal256(76, 0)).cast(pa.large_string())
+        except pa.ArrowInvalid:  # not all of them are whole
             return plain.cast(pa.float64())
-        digits = {value: str(int(value)) for value in given}
-        return pa.chunked_array([[*map(digits.get, piece)] for piece in pieces], pa.large_string())
     if isinstance(plain.type, pa.BaseExtensionType):
         raise DataError(
             f"column {name!r} of {where} holds {plain.type}; labels are strings, integers or "
@@ -164,7 +161,7 @@ class MixedType(pa.ExtensionType):  # type: ignore[misc]  # pyarrow is untyped
         super().__init__(pa.large_string(), "llmembed.mixed")
 
     def __arrow_ext_serialize__(self) -> bytes:
-        """Keep the reason with the type, in a mapped file too."""
+        """Keep the reason, in a mapped file too."""
         return self.reason.encode()
 
     def __arrow_ext_scalar_class__(self) -> type[MixedScalar]:
@@ -172,9 +169,8 @@ class MixedType(pa.ExtensionType):  # type: ignore[misc]  # pyarrow is untyped
         return MixedScalar
 
     @classmethod
-    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Self:
+    def __arrow_ext_deserialize__(cls, _storage: pa.DataType, serialized: bytes) -> Self:
         """Take the reason back."""
-        del storage_type
         return cls(serialized.decode())
 
 
@@ -197,9 +193,8 @@ def _plain(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
     """Name the type of what a column holds; of texts one that takes more than 2 GB, if need be."""
-    if pa.types.is_dictionary(kind):
-        return pa.large_string() if _holds_text(kind.value_type) else kind.value_type
-    return pa.large_string() if _holds_text(kind) and not pa.types.is_string(kind) else kind
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.large_string() if _holds_text(value) and kind != pa.string() else value
 
 
 def _pieces(
@@ -226,17 +221,17 @@ def _pieces(
         n_before += len(chunk)
 
 
+def _as_bytes(array: pa.Array) -> pa.Array:
+    """Give texts as bytes, whose cast to text looks at each; other values as they are."""
+    return array.cast(pa.large_binary()) if _holds_text(array.type) else array
+
+
 def _refuse_damaged(chunk: pa.Array) -> None:
     try:
         chunk.validate(full=True)
     except pa.ArrowInvalid as error:
         if "UTF8" not in str(error):
             raise
-
-
-def _as_bytes(array: pa.Array) -> pa.Array:
-    """Give texts as bytes, whose cast to text looks at each; other values as they are."""
-    return array.cast(pa.large_binary()) if _holds_text(array.type) else array
 
 
 def _first_bad(content: pa.Array) -> int:
@@ -249,10 +244,5 @@ def _first_bad(content: pa.Array) -> int:
 
 
 def _holds_text(kind: pa.DataType) -> bool:
-    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    is_view = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
-    return _is_text(kind) or is_bytes or is_view or pa.types.is_fixed_size_binary(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    is_text = kind in (*_TEXT_TYPES, *_BYTES_OR_VIEWS)
+    return is_text or bool(pa.types.is_fixed_size_binary(kind))

@@ -112,8 +112,12 @@ def load_corpus(options: DatasetOptions) -> Corpus:
     )
     splits = {}
     for split in wanted or labels.labelled_splits:
+        codes = labels.codes[split]
         texts = texts_of(f"split {split!r}", tables[split], text_columns)
-        splits[split] = _limited(texts, labels.codes[split], options)
+        if options.limit is not None and options.limit < len(codes):
+            rows = stratified_rows(codes, options.limit, options.seed)
+            texts, codes = texts.take(pa.array(rows)), codes[rows]
+        splits[split] = Examples(texts=texts, labels=codes)
     stem, _ = split_suffix(Path(options.dataset).name)
     return Corpus(
         name=re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "dataset",
@@ -132,10 +136,9 @@ def load_corpus(options: DatasetOptions) -> Corpus:
 def texts_of_file(
     path: Path, column: str | None, known: str | None, dialect: Dialect
 ) -> tuple[list[str], pa.Table]:
-    """Read the texts of a file whose labels may be missing, and the columns beside them.
+    """Read the texts of a file, which needs no labels, and the columns beside them.
 
-    Where no column is named, the known one is taken if the file has it; else it is detected, and
-    said.
+    Without `column` it is the known one, if the file has it; else it is detected, and said.
     """
     table = read_table(path, dialect)
     names = table.column_names
@@ -159,15 +162,6 @@ def stratified_rows(labels: npt.NDArray[np.int32], n_rows: int, seed: int) -> np
     of_classes = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     shuffled = np.concatenate(of_classes)
     return np.flatnonzero(draw_share(labels, n_rows / len(labels), shuffled, least=1))
-
-
-def _limited(
-    texts: pa.ChunkedArray, labels: npt.NDArray[np.int32], options: DatasetOptions
-) -> Examples:
-    if options.limit is None or options.limit >= len(labels):
-        return Examples(texts=texts, labels=labels)
-    rows = stratified_rows(labels, options.limit, options.seed)
-    return Examples(texts=texts.take(pa.array(rows)), labels=labels[rows])
 
 
 def _known_splits(options: DatasetOptions, origin: Origin) -> list[str]:
@@ -202,14 +196,12 @@ def first_occurrences(examples: Examples) -> npt.NDArray[np.int64]:
 
     Equal hashes only nominate; the texts themselves decide.
     """
+    texts = examples.texts
     _, first, inverse = np.unique(examples.text_hash, return_index=True, return_inverse=True)
-    rows = np.arange(len(examples))
     originals = first[inverse]
-    nominated = np.flatnonzero(originals != rows)
+    nominated = np.flatnonzero(originals != np.arange(len(examples)))
     if len(nominated):
-        same = pyarrow.compute.equal(
-            examples.texts.take(nominated), examples.texts.take(originals[nominated])
-        )
+        same = pyarrow.compute.equal(texts.take(nominated), texts.take(originals[nominated]))
         collided = nominated[~same.to_numpy()]
         originals[collided] = collided
     return originals
@@ -217,17 +209,11 @@ def first_occurrences(examples: Examples) -> npt.NDArray[np.int64]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DifferentTexts:
-    """The different texts of consecutive rows, and where each has its feature from.
+    """The different texts of consecutive rows, each computed once, and where its feature is."""
 
-    A text that stands in a split more than once is computed once.
-    """
-
-    earlier: npt.NDArray[np.int64]
-    """Rows before these ones that have the feature of a text, int64 `[K]`."""
-    own: npt.NDArray[np.int64]
-    """Offsets of the rows to compute, one for every other text, int64 `[M]`."""
-    places: npt.NDArray[np.int64]
-    """For each row the place of its text among `earlier`, then `own`, int64 `[N]`."""
+    earlier: npt.NDArray[np.int64]  # rows before these ones that have a text's feature, int64 `[K]`
+    own: npt.NDArray[np.int64]  # offsets of the rows to compute, int64 `[M]`
+    places: npt.NDArray[np.int64]  # place of each row's text in `earlier`, then `own`, int64 `[N]`
 
     @classmethod
     def among(cls, originals: npt.NDArray[np.int64], start: int, stop: int) -> DifferentTexts:
@@ -248,12 +234,7 @@ class DifferentTexts:
         values: npt.NDArray[Any],
         read_earlier: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
     ) -> npt.NDArray[Any]:
-        """Give every row the value of its text, `[N, H]`.
-
-        Args:
-            values: values of the rows to compute, `[M, H]`.
-            read_earlier: reads the values of rows, `[K]` -> `[K, H]`.
-        """
+        """Give every row the value of its text, `[N, H]`: of `own` `[M, H]`, else read `[K, H]`."""
         if len(self.earlier):
             values = np.concatenate([read_earlier(self.earlier), values])
         return values[self.places]

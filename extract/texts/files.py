@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import re
-import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -25,7 +24,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from llmembed.common import scratch
-from llmembed.common.errors import DataError, LLMEmbedWarning
+from llmembed.common.errors import DataError, warn
 from llmembed.common.regular import open_regular, require_regular
 from llmembed.extract.texts.columns import MixedType
 from llmembed.extract.texts.options import AS_THE_SUFFIX_SAYS, NO_QUOTES, Dialect
@@ -49,9 +48,17 @@ def read_table(path: Path, dialect: Dialect = AS_THE_SUFFIX_SAYS) -> pa.Table:
         DataError: unknown suffix, no regular file, unreadable content, a column twice, or no rows.
         ConfigError: a dialect for a file that is not delimited.
     """
+    _, suffix = split_suffix(path.name)
+    base, _ = _cut(suffix, PACKED)
     try:
         require_regular(path)
-        table = _read(path, dialect)
+        if base not in READERS:
+            packed = f"{', '.join(_TEXT_READERS)} may be packed ({', '.join(PACKED)})."
+            remedy = f"Convert the file to one of them; {packed}"
+            raise DataError.unknown(f"{path}: the file format", path.suffix, READERS, remedy)
+        if base not in _DELIMITED:
+            dialect.refuse_for(str(path))
+        table = _DELIMITED[base](path, dialect) if base in _DELIMITED else READERS[base](path)
         repeated = collections.Counter(table.column_names).most_common(1)
     except UnicodeDecodeError as error:
         raise DataError(_bad_encoding(path)) from error
@@ -88,38 +95,18 @@ def _cut(name: str, known: Container[str]) -> tuple[str, str]:
     return (name.removesuffix(suffix), suffix.lower()) if is_known else (name, "")
 
 
-def _read(path: Path, dialect: Dialect) -> pa.Table:
-    _, suffix = split_suffix(path.name)
-    if not suffix:
-        raise DataError.unknown(
-            f"{path}: the file format",
-            path.suffix,
-            READERS,
-            f"Convert the file to one of them; {', '.join(_TEXT_READERS)} may be packed "
-            f"({', '.join(PACKED)}).",
-        )
-    base, _ = _cut(suffix, PACKED)
-    if base in _DELIMITED:
-        return _DELIMITED[base](path, dialect)
-    dialect.refuse_for(str(path))
-    return READERS[base](path)
-
-
 def _read_orange(path: Path, dialect: Dialect) -> pa.Table:
     """Read Orange's format: below the names stand a line of types and one of roles."""
     table = _read_delimited(path, dialect, delimiter="\t", quote=NO_QUOTES, skip=2)
     if not table.num_rows:
         return table
-    blank = [pyarrow.compute.equal(column, "") for column in table.columns]
-    return table.filter(pyarrow.compute.invert(functools.reduce(pyarrow.compute.and_, blank)))
+    filled = [pyarrow.compute.not_equal(column, "") for column in table.columns]
+    return table.filter(functools.reduce(pyarrow.compute.or_, filled))
 
 
 def _read_parquet(path: Path) -> pa.Table:
     with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
-        groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
-        if sum(group.total_byte_size for group in groups) < scratch.SPOOL_FROM_BYTES:
-            return file.read()
-        return scratch.spool(file.schema_arrow, file.iter_batches())
+        return scratch.gather(file.schema_arrow, file.iter_batches())
 
 
 def _read_arrow(path: Path) -> pa.Table:
@@ -152,7 +139,6 @@ def _bad_encoding(path: Path) -> str:
 
 
 def _open_unpacked(path: Path) -> BinaryIO:
-    """Open a regular file for reading, unpacked as its last suffix says."""
     file = open_regular(path)
     codec = PACKED.get(path.suffix.lower())
     return io.BufferedReader(_Unpacked(file, codec, path), 2**20) if codec else file
@@ -213,10 +199,8 @@ def _read_delimited(
 ) -> pa.Table:
     r"""Read a delimited file as columns of text, leaving out rows below the header.
 
-    Nothing is guessed: a text "null" stays a text, a label "01" stays "01". The rules are those of
-    RFC 4180, to the letter: a quote inside quotes is doubled. A reader that forgives others turns
-    `"say \"hi\""` into some other text, so what breaks the rules is refused with its line and the
-    way out.
+    The rules are those of RFC 4180, to the letter: a reader that forgives others turns
+    `"say \"hi\""` into some other text.
     """
     delimiter, quote = dialect.delimiter or delimiter, dialect.csv_quote or quote
     limit = csv.field_size_limit(_LONGEST_FIELD)
@@ -288,11 +272,9 @@ def _broken(error: csv.Error, line: int, last_line: int, quote: str) -> str:
 def _names(path: Path, header: list[str]) -> list[str]:
     blank = [name for name in header if name != name.strip()]
     if blank:
-        warnings.warn(
+        warn(
             f"{path}: the column {blank[0]!r} is named without the blanks around it, as all are; "
-            "the fields keep theirs.",
-            LLMEmbedWarning,
-            stacklevel=2,
+            "the fields keep theirs."
         )
     return [name.strip() for name in header]
 
@@ -308,7 +290,7 @@ def _refuse_other_delimiter(path: Path, names: list[str], delimiter: str) -> Non
 
 
 _BLOCK = 2**20
-_BLANKS = re.compile(r"[ \t\r\n]*")
+_CHARACTER = re.compile(r"[^ \t\r\n]")
 _LONGEST_TOKEN = 16
 """Characters of a broken number, literal or escape, which may be whole when more is read."""
 _EMPTY_CELLS = 10**7
@@ -363,12 +345,9 @@ _TYPES: tuple[tuple[frozenset[str], pa.DataType], ...] = (
 def _read_json(path: Path) -> pa.Table:
     """Read JSON: an object a line, a list of objects, or one object that holds columns.
 
-    It is read twice, each time one row after another: first to see what its columns hold, then to
-    fill them. So a column's type never depends on its first rows. Strings stay strings, whatever
-    they look like; a column that holds values of several kinds is kept, as a `MixedType`.
-
-    Python's parser is chosen over Arrow's for what it refuses in words: too deep nesting, which
-    ends Arrow's by a segmentation fault, lone surrogates and numbers beyond 64 bits.
+    It is read twice, row by row: first to see what its columns hold, so that a column's type never
+    depends on its first rows, then to fill them. Python's parser refuses in words what ends Arrow's
+    by a segmentation fault (too deep nesting), lone surrogates and numbers beyond 64 bits.
     """
     schema = _survey(path)
     batches = _in_batches(_json_rows(path))
@@ -438,11 +417,8 @@ def _json_batch(schema: pa.Schema, rows: Sequence[Row]) -> pa.RecordBatch:
     for field in schema:
         values = [row.get(field.name) for row in rows]
         if isinstance(field.type, MixedType):
-            texts = [None if value is None else json.dumps(value) for value in values]
-            stored = pa.array(texts, pa.large_string())
-            columns.append(pa.ExtensionArray.from_storage(field.type, stored))
-        else:
-            columns.append(pa.array(values, field.type))
+            values = [None if value is None else json.dumps(value) for value in values]
+        columns.append(pa.array(values, field.type))
     return pa.record_batch(columns, schema=schema)
 
 
@@ -494,10 +470,7 @@ def _rows_in(path: Path, whole: Row) -> Sequence[Row]:
 
 
 class _Values:
-    """The values of a file, one after another or in a list, of which it holds little more than one.
-
-    Iterating gives each value with the number of characters it took.
-    """
+    """Gives each value of a file with its size in characters, and holds little more than one."""
 
     def __init__(self, path: Path, file: io.TextIOBase) -> None:
         self._path, self._file, self.is_list = path, file, False
@@ -525,14 +498,12 @@ class _Values:
 
     def _next(self) -> str:
         """Skip blanks and give the character at which a value can begin; none at the end."""
-        while True:
-            match = _BLANKS.match(self._text, self._at)
-            assert match is not None
-            self._at = match.end()
-            if self._at < len(self._text):
-                return self._text[self._at]
+        while not (match := _CHARACTER.search(self._text, self._at)):
+            self._at = len(self._text)
             if not self._read_more():
                 return ""
+        self._at = match.start()
+        return match[0]
 
     def _value(self) -> tuple[Any, int]:
         self._next()
@@ -587,18 +558,12 @@ def _decimal(digits: str) -> float | _Beyond:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_decimal)
 
 
-_DELIMITED: Mapping[str, Callable[[Path, Dialect], pa.Table]] = {
+_DELIMITED: Mapping[str, Callable[..., pa.Table]] = {
     ".csv": functools.partial(_read_delimited, delimiter=","),
     ".tsv": functools.partial(_read_delimited, delimiter="\t"),
     ".tab": _read_orange,
 }
-_TEXT_READERS: Mapping[str, Callable[..., pa.Table]] = {
-    **_DELIMITED,
-    **dict.fromkeys((".json", ".jsonl", ".ndjson"), _read_json),
-}
-READERS: Mapping[str, Callable[..., pa.Table]] = {
-    **_TEXT_READERS,
-    ".parquet": _read_parquet,
-    **dict.fromkeys((".arrow", ".ipc", ".feather"), _read_arrow),
-}
+_TEXT_READERS = {**_DELIMITED, **dict.fromkeys((".json", ".jsonl", ".ndjson"), _read_json)}
+_ARROW_READERS = dict.fromkeys((".arrow", ".ipc", ".feather"), _read_arrow)
+READERS = {**_TEXT_READERS, ".parquet": _read_parquet, **_ARROW_READERS}
 """Suffix -> who reads such a file."""

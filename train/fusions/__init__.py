@@ -96,10 +96,10 @@ def _register_head(name: str, home: str, **facts: bool) -> None:
     HEADS.register(name, HeadSpec(home=f"{__name__}.{home}", **facts))
 
 
-_register("mean", "fixed:Mean", needs_equal_widths=True)
-_register("max", "fixed:Max", needs_equal_widths=True)
-_register("concat", "fixed:Concat")
-_register("single", "fixed:Concat", takes_one_feature=True)
+_register("mean", "mixing:Mean", needs_equal_widths=True)
+_register("max", "mixing:Max", needs_equal_widths=True)
+_register("concat", "mixing:Concat")
+_register("single", "mixing:Concat", takes_one_feature=True)
 _register("cooc", "cooc:Cooc", learns=True, completes_base=True)
 _register("cooc-cosine", "cooc:CoocCosine", learns=True, completes_base=True)
 _register("cooc-sqrt", "cooc:CoocSqrt", learns=True, completes_base=True)

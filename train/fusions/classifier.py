@@ -1,7 +1,6 @@
-"""The classifier as a run stores it: standardisation, fusion, head. Plain torch, no trainer.
+"""The classifier as a run stores it: standardisation, fusion, head.
 
-Kept apart from what trains it, so that a prediction and a head in closed form never wait for
-Lightning, whose import takes longer than they do.
+Plain torch: neither a prediction nor a solved head waits for Lightning's import.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from llmembed.common.errors import ConfigError
 from llmembed.common.process import full_float32
 from llmembed.common.registry import loaded
 from llmembed.train.fusions import FUSIONS, HEADS
-from llmembed.train.fusions.fixed import Concat, Fusion
+from llmembed.train.fusions.mixing import Concat, Fusion
 
 _CHUNK_ROWS = 8192
 _CACHED_NUMBERS = 1 << 17
 
 
 class Standardiser(nn.Module):
-    """Gives each column mean 0 and standard deviation 1; a constant column becomes 0.
+    """Gives each column mean 0 and standard deviation 1.
 
     The scale of a constant column is infinite, so that it is 0 in other rows too: nothing is known
     of what its values mean, and weights that no row has trained would multiply them.
@@ -40,11 +39,7 @@ class Standardiser(nn.Module):
 
     @classmethod
     def of(cls, x: Tensor, rows: Tensor, weights: Tensor | None = None) -> Self:
-        """Take the statistics of some rows of float32 `[N, F]`, summed in float64.
-
-        With weights w `[N]` the mean is `sum w x / sum w`, the variance `sum w x^2 / sum w` less
-        its square.
-        """
+        """Take the statistics of some rows of float32 `[N, F]`, weighted by `[N]`, in float64."""
         w = torch.ones(len(rows)).double() if weights is None else weights[rows].double()
         w /= w.sum()
         mean = torch.zeros(x.shape[1], dtype=torch.float64)
@@ -88,15 +83,10 @@ class Architecture:
     """What fixes the names and shapes of a classifier's weights."""
 
     fusion: str
-    """Name of the fusion."""
-    head: str
-    """Name of the head, never `auto`."""
-    widths: tuple[int, ...]
-    """Width of each feature."""
+    head: str  # never `auto`
+    widths: tuple[int, ...]  # width of each feature
     n_classes: int
-    """C, number of classes."""
-    dropout: float
-    """Share of the fused vector dropped while training."""
+    dropout: float  # share of the fused vector dropped while training
 
 
 def make_fusion(name: str, widths: Sequence[int]) -> Fusion:
@@ -147,12 +137,10 @@ class Classifier(nn.Module):
             self.base.requires_grad_(requires_grad=False)
 
     def logits(self, standardised: Tensor, base_logits: Tensor | None = None) -> Tensor:
-        """Classify standardised features, `[B, F]` -> logits `[B, C]`.
+        """Classify standardised features, float32 `[B, F]` -> logits `[B, C]`.
 
-        Args:
-            standardised: float32 `[B, F]`.
-            base_logits: float32 `[B, C]` in place of what the base says, where the head completes
-                one: of rows that it was solved for it leaves too little to learn.
+        `base_logits`, float32 `[B, C]`, take the place of what the base says: of rows that it was
+        solved for it leaves too little to learn.
         """
         logits: Tensor = self.head(self.fusion(standardised))
         if self.base is not None:
@@ -189,14 +177,8 @@ class Trained:
     """One trained classifier, and how it came about."""
 
     seed: int
-    """Seed it was trained with."""
-    classifier: Classifier
-    """The classifier, with its best weights, on the CPU."""
-    val_loss: float | None
-    """Loss on rows of the training split that it was not fitted to; None where there are none."""
+    classifier: Classifier  # with its best weights, on the CPU
+    val_loss: float | None  # on rows of the training split that it was not fitted to, if any
     fit_s: float
-    """Seconds of training."""
     device: str
-    """Device it was trained on."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """What else the record says of it."""
+    details: dict[str, Any] = field(default_factory=dict)  # what else the record says of it

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmembed.train.fusions.fixed import Fusion
+from llmembed.train.fusions.mixing import Fusion
 from llmembed.train.fusions.tricks import pair_dots
 
 _MAX_GROUPS, _MAX_ENTRIES = 32, 4096
@@ -58,10 +58,9 @@ class Cooc(CoocCosine):
     """Co-occurrence pooling with the power normalisation of the paper, whose sigma is learned.
 
     `PN(M) = 2 sigmoid(sigma M) - 1 = tanh(sigma M / 2)`. The paper (`llmembed.train.fusions.paper`)
-    has one group (n^2 numbers in all), raw scales and a fixed sigma, with which PN saturates at 1
-    for every example; here the entries are cosines, and the saturated share is measured. The paper
-    puts the mean of the features beside the Gram matrix; here a linear classifier on all of them,
-    solved to its optimum, stands beside it, and the co-occurrences learn what it leaves
+    has one group, raw scales and a fixed sigma, so that PN saturates at 1 for every example; here
+    the entries are cosines. The paper puts the mean of the features beside the Gram matrix; here
+    it is a solved linear classifier, and the co-occurrences learn what that leaves
     (`Classifier.base`).
     """
 

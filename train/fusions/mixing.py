@@ -1,4 +1,8 @@
-"""Fusions that learn how much each feature counts."""
+"""What every fusion is, and those that take features with fixed or learned shares.
+
+Mean, max and concat are those of Liu et al., "LLMEmbed: Rethinking Lightweight LLM's Genuine
+Function in Text Classification" (ACL 2024).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,52 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from llmembed.train.fusions.fixed import Fusion
+
+class Fusion(nn.Module):
+    """Standardised features side by side in, float32 `[B, F]`; one vector out, float32 `[B, K]`.
+
+    It is made from the widths of the features, a sequence of whole numbers.
+
+    Attributes:
+        fused_width: K, width of the fused vector.
+        saturated: share of the co-occurrence entries of the last batch beyond 0.99; None where
+            there are none.
+    """
+
+    fused_width: int
+    saturated: Tensor | None = None
+
+
+class Concat(Fusion):
+    """All features side by side: K = F."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.fused_width = sum(widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give `x` itself, `[B, F]`."""
+        return x
+
+
+class Mean(Fusion):
+    """Mean over the features, element by element: K = H."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.fused_width = widths[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average, `[B, n * H]` -> `[B, H]`."""
+        return torch.unflatten(x, 1, (-1, self.fused_width)).mean(dim=1)
+
+
+class Max(Mean):
+    """Maximum over the features, element by element: K = H."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take the maximum, `[B, n * H]` -> `[B, H]`."""
+        return torch.unflatten(x, 1, (-1, self.fused_width)).amax(dim=1)
 
 
 class ScalarMix(Fusion):
@@ -32,8 +81,7 @@ class Attention(Fusion):
     """Weighted mean whose weights depend on the example: K = H.
 
     `u_i = tanh(W x_i + b_i)`, `a = softmax_i(u_i . q)`, `sum_i a_i x_i`, after Yang et al.,
-    "Hierarchical Attention Networks for Document Classification" (2016), equations 5 to 7; the
-    bias b_i tells the features apart.
+    "Hierarchical Attention Networks for Document Classification" (2016), equations 5 to 7.
     """
 
     def __init__(self, widths: Sequence[int], key_width: int = 64) -> None:

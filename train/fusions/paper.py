@@ -1,11 +1,10 @@
 """The published recipe to the letter, its defects included: `--preset paper`.
 
 Liu et al., "LLMEmbed: Rethinking Lightweight LLM's Genuine Function in Text Classification" (ACL
-2024), as its authors' code has it. The preset is here to be compared with, so nothing is mended:
-features enter on their raw scales, whatever they are, in one Gram matrix, whose power-normalised
-entries saturate; and the probabilities of the head are given to a cross-entropy that takes a
-softmax of its own, so that the loss cannot fall below `log(1 + (C - 1) / e)`. What the recipe
-leaves open, sigma and the number of epochs, is chosen on the validation share.
+2024), as its authors' code has it. Nothing is mended: features enter on their raw scales, in one
+Gram matrix, whose power-normalised entries saturate; and the probabilities of the head are given to
+a cross-entropy that takes a softmax of its own, so that the loss cannot fall below
+`log(1 + (C - 1) / e)`. Sigma and the number of epochs are chosen on the validation share.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from llmembed.common.errors import ConfigError
 from llmembed.train.fusions.cooc import SATURATED, power_normalise
-from llmembed.train.fusions.fixed import Fusion
+from llmembed.train.fusions.mixing import Fusion
 from llmembed.train.fusions.tricks import Dropout
 from llmembed.train.inputs.select import Feature
 
@@ -33,12 +32,8 @@ class PaperCooc(Fusion):
 
     The first five features are the LLM's, `phi_i = dropout(relu(W_i x_i + b_i))` of width 1024;
     others (BERT, RoBERTa) have that width and enter as they are. With `Phi [n, 1024]`, `M = Phi
-    Phi^T` and `PN(M) = 2 sigmoid(sigma M) - 1`, the fused vector is PN(M), all n^2 entries, beside
-    the mean of the LLM's features.
-
-    Attributes:
-        sigma: of the power normalisation; it does not learn.
-        saturated: share of the entries of the last batch beyond 0.99.
+    Phi^T` and `PN(M) = 2 sigmoid(sigma M) - 1`, whose sigma does not learn, the fused vector is
+    PN(M), all n^2 entries, beside the mean of the LLM's features.
     """
 
     sigma: Tensor
@@ -91,10 +86,7 @@ class PaperHead(nn.Module):
 
 
 def paper_features(features: Sequence[Feature]) -> tuple[Feature, ...]:
-    """Choose what the recipe takes: five layers of one LLM, then the features that enter raw.
-
-    Args:
-        features: what a config chose of the cache; layers in rising order.
+    """Choose five layers of one LLM, then the features that enter raw.
 
     Raises:
         ConfigError: no source, or several, has five mean-pooled layers, or another source has

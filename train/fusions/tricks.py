@@ -3,6 +3,7 @@
     Dropout           a third of a step, which torch's own took
     pair_dots         a twelfth of a step of cooc on four features, a quarter on seven
     small_steps       a third of a step, and more beside another process
+    map_on_cores      a product of a few hundred rows gains little from a second thread
     import_meanwhile  part of the 2 to 3 s of Lightning's import, of a fit of cooc that takes 13
 
 Everything else is torch and Lightning as they are (benchmarks/LOG.md, 2026-11-26).
@@ -10,11 +11,12 @@ Everything else is torch and Lightning as they are (benchmarks/LOG.md, 2026-11-2
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 from llmembed.common.process import keep_freed_memory
 
 _SMALL_STEP = 1 << 28  # multiply-adds, about 3 ms on one core
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Dropout(nn.Module):
@@ -57,6 +61,38 @@ def pair_dots(phi: Tensor) -> Tensor:
 
 
 @contextmanager
+def one_thread_each() -> Iterator[int]:
+    """Give operations one thread, and say how many there were."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield n_threads
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def map_on_cores(
+    call: Callable[[_Item], _Result], items: Iterable[_Item], device: torch.device
+) -> Iterator[_Result]:
+    """Call on each item, as many at a time as there are threads, and give the results in order.
+
+    A call computes the same whether others run beside it or not.
+
+    >>> list(map_on_cores(abs, [-1, -2], torch.device("cpu")))
+    [1, 2]
+    """
+    if device.type != "cpu" or torch.get_num_threads() == 1:
+        yield from map(call, items)
+        return
+    with one_thread_each() as n_threads:
+        pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield from pool.map(call, items)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
 def small_steps(device: torch.device, n_products: int) -> Iterator[None]:
     """Run steps of so few multiply-adds on one thread; others as they are.
 
@@ -64,8 +100,6 @@ def small_steps(device: torch.device, n_products: int) -> Iterator[None]:
     another process on the cores, two threads that waited for each other took up to 600 ms. Memory
     that a step frees is kept for the next one: a tenth of a step at the paper's size.
     """
-    from llmembed.train.linear.parallel import one_thread_each
-
     if device.type == "cpu":
         keep_freed_memory()
     if device.type != "cpu" or n_products >= _SMALL_STEP:
@@ -76,10 +110,7 @@ def small_steps(device: torch.device, n_products: int) -> Iterator[None]:
 
 
 def import_meanwhile(module: str) -> None:
-    """Import in a thread while something is solved, which leaves a core idle half of the time.
-
-    Lightning takes two to three seconds.
-    """
+    """Import in a thread while something is solved, which leaves a core idle half of the time."""
     Thread(target=import_module, args=[module], daemon=True).start()
 
 

@@ -59,8 +59,6 @@ def as_texts(given: Any, name: str = "X") -> list[str]:
 def as_classes(y: Any) -> npt.NDArray[Any]:
     """Give the classes as an array, as they were given: strings, whole numbers or booleans.
 
-    What is missing is refused, and so are strings beside numbers, which numpy would make strings.
-
     >>> as_classes([-1, 0, 1]).tolist()
     [-1, 0, 1]
 

@@ -1,17 +1,16 @@
 """Features of a cache as ready tensors.
 
 A split is read once into one contiguous tensor, an example's features side by side, standardised
-there, and held on the device; a batch is one `index_select`. No worker processes and no per-row
-collation: on data that is already in memory they cost 3 to 100 times the training step. What
-exceeds the memory, as float32, lies in a mapped file instead (`llmembed.train.inputs.spill`).
-
-Neither the model nor the texts are needed here.
+there; a batch is one `index_select`. Worker processes and per-row collation would cost 3 to 100
+times the training step. What exceeds the memory, as float32, lies in a mapped file: the same code
+gives the same result bit for bit, at the disk's speed once the rows in use exceed the memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,22 +21,23 @@ import torch
 from torch import Tensor
 
 from llmembed.cache_format import SourceInfo, Split, open_cache
-from llmembed.common.errors import DataError, LLMEmbedWarning
+from llmembed.common.errors import CacheSpaceError, DataError, warn
 from llmembed.common.registry import loaded
+from llmembed.common.scratch import scratch_array, scratch_folder
+from llmembed.common.splits import TRAIN
 from llmembed.train.config import Reading
 from llmembed.train.fusions.classifier import Architecture, Standardiser
 from llmembed.train.inputs.select import Feature, select_features
 from llmembed.train.inputs.shares import (
     HELD_OUT_FRACTION,
-    TRAIN_SPLIT,
     Rows,
     Shares,
     choose_shares,
     draw_validation,
 )
-from llmembed.train.inputs.spill import make_room
 from llmembed.train.measures import Floats
 
+GB = 1e9
 _BLOCK_ROWS = 1 << 14  # whole blocks of any cache, which have at most 1,024 rows
 
 
@@ -45,35 +45,20 @@ _BLOCK_ROWS = 1 << 14  # whole blocks of any cache, which have at most 1,024 row
 class FitData:
     """All that a fit needs."""
 
-    labels: tuple[str, ...]
-    """Names of the C classes."""
-    sources: Mapping[str, SourceInfo]
-    """Backbones of the cache, by name; empty where the features come from none."""
-    fingerprint: str | None
-    """Of the cache that the features come from; None where they come from none."""
-    text_column: str | None = None
-    """Column of the texts, or two with a comma between, as the cache recorded it."""
-    features: tuple[Feature, ...]
-    """What stands side by side in `x`, in this order."""
-    shares: Shares
-    """Rows of `x` that train and validate."""
-    standardiser: Standardiser
-    """Statistics of the training share."""
-    x: Tensor
-    """float32 `[N, F]`, standardised features of the training split, and behind them of the
-    validation split where the shares have one."""
-    y: Tensor
-    """int64 `[N]`, labels of these rows, -1 where there is none."""
-    x_eval: Tensor
-    """float32 `[n, F]`, standardised features of the evaluation rows."""
-    y_eval: Tensor
-    """int64 `[n]`, labels of the evaluation rows."""
-    base_logits: Tensor | None = None
-    """float32 `[N, C]`, what a solved base that the head completes says of each row, held out."""
-    sample_weights: Tensor | None = None
-    """float32 `[N]`, weight of each row of `x`, whatever its class; None weighs all alike."""
-    class_weight: str | Floats
-    """Weights of the classes: none, balanced, or float64 `[C]`."""
+    labels: tuple[str, ...]  # names of the C classes
+    sources: Mapping[str, SourceInfo]  # backbones of the cache, by name; none where there is none
+    fingerprint: str | None  # of the cache; None where there is none
+    text_column: str | None = None  # as the cache recorded it; of pairs two, with a comma between
+    features: tuple[Feature, ...]  # what stands side by side in `x`, in this order
+    shares: Shares  # rows of `x` that train and validate
+    standardiser: Standardiser  # statistics of the training share
+    x: Tensor  # float32 `[N, F]`, standardised: rows of the training, then of a validation split
+    y: Tensor  # int64 `[N]`, labels of these rows, -1 where there is none
+    x_eval: Tensor  # float32 `[n, F]`, standardised features of the evaluation rows
+    y_eval: Tensor  # int64 `[n]`, labels of the evaluation rows
+    base_logits: Tensor | None = None  # float32 `[N, C]`, held out, of a base that a head completes
+    sample_weights: Tensor | None = None  # float32 `[N]`, whatever the class; None weighs all alike
+    class_weight: str | Floats  # weights of the classes: none, balanced, or float64 `[C]`
 
     def class_weights(self) -> Tensor:
         """Weigh each class, float32 `[C]`, such that the weights of the training rows have mean 1.
@@ -122,12 +107,10 @@ def load_data(reading: Reading, *, read_evaluation: bool = True) -> FitData:
     cache = open_cache(reading.cache)
     shares = choose_shares(cache, reading)
     if read_evaluation and not len(shares.eval):
-        warnings.warn(
+        warn(
             f"{HELD_OUT_FRACTION:.0%} of the {len(shares.train)} training rows is no row that can "
             "be held out, so all of them train and none is evaluated. Extract a test split to have "
-            "figures.",
-            LLMEmbedWarning,
-            stacklevel=2,
+            "figures."
         )
     split, eval_split = cache[shares.train_split], cache[shares.eval_split]
     features = select_features(cache, split, reading)
@@ -135,7 +118,7 @@ def load_data(reading: Reading, *, read_evaluation: bool = True) -> FitData:
         features = loaded(reading.choose)(features)
     splits = [split] + [cache[name] for name in [shares.validation_split] if name is not None]
     n_rows = [one.n_rows for one in splits]
-    x = make_room(sum(n_rows), sum(one.hidden_size for one in features), reading.memory_gb)[0]
+    x = make_room(sum(n_rows), sum(one.hidden_size for one in features), reading.memory_gb)
     for one, part in zip(splits, torch.split(x, n_rows), strict=True):
         _fill(part, one, features, slice(0, one.n_rows))
     standardiser = Standardiser(x.shape[1])
@@ -201,8 +184,8 @@ def data_in_memory(
             train=train,
             validation=validation,
             eval=rows[:0],
-            train_split=TRAIN_SPLIT,
-            eval_split=TRAIN_SPLIT,
+            train_split=TRAIN,
+            eval_split=TRAIN,
         ),
         standardiser=standardiser,
         x=standardiser.apply_(x),
@@ -225,9 +208,7 @@ def columns_of(widths: Sequence[int], features: Sequence[int]) -> Tensor:
 
 
 def proportions(weights: Floats) -> Tensor | None:
-    """Scale weights to a mean of 1, float32 `[N]`, for only their proportions matter.
-
-    None stands for weights that are all alike, so that they change nothing.
+    """Scale weights to a mean of 1, float32 `[N]`; None stands for weights that are all alike.
 
     >>> proportions(np.array([1.0, 3.0])), proportions(np.array([2.0, 2.0]))
     (tensor([0.5000, 1.5000]), None)
@@ -243,7 +224,7 @@ def read_features(
     rows: Rows | slice | None = None,
     memory_gb: float | None = None,
 ) -> Tensor:
-    """Read features side by side.
+    """Read features side by side, float32 `[n, F]`, with F the sum of the hidden sizes.
 
     Args:
         split: split to read.
@@ -251,18 +232,51 @@ def read_features(
         rows: int64 `[n]`, or a slice from one row to another; None is all.
         memory_gb: most memory for them; beyond it they are read into a mapped file.
 
-    Returns:
-        float32 `[n, F]`, with F the sum of the hidden sizes.
-
     Raises:
         CacheError: the array is incomplete, or its bytes are not those that were committed.
         DataError: a feature is NaN or infinite.
     """
     rows = slice(0, split.n_rows) if rows is None else rows
     n_rows = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-    x = make_room(n_rows, sum(feature.hidden_size for feature in features), memory_gb)[0]
+    x = make_room(n_rows, sum(feature.hidden_size for feature in features), memory_gb)
     _fill(x, split, features, rows)
     return x
+
+
+def memory_limit() -> float:
+    """Half of the machine's memory, in bytes."""
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    import psutil  # Windows
+
+    return float(psutil.virtual_memory().total) / 2
+
+
+def make_room(n_rows: int, width: int, memory_gb: float | None) -> Tensor:
+    """Give float32 `[N, F]`, not filled yet; beyond `memory_gb` it lies in a scratch file.
+
+    Without a limit of the user's it is half of the machine's memory, beyond which it warns.
+
+    Raises:
+        CacheSpaceError: it fits neither into that memory nor on the disk.
+    """
+    size = n_rows * width * np.dtype(np.float32).itemsize
+    if size <= (memory_limit() if memory_gb is None else memory_gb * GB):
+        return torch.from_numpy(np.empty((n_rows, width), dtype=np.float32))
+    if memory_gb is None:
+        warn(
+            f"{size / GB:.1f} GB of features are more than half of the memory, so they lie in a "
+            f"file in {scratch_folder()}, which is slower. Choose fewer --layers, or set "
+            "--memory-gb."
+        )
+    room = scratch_array(
+        (n_rows, width),
+        np.float32,
+        "the features that exceed the memory limit",
+        remedy=", raise --memory-gb, or choose fewer --layers",
+        error=CacheSpaceError,
+    )
+    return torch.from_numpy(room)
 
 
 def _fill(x: Tensor, split: Split, features: Sequence[Feature], rows: Rows | slice) -> None:
@@ -286,14 +300,10 @@ def _fill(x: Tensor, split: Split, features: Sequence[Feature], rows: Rows | sli
 class Batch(NamedTuple):
     """Some rows of a fit's data."""
 
-    x: Tensor
-    """float32 `[B, F]`."""
-    y: Tensor
-    """int64 `[B]`."""
-    weights: Tensor | None = None
-    """float32 `[B]`, where rows are weighed."""
-    base_logits: Tensor | None = None
-    """float32 `[B, C]`, where the head completes a base."""
+    x: Tensor  # float32 `[B, F]`
+    y: Tensor  # int64 `[B]`
+    weights: Tensor | None = None  # float32 `[B]`, where rows are weighed
+    base_logits: Tensor | None = None  # float32 `[B, C]`, where the head completes a base
 
 
 class FeatureBatches:

@@ -1,9 +1,8 @@
 """Which features of a cache a fit uses.
 
-Without `--source`, `--layers` and `--pooling` a fit uses all that the cache holds; each of the
-three options narrows that. A source takes what it has of the layers and poolings that are asked
-for, so that `--pooling mean,pooler` fits a Llama and a BERT in one run; what no source has, and a
-source that would contribute nothing, are errors.
+A source takes what it has of the layers and poolings that are asked for, so that `--pooling
+mean,pooler` fits a Llama and a BERT in one run; what no source has, and a source that would
+contribute nothing, are errors.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """Which rows train, which stop the training early, and which only give the final figures.
 
-The evaluation split is never used for a choice. Early stopping watches a stratified share of the
-training split, drawn once from the seed, so that several seeds differ in their first weights and
-batches and are compared on the same rows; or the validation split, where there is one beside the
+Early stopping watches a stratified share of the training split, drawn once from the seed, so that
+several seeds are compared on the same rows; or the validation split, where there is one beside the
 split that is evaluated.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,13 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from llmembed.cache_format import Cache, Split
-from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
+from llmembed.common.errors import ConfigError, DataError, warn
 from llmembed.common.splits import TEST, TRAIN, VALIDATION, draw_share, split_name
 from llmembed.train.config import Reading
 
 HELD_OUT_FRACTION = 0.1
-TRAIN_SPLIT = TRAIN
-EVAL_SPLITS = (TEST, VALIDATION)
 
 Rows = npt.NDArray[np.int64]
 
@@ -31,19 +27,14 @@ Rows = npt.NDArray[np.int64]
 class Shares:
     """Rows of each share; the shares are disjoint."""
 
-    train: Rows
-    """int64 `[n]`, rows of the training split that are trained on."""
+    train: Rows  # int64 `[n]`, rows of the training split that are trained on
+    # int64 `[n]`, rows that early stopping watches, if any. Those of a validation split are counted
+    # on behind all rows of the training split.
     validation: Rows
-    """int64 `[n]`, rows that early stopping watches; may be empty. Those of a validation split are
-    counted on behind all rows of the training split."""
-    eval: Rows
-    """int64 `[n]`, rows of `eval_split`."""
-    train_split: str
-    """Split that the first two come from."""
-    eval_split: str
-    """Split that `eval` comes from: the training split where it is held out."""
-    validation_split: str | None = None
-    """Split that `validation` comes from, where that is not the training split."""
+    eval: Rows  # int64 `[n]`, rows of `eval_split`
+    train_split: str  # split that the first two come from
+    eval_split: str  # split that `eval` comes from: the training split where it is held out
+    validation_split: str | None = None  # that of `validation`, where that is another one
 
     @property
     def held_out(self) -> bool:
@@ -70,13 +61,13 @@ def choose_shares(cache: Cache, reading: Reading) -> Shares:
         ConfigError: a split is unknown, or the validation share would be empty.
         DataError: the training rows have no label, or only one class.
     """
-    if TRAIN_SPLIT not in cache.splits:
-        raise ConfigError.unknown("split", TRAIN_SPLIT, cache.splits, "A fit trains on it.")
-    split = cache[TRAIN_SPLIT]
+    if TRAIN not in cache.splits:
+        raise ConfigError.unknown("split", TRAIN, cache.splits, "A fit trains on it.")
+    split = cache[TRAIN]
     labels, train = np.asarray(split.labels, dtype=np.int64), labelled_rows(split)
     generator = np.random.default_rng(reading.seed)
     eval_split = _eval_split(cache, reading.eval_split)
-    if eval_split == TRAIN_SPLIT:
+    if eval_split == TRAIN:
         train, held_out = draw_stratified(labels, train, HELD_OUT_FRACTION, generator)
     else:
         held_out = labelled_rows(cache[eval_split])
@@ -90,7 +81,7 @@ def choose_shares(cache: Cache, reading: Reading) -> Shares:
         train=train,
         validation=validation,
         eval=held_out,
-        train_split=TRAIN_SPLIT,
+        train_split=TRAIN,
         eval_split=eval_split,
         validation_split=validation_split,
     )
@@ -105,16 +96,9 @@ def draw_validation(
     reading: Reading,
     generator: np.random.Generator,
 ) -> tuple[Rows, Rows]:
-    """Divide rows into those trained on and those that early stopping watches, if any does.
+    """Divide rows, int64 `[n]`, into those trained on and those that early stopping watches.
 
     Few rows have no share to spare: unless one is asked for, all of them train, with one warning.
-
-    Args:
-        labels: int64 `[N]`, classes.
-        rows: int64 `[n]`, rows to divide.
-        names: names of the classes.
-        reading: how large the share is, and whether it must be there.
-        generator: what draws.
 
     Raises:
         ConfigError: the validation share that is asked for would be empty.
@@ -129,7 +113,7 @@ def draw_validation(
             raise ConfigError(
                 f"{empty}. Pass a larger --val-fraction, or 0 to train all epochs without one."
             )
-        _warn(
+        warn(
             f"{empty}, so all of them train, for {reading.epochs} epochs, and the "
             "probabilities are not calibrated. Pass a larger --val-fraction, or more examples."
         )
@@ -169,11 +153,7 @@ def draw_folds(
 
 
 def labelled_rows(split: Split) -> Rows:
-    """List the rows of a split that have a label; the others are left out with one warning.
-
-    Raises:
-        DataError: no row has a label.
-    """
+    """List the rows of a split that have a label; the others are left out with one warning."""
     rows = np.flatnonzero(np.asarray(split.labels) >= 0).astype(np.int64)
     n_unlabelled = split.n_rows - len(rows)
     if not len(rows):
@@ -182,7 +162,7 @@ def labelled_rows(split: Split) -> Rows:
             "neither train nor evaluate. Extract it with --label-column, or name another split."
         )
     if n_unlabelled:
-        _warn(
+        warn(
             f"split {split.name!r}: {n_unlabelled} of {split.n_rows} rows have no label and are "
             "left out."
         )
@@ -191,18 +171,17 @@ def labelled_rows(split: Split) -> Rows:
 
 def _eval_split(cache: Cache, asked: str | None) -> str:
     if asked is None:
-        found = (_named(cache, purpose) for purpose in EVAL_SPLITS)
-        return next((name for name in found if name is not None), TRAIN_SPLIT)
-    others = [name for name in cache.splits if name != TRAIN_SPLIT]
-    if asked == TRAIN_SPLIT:
+        return _named(cache, TEST) or _named(cache, VALIDATION) or TRAIN
+    others = [name for name in cache.splits if name != TRAIN]
+    if asked == TRAIN:
         raise ConfigError(
-            f"--eval-split {TRAIN_SPLIT} would evaluate on the rows that are trained on. Pass one "
+            f"--eval-split {TRAIN} would evaluate on the rows that are trained on. Pass one "
             f"of {', '.join(others) or 'the other splits (there is none)'}, or leave it out."
         )
-    found_split = asked if asked in cache.splits else _named(cache, split_name(asked))
-    if found_split is None:
+    found = asked if asked in cache.splits else _named(cache, split_name(asked))
+    if found is None:
         raise ConfigError.unknown("split", asked, others, "Pass one to --eval-split.")
-    return found_split
+    return found
 
 
 def _named(cache: Cache, purpose: str) -> str | None:
@@ -213,15 +192,11 @@ def _named(cache: Cache, purpose: str) -> str | None:
 
 
 def _given_validation(cache: Cache, reading: Reading, eval_split: str) -> str | None:
-    """Find a validation split that can stand for the share which early stopping watches.
-
-    A share that `--val-fraction` asks for is drawn from the training split all the same.
-    """
+    """Find a validation split that can stand for a share that no `--val-fraction` asks for."""
     name = _named(cache, VALIDATION)
-    wants_none = not reading.val_fraction or reading.draws
-    if wants_none or name is None or name == eval_split:
+    if not reading.val_fraction or reading.draws or name in {None, eval_split}:
         return None
-    known = np.unique(cache[TRAIN_SPLIT].labels)
+    known = np.unique(cache[TRAIN].labels)
     return name if np.isin(cache[name].labels, known[known >= 0]).any() else None
 
 
@@ -231,7 +206,7 @@ def _learnable(cache: Cache, name: str, trained: Rows) -> Rows:
     rows = labelled_rows(split)
     known = np.isin(np.asarray(split.labels)[rows], trained)
     if not known.all():
-        _warn(
+        warn(
             f"split {name!r}: {len(rows) - int(known.sum())} of {len(rows)} rows have a class that "
             "no training row has, and are not watched."
         )
@@ -251,7 +226,7 @@ def _warn_of_single(labels: Rows, names: Sequence[str]) -> None:
     single = [names[k] for k in np.flatnonzero(np.bincount(labels) == 1).tolist()]
     if single:
         listed = ", ".join(single[:5]) + (", ..." if len(single) > len(single[:5]) else "")
-        _warn(
+        warn(
             f"{len(single)} classes have one training example, which a validation share can't "
             f"watch: {listed}."
         )
@@ -264,12 +239,8 @@ def _warn_of_shared_texts(cache: Cache, shares: Shares) -> None:
     seen = cache[shares.train_split].text_hash[trained]
     n_shared = int(np.isin(cache[shares.eval_split].text_hash[shares.eval], seen).sum())
     if n_shared:
-        _warn(
+        warn(
             f"{n_shared} of {len(shares.eval)} evaluation rows have a text that also stands in "
             "the training rows. They are evaluated like all others, so the figures may be too "
             "good; remove them from the data set to be sure."
         )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, LLMEmbedWarning, stacklevel=3)

@@ -1,7 +1,6 @@
 """Weights of rows: that of the class, which the fit is told, times the row's own.
 
-A fit counts both, and so does what it chooses by held-out rows: heads, strengths, members of a
-stack, the epoch to stop at. Standardisation and temperature, which say how the data are, count the
+A fit counts both, and so do its choices by held-out rows. Standardisation and temperature count the
 rows' own alone: weights of classes bend a classifier on purpose, and don't say how often a class
 occurs.
 """
@@ -18,13 +17,7 @@ SMALLEST = torch.finfo(torch.float32).tiny  # of a batch whose weights all vanis
 def weights_of(
     y: Tensor, rows: Tensor | slice, class_weights: Tensor, sample_weights: Tensor | None = None
 ) -> Tensor:
-    """Weigh some rows, float32 `[n]`.
-
-    Args:
-        y: int64 `[N]`, classes.
-        rows: int64 `[n]`, or a slice, rows to weigh.
-        class_weights: float32 `[C]`.
-        sample_weights: float32 `[N]`; None weighs all alike.
+    """Weigh some rows, float32 `[n]`, by weights of their classes `[C]` and their own `[N]`.
 
     >>> y, rows = torch.tensor([0, 1, 1]), torch.tensor([0, 2])
     >>> weights_of(y, rows, torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0, 3.0])).tolist()
@@ -40,13 +33,7 @@ def mean_loss(
     class_weights: Tensor | None = None,
     sample_weights: Tensor | None = None,
 ) -> Tensor:
-    """Average the cross-entropy of `[n, C]`: `sum_i w_i l_i / sum_i w_i`.
-
-    Args:
-        logits: `[n, C]`.
-        y: int64 `[n]`, classes.
-        class_weights: `[C]`.
-        sample_weights: `[n]`; None weighs all alike.
+    """Average the cross-entropy of `[n, C]`, by weights of classes `[C]` and of rows `[n]`.
 
     >>> logits, y = torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([0, 1])
     >>> round(mean_loss(logits, y, sample_weights=torch.tensor([1.0, 0.0])).item(), 4)

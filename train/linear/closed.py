@@ -5,15 +5,14 @@ the class and -1 for the others on centred features: A is their scatter, s = str
 LDA with a shrunk covariance (Friedman, 1989; Ledoit and Wolf, 2004) has as A the covariance within
 the classes, shrunk to `(1 - strength) A + strength tr(A) / K I`, and as B the means of the classes.
 
-Held-out rows choose the strength. A Cholesky factor a fold and strength is cheaper than one
-eigendecomposition a fold for grids of ten; it is computed in float32, and in float64 where that
-is not positive definite. The head that is kept is solved in float64.
+Held-out rows choose the strength, with a Cholesky factor a fold and strength in float32, which for
+grids of ten is cheaper than an eigendecomposition. The head that is kept is solved in float64.
 
 Where A vanishes (all texts of a class are the same, or all texts of all) the limit is meant: LDA
-becomes the nearest mean, and without any difference between the means what is left is the
-shares of the classes. So the mean variance that strengths multiply has a least value (`unit_of`);
-the right sides are differences from a mean, which are zero together with A; and a shift is at least
-what the moments, which are float32, leave unknown of A (`factorise`).
+becomes the nearest mean, and without any difference between the means the shares of the classes. So
+the mean variance that strengths multiply has a least value (`unit_of`); the right sides are
+differences from a mean, which are zero together with A; and a shift is at least what the moments,
+which are float32, leave unknown of A (`factorise`).
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llmembed.train.fusions.tricks import map_on_cores
 from llmembed.train.linear.moments import Moments, Problem
-from llmembed.train.linear.parallel import map_on_cores
 
 _CHUNK_ROWS = 8192
 _LEAST_VARIANCE = 1e-3  # share of the mean square; of real texts it is 0.3 within the classes
@@ -40,10 +39,8 @@ ABSENT_BIAS = -30.0  # a class without an example is never predicted, at a finit
 class LinearMap:
     """A linear classifier."""
 
-    weight: Tensor
-    """`[C, K]`."""
-    bias: Tensor
-    """`[C]`."""
+    weight: Tensor  # `[C, K]`
+    bias: Tensor  # `[C]`
 
     def scores(self, x: Tensor) -> Tensor:
         """Classify `[N, K]` -> `[N, C]`."""
@@ -59,16 +56,13 @@ class Path(NamedTuple):
     """Held-out scores along the strengths that were tried."""
 
     strengths: tuple[float, ...]
-    """S strengths."""
-    scores: Tensor
-    """float32 `[S, N, C]`, not held out of rows alone in their class; NaN of those in no fold."""
+    scores: Tensor  # float32 `[S, N, C]`, of rows alone in their class not held out; NaN in no fold
 
 
 class ClosedForm:
     """A linear system `(A + s I) W = B` whose solution is a classifier."""
 
-    STRENGTHS: ClassVar[tuple[float, ...]]
-    """Those that are tried."""
+    STRENGTHS: ClassVar[tuple[float, ...]]  # those that are tried
 
     def __init__(self, moments: Moments, matrix: Tensor, share: Tensor | float = 1) -> None:
         """Take A, `[K, K]`, and the share of the Gram matrix that it is made from."""
@@ -170,8 +164,7 @@ class ClosedSolver:
     def held_out_of(self, widths: Sequence[int]) -> list[Path]:
         """Score each row from the first columns alone, for each number of them.
 
-        A Cholesky factor of all columns holds those of the first ones, so that classifiers on the
-        first columns alone cost little more.
+        A Cholesky factor of all columns holds those of the first ones, so that these cost little.
         """
         problem, strengths = self.problem, self.strengths
         n_classes = problem.moments.counts.shape[1]
@@ -188,8 +181,7 @@ class ClosedSolver:
             fold, tried = job
             score(problem.moments.without(fold), tried, problem.folds[fold])
 
-        # Cholesky factors gain little from a second thread: 1.2 times, of 576 columns nothing at
-        # all. With five folds and two cores one would idle at the end, so each is done in halves.
+        # With five folds and two cores one would idle at the end, so each is done in halves.
         middle = (len(strengths) + 1) // 2 if torch.get_num_threads() > 1 else len(strengths)
         halves = [tried for tried in (slice(middle), slice(middle, None)) if strengths[tried]]
         jobs = itertools.product(range(len(problem.folds)), halves)
@@ -216,8 +208,7 @@ def unit_of(matrix: Tensor, mean_square: Tensor, n: Tensor) -> Tensor:
 
     That n rows don't differ does not mean that the next one won't. The least value is what one row
     more would add whose class has nothing to do with its text, as the temperature counts one too;
-    and a thousandth of the mean square, below which rounding begins to matter. Where all features
-    are zero any value does, since all right sides are zero too.
+    and a thousandth of the mean square, below which rounding begins to matter.
 
     Args:
         matrix: `[K, K]`, scatter or covariance.
@@ -237,8 +228,7 @@ def factorise(matrix: Tensor, shift: Tensor, trace: Tensor) -> Tensor:
     """Factorise `A + s I`: in its own precision, in float64, or with s raised by the rounding.
 
     A is known to an error whose norm is at most 2^-20 of the trace of the Gram matrix it came from;
-    with a shift larger than that it is positive definite. Only a matrix without full rank needs it,
-    and only with the weakest shifts.
+    with a shift larger than that it is positive definite.
     """
     factor: Tensor
     for dtype, more in ((matrix.dtype, 0), (torch.float64, 0), (torch.float64, _ROUNDING * trace)):

@@ -1,12 +1,9 @@
 """Fold moments summed on Ray: every task reads a share of the rows itself and gives back its sums.
 
-The Gram matrix is what grows with the rows and with the square of the width, so it is what is
-shared. A share is whole chunks of every array. Folds and standardisation are the command's own,
-which reads all features too: it scores the rows held out. Features never pass through Ray, and no
-worker loads a backbone. Shares are added in their order, so that a result does not depend on which
-worker was first; it depends on their number, by the rounding of a sum.
-
-A task whose worker or machine is lost is done again by Ray, three times.
+The Gram matrix grows with the rows and with the square of the width, so it is what is shared. Folds
+and standardisation are the command's own, which reads all features too: it scores the rows held
+out. Features never pass through Ray. Shares are added in their order, so that a result depends on
+the number of workers alone, by the rounding of a sum. Ray does lost tasks again, three times.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ from llmembed.common.process import full_float32
 from llmembed.train.config import Method
 from llmembed.train.fusions.classifier import Standardiser, make_fusion
 from llmembed.train.inputs import Feature, FitData, columns_of, read_features
-from llmembed.train.inputs.spill import GB, default_limit
+from llmembed.train.inputs.data import GB, memory_limit
 from llmembed.train.linear.moments import FoldMoments, Problem
 
 _SHARE_ROWS = 1024  # shares are cut at multiples: no cache has chunks of more rows
@@ -42,24 +39,16 @@ class Share:
     """Some rows of a split, and what to sum over them."""
 
     cache: str
-    fingerprint: str | None
-    """The command's cache has it, so the worker's must."""
+    fingerprint: str | None  # the command's cache has it, so the worker's must
     split: str
     features: tuple[Feature, ...]
-    """Features to fuse."""
     fusion: str
-    """A fusion without weights."""
-    standardiser: Standardiser
-    """Of these features."""
+    standardiser: Standardiser  # of these features
     rows: slice
-    folds: list[Tensor]
-    """int64 `[n]` each, the rows of a fold, counted from the first of the share."""
-    class_weights: Tensor
-    """float32 `[C]`."""
-    sample_weights: Tensor | None
-    """float32 `[n]`, a factor of the weight of each row; None is 1."""
-    memory_gb: float
-    """Most memory for the features of the share."""
+    folds: list[Tensor]  # int64 `[n]` each, the rows of a fold, counted from the first of the share
+    class_weights: Tensor  # float32 `[C]`
+    sample_weights: Tensor | None  # float32 `[n]`, a factor of the weight of each row; None is 1
+    memory_gb: float  # most memory for the features of the share
 
 
 class RayMoments:
@@ -80,12 +69,7 @@ class RayMoments:
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, fusion: str, features: Sequence[int]) -> FoldMoments:
-        """Sum over all rows in folds.
-
-        Args:
-            fusion: a fusion without weights.
-            features: positions of the features to fuse.
-        """
+        """Sum over all rows in folds, of a fusion without weights of the features at positions."""
         with self._one_at_a_time:  # so that no more than --workers are at work
             return _added(on_workers([*self.shares(fusion, features)]), self._class_weights.device)
 
@@ -98,7 +82,7 @@ class RayMoments:
         n_blocks = -(-n_rows // _SHARE_ROWS)
         n_shares = min(method.workers, n_blocks)
         ends = [n_blocks * k // n_shares * _SHARE_ROWS for k in range(n_shares)]
-        limit = default_limit() / GB if method.memory_gb is None else method.memory_gb
+        limit = memory_limit() / GB if method.memory_gb is None else method.memory_gb
         for start, stop in itertools.pairwise([*ends, n_rows]):
             yield Share(
                 cache=absolute(method.cache),
@@ -142,11 +126,7 @@ def sums_of(share: Share) -> dict[str, npt.NDArray[Any]]:
 
 
 def joined_if_asked(method: Method) -> AbstractContextManager[None]:
-    """Join Ray, or start it, where the engine is Ray.
-
-    Raises:
-        MissingPackageError: Ray is not installed.
-    """
+    """Join Ray, or start it, where the engine is Ray; a MissingPackageError if it is not there."""
     is_ray = method.engine == "ray"
     return joined(method.address, method.workers) if is_ray else contextlib.nullcontext()
 
@@ -163,7 +143,7 @@ def on_workers(shares: Sequence[Share]) -> list[dict[str, npt.NDArray[Any]]]:
 
     task: Any = ray.remote(num_cpus=1)(sums_of)
     try:
-        found: list[dict[str, npt.NDArray[Any]]] = ray.get([task.remote(one) for one in shares])
+        return list(ray.get([task.remote(one) for one in shares]))
     except RayError as error:
         if isinstance(error, RayTaskError) and isinstance(error.cause, LLMEmbedError):
             raise error.cause from None
@@ -171,7 +151,6 @@ def on_workers(shares: Sequence[Share]) -> list[dict[str, npt.NDArray[Any]]]:
         raise EngineError(
             f"Ray gave up: {last}. See Ray's logs for the cause, or leave out --engine ray."
         ) from error
-    return found
 
 
 def _added(parts: Sequence[dict[str, npt.NDArray[Any]]], device: torch.device) -> FoldMoments:

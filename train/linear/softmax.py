@@ -4,9 +4,8 @@ All fits (one a fold) share two matrix products a step, so five folds read the f
 minimises the weighted mean cross-entropy plus `penalty / 2 |W|^2`, with no penalty on the bias.
 
 The first guess of the inverse Hessian is the inverse of Boehning's bound, `1/2 X^T X / n + penalty
-I` (D. Boehning, "Multinomial logistic regression algorithm", 1992), from the Gram matrix of all
-rows: one Cholesky factor a penalty. With it L-BFGS (Liu and Nocedal, 1989) needs some ten steps
-where the plain method needs hundreds on features as correlated as hidden states.
+I` (D. Boehning, "Multinomial logistic regression algorithm", 1992). With it L-BFGS (Liu and
+Nocedal, 1989) needs some ten steps where the plain method needs hundreds on hidden states.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ class SoftmaxSolver:
     def held_out(self) -> Path:
         """Score each row by the fits that have not seen its fold.
 
-        The path goes from the strongest penalty to the weakest, each from the optimum before, and
-        ends where the held-out loss has risen twice: the weak end takes most of the steps.
+        From the strongest penalty to the weakest, each from the optimum before, until the held-out
+        loss has risen twice: the weak end takes most of the steps.
         """
         problem, theta, paths, losses = self.problem, None, [], []
         masks = self._masks(len(problem.folds) + bool(len(problem.alone)))

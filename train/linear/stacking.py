@@ -1,11 +1,9 @@
 """Stacking: a weighted mean of linear classifiers, which is one linear classifier on them all.
 
-The members are classifiers on single features, their mean and concatenations. They are picked one
-after the other, a member again and again if it pays, each time the one that lowers the held-out
-loss of the mean most (Caruana et al., "Ensemble selection from libraries of models", ICML 2004):
-so a weak layer that knows what the others don't comes in before a second-best copy of the best.
-Scores are divided by a temperature each before they are averaged. Because all members are linear
-in the features, what is stored and predicts is a single matrix.
+Members are picked one after the other, each time the one that lowers the held-out loss of the mean
+most (Caruana et al., "Ensemble selection from libraries of models", ICML 2004): so a weak layer
+that knows what the others don't comes in before a second-best copy of the best. Because all members
+are linear in the features, what is stored and predicts is a single matrix.
 """
 
 from __future__ import annotations
@@ -27,14 +25,10 @@ _MAX_PICKS = 12
 class Member:
     """A linear classifier in a stack."""
 
-    fusion: str
-    """single, mean or concat."""
-    features: tuple[int, ...]
-    """Positions of its features."""
+    fusion: str  # single, mean or concat
+    features: tuple[int, ...]  # positions of its features
     strength: float
-    """Strength it is solved with."""
-    weight: float
-    """Share of the mean."""
+    weight: float  # share of the mean
 
 
 def pick(
@@ -43,16 +37,13 @@ def pick(
     class_weights: Tensor | None = None,
     sample_weights: Tensor | None = None,
 ) -> dict[int, float]:
-    """Pick the members of a stack.
+    """Pick the members of a stack: the share of each, in the order of their first picks.
 
     Args:
         scores: float32 `[n, C]` each, held-out logits of a candidate, at its own temperature.
         y: int64 `[n]`, classes.
         class_weights: float32 `[C]`, weight of each row of a class.
         sample_weights: float32 `[n]`, a factor of the weight of each row; None is 1.
-
-    Returns:
-        The share of each candidate that is picked, in the order of its first pick.
 
     >>> good, bad = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 2)
     >>> pick([bad, good], torch.tensor([0, 1]))
@@ -78,13 +69,13 @@ def pick(
 
 
 def spread(linear: LinearMap, fusion: str, columns: Sequence[Tensor], width: int) -> LinearMap:
-    """Write a classifier on fused features as one on all of them side by side.
+    """Write a classifier on fused features as one on all F columns, `[C, K]` -> `[C, F]`.
 
     Args:
         linear: weight `[C, K]` on the fused vector.
         fusion: single, mean or concat.
         columns: int64 `[H]` each, columns of its features.
-        width: F, number of all columns.
+        width: F.
 
     >>> linear = LinearMap(weight=torch.tensor([[2.0]]), bias=torch.tensor([1.0]))
     >>> spread(linear, "mean", [torch.tensor([0]), torch.tensor([2])], 3).weight.tolist()

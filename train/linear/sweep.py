@@ -3,12 +3,9 @@
 One reading of the training split answers all of it. Every feature is judged alone on rows held
 out; those that a stack of single features picks first, because they know what the others don't,
 form a pool whose Gram matrix is accumulated once, and concatenations grow along it: each is a
-leading block of that matrix, and its Cholesky factor one of the pool's. The strengths of all are
-relative to the pool's mean variance, which with standardised features is about their own. The
-evaluation split is not read.
+leading block of that matrix, and its Cholesky factor one of the pool's.
 
-The figure of the winner is the best of many on the rows that chose it, so it flatters: only the
-evaluation split of a fit gives a figure without that bias.
+The figure of the winner is the best of many on the rows that chose it, so it flatters.
 """
 
 from __future__ import annotations
@@ -22,11 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from llmembed.common.process import full_float32
+from llmembed.train.fusions.tricks import map_on_cores
 from llmembed.train.inputs import Feature, columns_of
 from llmembed.train.linear.choice import Choice, choose_strength
 from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, Ridge
 from llmembed.train.linear.moments import FoldMoments, Problem
-from llmembed.train.linear.parallel import map_on_cores
 from llmembed.train.linear.stacking import Member, pick
 from llmembed.train.measures import fit_temperature, wilson_interval
 
@@ -40,20 +37,13 @@ _NEIGHBOURS = 1  # strengths tried on either side of the one that suited the bes
 class Candidate:
     """A fusion of some features, and how well a linear head does on it."""
 
-    fusion: str
-    """single, mean or concat."""
-    features: tuple[int, ...]
-    """Positions of its features."""
-    strength: float
-    """Strength with the highest held-out accuracy."""
-    accuracy: float
-    """Held-out accuracy on the training rows, weighted as the fit is."""
-    scores: Tensor = field(repr=False, compare=False)
-    """float32 `[N, C]`, held-out logits at their own temperature."""
-    temperature: float
-    """What these were divided by."""
-    solve: Callable[[], LinearMap] = field(repr=False, compare=False)
-    """Fits all rows in folds, for scores that have not been divided."""
+    fusion: str  # single, mean or concat
+    features: tuple[int, ...]  # positions of its features
+    strength: float  # with the highest held-out accuracy
+    accuracy: float  # held-out accuracy on the training rows, weighted as the fit is
+    scores: Tensor = field(repr=False, compare=False)  # float32 `[N, C]`, held-out logits divided
+    temperature: float  # by this
+    solve: Callable[[], LinearMap] = field(repr=False, compare=False)  # for scores not divided
 
     def record(self, names: Sequence[Feature], n_rows: int) -> dict[str, Any]:
         """Give the row of the table, with the 95 % interval of the accuracy on so many rows."""
@@ -73,12 +63,9 @@ class Candidate:
 class Grid(Problem):
     """What is swept: rows whose columns are standardised features side by side."""
 
-    widths: tuple[int, ...]
-    """Width of each feature."""
-    head: str
-    """ridge or lda."""
-    summed_of: Callable[[str, Sequence[int]], FoldMoments] | None = None
-    """Sums the moments of a fusion of some features elsewhere; None is here."""
+    widths: tuple[int, ...]  # width of each feature
+    head: str  # ridge or lda
+    summed_of: Callable[[str, Sequence[int]], FoldMoments] | None = None  # elsewhere, on Ray
 
     def columns(self, features: Sequence[int]) -> Tensor:
         """List the columns of some features, int64 `[c]`."""
@@ -92,14 +79,8 @@ class Grid(Problem):
     def problem(self, fusion: str, features: Sequence[int], fused: Tensor) -> Problem:
         """Pose the problem of fused features, float32 `[N, K]`."""
         summed = self.summed_of and functools.partial(self.summed_of, fusion, features)
-        return Problem(
-            x=fused,
-            y=self.y,
-            folds=self.folds,
-            class_weights=self.class_weights,
-            sample_weights=self.sample_weights,
-            summed=summed,
-        )
+        own = self.sample_weights
+        return Problem(fused, self.y, self.folds, self.class_weights, own, summed)
 
     def solver(
         self, fusion: str, features: Sequence[int], strengths: tuple[float, ...] | None = None
@@ -152,11 +133,7 @@ class Grid(Problem):
 
 @full_float32()
 def sweep(grid: Grid) -> list[Candidate]:
-    """Judge every single feature, the mean of all, and growing concatenations of the best.
-
-    Returns:
-        All candidates, single features first, in the order they were judged.
-    """
+    """Judge every single feature, then the mean of all, then concatenations of the best."""
 
     def judged(fusion: str, features: Sequence[int]) -> Candidate:
         choice = grid.choose(fusion, features)

@@ -1,8 +1,7 @@
 """What a run says of texts, row by row: on the terminal, as JSON, csv, jsonl or parquet.
 
-Columns that stood beside the texts go along, in front. One that is called like a column of ours is
-renamed, and that is said. Files hold names and texts as they are; a terminal gets their control
-characters escaped.
+Columns that stood beside the texts go along, in front. Files hold names and texts as they are; a
+terminal gets their control characters escaped.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmembed.common.errors import ConfigError, LLMEmbedWarning, RunStorageError, shown
+from llmembed.common.errors import ConfigError, RunStorageError, shown, warn
 from llmembed.common.replace import replacing
 
 if TYPE_CHECKING:
@@ -33,15 +32,10 @@ class Answers:
     """Predictions for N texts."""
 
     texts: Sequence[str]
-    """The texts."""
-    labels: Sequence[str]
-    """Names of the C classes."""
-    proba: Floats
-    """float64 `[N, C]`, the probability of each class."""
-    with_all: bool
-    """Whether the probability of every class is told, not of the likeliest alone."""
-    beside: pa.Table | None = None
-    """Columns that stood beside the texts, `[N]`."""
+    labels: Sequence[str]  # names of the C classes
+    proba: Floats  # float64 `[N, C]`, the probability of each class
+    with_all: bool  # whether the probability of every class is told, not of the likeliest alone
+    beside: pa.Table | None = None  # columns that stood beside the texts, `[N]`
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Give each row as JSON takes it, the probabilities of all classes in one object."""
@@ -80,11 +74,9 @@ class Answers:
             while free in ours or free in found or (free != name and free in names):
                 free = f"{_RENAMED}{free}"
             if free != name:
-                warnings.warn(
+                warn(
                     f"the input has a column {name!r}, which is what the output calls something of "
-                    f"its own: there the input's is {free!r}.",
-                    LLMEmbedWarning,
-                    stacklevel=3,
+                    f"its own: there the input's is {free!r}."
                 )
             found[free] = self.beside[name]  # type: ignore[index]
         return found | ours
@@ -99,11 +91,7 @@ def check_output(path: Path) -> None:
     if path.suffix.lower() not in _WRITERS:
         known = ", ".join(_WRITERS)
         raise ConfigError(f"--output {path} has none of the suffixes {known}. Give it one.")
-    try:
-        has_folder = path.parent.is_dir()
-    except OSError:  # a name that is too long
-        has_folder = False
-    if not has_folder:
+    if not os.path.isdir(path.parent):  # noqa: PTH112 - False for a name that is too long
         raise ConfigError(f"--output {path}: the folder {path.parent} does not exist. Make it.")
 
 
@@ -147,11 +135,7 @@ def _write_parquet(path: Path, answers: Answers) -> None:
     pq.write_table(pa.table(answers.table()), path)
 
 
-_WRITERS: Mapping[str, Callable[[Path, Answers], None]] = {
-    ".csv": _write_csv,
-    ".jsonl": _write_jsonl,
-    ".parquet": _write_parquet,
-}
+_WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
 
 
 def _by_row(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

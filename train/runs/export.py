@@ -27,11 +27,7 @@ _OPSET = 18
 
 
 def check_can_export() -> None:
-    """Refuse where a package is missing, before anything is trained.
-
-    Raises:
-        MissingPackageError: onnx or onnxscript is not installed.
-    """
+    """Raise a MissingPackageError where onnx or onnxscript is not installed."""
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise MissingPackageError.of(package, "onnx", "--export onnx")
@@ -39,10 +35,6 @@ def check_can_export() -> None:
 
 def onnx_of(classifier: Classifier, record: Mapping[str, Any]) -> bytes:
     """Give the ONNX model of a run: float32 `[N, F]` features in, `[N, C]` probabilities out.
-
-    Args:
-        classifier: the run's classifier.
-        record: content of the run's config.json.
 
     Raises:
         MissingPackageError: onnx or onnxscript is not installed.
@@ -52,8 +44,7 @@ def onnx_of(classifier: Classifier, record: Mapping[str, Any]) -> bytes:
     model = to_onnx(nn.Sequential(classifier, nn.Softmax(dim=1)).eval(), width)
     for key in ("labels", "features"):
         model.metadata_props.add(key=key, value=json.dumps(record[key]))
-    content: bytes = model.SerializeToString()
-    return content
+    return bytes(model.SerializeToString())
 
 
 def to_onnx(module: nn.Module, width: int) -> Any:

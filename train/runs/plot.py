@@ -12,11 +12,7 @@ _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b", "#444444")
 
 
 def depth_plot(table: Mapping[str, Any]) -> str:
-    """Draw a line for each source and pooling, with the 95 % intervals of its layers.
-
-    Args:
-        table: what a sweep gives; its single features are drawn.
-    """
+    """Draw of a sweep's single features a line for each source and pooling, with 95 % intervals."""
     singles = [row for row in table["candidates"] if row["fusion"] == "single"]
     low = min(row["accuracy_ci95"][0] for row in singles)
     high = max(row["accuracy_ci95"][1] for row in singles)

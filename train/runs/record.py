@@ -1,7 +1,6 @@
 """What a run's folder says of the run: gathered by a fit; data from anywhere to who loads it.
 
-Nothing in it may make a reader wait, run code, or take memory: only regular files are opened, and
-every name, size and number is compared with what it may be.
+Nothing in it may make a reader wait, run code, or take memory.
 """
 
 from __future__ import annotations
@@ -42,10 +41,7 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
         "fit": dataclasses.asdict(config),
         "cache": {"fingerprint": data.fingerprint, "text_column": data.text_column},
         "sources": {
-            name: {
-                "recipe": dict(data.sources[name].recipe),
-                "fingerprint": dict(data.sources[name].fingerprint),
-            }
+            name: {key: dict(getattr(data.sources[name], key)) for key in ("recipe", "fingerprint")}
             for name in dict.fromkeys(feature.source for feature in data.features)
         },
         "features": [feature._asdict() for feature in data.features],
@@ -89,14 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> Architecture:
-    """Check everything in config.json that a prediction relies on.
-
-    Args:
-        config: content of the file.
-        path: of the file, for messages.
-
-    Returns:
-        The classifier that it describes.
+    """Check all in config.json that a prediction relies on; give the classifier it describes.
 
     Raises:
         RunFormatError: it is of another format, its parts are not what they must be, or the package

@@ -24,11 +24,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums }
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """Lay out the figures of a run for a terminal.
-
-    Args:
-        metrics: content of metrics.json.
-    """
+    """Lay out the figures of metrics.json for a terminal."""
     lines = [f"{name:<16} {text}" for name, text in _figures(metrics)]
     if metrics["n_eval"]:
         rows = [*metrics["per_class"].items()]
@@ -46,7 +42,6 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 
 def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Give the figures by name."""
     head = ("head", _described_head(metrics))
     if not metrics["n_eval"]:
         return [head, ("evaluated on", "nothing, since all rows train")]
@@ -103,12 +98,7 @@ def note_of_absent(metrics: Mapping[str, Any]) -> str:
 
 
 def report_page(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """Lay out a run as a page.
-
-    Args:
-        config: content of config.json.
-        metrics: content of metrics.json.
-    """
+    """Lay out a run as a page, from the content of config.json and metrics.json."""
     architecture = config["architecture"]
     title = f"{architecture['fusion']} with head {architecture['head']}"
     features = (f"layer {f['layer']} ({f['source']}, {f['pooling']})" for f in config["features"])

@@ -16,6 +16,7 @@ label \x1b[2J stands twice
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Self
 
@@ -66,6 +67,11 @@ class LLMEmbedError(_Shown, Exception):
 
 class LLMEmbedWarning(_Shown, UserWarning):
     """Something a user should know that does not stop the work."""
+
+
+def warn(message: str) -> None:
+    """Warn with an `LLMEmbedWarning`, which points to the caller of who warns."""
+    warnings.warn(message, LLMEmbedWarning, stacklevel=3)
 
 
 class ConfigError(LLMEmbedError, ValueError):
