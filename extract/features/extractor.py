@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from llmembed.common.errors import DataError, LLMEmbedWarning, RowError
-from llmembed.common.process import is_out_of_memory, keep_freed_memory
+from llmembed.common.process import full_float32, is_out_of_memory, keep_freed_memory
 from llmembed.extract.backbones.load import has_token_types, load_backbone, quiet, resolve_device
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.fast.cpu import in_lanes
@@ -199,7 +199,7 @@ class Extractor:
             return self._run_if_it_fits(texts.take(batch), lengths[batch[0]])
 
         pending = self.plan(lengths)
-        with quiet():
+        with quiet(), full_float32():
             while pending:
                 n_done = 0
                 for pooled in in_lanes(run, pending, self.n_lanes, first_alone=not self._checked):
