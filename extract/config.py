@@ -66,8 +66,8 @@ class ExtractConfig:
     """Examples a split, stratified by label."""
     compute_dtype: str = "auto"
     """Arithmetic of the backbone: auto (what the cache has; else bfloat16 where the device is fast
-    at it, else float32), bfloat16 (a CPU slow at it widens each block as it runs), float16,
-    float32."""
+    at it, float16 on other CUDA GPUs, else float32), bfloat16 (a CPU slow at it widens each block
+    as it runs), float16, float32."""
     dtype: str = "float16"
     """Stored features: float16 or float32."""
     quantize: str | None = None

@@ -14,6 +14,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import importlib
 import logging
 import shutil
 import struct
@@ -37,6 +38,8 @@ _LEARNED_OFFSET = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpn
 """Model types whose position table starts after the padding index and one more."""
 _NOT_BY_LAYER = {"pos_att_type"}
 """Lists of a configuration that are not one entry a layer, whatever their length."""
+_BFLOAT16_FROM = (8, 0)
+"""Compute capability of the first GPUs that multiply bfloat16: Ampere."""
 _LOGGER = logging.getLogger(__name__)
 
 Show = Callable[[int, Tensor], None]
@@ -101,14 +104,20 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Choose the arithmetic: `auto` takes bfloat16 where the device is fast at it, else float32."""
+    """Choose the arithmetic: `auto` takes what the device is fast at.
+
+    That is bfloat16, or float16 on GPUs without it (T4, V100), whose features are refused where
+    they overflow; on a CPU or MPS float32, unless the CPU multiplies bfloat16 faster.
+    """
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = device.type == "cpu" and is_fast_at_bfloat16()
+        # Asked of this very GPU: torch's own question is about the current one. AMD's, all of
+        # which multiply bfloat16, count from 9.
+        capable = torch.cuda.get_device_capability(device) >= _BFLOAT16_FROM
+        return torch.bfloat16 if capable else torch.float16
+    fast = device.type == "cpu" and is_fast_at_bfloat16()
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -153,7 +162,7 @@ def _convert(folder: Path, gguf: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        with quiet():
+        with quiet(), _without_gguf_bar():
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
             model = transformers.AutoModel.from_pretrained(
                 folder, gguf_file=gguf, dtype=torch.float32
@@ -174,6 +183,18 @@ def _convert(folder: Path, gguf: str, target: Path) -> None:
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _without_gguf_bar() -> Iterator[None]:
+    """Silence the bar over a GGUF file's tensors, which `quiet` does not reach."""
+    module: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = module.tqdm
+    module.tqdm = lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        module.tqdm = bar
 
 
 def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelShape:
@@ -266,7 +287,8 @@ def load_backbone(
     With `all_gpus`, accelerate lays them on all GPUs that are seen; `device` is the first.
 
     Raises:
-        ModelError: weights are damaged, missing or of another shape, or there is no list of blocks.
+        ModelError: weights are damaged, missing or of another shape, there is no list of blocks, or
+            the GPUs are too small for them.
     """
     if shape.config.model_type == "deberta-v2" and getattr(shape.config, "conv_kernel_size", 0):
         n_kept = max(n_kept, 2)  # its convolution, part of layer 1, stands after the first block
@@ -283,6 +305,8 @@ def load_backbone(
         quantization_config=_quantization(quantize, compute_dtype),
         **placement,
     )
+    if all_gpus:
+        _refuse_offloaded(files, model, device)
     if shape.config.get_text_config() is not shape.config:
         model = model.get_decoder()  # the parts for images and sound are not needed
     model.eval().requires_grad_(requires_grad=False)
@@ -308,6 +332,23 @@ def load_backbone(
         first_position=_first_position(shape.config),
         shareable=on_cpu and not (widens or all_gpus) and _keeps_positions(model.config),
     )
+
+
+def _refuse_offloaded(files: ModelFiles, model: Any, device: torch.device) -> None:
+    """Refuse what accelerate left on the CPU or the disk for lack of GPU memory.
+
+    Every batch would copy it to a GPU: minutes where it should be a second.
+    """
+    slow = {"disk"} if device.type == "cpu" else {"cpu", "disk"}
+    places = getattr(model, "hf_device_map", {})
+    left = sorted(name for name, place in places.items() if str(place) in slow)
+    if left:
+        raise ModelError(
+            f"{files.name} does not fit in the memory of the GPUs that are seen "
+            f"({torch.cuda.device_count()}): {len(left)} parts, such as {left[0]!r}, would lie on "
+            f"the {places[left[0]]}. Give it more GPUs by --gpus-per-worker, or pass --quantize "
+            "nf4 or lower --layers."
+        )
 
 
 def _cut(config: Any, n_layers: int, n_kept: int) -> Any:

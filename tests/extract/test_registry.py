@@ -172,3 +172,16 @@ def test_the_packaged_models_have_their_published_shape() -> None:
     assert find_model("smollm2-135m").gguf == "SmolLM2-135M-Instruct.Q4_1.gguf"
     shape = read_shape(find_model("minilm"))
     assert (shape.n_layers, shape.hidden_size, shape.max_positions) == (6, 384, 512)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_a_gguf_model_is_converted_once_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    """No bar is drawn into a log, and transformers' own is there again afterwards."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    bar = gguf.tqdm
+    converted = as_safetensors(find_model("smollm2-135m"))
+    assert converted.weight_files
+    assert capfd.readouterr().err == ""
+    assert gguf.tqdm is bar

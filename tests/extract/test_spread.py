@@ -1,7 +1,8 @@
 """A backbone whose blocks lie on several devices.
 
-Here is no GPU: accelerate lays blocks on the disk instead, by the same hooks. What only several
-GPUs can show, that everything is moved from one to the next, is not shown.
+Here is no GPU: accelerate lays blocks on the disk instead, by the same hooks, and the model is told
+that they lie on a second one. What only several GPUs can show, that everything is moved from one to
+the next, is not shown.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from toy_model import toy_texts
 
+from llmembed.common.errors import ModelError
 from llmembed.extract import ExtractConfig, Extractor
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.pipeline import prepare
@@ -33,7 +36,13 @@ def placements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
         told.append(options.get("device_map"))
         if told[-1] == "auto":
             options |= {"device_map": places, "offload_folder": str(tmp_path / "offloaded")}
-        return load(*arguments, **options)
+        model, report = load(*arguments, **options)
+        if told[-1] == "auto":
+            assert model.hf_device_map == places  # what accelerate says of a real place
+            model.hf_device_map = {
+                name: at.replace("disk", "cuda:1") for name, at in places.items()
+            }
+        return model, report
 
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", placed)
     return told
@@ -50,6 +59,36 @@ def test_blocks_elsewhere_give_the_same_features(llama: Path, placements: list[o
     expected = whole.features(toy_texts(30))
     for name, feature in apart.features(toy_texts(30)).items():
         np.testing.assert_array_equal(feature, expected[name])
+
+
+def offloading(monkeypatch: pytest.MonkeyPatch, places: dict[str, int | str]) -> None:
+    """Let accelerate's own choice of places be this one."""
+    load = transformers.AutoModel.from_pretrained
+
+    def placed(*arguments: Any, **options: Any) -> Any:
+        model, report = load(*arguments, **options | {"device_map": None})
+        model.hf_device_map = places
+        return model, report
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", placed)
+
+
+@pytest.mark.parametrize(
+    ("place", "device"), [("cpu", "cuda:0"), ("disk", "cuda:0"), ("disk", "cpu")]
+)
+def test_a_model_that_the_gpus_do_not_hold_is_refused(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, place: str, device: str
+) -> None:
+    """Layers that would wait on the CPU or the disk are named, with what makes them fit."""
+    offloading(monkeypatch, {"layers.0": 0, "layers.1": place, "layers.2": place})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    recipe = Recipe(model=str(llama), max_length=16, compute_dtype="float32", dtype="float32")
+    message = (
+        r"toy-llama does not fit in the memory of the GPUs that are seen \(2\): 2 parts, such as "
+        rf"'layers.1', would lie on the {place}\. .* --quantize nf4 or lower --layers"
+    )
+    with pytest.raises(ModelError, match=message):
+        Extractor(recipe, layers=[3], poolings=["mean"], device=device, all_gpus=True)
 
 
 @pytest.mark.parametrize(
