@@ -31,7 +31,7 @@ from torch import Tensor
 
 from llmembed.common.errors import ConfigError, ModelError
 from llmembed.extract.backbones.models import ModelFiles, hash_files, user_cache_folder
-from llmembed.extract.fast.attention import use_products
+from llmembed.extract.fast.attention import attention_for, use_products
 from llmembed.extract.fast.cpu import is_fast_at_bfloat16, multiply_in_float32, reorder_weights
 
 _LEARNED_OFFSET = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}
@@ -301,6 +301,7 @@ def load_backbone(
         needs_pooler=needs_pooler,
         config=_cut(shape.config, shape.n_layers, n_kept),
         dtype=compute_dtype,
+        attn_implementation=attention_for(shape.config),
         trust_remote_code=trust_remote_code,
         quantization_config=_quantization(quantize, compute_dtype),
         **placement,

@@ -14,21 +14,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from llmembed.common.errors import ModelError
 
 PRODUCTS, PACKED = "llmembed-products", "llmembed-packed"
 _QUERY_BLOCK = 128
 """Queries that are computed together. Scores of later keys in a block are computed for nothing."""
 
 _packed: ContextVar[tuple[Tensor, int] | None] = ContextVar("packed", default=None)
+_compared: ContextVar[list[Tensor] | None] = ContextVar("compared", default=None)
 
 
 @contextlib.contextmanager
@@ -46,9 +51,36 @@ def packed_texts(bounds: Tensor, longest: int) -> Iterator[None]:
         _packed.reset(before)
 
 
+@contextlib.contextmanager
+def compared() -> Iterator[list[Tensor]]:
+    """Compare what packed texts attend to meanwhile with `exact`: largest difference a call.
+
+    A difference is that of a token, ||a - e|| / ||e|| over all heads, float32 `[]`.
+    """
+    differences: list[Tensor] = []
+    before = _compared.set(differences)
+    try:
+        yield differences
+    finally:
+        _compared.reset(before)
+
+
+def attention_for(config: Any) -> str | None:
+    """Choose the attention that is right for a model, before it is loaded.
+
+    None is torch's kernels where its class in transformers serves them. They cannot cap scores
+    (Gemma 2), and transformers 5.17 leaves the cap out without a word; the model's own code can.
+
+    >>> attention_for(transformers.Gemma2Config()), attention_for(transformers.LlamaConfig())
+    ('eager', None)
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return "eager" if capped else None
+
+
 def use_products(model: Any) -> None:
     """Let a model that attends by `sdpa` attend by `attend`, with the same masks."""
-    if attends_by_sdpa(model):
+    if attends_by(model) == "sdpa":
         transformers.AttentionInterface.register(PRODUCTS, attend)
         transformers.AttentionMaskInterface.register(PRODUCTS, sdpa_mask)
         model.set_attn_implementation(PRODUCTS)
@@ -63,9 +95,22 @@ def use_packing(model: Any) -> None:
     model.set_attn_implementation(PACKED)
 
 
-def attends_by_sdpa(model: Any) -> bool:
-    """Whether the model asks transformers' interface for `sdpa`."""
-    return getattr(model.config, "_attn_implementation", None) == "sdpa"
+@contextlib.contextmanager
+def unpacked(model: Any) -> Iterator[None]:
+    """Let a model attend by `sdpa` meanwhile, with all masks, if it `use_packing`."""
+    packs = attends_by(model) == PACKED
+    if packs:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if packs:
+            model.set_attn_implementation(PACKED)
+
+
+def attends_by(model: Any) -> str | None:
+    """Tell which attention the model asks transformers' interface for, if it asks."""
+    return getattr(model.config, "_attn_implementation", None)
 
 
 def attend(
@@ -82,13 +127,28 @@ def attend(
 
     Queries are `[B, n_heads, T, D]`, keys and values `[B, n_groups, T, D]`; of packed texts B is 1,
     and T all their tokens. The answer is `[B, T, n_heads, D]`, and None in place of the weights.
+
+    Raises:
+        ModelError: the model caps its scores or has sinks, which no kernel of torch knows.
     """
+    for name in ("softcap", "s_aux"):
+        if others.get(name) is not None:
+            raise ModelError(
+                f"{type(module).__name__} hands {name!r} to its attention, which torch's kernels "
+                "do not know; its features would be wrong. Report this architecture."
+            )
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    usual = all(others.get(name) is None for name in ("position_bias", "softcap"))
+    usual = others.get("position_bias") is None
     if usual and (packed := _packed.get()) is not None:
-        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-        found = varlen(query, key, value, *packed, causal=causal, scaling=scaling)
+        what: list[Any] = [states[0].transpose(0, 1) for states in (query, key, value)]
+        what += packed
+        how: Any = {"causal": causal, "scaling": scaling, "window": others.get("sliding_window")}
+        found = varlen(*what, **how)
+        if (differences := _compared.get()) is not None:
+            expected = exact(*what, **how)
+            apart = (found - expected).float().norm(dim=(1, 2))
+            differences.append((apart / expected.float().norm(dim=(1, 2)).clamp(min=1e-12)).max())
         return found[None], None
     plain = query.shape[2] == key.shape[2] and query.device.type == "cpu" and usual
     if attention_mask is None and causal and plain and query.dtype == torch.bfloat16:
@@ -144,28 +204,56 @@ def varlen(
     *,
     causal: bool,
     scaling: float,
+    window: int | None,
 ) -> Tensor:
     """Attend within each of the packed texts (see `packed_texts`), by torch's kernel for CUDA.
 
-    Queries are `[T, n_heads, D]`, keys and values `[T, n_groups, D]`, float16 or bfloat16.
+    Queries are `[T, n_heads, D]`, keys and values `[T, n_groups, D]`, float16 or bfloat16. A token
+    meets those fewer than `window` tokens away.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    accepted = _accepted_by(varlen_attn)
-    options: dict[str, Any] = {"scale": scaling}
-    if "is_causal" in accepted:  # torch 2.10
-        options["is_causal"] = causal
-    else:
-        options["window_size"] = (-1, 0 if causal else -1)
-    if key.shape[1] != query.shape[1]:
-        if "enable_gqa" in accepted:
-            options["enable_gqa"] = True
-        else:
-            repeats = query.shape[1] // key.shape[1]
-            key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
+    reach = -1 if window is None else window - 1
+    options: dict[str, Any] = {"scale": scaling, "window_size": (reach, 0 if causal else reach)}
+    if "enable_gqa" in _accepted_by(varlen_attn):
+        options["enable_gqa"] = key.shape[1] != query.shape[1]
+    else:  # torch 2.11
+        key, value = (_for_each_head(states, query) for states in (key, value))
     found = varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
     assert isinstance(found, Tensor)
     return found
+
+
+def exact(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    longest: int,
+    *,
+    causal: bool,
+    scaling: float,
+    window: int | None,
+) -> Tensor:
+    """Compute what `varlen` promises, text by text, by torch's general attention."""
+    found = []
+    for start, stop in itertools.pairwise(bounds.tolist()):
+        at = torch.arange(stop - start, device=query.device)
+        distance = at[:, None] - at  # from each query to each key
+        meets = distance.abs() < (longest if window is None else window)
+        meets &= distance >= (0 if causal else -longest)
+        q, k, v = (
+            _for_each_head(states[start:stop], query).transpose(0, 1)[None]
+            for states in (query, key, value)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=meets, scale=scaling)
+        found.append(attended[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+def _for_each_head(states: Tensor, query: Tensor) -> Tensor:
+    """Repeat keys or values `[T, n_groups, D]` for every head of their group."""
+    return states.repeat_interleave(query.shape[1] // states.shape[1], dim=1)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ of a model and for each number of positions, so there are few of those.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from llmembed.common.errors import LLMEmbedWarning
 from llmembed.extract.backbones.load import Backbone
-from llmembed.extract.fast.attention import attends_by_sdpa, packed_texts, use_packing
+from llmembed.extract.fast.attention import attends_by, compared, packed_texts, use_packing
 from llmembed.extract.features.forward import (
     Pooled,
     Tokenized,
@@ -28,9 +29,10 @@ from llmembed.extract.features.forward import (
     run_and_pool,
     to_device,
 )
-from llmembed.extract.features.selfcheck import agree
+from llmembed.extract.features.selfcheck import agree, allowed
 
-_TRIAL = Tokenized(ids=((1, 2, 3, 4, 5, 6, 7), (5, 3), (7, 6, 5, 4)))
+_SPANS = ("sliding_window", "local_attention", "attention_chunk_size")
+"""Names that configurations give to how many tokens a layer sees at once."""
 _PARTS = (8, 4, 2, 1)
 """A compiled pass has the budget's positions, or this part of it."""
 
@@ -105,30 +107,39 @@ def _fillers(n_positions: int, longest: int) -> list[int]:
 def try_packing(backbone: Backbone, max_length: int) -> bool:
     """Let the model run packed texts of up to `max_length` tokens, and tell whether it can.
 
-    It can where it gives the same for them as for each alone; else it is left as it is.
+    It can where it gives the same for them as for each alone, and where in each layer the kernel
+    gives what attention within each text is; else it is left as it is.
     """
     model: Any = backbone.model
-    windows = (getattr(model.config, name, 0) for name in ("sliding_window", "local_attention"))
-    if not attends_by_sdpa(model) or any(0 < (window or 0) < 2 * max_length for window in windows):
+    if attends_by(model) != "sdpa":
         return False
-    use_packing(model)
-    try:
-        if _keeps_texts_apart(backbone):
+    texts = _trial_texts(model.config, max_length)
+    wanted = ("mean", len(backbone.blocks))
+    what = ([len(backbone.blocks)], ["mean"])
+    tolerance = allowed(backbone.compute_dtype, backbone.quantize, "mean")
+    with contextlib.suppress(RuntimeError, TypeError, ValueError, KeyError, IndexError):
+        # What raises is an architecture, kernel or card that does not take packed texts.
+        alone = [pooled_hidden_states(backbone, Tokenized(ids=[one]), *what) for one in texts]
+        use_packing(model)
+        with compared() as differences:
+            packed = packed_hidden_states(backbone, Tokenized(ids=texts), *what)[wanted]
+        if max(differences) <= tolerance and all(
+            agree(packed[row], one[wanted][0], "mean", backbone) for row, one in enumerate(alone)
+        ):
             return True
-    except (RuntimeError, TypeError, ValueError, KeyError, IndexError):
-        pass  # this architecture, kernel or card does not take packed texts
     model.set_attn_implementation("sdpa")
     return False
 
 
-def _keeps_texts_apart(backbone: Backbone) -> bool:
-    what = ([len(backbone.blocks)], ["mean"])
-    (packed,) = packed_hidden_states(backbone, _TRIAL, *what).values()
-    for row, ids in enumerate(_TRIAL.ids):
-        (alone,) = pooled_hidden_states(backbone, Tokenized(ids=[ids]), *what).values()
-        if not agree(packed[row], alone[0], "mean", backbone):
-            return False
-    return True
+def _trial_texts(config: Any, max_length: int) -> list[list[int]]:
+    """Make texts to try a model with: one is twice as long as it sees at once, where it is cut.
+
+    The tokens are no model's pad.
+    """
+    spans = [getattr(config, name, None) or max_length for name in _SPANS]
+    longer = [min(2 * span, max_length) for span in spans if span < max_length]
+    draw = np.random.default_rng(0).integers
+    return [draw(5, 16, size=n).tolist() for n in (7, *longer, 2, 4)]
 
 
 def compile_blocks(backbone: Backbone) -> None:
@@ -138,7 +149,7 @@ def compile_blocks(backbone: Backbone) -> None:
     """
     # Hidden states are asked for once before: then transformers puts hooks on the blocks, and what
     # was compiled before that would be compiled again.
-    some = torch.tensor([_TRIAL.ids[0]], device=backbone.device)
+    some = torch.tensor([[5, 6, 7]], device=backbone.device)
     with torch.inference_mode():
         backbone.model(output_hidden_states=True, **model_inputs(backbone, some, None))
     for block in backbone.blocks:

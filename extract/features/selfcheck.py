@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llmembed.common.errors import ExtractionError
 from llmembed.extract.backbones.load import Backbone, quiet
+from llmembed.extract.fast.attention import unpacked
 from llmembed.extract.features.forward import (
     Pooled,
     Tokenized,
@@ -115,7 +116,7 @@ def _alone(
     token_ids = torch.tensor(text.ids, device=device)
     types = None if text.types is None else torch.tensor(text.types, device=device)
     n_tokens = torch.tensor([token_ids.shape[1]], device=device)
-    with torch.inference_mode(), quiet():
+    with torch.inference_mode(), quiet(), unpacked(backbone.model):
         output = backbone.model(
             attention_mask=torch.ones_like(token_ids),
             output_hidden_states=True,
@@ -133,7 +134,8 @@ def _alone(
             pooled = pool(states, n_tokens.to(states.device), [pooling])
             features[pooling, layer] = pooled[pooling][0]
         else:
-            alone = pooled_hidden_states(backbone, text, [layer], [pooling])
+            with unpacked(backbone.model):
+                alone = pooled_hidden_states(backbone, text, [layer], [pooling])
             features[pooling, layer] = alone[pooling, layer][0]
     return {key: feature.to(device) for key, feature in features.items()}
 

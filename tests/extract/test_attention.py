@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
+import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_model import toy_texts
 
+from llmembed.common.errors import ModelError
 from llmembed.extract import Extractor, Recipe
 from llmembed.extract.fast import attention
-from llmembed.extract.fast.attention import PRODUCTS, causal_attention
+from llmembed.extract.fast.attention import PRODUCTS, causal_attention, use_packing
 
 
 def heads(n_texts: int, n_heads: int, n_tokens: int, width: int, seed: int) -> torch.Tensor:
@@ -76,3 +80,52 @@ def test_a_model_gives_the_same_by_products(llama: Path, monkeypatch: pytest.Mon
     ours.backbone.model.set_attn_implementation("sdpa")
     expected = torch.from_numpy(ours.features(texts)["mean", 3])
     assert float((found - expected).norm() / expected.norm()) < 2e-2
+
+
+@pytest.mark.parametrize(("name", "given"), [("gemma2", "softcap"), ("gpt-oss", "s_aux")])
+def test_what_the_kernels_do_not_know_is_refused(name: str, given: str) -> None:
+    """A cap or a sink that reaches them is never left out in silence."""
+    animal = zoo.ZOO[name]
+    config = getattr(transformers, animal.config)(**zoo._COMMON | animal.settings)
+    model: Any = transformers.AutoModel.from_config(config)
+    use_packing(model)
+    with pytest.raises(ModelError, match=rf"hands '{given}' to its attention, which torch's"):
+        model(torch.tensor([[5, 6, 7]]))
+
+
+def for_each_head(
+    query: Any, key: Any, value: Any, bounds: Any, _: Any, *rest: Any, scale: Any, window_size: Any
+) -> torch.Tensor:
+    """As torch 2.11 has it: token i meets those of its text from i - left to i + right."""
+    assert key.shape == query.shape
+    text = torch.repeat_interleave(torch.arange(len(bounds) - 1), bounds.diff())
+    away = torch.arange(len(query)) - torch.arange(len(query))[:, None]
+    left, right = (len(query) if side < 0 else side for side in window_size)
+    meets = (text[:, None] == text) & (away >= -left) & (away <= right)
+    states = (one.transpose(0, 1)[None] for one in (query, key, value))
+    return F.scaled_dot_product_attention(*states, attn_mask=meets, scale=scale)[0].transpose(0, 1)
+
+
+def by_group(query: Any, key: Any, value: Any, *rest: Any, enable_gqa: bool, **how: Any) -> Any:
+    """As torch 2.13 has it."""
+    assert enable_gqa == (key.shape != query.shape)
+    a_group = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(a_group, dim=1) for states in (key, value))
+    return for_each_head(query, key, value, *rest, **how)
+
+
+@pytest.mark.parametrize("kernel", [for_each_head, by_group])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize("n_groups", [1, 4])
+def test_torch_s_kernel_is_asked_for_what_the_model_means(
+    kernel: Any, causal: bool, window: int | None, n_groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window of W tokens reaches W - 1 to the left, and to the right where not causal."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    query = heads(1, 4, 12, 8, seed=0)[0].transpose(0, 1)
+    key, value = (heads(1, n_groups, 12, 8, seed=seed)[0].transpose(0, 1) for seed in (1, 2))
+    bounds = torch.tensor([0, 7, 8, 12], dtype=torch.int32)
+    how: Any = {"causal": causal, "scaling": 0.3, "window": window}
+    found = attention.varlen(query, key, value, bounds, 7, **how)
+    torch.testing.assert_close(found, attention.exact(query, key, value, bounds, 7, **how))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ import torch.nn.functional as F
 from toy_model import toy_texts
 from zoo import ZOO, save_animal
 
+from llmembed.common.errors import ExtractionError
 from llmembed.extract import Extractor, Recipe
+from llmembed.extract.backbones.load import Backbone
+from llmembed.extract.fast.attention import PACKED
 from llmembed.extract.features import packing
 from llmembed.extract.features.batching import plan_packed
 from llmembed.extract.features.forward import Tokenized
@@ -20,11 +25,9 @@ from llmembed.extract.features.forward import Tokenized
 TEXTS = toy_texts(40, longest=14)
 MAX_LENGTH = 48
 ALONE = {
-    "mistral-window": "its window is narrower than the texts may be",
-    "qwen2-window": "its window is narrower than the texts may be",
     "gemma2": "its scores are capped, so transformers computes them itself",
-    "gemma3": "its window is narrower than the texts may be",
-    "cohere2": "its window is narrower than the texts may be",
+    "gpt-oss": "its scores share their softmax with a sink, which its own code computes",
+    "llama4": "its texts are cut into chunks",
     "qwen3-next": "it carries a state from token to token",
     "falcon": "it asks torch for attention by itself",
     "falcon-alibi": "it asks torch for attention by itself",
@@ -32,7 +35,6 @@ ALONE = {
     "mamba": "it carries a state from token to token",
     "deberta-v2": "it computes attention by itself",
     "deberta-v3": "it computes attention by itself",
-    "modernbert": "its window is narrower than the texts may be",
 }
 """Architectures that are never packed, and why."""
 
@@ -46,17 +48,43 @@ def by_text(
     *,
     causal: bool,
     scaling: float,
+    window: int | None,
 ) -> torch.Tensor:
     """What `varlen` promises, text by text."""
     found = torch.empty_like(query)
-    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+    for start, stop in itertools.pairwise(bounds.tolist()):
         assert stop - start <= longest
+        hidden = torch.zeros(stop - start, stop - start, dtype=torch.bool)
+        if causal:
+            hidden |= torch.ones_like(hidden).triu(1)
+        if window is not None:
+            hidden |= torch.ones_like(hidden).tril(-window) | torch.ones_like(hidden).triu(window)
         one = (states[start:stop].transpose(0, 1)[None] for states in (query, key, value))
         attended = F.scaled_dot_product_attention(
-            *one, is_causal=causal, scale=scaling, enable_gqa=True
+            *one, attn_mask=~hidden, scale=scaling, enable_gqa=True
         )
         found[start:stop] = attended[0].transpose(0, 1)
     return found
+
+
+def one_text(*what: Any, **how: Any) -> torch.Tensor:
+    *states, bounds, _ = what
+    whole = bounds[[0, -1]]
+    return by_text(*states, whole, int(whole[1]), **how)
+
+
+def whole_texts(*what: Any, **how: Any) -> torch.Tensor:
+    return by_text(*what, **how | {"window": None})
+
+
+def one_off(*what: Any, **how: Any) -> torch.Tensor:
+    return by_text(*what, **how | {"window": how["window"] and how["window"] + 1})
+
+
+def keys_of_the_first(query: Any, key: Any, value: Any, bounds: Any, *what: Any, **how: Any) -> Any:
+    starts = torch.repeat_interleave(bounds[:-1], bounds.diff())
+    at = torch.arange(len(query)) - starts
+    return by_text(query, key[at], value[at], bounds, *what, **how)
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +117,57 @@ def test_a_model_is_packed_where_it_keeps_texts_apart(name: str, tmp_path: Path)
     for key, feature in ours.features(TEXTS).items():
         distance = np.linalg.norm(feature - expected[key], axis=1)
         assert (distance / np.linalg.norm(expected[key], axis=1)).max() < 1e-5
+
+
+def in_half(backbone: Backbone, dtype: torch.dtype) -> Backbone:
+    """The same model in another arithmetic, as on a GPU."""
+    backbone.model.to(dtype)
+    return dataclasses.replace(backbone, compute_dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma3", "bert", "modernbert"])
+def test_a_kernel_that_is_wrong_is_found(
+    name: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ignores where texts begin or end, or a window, or sees one token too far."""
+    backbone = in_half(extractor(save_animal(name, tmp_path)).backbone, dtype)
+    assert packing.try_packing(backbone, MAX_LENGTH)
+    wrong = [one_text, keys_of_the_first]
+    if name not in ("llama", "bert"):
+        wrong += [whole_texts, one_off]
+    for kernel in wrong:
+        backbone.model.set_attn_implementation("sdpa")
+        monkeypatch.setattr("llmembed.extract.fast.attention.varlen", kernel)
+        assert not packing.try_packing(backbone, MAX_LENGTH), kernel.__name__
+        assert backbone.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "opt"])
+def test_positions_that_run_on_are_found(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """A model with learned positions is not packed if those of a text do not begin anew."""
+    backbone = in_half(extractor(save_animal(name, tmp_path)).backbone, dtype)
+    assert packing.try_packing(backbone, MAX_LENGTH)
+
+    def run_on(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {key: value for key, value in kwargs.items() if key != "position_ids"}
+
+    backbone.model.set_attn_implementation("sdpa")
+    backbone.model.register_forward_pre_hook(run_on, with_kwargs=True)
+    assert not packing.try_packing(backbone, MAX_LENGTH)
+
+
+@pytest.mark.parametrize("name", ["mistral-window", "modernbert"])
+def test_the_first_batch_is_checked_with_all_windows(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the trial did not see: texts alone keep their masks, though packed ones have none."""
+    ours = packed(save_animal(name, tmp_path))
+    monkeypatch.setattr("llmembed.extract.fast.attention.varlen", whole_texts)
+    with pytest.raises(ExtractionError, match="of the first batch differs by"):
+        ours.features(TEXTS)
+    assert ours.backbone.model.config._attn_implementation == PACKED
 
 
 def test_pairs_keep_their_token_types(bert: Path) -> None:

@@ -23,9 +23,10 @@ from llmembed.extract.features.forward import Tokenized
 from llmembed.extract.features.packing import packed_hidden_states
 from llmembed.extract.features.poolings import POOLINGS
 
-MODELS = {name: ZOO[name] for name in ("llama", "mistral", "gemma", "bert")} | {
-    "llama-mha": Animal("LlamaConfig", {"num_key_value_heads": 2}),
-}
+MODELS = {
+    name: ZOO[name]
+    for name in ("llama", "mistral", "mistral-window", "gemma", "gemma3", "bert", "modernbert")
+} | {"llama-mha": Animal("LlamaConfig", {"num_key_value_heads": 2})}
 SKEWED = [2048] + [12] * 1000
 EVEN = [12] * (sum(SKEWED) // 12)
 REAL_ONLY = [n for n in POOLINGS if POOLINGS[n].home and not POOLINGS[n].reads_pads]

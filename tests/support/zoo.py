@@ -44,6 +44,8 @@ _COMMON: dict[str, Any] = {
 }
 _GPT = {"n_embd": 16, "n_layer": N_LAYERS, "n_head": 2, "n_positions": 64}
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 _HALF = {
     "sliding_window": WINDOW,
     "layer_types": ["sliding_attention", "full_attention"] * (N_LAYERS // 2),
@@ -74,9 +76,22 @@ ZOO: dict[str, Animal] = {
     ),
     "gemma": Animal("GemmaConfig", {"head_dim": 8}),
     "gemma2": Animal(
-        "Gemma2Config", {"head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8}
+        "Gemma2Config",
+        {
+            "head_dim": 8,
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": 1.0,  # its scores are larger
+        },
     ),
     "gemma3": Animal("Gemma3TextConfig", {"head_dim": 8, "query_pre_attn_scalar": 8, **_HALF}),
+    "gpt-oss": Animal(
+        "GptOssConfig", {"head_dim": 8, **_HALF, **_EXPERTS, "rope_parameters": _ROTARY}
+    ),
+    "llama4": Animal(
+        "Llama4TextConfig",
+        {"head_dim": 8, **_EXPERTS, "attention_chunk_size": WINDOW, "no_rope_layers": [1, 1, 0, 1]},
+    ),
     "phi3": Animal("Phi3Config"),
     "gpt2": Animal("GPT2Config", _GPT),
     "gpt-neox": Animal("GPTNeoXConfig"),
@@ -91,7 +106,7 @@ ZOO: dict[str, Animal] = {
     "bloom": Animal("BloomConfig", {"n_layer": N_LAYERS, "n_head": 2}),
     "olmo2": Animal("Olmo2Config"),
     "cohere2": Animal("Cohere2Config", _HALF),
-    "mixtral": Animal("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral": Animal("MixtralConfig", _EXPERTS),
     "mamba": Animal("MambaConfig", {"state_size": 4}),
     "bert": Animal("BertConfig", encoder=True),
     "roberta": Animal("RobertaConfig", encoder=True),
