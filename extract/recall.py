@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from llmembed.common.errors import (
     LLMEmbedWarning,
 )
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.features.extractor import Extractor, Features
+from llmembed.extract.features.extractor import BLOCK_TEXTS, Extractor, Features
 from llmembed.extract.features.poolings import arrays_of
 from llmembed.extract.pipeline import extract, resolve_recipe
 from llmembed.extract.texts import describe_bad_text
@@ -72,8 +72,10 @@ class TextFeatures:
         """Leave the backbone and the tokenizer behind."""
         return {**self.__dict__, "recipe": dataclasses.replace(self.recipe), "_extractor": None}
 
-    def features(self, texts: Sequence[str]) -> Features:
-        """Give the features of N texts, each float16 or float32 `[N, H]`.
+    def in_blocks(self, texts: Sequence[str]) -> Iterator[Features]:
+        """Give the features of texts, each float16 or float32 `[n, H]`, some thousand at a time.
+
+        With a cache all that it lacks is computed and stored first.
 
         Raises:
             DataError: a text is no string, or not valid Unicode.
@@ -84,7 +86,8 @@ class TextFeatures:
         except (AttributeError, UnicodeEncodeError) as error:
             raise DataError(describe_bad_text(texts)) from error
         if self._config.cache is None:
-            return self._compute(texts)
+            yield from self._computed(texts)
+            return
         held = self._holding(self._config.cache, hashes)
         fresh = _first_of_each(hashes, [split.text_hash[rows] for split, rows in held])
         if len(fresh):
@@ -92,11 +95,13 @@ class TextFeatures:
                 self._extend([texts[row] for row in fresh], hashes[fresh])
             except CacheLockedError as error:
                 warnings.warn(f"{error} Computed without it.", LLMEmbedWarning, stacklevel=2)
-                return self._compute(texts)
+                yield from self._computed(texts)
+                return
             held = self._holding(self._config.cache, hashes)
-        return self._gather(held, hashes)
+        for start in range(0, len(hashes), BLOCK_TEXTS):
+            yield self._gather(held, hashes[start : start + BLOCK_TEXTS])
 
-    def _compute(self, texts: Sequence[str]) -> Features:
+    def _computed(self, texts: Sequence[str]) -> Iterator[Features]:
         if self._extractor is None:
             self._extractor = Extractor(
                 self.recipe,
@@ -106,7 +111,7 @@ class TextFeatures:
                 token_budget=self._config.token_budget,
                 expected_fingerprint=self._fingerprint,
             )
-        return self._extractor.features(texts)
+        return self._extractor.in_blocks(texts)
 
     def _extend(self, texts: Sequence[str], hashes: Hashes) -> None:
         labels = np.full(len(texts), UNLABELLED, dtype=np.int32)
@@ -129,6 +134,7 @@ class TextFeatures:
         ]
 
     def _gather(self, held: Sequence[tuple[Split, Rows]], hashes: Hashes) -> Features:
+        held = [(split, rows[np.isin(split.text_hash[rows], hashes)]) for split, rows in held]
         known = np.concatenate([split.text_hash[rows] for split, rows in held])
         order = np.argsort(known)
         chosen = order[np.searchsorted(known, hashes, sorter=order)]

@@ -9,7 +9,7 @@ are several classifiers: scikit-learn's `MultiOutputClassifier` around this one 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llmembed.common.errors import ConfigError, DataError, MissingPackageError
+from llmembed.common.process import full_float32
 from llmembed.train.config import FitConfig
 from llmembed.train.fitting import train
 from llmembed.train.inputs import Feature, data_in_memory
@@ -162,7 +163,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         ]
         data = data_in_memory(
             plan.reading,
-            self._read([texts[row] for row in kept], features),
+            self._read_all([texts[row] for row in kept], features),
             codes.astype(np.int64),
             [str(name) for name in self.classes_],
             features,
@@ -206,14 +207,22 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         texts = as_texts(X)
         if not texts:
             return np.empty((0, len(self.classes_)))
-        with torch.inference_mode():
-            scores: Floats = self.classifier_(self._read(texts, self.features_)).double().numpy()
+        with torch.inference_mode(), full_float32():
+            blocks = self._read(texts, self.features_)
+            scores: Floats = torch.cat([self.classifier_(x).double() for x in blocks]).numpy()
         return scores
 
-    def _read(self, texts: list[str], features: Iterable[Feature]) -> Tensor:
-        arrays = self.text_features_.features(texts)
-        parts = [arrays[feature.pooling, feature.layer] for feature in features]
-        return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
+    def _read_all(self, texts: list[str], features: Sequence[Feature]) -> Tensor:
+        x, start = torch.empty(len(texts), sum(one.hidden_size for one in features)), 0
+        for block in self._read(texts, features):
+            x[start : start + len(block)] = block
+            start += len(block)
+        return x
+
+    def _read(self, texts: list[str], features: Sequence[Feature]) -> Iterator[Tensor]:
+        for arrays in self.text_features_.in_blocks(texts):
+            parts = [arrays[feature.pooling, feature.layer] for feature in features]
+            yield torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
 
     def _text_features(self) -> TextFeatures:
         from llmembed.extract import ExtractConfig, TextFeatures

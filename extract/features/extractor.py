@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from llmembed.extract.features.packing import (
 from llmembed.extract.features.poolings import POOLINGS, arrays_of
 from llmembed.extract.features.selfcheck import check_first_batch
 from llmembed.extract.texts import describe_bad_text, fill
+from llmembed.extract.texts.templates import is_unicode
 
 Features = dict[tuple[str, int], npt.NDArray[np.floating[Any]]]
 """(pooling, layer) -> float16 or float32 `[N, H]`."""
@@ -45,6 +47,8 @@ _BATCH_COST = {"cpu": 32, "mps": 128, "cuda": 256}
 """Padded tokens that take as long as one batch more: reading the weights, starting kernels."""
 _LANES = 2
 """Batches at a time on a CPU."""
+BLOCK_TEXTS = 4096
+"""Texts in memory that are launched together; of 4 layers of width 4,096 they take 268 MB."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,10 +132,30 @@ class Extractor:
             DataError: a text is not valid Unicode.
             RowError: a feature is not finite, or does not fit the dtype.
         """
-        tokenized = self.tokenize(texts)
-        for note in self.recipe.notes_on(tokenized.n_truncated, tokenized.n_empty):
+        blocks = [*self.in_blocks(texts)]
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+    def in_blocks(self, texts: Sequence[str]) -> Iterator[Features]:
+        """Compute the features of texts as `features` does, some thousand texts at a time.
+
+        However many texts there are, no more than two such blocks are held at a time: on a GPU one
+        is launched before the features of the last are there.
+        """
+        if not all(isinstance(text, str) and is_unicode(text) for text in texts):
+            raise DataError(describe_bad_text(texts))
+        n_truncated = n_empty = 0
+        launched: list[Callable[[], Features]] = []
+        for start in range(0, len(texts), BLOCK_TEXTS):
+            tokenized = self.tokenize(texts[start : start + BLOCK_TEXTS])
+            n_truncated += tokenized.n_truncated
+            n_empty += tokenized.n_empty
+            name = partial(_text_name, start)
+            launched.append(self.launch(self.prepare(tokenized), describe_row=name))
+            if len(launched) > 1:
+                yield launched.pop(0)()
+        yield from (features() for features in launched)
+        for note in self.recipe.notes_on(n_truncated, n_empty):
             warnings.warn(f"{self.recipe.found.name}: {note}", LLMEmbedWarning, stacklevel=2)
-        return self.compute(tokenized)
 
     def tokenize(self, texts: Sequence[str]) -> Tokenized:
         """Apply the template and the tokenizer.
@@ -296,6 +320,10 @@ class Extractor:
         self.token_budget = budget
         rest = np.concatenate(pending)
         return [rest[batch] for batch in self.plan([lengths[index] for index in rest])]
+
+
+def _text_name(start: int, index: int) -> str:
+    return f"text {start + index}"
 
 
 def _stored(

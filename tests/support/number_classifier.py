@@ -6,7 +6,7 @@ it: all else, from the door for texts to the heads, is the classifier's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -21,9 +21,9 @@ class WrittenNumbers:
     def __init__(self, n_columns: int) -> None:
         self.source, self.hidden_size, self.arrays = "numbers", n_columns, [("mean", 1)]
 
-    def features(self, texts: Sequence[str]) -> dict[tuple[str, int], np.ndarray]:
+    def in_blocks(self, texts: Sequence[str]) -> Iterator[dict[tuple[str, int], np.ndarray]]:
         rows = [[float(word) for word in text.split()] for text in texts]
-        return {("mean", 1): np.array(rows, dtype=np.float32)}
+        yield {("mean", 1): np.array(rows, dtype=np.float32)}
 
 
 class NumberClassifier(LLMEmbedClassifier):

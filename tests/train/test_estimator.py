@@ -48,13 +48,13 @@ def classifier(model: str) -> LLMEmbedClassifier:
 def n_computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of texts that the backbone was run on, call by call."""
     counts: list[int] = []
-    compute = Extractor.compute
+    launch = Extractor.launch
 
-    def counted(self: Extractor, token_ids: Any, *args: Any, **options: Any) -> Any:
-        counts.append(len(token_ids.ids))
-        return compute(self, token_ids, *args, **options)
+    def counted(self: Extractor, planned: Any, *args: Any, **options: Any) -> Any:
+        counts.append(len(planned.texts.ids))
+        return launch(self, planned, *args, **options)
 
-    monkeypatch.setattr(Extractor, "compute", counted)
+    monkeypatch.setattr(Extractor, "launch", counted)
     return counts
 
 

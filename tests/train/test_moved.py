@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from toy_model import save_toy_model, toy_texts
 
 from llmembed.cache_format import open_cache
@@ -29,6 +32,7 @@ from llmembed.extract.backbones import load
 from llmembed.extract.features import extractor
 from llmembed.train import FitConfig, Run, fit, load_run
 from llmembed.train.cli import predict_main
+from llmembed.train.runs import predict
 
 
 def invoke(run: Run, *options: str) -> Any:
@@ -189,6 +193,96 @@ def test_memory_is_freed_with_the_run(texts_run: Run, monkeypatch: pytest.Monkey
     del run
     gc.collect()
     assert [one() is None for one in loaded] == [True, True]
+
+
+@pytest.fixture
+def n_alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many backbones there were at each load of one, itself included."""
+    loaded: list[weakref.ref[Any]] = []
+    counts: list[int] = []
+    load = extractor.load_backbone
+
+    def watched(*args: Any, **options: Any) -> Any:
+        counts.append(1 + sum(one() is not None for one in loaded))
+        backbone = load(*args, **options)
+        loaded.append(weakref.ref(backbone.model))
+        return backbone
+
+    monkeypatch.setattr(extractor, "load_backbone", watched)
+    return counts
+
+
+def test_without_room_for_two_backbones_one_comes_after_the_other(
+    texts_run: Run, n_alive: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The features of the first wait in memory while it makes room for the second."""
+    texts = toy_texts(30)
+    expected = load_run(texts_run.path).predict_proba(texts)
+    gc.collect()
+    monkeypatch.setattr(extractor, "BLOCK_TEXTS", 8)
+    monkeypatch.setattr(predict, "_BLOCK_ROWS", 11)
+    monkeypatch.setattr(predict, "has_room", lambda _: False)
+    run = load_run(texts_run.path)
+    n_alive.clear()
+    for _ in range(2):
+        np.testing.assert_allclose(run.predict_proba(texts), expected, atol=2e-3)
+    assert n_alive == [1] * 4
+
+
+def test_a_backbone_elsewhere_takes_the_place_of_the_one_before(
+    texts_run: Run, n_alive: list[int], tmp_path: Path
+) -> None:
+    """A run holds one backbone a source, whatever places it is told."""
+    model = texts_run.config["sources"]["toy-bert"]["recipe"]["model"]
+    copied = shutil.copytree(model, tmp_path / "copied")
+    run = load_run(texts_run.path)
+    expected = run.predict(["w1"])
+    assert run.predict(["w1"], model={"toy-bert": str(copied)}) == expected
+    assert run.predict(["w1"]) == expected
+    assert n_alive == [1, 2, 2, 2]
+
+
+def test_a_prediction_that_fails_leaves_the_backbones_to_the_next(
+    texts_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while somebody holds the error, and with it all that it passed through."""
+    run = load_run(texts_run.path)
+    monkeypatch.setattr(run.classifier, "forward", lambda x: x.no_such_thing)
+    with pytest.raises(AttributeError) as held:
+        run.predict(["w1"])
+    monkeypatch.undo()
+    thread = threading.Thread(target=run.predict, args=(["w1"],), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert held.value.__traceback__ is not None
+
+
+class Rows(TorchDispatchMode):
+    """The most rows of a tensor that was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, torch.Tensor) and one.dim() > 1:
+                self.most = max(self.most, len(one))
+        return result
+
+
+def test_features_of_some_thousand_texts_are_held_at_a_time(texts_run: Run) -> None:
+    """10,000 short texts go through without a matrix of as many rows, and none is mixed up."""
+    texts = [f"w{1 + row % 50} w{1 + row % 7}" for row in range(10_000)]
+    run = load_run(texts_run.path)
+    with Rows() as rows:
+        proba = run.predict_proba(texts)
+    assert extractor.BLOCK_TEXTS <= rows.most <= 4096
+    some = [0, 4095, 4096, 9_999]
+    expected = run.predict_proba([texts[row] for row in some])
+    np.testing.assert_allclose(proba[some], expected, atol=2e-3)
 
 
 def test_cut_and_empty_texts_are_told(texts_run: Run) -> None:

@@ -1,10 +1,14 @@
-"""Which device a fit runs on."""
+"""Which device a fit runs on, and what has room there."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
 from llmembed.common.errors import ConfigError
+
+_SHARE = 0.8  # of what is free; the rest is for what the work itself takes
 
 
 def device_of(accelerator: str, devices: str) -> torch.device:
@@ -44,3 +48,26 @@ def choose_device(accelerator: str, devices: str, n_gpus: int, *, has_mps: bool)
             f"{accelerator} there is {gpus}. Pass --devices 1, or the number of one that is there."
         )
     return torch.device(kind, number)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Count what is free on a GPU, what torch keeps for later included; elsewhere no end."""
+    if device.type != "cuda":
+        return math.inf
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def has_room(device: torch.device) -> bool:
+    """Tell whether half of a GPU's memory is free; elsewhere there always is room."""
+    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0
+    return free_bytes(device) >= total / 2
+
+
+def fits(n_bytes: float, free: float) -> bool:
+    """Tell whether so many bytes may be put where so many are free.
+
+    >>> fits(8e9, 10e9), fits(9e9, 10e9)
+    (True, False)
+    """
+    return n_bytes <= _SHARE * free

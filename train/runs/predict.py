@@ -8,14 +8,14 @@ be read as something they are not.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from llmembed.common.errors import (
     ConfigError,
@@ -26,6 +26,8 @@ from llmembed.common.errors import (
 )
 from llmembed.common.regular import open_regular, require_regular
 from llmembed.train.inputs import Feature
+from llmembed.train.inputs.spill import GB, default_limit, make_room
+from llmembed.train.linear.devices import has_room
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,18 +38,24 @@ Places: TypeAlias = str | Sequence[str] | Mapping[str, str] | None
 """Where backbones are now: one place, or one for each source that moved, by its name or written
 `source=place`."""
 
+_BLOCK_ROWS = 4096
 _WHERE_FOUND = ("backbone", "revision")
 """What a fingerprint says of the place of a backbone, and not of its content."""
 
 
 class Backbones:
-    """The backbones of one run, each loaded once for a device; where it is pickled they stay."""
+    """The backbones of one run, kept from call to call; where it is pickled they stay behind.
+
+    A source has one at a time, for the device and the place of the last call. Several sources have
+    theirs side by side while half of the device's memory is free before each is loaded; else one
+    after the other, loaded in every call.
+    """
 
     def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
         """Load nothing yet; the record is the content of the run's config.json."""
         self._path, self._record = path, record
         self._lock = threading.Lock()  # neither tokenizers nor models serve two threads at a time
-        self._loaded: dict[tuple[str, str, str | None], Extractor] = {}
+        self._loaded: dict[str, tuple[tuple[str, str | None], Extractor]] = {}
 
     def __reduce__(self) -> tuple[type[Backbones], tuple[Path, Mapping[str, Any]]]:
         """Leave what is loaded behind."""
@@ -55,8 +63,11 @@ class Backbones:
 
     def features(
         self, texts: Sequence[str], device: str, model: Places, *, trust_remote_code: bool
-    ) -> npt.NDArray[np.float32]:
-        """Make float32 `[N, F]`, the features of new texts side by side as the run expects them.
+    ) -> Generator[Tensor]:
+        """Make the features of new texts, some thousand texts at a time.
+
+        Yields:
+            float32 `[n, F]`, side by side as the run expects them.
 
         Raises:
             ConfigError: a backbone brings code of its own and `trust_remote_code` is not given; or
@@ -66,22 +77,58 @@ class Backbones:
         places = self._by_source(model)
         wanted = [Feature(**feature) for feature in self._record["features"]]
         if not texts:
-            return np.empty((0, sum(feature.hidden_size for feature in wanted)), dtype=np.float32)
+            return
         if not trust_remote_code:
             self._refuse_remote_code()
+        sources = list(dict.fromkeys(feature.source for feature in wanted))
+        widths = [feature.hidden_size for feature in wanted]
+
+        def load(source: str) -> Extractor:
+            return self._extractor(source, wanted, device, places.get(source))
+
         with self._lock:
-            arrays = {
-                source: self._extractor(source, wanted, device, places.get(source)).features(texts)
-                for source in dict.fromkeys(feature.source for feature in wanted)
-            }
-        parts = [arrays[one.source].get((one.pooling, one.layer)) for one in wanted]
-        for feature, part in zip(wanted, parts, strict=True):
-            if part is None or part.shape[1] != feature.hidden_size:
+            if self._load_together(sources, load):
+                loaded = [load(source).in_blocks(texts) for source in sources]
+                for blocks in zip(*loaded, strict=True):
+                    x = torch.empty(_n_rows(blocks[0]), sum(widths))
+                    for source, block in zip(sources, blocks, strict=True):
+                        self._put(x, wanted, source, block)
+                    yield x
+                return
+            x = make_room(len(texts), sum(widths), default_limit() / GB)[0]
+            for source in sources:
+                self._loaded = {name: one for name, one in self._loaded.items() if name == source}
+                start = 0
+                for block in load(source).in_blocks(texts):
+                    rows = slice(start, start + _n_rows(block))
+                    self._put(x[rows], wanted, source, block)
+                    start = rows.stop
+        yield from torch.split(x, _BLOCK_ROWS)
+
+    def _load_together(self, sources: Sequence[str], load: Callable[[str], Extractor]) -> bool:
+        """Load the backbones of all sources, as long as there is room for one more."""
+        for source in sources:
+            others = [one for name, (_, one) in self._loaded.items() if name != source]
+            if source not in self._loaded and others and not has_room(others[0].backbone.device):
+                return False
+            load(source)
+        return True
+
+    def _put(
+        self, x: Tensor, wanted: Sequence[Feature], source: str, block: Mapping[Any, Any]
+    ) -> None:
+        """Put the features of a source into their columns of float32 `[n, F]`."""
+        columns = torch.split(x, [feature.hidden_size for feature in wanted], dim=1)
+        for feature, column in zip(wanted, columns, strict=True):
+            if feature.source != source:
+                continue
+            part = block.get((feature.pooling, feature.layer))
+            if part is None or part.shape != column.shape:
                 raise RunFormatError(
                     f"the run {self._path} asks for {feature} of width {feature.hidden_size}, "
                     "which its backbone does not have. The run is damaged; fit again."
                 )
-        return np.concatenate(parts, axis=1, dtype=np.float32)  # type: ignore[arg-type]
+            column.copy_(torch.from_numpy(part))
 
     def _by_source(self, model: Places) -> Mapping[str, str]:
         """Read where backbones are now, by the names of their sources."""
@@ -128,9 +175,10 @@ class Backbones:
         from llmembed.extract.backbones.load import resolve_device
         from llmembed.extract.features.poolings import POOLINGS
 
-        key = (source, str(resolve_device(device)), place)
-        if key in self._loaded:
-            return self._loaded[key]
+        key = (str(resolve_device(device)), place)
+        if source in self._loaded and self._loaded[source][0] == key:
+            return self._loaded[source][1]
+        self._loaded.pop(source, None)
         stored = self._record["sources"][source]
         recipe, expected = dict(stored["recipe"]), dict(stored["fingerprint"])
         if place is not None:  # where it may be called otherwise
@@ -142,7 +190,7 @@ class Backbones:
                 remedy = "Install the package that registers it (llmembed.poolings), or fit again."
                 raise RunFormatError.unknown("pooling", feature.pooling, POOLINGS, remedy)
         try:
-            self._loaded[key] = Extractor(
+            extractor = Extractor(
                 recipe,
                 layers=sorted({feature.layer for feature in own}),
                 poolings=sorted({feature.pooling for feature in own}),
@@ -153,7 +201,8 @@ class Backbones:
             raise ModelNotFoundError(
                 self._not_found(source, str(recipe.get("model")), error)
             ) from error
-        return self._loaded[key]
+        self._loaded[source] = key, extractor
+        return extractor
 
     def _not_found(self, source: str, model: str, error: ModelNotFoundError) -> str:
         lasting = self._record["sources"][source]["fingerprint"]
@@ -165,6 +214,10 @@ class Backbones:
             f"{source!r}, weights {lasting.get('weights')}): {reason} Where it is now can be told "
             f"by --model {option}."
         )
+
+
+def _n_rows(block: Mapping[Any, Any]) -> int:
+    return len(next(iter(block.values())))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ taken for them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -41,6 +42,7 @@ from llmembed.common.errors import (
     RunFormatError,
     RunNotFoundError,
 )
+from llmembed.common.process import full_float32, memory_told
 from llmembed.common.regular import require_regular
 from llmembed.common.replace import check_place, make_beside, put_in_place, recover, standing
 from llmembed.train.config import FitConfig
@@ -75,8 +77,10 @@ class Predictions:
 class Run:
     """A trained classifier with its record.
 
-    Its backbones are loaded at the first prediction and kept as long as it lives; where it is
-    pickled or copied they stay behind.
+    The backbone is loaded at the first prediction and kept as long as the run lives; where the run
+    is pickled or copied it stays behind. The backbones of several sources are kept together where
+    the device has room (`llmembed.train.runs.predict.Backbones`). Texts go through some thousand
+    at a time, so that memory holds the features of these alone.
     """
 
     path: Path
@@ -139,20 +143,24 @@ class Run:
             trust_remote_code: whether code that a backbone brings may run.
 
         Raises:
-            ConfigError: a backbone brings code of its own and `trust_remote_code` is not given; or
-                `model` leaves open which of several sources it is for.
+            ConfigError: a backbone brings code of its own and `trust_remote_code` is not given,
+                `model` leaves open which of several sources it is for, or memory runs out.
             DataError: `texts` is a single string or holds something else than strings.
             ModelError: a backbone is missing, or is not the one the run was trained with.
         """
         texts = as_texts(texts, "texts")
+        proba, start = np.empty((len(texts), len(self.labels))), 0
+        remedy = "Free some of it, or pass --device cpu, in Python device='cpu'."
         features = self._backbones.features(
             texts, device, model, trust_remote_code=trust_remote_code
         )
-        if not texts:
-            return np.empty((0, len(self.labels)))
-        with torch.inference_mode():
-            logits = self.classifier(torch.from_numpy(features))
-            proba: Floats = logits.double().softmax(dim=1).numpy()
+        # Closed, for backbones are locked as long as it is at work.
+        with full_float32(), memory_told(remedy), contextlib.closing(features):
+            for x in features:
+                with torch.inference_mode():
+                    of_block = self.classifier(x).double().softmax(dim=1)
+                proba[start : start + len(x)] = of_block.numpy()
+                start += len(x)
         return proba
 
     def to_onnx(self) -> bytes:
