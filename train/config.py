@@ -70,14 +70,10 @@ class Recipe:
 
     fusion: str
     head: str
-    fixes: tuple[str, ...]
-    """Options that can't be given beside it."""
-    training: Training
-    """Numbers that were tuned, where the options leave them open."""
-    features: str
-    """Function that chooses among them, as module:name."""
-    sigmas: tuple[float, ...]
-    """Of the power normalisation; the lowest validation loss decides."""
+    fixes: tuple[str, ...]  # options that can't be given beside it
+    training: Training  # numbers that were tuned, where the options leave them open
+    features: str  # function that chooses among them, as module:name
+    sigmas: tuple[float, ...]  # of the power normalisation; the lowest validation loss decides
 
 
 PRESETS = {
@@ -99,7 +95,7 @@ PRESETS = {
 class Reading:
     """Which features of a cache are read, and which of its rows train, are watched, evaluated.
 
-    A field without a line is the option of its name.
+    A field without a comment is the option of its name.
     """
 
     cache: str
@@ -110,26 +106,17 @@ class Reading:
     eval_split: str | None
     class_weight: str
     seed: int
-    choose: str | None
-    """`Recipe.features`."""
-    standardises: bool
-    """Whether features get mean 0 and deviation 1; else they keep their raw scales."""
-    val_fraction: float
-    """Share of the training rows that early stopping watches; 0 of a head that is solved."""
-    draws: bool
-    """Whether an option names this share, so that it is drawn although there is a split for it."""
-    needs_share: bool
-    """Whether a fit can't do without it."""
-    epochs: int
-    """How long all rows train where they are too few for a share."""
+    choose: str | None  # `Recipe.features`
+    standardises: bool  # whether features get mean 0 and deviation 1, or keep their raw scales
+    val_fraction: float  # share of the training rows that early stopping watches; 0 if solved
+    draws: bool  # whether an option names it, so that it is drawn although there is a split for it
+    needs_share: bool  # whether a fit can't do without it
+    epochs: int  # how long all rows train where they are too few for a share
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Which classifier, and how what can be solved of it is solved.
-
-    A field without a line is the option of its name.
-    """
+    """Which classifier, and how what can be solved of it is solved; fields as in `Reading`."""
 
     cache: str
     memory_gb: float | None
@@ -142,14 +129,10 @@ class Method:
     address: str | None
     workers: int
     seed: int
-    fusion: str
-    """That of the preset, where there is one."""
-    head: str
-    """Or auto."""
-    solved_heads: tuple[str, ...]
-    """Heads that folds choose among; none where the fit is by gradient."""
-    n_folds: int
-    """Where there are as many rows."""
+    fusion: str  # that of the preset, where there is one
+    head: str  # or auto
+    solved_heads: tuple[str, ...]  # that folds choose among; none where the fit is by gradient
+    n_folds: int  # where there are as many rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,14 +154,12 @@ _Part = TypeVar("_Part", Reading, Method, TrainerFlags)
 class Plan:
     """What a fit does: every option resolved."""
 
-    name: str
-    """Of the run."""
+    name: str  # of the run
     reading: Reading
     method: Method
     training: Training
     trainer: TrainerFlags
-    sigmas: tuple[float, ...]
-    """Fits of one seed, each with a sigma; none where the fusion has none to choose."""
+    sigmas: tuple[float, ...]  # a fit of each seed with each; none where there is none to choose
     seeds: range
     logger: str
     checkpoint_s: float

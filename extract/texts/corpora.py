@@ -41,10 +41,8 @@ _log = logging.getLogger(__name__)
 class Examples:
     """The texts of one split and their labels, in data-set order."""
 
-    texts: pa.ChunkedArray
-    """Arrow strings, `[N]`, none missing."""
-    labels: npt.NDArray[np.int32]
-    """Index of the class name, int32 `[N]`, -1 where unlabelled."""
+    texts: pa.ChunkedArray  # arrow strings, `[N]`, none missing
+    labels: npt.NDArray[np.int32]  # index of the class name, int32 `[N]`, -1 where unlabelled
 
     def __len__(self) -> int:
         """Count the examples."""
@@ -76,16 +74,11 @@ class Examples:
 class Corpus:
     """A data set as extraction needs it."""
 
-    name: str
-    """Short name, which names the cache."""
-    labels: tuple[str, ...]
-    """Class names."""
-    splits: Mapping[str, Examples]
-    """Split name -> examples."""
-    provenance: Mapping[str, str | int | None]
-    """Where it came from and how it was read."""
-    text_pair: bool = False
-    """Whether each text is a pair."""
+    name: str  # short name, which names the cache
+    labels: tuple[str, ...]  # class names
+    splits: Mapping[str, Examples]  # split name -> examples
+    provenance: Mapping[str, str | int | None]  # where it came from and how it was read
+    text_pair: bool = False  # whether each text is a pair
 
 
 def load_corpus(options: DatasetOptions) -> Corpus:

@@ -30,14 +30,10 @@ from llmembed.extract.texts.columns import MixedType
 from llmembed.extract.texts.options import AS_THE_SUFFIX_SAYS, NO_QUOTES, Dialect
 from llmembed.extract.texts.templates import is_unicode
 
-_SHOWN_CHARACTERS = 200
-"""Of a path in a message."""
-PACKED: Mapping[str, str] = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-"""Suffix -> codec, as Arrow names it."""
-_MOST_GROWTH = 250
-"""Texts pack to a tenth, perhaps to a hundredth; what grows far beyond was made to fill a disk."""
-_AT_ONCE = 2**24
-"""Characters of the rows that are turned into Arrow together."""
+_SHOWN_CHARACTERS = 200  # of a path in a message
+PACKED: Mapping[str, str] = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}  # as Arrow names it
+_MOST_GROWTH = 250  # texts pack to a hundredth at best; what grows more was made to fill a disk
+_AT_ONCE = 2**24  # characters of the rows that are turned into Arrow together
 One = TypeVar("One")
 
 
@@ -190,8 +186,7 @@ class _Unpacked(io.RawIOBase):
 
 
 _DELIMITERS = ",;\t|"
-_LONGEST_FIELD = 2**31 - 1
-"""Characters; the csv module keeps it in a C long."""
+_LONGEST_FIELD = 2**31 - 1  # characters; the csv module keeps it in a C long
 
 
 def _read_delimited(
@@ -291,15 +286,11 @@ def _refuse_other_delimiter(path: Path, names: list[str], delimiter: str) -> Non
 
 _BLOCK = 2**20
 _CHARACTER = re.compile(r"[^ \t\r\n]")
-_LONGEST_TOKEN = 16
-"""Characters of a broken number, literal or escape, which may be whole when more is read."""
-_EMPTY_CELLS = 10**7
-"""Cells that may be empty however few are filled."""
+_LONGEST_TOKEN = 16  # characters of a broken number, literal or escape, whole when more is read
+_EMPTY_CELLS = 10**7  # cells that may be empty however few are filled
 _EXACT_IN_FLOAT = 2**53
-_MOST_DIGITS = 1000
-"""Of a whole number that is read as one; Python refuses 4,300 or what it was told to."""
-_DEEPEST = 100
-"""Levels of nesting in a value; Python's own bound of some 1,000 depends on the caller."""
+_MOST_DIGITS = 1000  # of a whole number; Python refuses 4,300, or what it was told to
+_DEEPEST = 100  # levels of nesting; Python's own bound of some 1,000 depends on the caller
 _HOW = 'Write one object a row, such as {"text": "...", "label": "..."}'
 
 Row = Mapping[str, Any]

@@ -22,8 +22,7 @@ from llmembed.common.scratch import column_array, forget_pages
 from llmembed.common.splits import TRAIN
 
 UNLABELLED = -1
-_NO_LABEL = ""
-"""What stands for an empty cell, null and NaN."""
+_NO_LABEL = ""  # what stands for an empty cell, null and NaN
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _AT_ONCE = 2**20
 

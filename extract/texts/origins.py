@@ -26,12 +26,10 @@ from llmembed.extract.texts.templates import is_unicode
 
 _LABELS_FILE, _SPLITS_FILE, _STATE_FILE = "labels.json", "dataset_dict.json", "state.json"
 _NO_TEXTS = {_LABELS_FILE, _SPLITS_FILE, _STATE_FILE, "dataset_info.json", "dataset_infos.json"}
-_SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?")
-"""train-00000-of-00002, as the Hub names shards; some end in a hash."""
+_SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?")  # some end in a hash
 _SAVE = "Save the data set again with save_to_disk."
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-_ANSWER_S = 10.0
-"""Longest wait for the Hub's first answer."""
+_ANSWER_S = 10.0  # longest wait for the Hub's first answer
 
 _log = logging.getLogger(__name__)
 

@@ -19,34 +19,23 @@ Kind = TypeVar("Kind", bound=Callable[..., Any])
 class FusionSpec:
     """What is known of a fusion."""
 
-    home: Any
-    """Its class, a `Fusion` made from the widths of the features, or where it is: module:name."""
-    learns: bool = False
-    """Whether it has weights of its own, so that it is trained by gradient."""
-    completes_base: bool = False
-    """Whether the head adds to the logits of a solved linear classifier, instead of making them."""
-    takes_one_feature: bool = False
-    """Whether it refuses several features."""
-    needs_equal_widths: bool = False
-    """Whether it refuses features of different widths."""
-    of_preset: bool = False
-    """Whether it belongs to a `--preset`, and cannot be chosen alone."""
+    home: Any  # its class, made from the widths of the features, or where it is: module:name
+    learns: bool = False  # whether it has weights of its own, so that it is trained by gradient
+    completes_base: bool = False  # whether the head adds to the logits of a solved classifier
+    takes_one_feature: bool = False  # whether it refuses several features
+    needs_equal_widths: bool = False  # whether it refuses features of different widths
+    of_preset: bool = False  # whether it belongs to a `--preset`, and cannot be chosen alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
     """What is known of a head."""
 
-    home: Any
-    """Its class, made from fused width, classes and dropout, or where it is: module:name."""
-    is_solved: bool = False
-    """Whether it is solved, and folds choose its strength, where the fusion does not learn."""
-    is_trained: bool = True
-    """Whether it can be trained by gradient."""
-    gives_probabilities: bool = False
-    """Whether its outputs are probabilities, which no temperature near 1 suits."""
-    of_preset: bool = False
-    """Whether it belongs to a `--preset`, and cannot be chosen alone."""
+    home: Any  # its class, made from fused width, classes and dropout, or where it is: module:name
+    is_solved: bool = False  # whether it is solved where the fusion does not learn
+    is_trained: bool = True  # whether it can be trained by gradient
+    gives_probabilities: bool = False  # which no temperature near 1 suits
+    of_preset: bool = False  # whether it belongs to a `--preset`, and cannot be chosen alone
 
 
 FUSIONS = Registry[FusionSpec]("fusion", "llmembed.fusions")

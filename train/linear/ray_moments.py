@@ -13,7 +13,7 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,34 +51,28 @@ class Share:
     memory_gb: float  # most memory for the features of the share
 
 
+@dataclass(frozen=True)
 class RayMoments:
-    """Moments of fused features by fold, summed by the workers of a joined Ray.
+    """Moments of fused features by fold, summed by the workers of a joined Ray."""
 
-    Args:
-        method: how many workers, and the limit of memory.
-        data: features, labels and standardisation.
-        folds: k tensors int64 `[n]`, the rows of each fold.
-        class_weights: float32 `[C]`, weight of each row of a class.
-    """
-
-    def __init__(
-        self, method: Method, data: FitData, folds: Sequence[Tensor], class_weights: Tensor
-    ) -> None:
-        self._method, self._data, self._class_weights = method, data, class_weights
-        self._folds = [rows.cpu() for rows in folds]
-        self._one_at_a_time = threading.Lock()
+    method: Method
+    data: FitData
+    folds: Sequence[Tensor]  # int64 `[n]`, the rows of each
+    class_weights: Tensor  # float32 `[C]`
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __call__(self, fusion: str, features: Sequence[int]) -> FoldMoments:
         """Sum over all rows in folds, of a fusion without weights of the features at positions."""
         with self._one_at_a_time:  # so that no more than --workers are at work
-            return _added(on_workers([*self.shares(fusion, features)]), self._class_weights.device)
+            return _added(on_workers([*self.shares(fusion, features)]), self.class_weights.device)
 
     def shares(self, fusion: str, features: Sequence[int]) -> Iterator[Share]:
         """Cut the rows into a share a worker, or fewer."""
-        method, data, own = self._method, self._data, self._data.sample_weights
+        method, data, own = self.method, self.data, self.data.sample_weights
+        folds = [rows.cpu() for rows in self.folds]
         columns = columns_of([feature.hidden_size for feature in data.features], features)
         # Rows of a validation split stand behind those of the training split, which workers read.
-        n_rows = 1 + max(int(rows.max()) for rows in self._folds)
+        n_rows = 1 + max(int(rows.max()) for rows in folds)
         n_blocks = -(-n_rows // _SHARE_ROWS)
         n_shares = min(method.workers, n_blocks)
         ends = [n_blocks * k // n_shares * _SHARE_ROWS for k in range(n_shares)]
@@ -92,8 +86,8 @@ class RayMoments:
                 fusion=fusion,
                 standardiser=data.standardiser.select(columns),
                 rows=slice(start, stop),
-                folds=[rows[(rows >= start) & (rows < stop)] - start for rows in self._folds],
-                class_weights=self._class_weights.cpu(),
+                folds=[rows[(rows >= start) & (rows < stop)] - start for rows in folds],
+                class_weights=self.class_weights.cpu(),
                 sample_weights=None if own is None else own[start:stop].clone(),
                 memory_gb=limit / method.workers,
             )
