@@ -85,7 +85,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     Attributes:
         classes_: the C classes, sorted.
         features_: what the classifier takes of the backbone, side by side.
-        classifier_: the classifier, in torch.
+        classifier_: the classifier, in torch and float64.
     """
 
     model: str = "smollm2-135m"
@@ -171,7 +171,9 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             class_weights=None if of_names is None else of_names[np.isin(names, self.classes_)],
         )
         outcome = train(plan, data)
-        self.features_, self.classifier_ = outcome.data.features, outcome.best.classifier
+        self.features_ = outcome.data.features
+        # In float32 the scores of a text would differ in the last bits by what stands beside it.
+        self.classifier_ = outcome.best.classifier.double()
         return self
 
     def decision_function(self, X: Iterable[str]) -> Floats:  # noqa: N803
@@ -209,7 +211,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             return np.empty((0, len(self.classes_)))
         with torch.inference_mode(), full_float32():
             blocks = self._read(texts, self.features_)
-            scores: Floats = torch.cat([self.classifier_(x).double() for x in blocks]).numpy()
+            scores: Floats = torch.cat([self.classifier_(x) for x in blocks]).numpy()
         return scores
 
     def _read_all(self, texts: list[str], features: Sequence[Feature]) -> Tensor:

@@ -46,7 +46,8 @@ class CoocCosine(Fusion):
 
     def entries(self, phi: Tensor) -> Tensor:
         """Compare features `[B, n, G, k]`: the upper triangles, `[B, P, G]`."""
-        dots, n = pair_dots(phi.float()), phi.shape[1]
+        dots = pair_dots(phi.to(torch.promote_types(phi.dtype, torch.float32)))
+        n = phi.shape[1]
         row, column = torch.triu_indices(n, n, device=phi.device)
         first = torch.arange(n, device=phi.device)
         squares = dots.index_select(1, first * (2 * n + 1 - first) // 2)  # on the diagonal
