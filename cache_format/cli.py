@@ -13,8 +13,8 @@ from llmembed.common.console import (
     EXIT_KNOWN_ERROR,
     Command,
     Group,
+    answer,
     common_options,
-    echo_json,
     version_option,
 )
 from llmembed.common.errors import shown
@@ -40,11 +40,8 @@ def _command(kind: type[Command] = Command) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
             lines, document, *bad = function(**options)
-            if as_json:
-                echo_json(document, indent=1)
-            elif any(bad) or not quiet:
-                for line in lines:
-                    click.echo(shown(line))
+            text = "\n".join(map(shown, lines))
+            answer(document, text, as_json=as_json, quiet=quiet and not any(bad), indent=1)
             if any(bad):
                 sys.exit(EXIT_KNOWN_ERROR)
 

@@ -65,9 +65,8 @@ class Cache:
 
     def __getitem__(self, split: str) -> Split:
         if split not in self._header.splits:
-            raise ConfigError.unknown(
-                "split", split, self.splits, f"{self._store.location} holds these splits."
-            )
+            where = f"{self._store.location} holds these splits."
+            raise ConfigError.unknown("split", split, self.splits, where)
         return Split(self._store, self._header, split)
 
 
@@ -197,17 +196,13 @@ class Split:
         width = self._hidden_size(stored)
         if (array.info.dtype, *array.info.shape[1:]) != (layout.dtype, width):
             array.require(layout.dtype, (width,))
-        if rows is not None:
-            numbers = np.arange(self.n_rows)[rows]
-            block, offset = np.divmod(numbers, layout.block_rows)
-            if (offset < committed[block]).all():
-                return array.read(numbers)
-        out = allocate((self.n_rows, width), array.info, self._store.location)
+        numbers = np.arange(self.n_rows)[slice(None) if rows is None else rows]
+        block, offset = np.divmod(numbers, layout.block_rows)
+        is_committed = offset < committed[block]
+        out = allocate((len(numbers), width), array.info, self._store.location)
         out.fill(np.nan)
-        for index in np.flatnonzero(committed).tolist():
-            start, n = index * layout.block_rows, committed[index]
-            out[start : start + n] = array.block(index)[:n]
-        return out if rows is None else out[rows]
+        out[is_committed] = array.read(numbers[is_committed])
+        return out
 
     def _find(self, source: str) -> StoredSource | None:
         found = self._sources.get(source)

@@ -24,7 +24,7 @@ from llmembed.common.errors import CacheFormatError, LLMEmbedError
 SPARSENESS = int(os.environ.get("LLMEMBED_FAULTS", "3"))
 """The n-th call fails for every n up to this, then for fewer and fewer of them."""
 CALLS = ("open", "close", "read", "write", "listdir", "scandir", "mkdir", "replace", "link")
-CALLS += ("unlink", "stat", "lstat", "fstat", "fsync", "preadv")
+CALLS += ("unlink", "stat", "lstat", "fstat", "fsync")
 KEYS = (
     "zarr.json",
     "train/tiny/zarr.json",

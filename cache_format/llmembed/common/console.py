@@ -111,10 +111,12 @@ def _show_log() -> None:
         logger.setLevel(logging.INFO)
 
 
-def answer(document: Any, text: str, *, as_json: bool, quiet: bool) -> None:
+def answer(
+    document: Any, text: str, *, as_json: bool, quiet: bool, indent: int | None = None
+) -> None:
     """Print a result on stdout, as `--json` and `--quiet` ask for."""
     if as_json:
-        echo_json(document)
+        echo_json(document, indent=indent)
     elif not quiet:
         click.echo(shown(text, keep="\n"))
 
