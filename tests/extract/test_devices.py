@@ -44,10 +44,10 @@ def at_work(pipe: Path) -> str:
     return f"""
 import os, threading
 from llmembed.extract.features.extractor import Extractor
-def compute(*_):
+def launch(*_):
     os.write(os.open({str(pipe)!r}, os.O_WRONLY), b"x")
     threading.Event().wait()
-Extractor.compute = compute
+Extractor.launch = launch
 """
 
 
@@ -71,13 +71,16 @@ def started(config: ExtractConfig, pipe: Path) -> Iterator[tuple[subprocess.Pope
         text=True,
         start_new_session=True,
     )
-    end = os.open(pipe, os.O_RDONLY)
     with command:
-        said = b""
-        while len(said) < 2:
-            said += os.read(end, 1)
-        yield command, end
-    os.close(end)
+        try:
+            end = os.open(pipe, os.O_RDONLY)
+            said = b""
+            while len(said) < 2:
+                said += os.read(end, 1)
+            yield command, end
+            os.close(end)
+        finally:
+            command.kill()
 
 
 def test_two_processes_make_the_cache_of_one(
