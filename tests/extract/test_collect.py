@@ -18,8 +18,7 @@ def toy_units(n_units: int) -> list[Any]:
     """Units of one block of ten rows."""
     starts = range(0, n_units * 10, 10)
     blocks = [SimpleNamespace(start=start, stop=start + 10) for start in starts]
-    plans = [SimpleNamespace(split="train", blocks=[block]) for block in blocks]
-    return [SimpleNamespace(plan=plan) for plan in plans]
+    return [SimpleNamespace(split="train", blocks=[block]) for block in blocks]
 
 
 def rounds(
