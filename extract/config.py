@@ -77,6 +77,9 @@ class ExtractConfig:
     where memory runs out."""
     device: str = "auto"
     """Device: auto, cuda, cuda:1, cpu, mps."""
+    devices: str | None = None
+    """GPUs of this machine that share the work, a process each: a number, or all. With --device
+    cpu so many processes share its cores."""
     rank: int | None = None
     """Which share of the work this process does, from 0 to --world - 1; when all ranks have ended,
     llmembed-cache finalize closes the cache."""
@@ -90,8 +93,9 @@ class ExtractConfig:
     workers: int = 1
     """Workers of --engine ray, at most; each loads the backbone and takes one CPU."""
     gpus_per_worker: float | None = None
-    """GPUs of each worker of --engine ray, such as 1 or 0.5; 2 or more share one model, which is
-    too large for one. Without it 1 where the cluster has any, else 0."""
+    """GPUs of each process of --devices or worker of --engine ray; 2 or more share one model, which
+    is too large for one. Without it 1 where there are any, else 0; Ray also takes shares of a GPU,
+    such as 0.5."""
     dry_run: bool = False
     """Print the plan and write nothing."""
     overwrite: bool = False
@@ -146,10 +150,34 @@ class ExtractConfig:
             )
 
     def _check_engine(self) -> None:
-        check_engine(self, ("address", "workers", "gpus_per_worker"), ENGINES)
+        check_engine(self, ("address", "workers"), ENGINES)
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; pass 0 or more.")
+        if self.engine == "local":
+            self._check_devices()
+        elif self.devices is not None:
+            raise ConfigError(
+                "--devices shares the work on this machine without Ray. Pass either it or --engine "
+                "ray, with --workers."
+            )
         if self.engine == "ray" and self.world is not None:
             raise ConfigError(
                 "--engine ray shares the work by itself. Pass either it or --rank and --world."
             )
+
+    def _check_devices(self) -> None:
+        devices, n_gpus = self.devices, self.gpus_per_worker
+        if devices not in {None, "all"} and not (str(devices).isdecimal() and int(devices or 0)):
+            raise ConfigError(f"--devices is {devices!r}. Pass a number from 1 on, or all.")
+        if n_gpus is not None and (n_gpus < 1 or n_gpus % 1):
+            raise ConfigError(
+                f"--gpus-per-worker is {n_gpus:g}; without --engine ray it is a whole number. Pass "
+                "1 or more."
+            )
+        for option, value in (("devices", devices), ("gpus-per-worker", n_gpus)):
+            if value is not None and self.world is not None:
+                raise ConfigError(
+                    f"--{option} shares out the devices of this machine, and --rank the work of "
+                    "many. Pass one of them; a rank takes its GPU by --device or "
+                    "CUDA_VISIBLE_DEVICES."
+                )

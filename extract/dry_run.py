@@ -55,7 +55,7 @@ class ExtractionPlan:
     free_bytes: int | None
     """Bytes free where the cache lies; None for a remote store."""
     tokens_per_s: float
-    """Measured speed of this machine."""
+    """Measured speed of this machine; of several GPUs, that of one times their number."""
     seconds: float
     """Estimated time to compute."""
 
@@ -94,7 +94,7 @@ def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> E
     lengths = sample.n_tokens.tolist() or [0]
     n_rows_missing = sum(plan.n_rows_missing for plan in plans)
     n_tokens = round(float(np.mean(lengths)) * n_rows_missing)
-    tokens_per_s = _measure(extractor, sample)
+    tokens_per_s = _measure(extractor, sample) * max(1, sum(map(bool, task.groups)))
     return ExtractionPlan(
         path=task.cache,
         source=task.source.name,

@@ -24,6 +24,7 @@ from llmembed.extract.backbones.models import find_model, lasting_name
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.engines import ENGINES
+from llmembed.extract.engines.devices import device_groups
 from llmembed.extract.engines.outcome import Counts, Extraction, summary
 from llmembed.extract.engines.task import Cluster, Placement, Rank, Task
 from llmembed.extract.features.poolings import POOLINGS
@@ -84,6 +85,9 @@ def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
     rank = None
     if config.rank is not None and config.world is not None:
         rank = Rank(number=config.rank, world=config.world)
+    groups: tuple[str, ...] = ()
+    if config.engine == "local":
+        groups = device_groups(config.devices, config.gpus_per_worker, config.device)
     return Task(
         corpus=corpus,
         recipe=recipe,
@@ -99,11 +103,12 @@ def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
         cache=cache,
         overwrite=config.overwrite,
         placement=Placement(
-            device=config.device,
+            device="cuda" if any(groups) else config.device,
             token_budget=config.token_budget,
             all_gpus=(config.gpus_per_worker or 0) > 1,
         ),
         rank=rank,
+        groups=groups,
     )
 
 

@@ -22,7 +22,7 @@ from llmembed.cache_format import Block, SplitPlan
 from llmembed.common.cluster import joined
 from llmembed.extract.engines import ray_engine
 from llmembed.extract.engines.outcome import Counts
-from llmembed.extract.engines.ray_worker import Worker
+from llmembed.extract.engines.worker import Worker
 
 UNIT_S = 10.0
 """A unit on a GPU takes at least so long."""

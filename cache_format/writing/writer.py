@@ -268,10 +268,10 @@ class CacheWriter:
         """What a `UnitWriter` of another process shows, so that it may write while this one may.
 
         Raises:
-            CacheError: if this writer does not share.
+            CacheError: if this writer holds no lock.
         """
-        if not isinstance(self._lock, SharedLock):
-            raise CacheError("only an open writer that shares a plan lends its lock; pass shared=.")
+        if self._lock is None:
+            raise CacheError("a dry run or a closed writer lends no lock; open a CacheWriter.")
         return self._lock.lease
 
     def finish(self, split: str, source: str, stored: StoredSource | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Extraction in this process, as the only writer or as one rank of several."""
+"""Extraction on this machine: in this process, alone or as one rank of several, or on devices."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from llmembed.cache_format import SplitPlan
+from llmembed.extract.engines import devices
 from llmembed.extract.engines.blocks import extract_blocks
 from llmembed.extract.engines.outcome import Counts
 from llmembed.extract.engines.task import Cluster, Task, layers_to_run
 from llmembed.extract.features.extractor import Extractor
 
 _COMPILE_FROM_ROWS = 100_000
-"""A run of so many texts on a GPU outlasts the minute that compiling takes many times."""
+"""A run of so many texts on one GPU outlasts the minute that compiling takes many times."""
 
 
 def begin(
-    task: Task, plans: Sequence[SplitPlan], _: Cluster
+    task: Task, plans: Sequence[SplitPlan], cluster: Cluster
 ) -> Callable[[Callable[[int, int], None]], Counts]:
-    """Load the backbone."""
-    worth_compiling = sum(plan.n_rows_missing for plan in plans) >= _COMPILE_FROM_ROWS
+    """Load the backbone, here or in a process for each group of devices."""
+    n_rows = sum(plan.n_rows_missing for plan in plans) // (len(task.groups) or 1)
+    worth_compiling = n_rows >= _COMPILE_FROM_ROWS
+    if task.groups:
+        return devices.begin(task, plans, cluster.texts, compiled=worth_compiling)
     extractor = task.load_extractor(layers_to_run(plans), compiled=worth_compiling)
     return partial(_extract_here, task, extractor)
 

@@ -1,11 +1,7 @@
 """Extraction on Ray: units of blocks go out, receipts come back, workers write the cache.
 
-Ray Data hands units to a pool of actors, and again to others when an actor or its node is lost. So
-the engine does a unit at least once; the store counts each block once, since its commit record is
-created only if absent. No feature passes through Ray. A row without a feature comes back in the
-receipt, and is named while all others are done. A unit that failed, or has no receipt since its
-worker was lost, is handed out again, in a round after the others; one that no worker can do is
-named at last.
+Ray Data hands units to a pool of actors, and again to others when an actor or its node is lost. No
+feature passes through Ray.
 """
 
 from __future__ import annotations
@@ -28,26 +24,16 @@ from llmembed.common.errors import (
     LLMEmbedWarning,
 )
 from llmembed.extract.backbones.load import resolve_device
-from llmembed.extract.engines.outcome import HOPELESS, Counts
-from llmembed.extract.engines.ray_worker import Worker, hash_part
+from llmembed.extract.engines.outcome import Counts
 from llmembed.extract.engines.task import Cluster, Task, layers_to_run
+from llmembed.extract.engines.units import MOST_BLOCKS, collect, job_of
+from llmembed.extract.engines.worker import Worker, hash_part
 
-_IN_FLIGHT = 2
-"""Units at a worker, the one it works on included, so that it never waits for the driver. In the
-rounds after the first it is one: a deadly unit then takes no other with it."""
 _UNITS_A_WORKER = 32
 """At least so many units for each worker where there are blocks enough: the last of them, when
 other workers have nothing left, is then 3 % of its work."""
-_MOST_BLOCKS = 16
-"""Blocks of a unit at most. Within a unit the next block is tokenised and the last one written
-beside the device."""
 _MANY_CHUNKS = 4096
 """Chunks that workers hash, at the end. The command itself hashes fewer: of 8 MiB, 32 GB."""
-_IDLE_ROUNDS = 2
-"""Rounds in which no unit was done, after which those that are left are given up."""
-_MOST_NAMED = 20
-"""Units given up that are named; all of them are counted."""
-_LOST = "they ended their worker each time; Ray's logs say how."
 STORE_BYTES = 2**27
 """Memory of a Ray that is started here, for what passes through it: receipts are small."""
 _SHARED = "ray"
@@ -79,9 +65,9 @@ def _extract_on_ray(
             units = [
                 unit for plan in task.make_plans(writer) for unit in cut(plan, cluster.workers)
             ]
-            job = _job(task, layers, cluster, writer.lease)
+            job = job_of(task, layers, cluster.texts, lease=writer.lease)
             start_round = functools.partial(receipts, cluster.workers, n_gpus, job)
-            counts = _collect(units, start_round, on_unit)
+            counts = collect(units, start_round, on_unit)
         finalize(task.cache, only_new=True, check=functools.partial(_check, task.cache))
     return counts
 
@@ -104,55 +90,7 @@ def blocks_a_unit(n_blocks: int, n_workers: int) -> int:
     >>> blocks_a_unit(100, 8), blocks_a_unit(1000, 8), blocks_a_unit(10**6, 8)
     (1, 3, 16)
     """
-    return min(_MOST_BLOCKS, max(1, n_blocks // (_UNITS_A_WORKER * n_workers)))
-
-
-def _collect(
-    units: Sequence[SplitPlan],
-    start_round: Callable[[int, Mapping[int, SplitPlan]], Iterator[dict[str, Any]]],
-    on_unit: Callable[[int, int], None],
-) -> Counts:
-    """Have units done until each is done, or none of those left can be.
-
-    A lost worker takes the units with it that it had, so there are rounds: Ray's own retries count
-    how often a machine that is gone does not answer, and cannot tell that from a deadly unit.
-    """
-    counts, warned, reasons = Counts(), set[str](), dict[int, str]()
-    pending, n_idle, in_flight = dict(enumerate(units)), 0, _IN_FLIGHT
-    while pending and n_idle < _IDLE_ROUNDS:
-        n_before, n_failed = len(pending), 0
-        for receipt in start_round(in_flight, pending.copy()):
-            number = receipt["number"]
-            _warn_once(receipt["warnings"], warned)
-            if receipt["reason"]:
-                reasons[number] = receipt["reason"]
-                n_failed += 1
-                if n_failed == HOPELESS and len(pending) == n_before:
-                    break
-                continue
-            del pending[number]
-            done = Counts(**receipt["counts"] | {"left": tuple(receipt["counts"]["left"])})
-            counts += done
-            counts.refuse_hopeless()
-            on_unit(done.n_rows_computed, done.n_tokens)
-        n_idle = n_idle + 1 if len(pending) == n_before else 0
-        in_flight = 1
-        pending = dict(reversed(pending.items()))  # who waited behind a deadly unit goes first
-    left = [_rows(unit, reasons.get(number, _LOST)) for number, unit in pending.items()]
-    _warn_once(left[:_MOST_NAMED], warned)
-    return counts + Counts(left=tuple(left))
-
-
-def _warn_once(messages: Sequence[str], warned: set[str]) -> None:
-    for message in messages:
-        if message not in warned:
-            warned.add(message)
-            warnings.warn(message, LLMEmbedWarning, stacklevel=2)
-
-
-def _rows(unit: SplitPlan, reason: str) -> str:
-    blocks = unit.blocks
-    return f"rows {blocks[0].start}-{blocks[-1].stop} of split {unit.split!r}: {reason}"
+    return min(MOST_BLOCKS, max(1, n_blocks // (_UNITS_A_WORKER * n_workers)))
 
 
 def receipts(
@@ -216,23 +154,6 @@ def _mapped(
             f"Ray gave up: {str(error).splitlines()[0]}. Committed blocks are safe: see Ray's logs "
             "for the cause, and run the same command again to go on."
         ) from error
-
-
-def _job(task: Task, layers: Sequence[int], cluster: Cluster, lease: str) -> str:
-    """Say what every worker must know, in absolute paths: it stands in another folder."""
-    texts = dataclasses.replace(cluster.texts, dataset=absolute(cluster.texts.dataset))
-    recipe = {**task.source.recipe, "model": absolute(task.recipe.model)}
-    return json.dumps(
-        {
-            "texts": dataclasses.asdict(texts),
-            "source": dataclasses.asdict(dataclasses.replace(task.source, recipe=recipe)),
-            "layers": list(layers),
-            "poolings": task.poolings,
-            "cache": absolute(task.cache),
-            "placement": dataclasses.asdict(task.placement),
-            "lease": lease,
-        }
-    )
 
 
 def _gpus_per_worker(cluster: Cluster) -> float:

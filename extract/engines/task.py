@@ -90,6 +90,8 @@ class Task:
     placement: Placement = Placement()
     rank: Rank | None = None
     """Which part of the blocks is to be done; None is all of them."""
+    groups: tuple[str, ...] = ()
+    """CUDA_VISIBLE_DEVICES of each process of this machine that is to compute; none: this one."""
 
     @property
     def dataset(self) -> DatasetInfo:

@@ -98,10 +98,10 @@ def test_a_worker_with_other_texts_is_refused(tmp_path: Path) -> None:
             worker.check_texts(plan.blocks[1], toy.text_hash[:64])
 
 
-def test_a_lock_that_is_not_shared_is_not_lent(tmp_path: Path) -> None:
-    """Only a writer that shares its plan has workers."""
+def test_a_lock_that_is_not_held_is_not_lent(tmp_path: Path) -> None:
+    """Only a writer that may write has workers."""
     with (
         CacheWriter(tmp_path / "c.zarr", dataset=DATASET) as writer,
-        pytest.raises(CacheError, match="only an open writer that shares a plan"),
+        pytest.raises(CacheError, match="a closed writer lends no lock"),
     ):
         assert writer.lease

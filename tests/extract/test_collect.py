@@ -1,4 +1,4 @@
-"""How the driver of Ray collects receipts, without Ray."""
+"""How receipts of workers are collected, without workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from llmembed.common.errors import LLMEmbedWarning
 from llmembed.extract.engines.outcome import Counts
-from llmembed.extract.engines.ray_engine import _collect
+from llmembed.extract.engines.units import collect
 
 
 def toy_units(n_units: int) -> list[Any]:
@@ -41,7 +41,7 @@ def test_a_unit_that_failed_is_handed_out_again() -> None:
     """What fails in the first round alone is done in the second, and nothing else is."""
     seen: list[list[int]] = []
     fails_once = rounds(lambda number, turn: number == 2 and turn == 1, seen)
-    counts = _collect(toy_units(5), fails_once, lambda *_: None)
+    counts = collect(toy_units(5), fails_once, lambda *_: None)
     assert (counts, seen) == (Counts(n_rows_computed=50), [[0, 1, 2, 3, 4], [2]])
 
 
@@ -50,9 +50,7 @@ def test_a_unit_that_fails_each_time_is_named_with_its_reason() -> None:
     seen: list[list[int]] = []
     named = "rows 20-30 of split 'train': store down for 2"
     with pytest.warns(LLMEmbedWarning, match=named):
-        counts = _collect(
-            toy_units(5), rounds(lambda number, _: number == 2, seen), lambda *_: None
-        )
+        counts = collect(toy_units(5), rounds(lambda number, _: number == 2, seen), lambda *_: None)
     assert counts == Counts(n_rows_computed=40, left=(named,))
     assert seen == [[0, 1, 2, 3, 4], [2], [2]]
 
@@ -61,6 +59,6 @@ def test_where_all_fail_not_all_are_tried() -> None:
     """Two rounds end after 32 failures each; all units are counted, and the first ones named."""
     seen: list[list[int]] = []
     with pytest.warns(LLMEmbedWarning) as warned:
-        counts = _collect(toy_units(100), rounds(lambda *_: True, seen), lambda *_: None)
+        counts = collect(toy_units(100), rounds(lambda *_: True, seen), lambda *_: None)
     assert [len(tried) for tried in seen] == [32, 32]
     assert (len(counts.left), len(warned)) == (100, 20)

@@ -172,7 +172,6 @@ def test_who_shares_nothing_is_kept_apart(
         ({"rank": 0, "world": 0}, "--world is 0; it counts from 1"),
         ({"rank": 0, "world": 2, "overwrite": True}, "would let each rank delete"),
         ({"workers": 2}, "--workers is for --engine ray, and --engine is local. Pass both."),
-        ({"gpus_per_worker": 1.0}, "--gpus-per-worker is for --engine ray"),
         ({"engine": "ray", "gpus_per_worker": -1.0}, "--gpus-per-worker is -1.0; pass 0 or more"),
         ({"engine": "ray", "workers": 0}, "--workers is 0; it counts from 1"),
         ({"engine": "ray", "rank": 0, "world": 2}, "Pass either it or --rank and --world."),

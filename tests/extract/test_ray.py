@@ -52,7 +52,7 @@ def test_workers_hash_a_large_cache_at_the_end(
     """What a zombie left in a chunk is found by workers, and its block alone is done again."""
     monkeypatch.setattr(ray_engine, "_MANY_CHUNKS", 1)
     chunk = Path(on_ray.cache or "") / "train/toy-llama/mean/layer_003/c.1.0"
-    collect = ray_engine._collect
+    collect = ray_engine.collect
 
     def then_spoil(*arguments: Any) -> Counts:
         counts = collect(*arguments)
@@ -60,7 +60,7 @@ def test_workers_hash_a_large_cache_at_the_end(
         return counts
 
     with monkeypatch.context() as patch:
-        patch.setattr(ray_engine, "_collect", then_spoil)
+        patch.setattr(ray_engine, "collect", then_spoil)
         with pytest.raises(
             CacheCorruptError, match=r"layer_003: block 1 does not hold .*withdrawn"
         ):

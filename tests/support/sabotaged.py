@@ -1,4 +1,4 @@
-"""Workers of Ray that go wrong in a chosen way."""
+"""Workers, of Ray and of this machine, that go wrong in a chosen way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmembed.extract.engines import ray_engine
+from llmembed.extract.engines import devices, ray_engine
 
 POISON = """
 from llmembed.common.errors import RowError
@@ -27,14 +27,13 @@ def fatal_to_worker(row: int) -> str:
     """Make code that ends every worker that is given the unit which begins with a row."""
     return f"""
 import json, os
-from llmembed.extract.engines.ray_worker import Worker
-call = Worker.__call__
-def die(self, batch):
-    (unit,) = batch["unit"]
-    if json.loads(unit)["plan"]["blocks"][0]["start"] == {row}:
+from llmembed.extract.engines.worker import Worker
+receipt = Worker.receipt
+def die(self, number, unit):
+    if unit is not None and json.loads(unit)["blocks"][0]["start"] == {row}:
         os._exit(1)
-    return call(self, batch)
-Worker.__call__ = die
+    return receipt(self, number, unit)
+Worker.receipt = die
 """
 
 
@@ -43,7 +42,7 @@ def two_units() -> Iterator[None]:
     """Cut the five blocks of the tests into two units, which one worker has both at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_engine, "_UNITS_A_WORKER", 1)
-        patch.setattr(ray_engine, "_MOST_BLOCKS", 3)
+        patch.setattr(ray_engine, "MOST_BLOCKS", 3)
         yield
 
 
@@ -59,6 +58,14 @@ def in_workers(code: str) -> Iterator[None]:
     Sabotaged.__module__ = "__main__"  # so that Ray sends it whole
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_engine, "Worker", Sabotaged)
+        yield
+
+
+@contextmanager
+def in_processes(code: str) -> Iterator[None]:
+    """Run code in every process of `--devices` before it begins."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "_PROGRAM", f"{code}\n{devices._PROGRAM}")
         yield
 
 

@@ -1,4 +1,4 @@
-"""What a worker of Ray does: it loads the backbone once, then does units and gives receipts.
+"""What a worker does: it loads the backbone once, then does units and gives receipts.
 
 Ray imports this module in every process that it starts, also in those that only hash chunks and
 those that end before their first unit: what takes seconds to import is imported by the first unit.
@@ -10,7 +10,12 @@ import dataclasses
 import json
 import os
 import platform
+import queue
+import signal
+import sys
+import threading
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from llmembed.cache_format import SplitPlan
@@ -34,46 +39,60 @@ _FATAL = (CacheLockedError, CacheSpaceError, ExtractionError)
 
 
 class Worker:
-    """One process of the pool: loads the backbone once, then does units.
+    """One of several processes: loads the backbone once, then does units.
 
     Args:
-        job: what every worker must know, as `ray_engine` makes it of a task.
+        job: what every worker must know, as `units.job_of` makes it of a task.
+        on_batch: called with the number of rows and real tokens of each batch that is done.
+
+    Attributes:
+        is_broken: its device failed, and may fail again: another process is to do the next unit.
     """
 
-    def __init__(self, job: str) -> None:
+    def __init__(self, job: str, on_batch: Callable[[int, int], None] = lambda *_: None) -> None:
         self._job: dict[str, Any] = json.loads(job)
+        self._on_batch = on_batch
         self._task: Task | None = None
-        self._broken = False
+        self.is_broken = False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Do a unit, and give its receipt."""
-        if self._broken:  # a device that failed once fails again: another process does this unit
+        """Do a unit, and give its receipt, as Ray Data asks for it."""
+        if self.is_broken:
             os._exit(1)
         (number,), (unit,) = batch["number"], batch["unit"]
-        receipt: dict[str, Any] = {"number": int(number), "host": platform.node()}
-        receipt |= {"counts": {}, "fatal": "", "reason": ""}
+        return {"receipt": [json.dumps(self.receipt(int(number), unit))]}
+
+    def receipt(self, number: int, unit: str | None) -> dict[str, Any]:
+        """Load the backbone, do a unit if there is one, and tell how that went."""
+        receipt: dict[str, Any] = {"number": number, "host": platform.node()}
+        receipt |= {"counts": {}, "fatal": "", "reason": "", "kind": ""}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", LLMEmbedWarning)
             try:
                 self._open()
             except (LLMEmbedError, ImportError) as error:
-                receipt["fatal"] = str(error)
+                receipt |= {"fatal": str(error), "kind": type(error).__name__}
             else:
-                self._fill(receipt, unit)
+                if unit is not None:
+                    self._fill(receipt, unit)
         receipt["warnings"] = [
             str(one.message) for one in caught if issubclass(one.category, LLMEmbedWarning)
         ]
-        return {"receipt": [json.dumps(receipt)]}
+        return receipt
+
+    def borrow(self, lease: str) -> None:
+        """Write for another writer than the job names."""
+        self._job["lease"] = lease
 
     def _fill(self, receipt: dict[str, Any], unit: str) -> None:
         try:
             receipt["counts"] = dataclasses.asdict(self._do(SplitPlan.loads(unit)))
         except _FATAL as error:
-            receipt["fatal"] = str(error)
+            receipt |= {"fatal": str(error), "kind": type(error).__name__}
         except LLMEmbedError as error:
-            receipt["reason"] = str(error)
+            receipt |= {"reason": str(error), "kind": type(error).__name__}
         except (RuntimeError, OSError, MemoryError, ValueError) as error:
-            self._broken = True
+            self.is_broken = True
             receipt["reason"] = f"{type(error).__name__}: {error}"
 
     def _open(self) -> None:
@@ -97,7 +116,9 @@ class Worker:
                 placement=Placement(**job["placement"]),
             )
             fingerprint = task.source.fingerprint
-            self._extractor = task.load_extractor(task.layers, expected=fingerprint)
+            self._extractor = task.load_extractor(
+                task.layers, expected=fingerprint, compiled=job["compiled"]
+            )
             self._task = task
 
     def _do(self, unit: SplitPlan) -> Counts:
@@ -109,7 +130,44 @@ class Worker:
         examples = self._task.corpus.splits[plan.split]
         for block in plan.blocks:
             writer.check_texts(block, examples.part(block.start, block.stop).text_hash)
-        return extract_blocks(self._task, writer, plan, self._extractor, look_back=False)
+        return extract_blocks(
+            self._task, writer, plan, self._extractor, on_batch=self._on_batch, look_back=False
+        )
+
+
+def serve() -> None:
+    """Be a worker of the process that started this one, which asks on stdin, a line each.
+
+    It is answered on stdout. Where stdin ends, that process has ended, and so does this one, at
+    once: what it has not committed is nobody's any more.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that asks
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints is no answer
+
+    def say(answer: dict[str, Any]) -> None:
+        try:
+            print(json.dumps(answer), file=answers, flush=True)
+        except OSError:
+            os._exit(1)
+
+    worker = Worker(
+        lines.get(), on_batch=lambda rows, tokens: say({"rows": rows, "tokens": tokens})
+    )
+    say(worker.receipt(-1, None))
+    while not worker.is_broken:
+        number, unit, lease = json.loads(lines.get())
+        worker.borrow(lease)
+        say(worker.receipt(number, unit))
+    os._exit(1)
+
+
+def _listen(lines: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)
 
 
 def hash_part(batch: dict[str, Any], cache: str) -> dict[str, list[str]]:
