@@ -26,7 +26,7 @@ from llmembed.common.errors import (
 )
 from llmembed.common.regular import open_regular, require_regular
 from llmembed.train.inputs import Feature
-from llmembed.train.inputs.spill import GB, default_limit, make_room
+from llmembed.train.inputs.data import GB, make_room, memory_limit
 from llmembed.train.linear.devices import has_room
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Backbones:
                         self._put(x, wanted, source, block)
                     yield x
                 return
-            x = make_room(len(texts), sum(widths), default_limit() / GB)[0]
+            x = make_room(len(texts), sum(widths), memory_limit() / GB)
             for source in sources:
                 self._loaded = {name: one for name, one in self._loaded.items() if name == source}
                 start = 0
