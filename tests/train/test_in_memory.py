@@ -121,8 +121,7 @@ def test_features_are_moved_where_they_have_room(
 
 
 def test_what_fits_is_counted() -> None:
-    """Twice the features, a Gram matrix a fold and nine more, and scores, against 0.8 of what is
-    free."""
+    """Twice the features, a Gram matrix a fold and nine more, and scores: 0.8 of what is free."""
     n_bytes = devices.solving_bytes((1000, 10), n_folds=5, n_classes=2)
     assert n_bytes == 8 * 1000 * 10 + 4 * 14 * 100 + 120 * 2000
     assert devices.fits(n_bytes, n_bytes / 0.79)
