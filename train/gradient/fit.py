@@ -39,10 +39,10 @@ from llmembed.train.gradient.module import (
 )
 from llmembed.train.gradient.workspace import checkpoint_folder, find_checkpoint, make_logger
 from llmembed.train.inputs import FeatureBatches, FitData
+from llmembed.train.linear.devices import fits, free_bytes
 from llmembed.train.measures import calibrate, calibrate_trained
 
 VALIDATION_ROWS = 1024  # of a batch, where the steps' are smaller
-_GPU_SHARE = 0.8  # of the free memory of a GPU that a split may take
 
 
 def train_by_gradient(
@@ -153,7 +153,7 @@ def _batches(
 ) -> list[FeatureBatches]:
     """Give shuffled batches to train on, and those to watch; on the device where all fits there."""
     device, size = trainer.strategy.root_device, plan.training.batch_size
-    if device.type == "cuda" and data.x.nbytes < _GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+    if device.type == "cuda" and fits(data.x.nbytes, free_bytes(device)):
         data = data.to(device)
     train, validation = data.shares.train, data.shares.validation
     batches = [

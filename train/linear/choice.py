@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, Path, Ridge
@@ -77,7 +78,8 @@ def choose_strength(
     rows, alone = problem.taking_part, problem.alone
     for k in equals if len(equals) > 1 else []:
         linear = solve(path.strengths[k])
-        scores = linear.scores(problem.x[:, : linear.weight.shape[1]])
+        blocks = problem.blocks(linear.weight.shape[1])
+        scores = torch.cat([linear.scores(x) for _, x in blocks])
         scores[rows, problem.y[rows]] -= _ROUNDING * scores[rows].abs().max()
         (fitted,) = problem.accuracies(scores[None], rows)
         if fitted > best_fitted:

@@ -169,13 +169,13 @@ class ClosedSolver:
         problem, strengths = self.problem, self.strengths
         n_classes = problem.moments.counts.shape[1]
         shape = (len(strengths), len(problem.x), n_classes)
-        scores = [problem.x.new_full(shape, math.nan) for _ in widths]
+        scores = [problem.class_weights.new_full(shape, math.nan) for _ in widths]
 
         def score(moments: Moments, tried: slice, rows: Tensor) -> None:
             system = self.kind(moments)
             solved = [system.leading(strength, widths) for strength in strengths[tried]]
             for of_width, maps in zip(scores, zip(*solved, strict=True), strict=True):
-                _score(of_width[tried], maps, problem.x, rows)
+                _score(of_width[tried], maps, problem, rows)
 
         def score_fold(job: tuple[int, slice]) -> None:
             fold, tried = job
@@ -185,20 +185,20 @@ class ClosedSolver:
         middle = (len(strengths) + 1) // 2 if torch.get_num_threads() > 1 else len(strengths)
         halves = [tried for tried in (slice(middle), slice(middle, None)) if strengths[tried]]
         jobs = itertools.product(range(len(problem.folds)), halves)
-        for _ in map_on_cores(score_fold, jobs, problem.x.device):
+        for _ in map_on_cores(score_fold, jobs, problem.device):
             pass
         if len(problem.alone):
             score(problem.moments.total(), slice(None), problem.alone)
         return [Path(strengths, of_width) for of_width in scores]
 
 
-def _score(scores: Tensor, maps: Sequence[LinearMap], x: Tensor, rows: Tensor) -> None:
+def _score(scores: Tensor, maps: Sequence[LinearMap], problem: Problem, rows: Tensor) -> None:
     """Fill `[S, N, C]` with the scores of some rows by S classifiers."""
     together = LinearMap(
         weight=torch.cat([one.weight for one in maps]), bias=torch.cat([one.bias for one in maps])
     )
     for chunk in torch.split(rows, _CHUNK_ROWS):
-        held_out = x[:, : together.weight.shape[1]].index_select(0, chunk)
+        held_out = problem.features_of(chunk, together.weight.shape[1])
         of_chunk = torch.unflatten(together.scores(held_out), 1, (len(maps), -1))
         scores[:, chunk] = of_chunk.transpose(0, 1)  # [n, S, C] -> [S, n, C]
 

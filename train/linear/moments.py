@@ -15,7 +15,7 @@ temperatures count it, since without it the class would have no row at all.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from llmembed.train.inputs import mean_loss, weights_of
 
 _CHUNK_ROWS = 4096
+_BLOCK_ROWS = 8192
 _BLOCK_COLUMNS = 384  # of a product: wide enough for its full speed
 
 
@@ -84,10 +85,14 @@ class FoldMoments:
 
 @dataclass(frozen=True)
 class Problem:
-    """Rows to classify, divided into folds."""
+    """Rows to classify, divided into folds.
+
+    The device is that of the labels, the folds and the weights. Features that have no room there
+    may stay in memory: all that reads them takes some thousand rows at a time.
+    """
 
     x: Tensor
-    """float32 `[N, K]`, features."""
+    """float32 `[N, K]`, features, on the device or in memory."""
     y: Tensor
     """int64 `[N]`, classes."""
     folds: list[Tensor]
@@ -98,6 +103,21 @@ class Problem:
     """float32 `[N]`, a factor of the weight of each row; None is 1."""
     summed: Callable[[], FoldMoments] | None = None
     """Sums the moments elsewhere; None is here."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where numbers are computed."""
+        return self.y.device
+
+    def features_of(self, rows: Tensor, width: int | None = None) -> Tensor:
+        """Give some rows, int64 `[n]`, and of them the first columns, on the device."""
+        return self.x[:, :width].index_select(0, rows.to(self.x.device)).to(self.device)
+
+    def blocks(self, width: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Give all rows, and of them the first columns, on the device: some thousand at a time."""
+        for start in range(0, len(self.x), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            yield rows, self.x[rows, :width].to(self.device)
 
     @functools.cached_property
     def moments(self) -> FoldMoments:
@@ -113,11 +133,11 @@ class Problem:
 
     def _moments(self, rows: Tensor) -> Moments:
         n_classes, width = len(self.class_weights), self.x.shape[1]
-        gram = self.x.new_zeros(width, width)
-        class_sums = self.x.new_zeros(n_classes, width, dtype=torch.float64)
-        counts = self.x.new_zeros(n_classes, dtype=torch.float64)
+        gram = self.class_weights.new_zeros(width, width)
+        class_sums = gram.new_zeros(n_classes, width, dtype=torch.float64)
+        counts = gram.new_zeros(n_classes, dtype=torch.float64)
         for index, chunk in enumerate(torch.split(rows, _CHUNK_ROWS)):
-            block = self.x.index_select(0, chunk)
+            block = self.features_of(chunk)
             weights = self.weights_of(chunk)[:, None]
             of_class = weights * F.one_hot(self.y[chunk], n_classes)
             class_sums += of_class.T @ block

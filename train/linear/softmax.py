@@ -76,7 +76,7 @@ class SoftmaxSolver:
     def _masks(self, n_fits: int) -> Tensor:
         """Weigh the rows in folds, float32 `[N, P]`."""
         rows = self.problem.taking_part
-        masks = self.problem.x.new_zeros(len(self.problem.x), n_fits)
+        masks = self.problem.class_weights.new_zeros(len(self.problem.x), n_fits)
         masks[rows] = self.problem.weights_of(rows)[:, None]
         return masks
 
@@ -90,7 +90,10 @@ class SoftmaxSolver:
 
     def _scores(self, theta: Tensor) -> Tensor:
         """Classify all rows by all fits: float32 `[N, P, C]`."""
-        x, weights, bias = self.problem.x, theta[:, :-1], theta[:, -1]
+        return torch.cat([self._scores_of(x, theta) for _, x in self.problem.blocks()])
+
+    def _scores_of(self, x: Tensor, theta: Tensor) -> Tensor:
+        weights, bias = theta[:, :-1], theta[:, -1]
         flat = weights.transpose(0, 1).flatten(1)  # [P, K, C] -> [K, P C]
         product = (x @ flat).reshape(len(x), *bias.shape)
         return product + (bias - torch.einsum("k,pkc->pc", self._mean, weights))
@@ -101,7 +104,7 @@ class SoftmaxSolver:
         penalty = strength * self._unit
         if theta is None:
             shape = (row_weights.shape[1], len(self._mean) + 1, len(self._counts))
-            theta = self.problem.x.new_zeros(shape)
+            theta = masks.new_zeros(shape)
         bound = _CURVATURE * self._covariance
         trace = bound.trace() + _CURVATURE * self._mean.square().sum()
         factor = factorise(bound, bound.new_tensor(penalty), trace).to(theta)
@@ -118,17 +121,20 @@ class SoftmaxSolver:
 
     def _loss(self, theta: Tensor, row_weights: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
         """Give the loss, float64 `[P]`, and its gradient, `[P, K + 1, C]`."""
-        x, log_proba = self.problem.x, self._scores(theta).log_softmax(dim=2)
-        true = self.problem.y.clamp(min=0)[:, None, None].expand(-1, log_proba.shape[1], 1)
-        losses = -log_proba.gather(2, true)[:, :, 0] * row_weights
-        weights = theta[:, :-1]
-        loss = losses.sum(dim=0, dtype=torch.float64)
-        loss += penalty / 2 * weights.double().square().sum(dim=(1, 2))
-        residual = log_proba.exp_()
-        residual.scatter_add_(2, true, -torch.ones_like(true, dtype=residual.dtype))
-        residual *= row_weights[:, :, None]
-        of_bias = residual.sum(dim=0)  # [P, C]
-        product = (x.T @ residual.flatten(1)).reshape(-1, *of_bias.shape).transpose(0, 1)
+        weights, of_bias = theta[:, :-1], torch.zeros_like(theta[:, -1])  # [P, C]
+        loss = penalty / 2 * weights.double().square().sum(dim=(1, 2))
+        flat = theta.new_zeros(weights.shape[1], of_bias.numel())  # [K, P C]
+        for rows, x in self.problem.blocks():
+            log_proba, own = self._scores_of(x, theta).log_softmax(dim=2), row_weights[rows]
+            true = self.problem.y[rows].clamp(min=0)[:, None, None].expand(-1, own.shape[1], 1)
+            losses = -log_proba.gather(2, true)[:, :, 0] * own
+            loss += losses.sum(dim=0, dtype=torch.float64)
+            residual = log_proba.exp_()
+            residual.scatter_add_(2, true, -torch.ones_like(true, dtype=residual.dtype))
+            residual *= own[:, :, None]
+            of_bias += residual.sum(dim=0)
+            flat += x.T @ residual.flatten(1)
+        product = flat.reshape(-1, *of_bias.shape).transpose(0, 1)
         of_weights = product - self._mean[:, None] * of_bias[:, None, :] + penalty * weights
         return loss, torch.cat([of_weights, of_bias[:, None]], dim=1)
 

@@ -25,7 +25,7 @@ from llmembed.train.fusions.heads import LinearHead
 from llmembed.train.inputs import FitData, draw_folds, mean_loss
 from llmembed.train.linear.choice import choose_head
 from llmembed.train.linear.closed import LinearMap, without_absent
-from llmembed.train.linear.devices import device_of
+from llmembed.train.linear.devices import device_of, fits, free_bytes, solving_bytes
 from llmembed.train.linear.moments import Problem
 from llmembed.train.linear.ray_moments import RayMoments
 from llmembed.train.linear.stacking import Member, average, spread
@@ -122,8 +122,8 @@ def solve_base(method: Method, data: FitData) -> Base:
     solved = _solve_stack(grid, stack_of(grid, sweep(grid)).items())
     held_out = solved.scores.nan_to_num()  # of rows without a label
     if not is_drawn:
-        unseen = torch.from_numpy(shares.validation).to(grid.x.device)
-        held_out[unseen] = solved.linear.scores(grid.x[unseen]).to(held_out)
+        unseen = torch.from_numpy(shares.validation).to(grid.device)
+        held_out[unseen] = solved.linear.scores(grid.features_of(unseen)).to(held_out)
     temperature = grid.temperature(held_out, calibrate)
     return Base(
         linear=average([solved.linear], [1 / temperature]), held_out=(held_out / temperature).cpu()
@@ -131,7 +131,7 @@ def solve_base(method: Method, data: FitData) -> Base:
 
 
 def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Solved:
-    scores = torch.zeros_like(grid.x[:, :1])
+    scores = grid.class_weights.new_zeros(len(grid.y), 1)
     maps, factors = [], []
     for member, candidate in judged:
         scores = scores + member.weight * candidate.scores
@@ -183,16 +183,18 @@ def grid_of(method: Method, data: FitData, seed: int) -> Grid:
     """Make the grid of a fit's training rows; the seed draws the folds.
 
     It lies on a GPU where there is one and it is not ruled out; MPS has no float64, so never there.
+    Features that have no room on it stay in memory, and go through it in blocks of rows.
 
     Raises:
         ConfigError: there are fewer training rows than folds, or there is no such device.
     """
     device = device_of(method.accelerator, method.devices)
-    device = device if device.type == "cuda" else torch.device("cpu")
+    device = torch.device("cpu") if device.type == "mps" else device
     folds = [rows.to(device) for rows in folds_of(method, data, seed)]
     weights, own = data.class_weights().to(device), data.sample_weights
+    n_bytes = solving_bytes(data.x.shape, len(folds), len(weights))
     return Grid(
-        x=data.x.to(device),
+        x=data.x.to(device) if fits(n_bytes, free_bytes(device)) else data.x,
         y=data.y.to(device),
         widths=tuple(feature.hidden_size for feature in data.features),
         folds=folds,

@@ -142,7 +142,7 @@ def sweep(grid: Grid) -> list[Candidate]:
         return grid.candidate(fusion, features, choice, solve)
 
     every = range(len(grid.widths))
-    found = [*map_on_cores(lambda index: judged("single", [index]), every, grid.x.device)]
+    found = [*map_on_cores(lambda index: judged("single", [index]), every, grid.device)]
     pool, strength = _pool(grid, found), best_of(found).strength
     if len(every) > 1 and len(set(grid.widths)) == 1:
         found.append(judged("mean", every))
