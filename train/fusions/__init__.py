@@ -45,6 +45,8 @@ HEADS = Registry[HeadSpec]("head", "llmembed.heads")
 def register_fusion(name: str, **facts: bool) -> Callable[[Kind], Kind]:
     """Let `--fusion NAME` stand for the class below; it is made from the widths of the features.
 
+    It is given float32, by `LLMEmbedClassifier` float64, and gives what it is given.
+
     Args:
         name: what the option takes.
         facts: those of `FusionSpec`, such as `learns=True`.
