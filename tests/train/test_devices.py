@@ -44,8 +44,8 @@ def test_the_device_is_the_one_that_lightning_takes(
 @pytest.mark.parametrize(
     ("options", "machine", "message"),
     [
-        (("gpu", "1"), (0, False), "--accelerator gpu needs a GPU, and torch sees none"),
-        (("mps", "1"), (1, False), "--accelerator mps needs a GPU, and torch sees none"),
+        (("gpu", "1"), (0, False), "--accelerator gpu needs a GPU, and torch sees no such GPU"),
+        (("mps", "1"), (1, False), "--accelerator mps needs a GPU, and torch sees no such GPU"),
         (("auto", "3,"), (1, False), "--devices 3, names the GPU of number 3, .*is 1 of cuda"),
         (("gpu", "3,"), (1, False), "--devices 3, names the GPU of number 3, .*is 1 of cuda"),
         (("auto", "1,"), (0, True), "--devices 1, .*there is 1 of mps, from 0 on"),

@@ -36,8 +36,8 @@ def choose_device(accelerator: str, devices: str, n_gpus: int, *, has_mps: bool)
     kind = next((one for one in wanted if counts[one]), None)
     if kind is None:
         raise ConfigError(
-            f"--accelerator {accelerator} needs a GPU, and torch sees none on this machine that it "
-            "could be. Pass --accelerator cpu, or auto."
+            f"--accelerator {accelerator} needs a GPU, and torch sees no such GPU on this machine. "
+            "Pass --accelerator cpu, or auto."
         )
     if not devices.endswith(","):
         return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
