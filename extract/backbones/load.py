@@ -231,6 +231,15 @@ def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelSh
     )
 
 
+def attention_of(shape: ModelShape, *, trust_remote_code: bool = False) -> str:
+    """Name the attention that transformers chooses for a model, without its weights."""
+    with quiet(), torch.device("meta"):
+        model: Any = transformers.AutoModel.from_config(
+            _cut(shape.config, shape.n_layers, 1), trust_remote_code=trust_remote_code
+        )
+    return str(model.config._attn_implementation)  # noqa: SLF001
+
+
 def has_token_types(config: Any) -> bool:
     """Tell whether the model embeds which text of a pair a token belongs to."""
     return (getattr(config, "type_vocab_size", None) or 0) > 1

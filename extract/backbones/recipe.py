@@ -2,7 +2,7 @@
 
 A recipe is what a cache records of a source, and all that is needed to repeat the extraction for a
 new text. Its `fingerprint` is identity: two recipes with the same fingerprint give the same
-features. Its `record` is the way back: where the model was found.
+features. Its `record` is the way back: where the model was found, and what computed them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import typing
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self
 
@@ -92,6 +93,12 @@ class Recipe:
     """Weights of the backbone: nf4, int8."""
     dtype: str
     """Stored features: float16, float32."""
+    torch: str | None = None
+    """Version of torch that features were made with, where that is recorded."""
+    transformers: str | None = None
+    """Version of transformers that they were made with."""
+    attention: str | None = None
+    """Attention that transformers chose for them: sdpa, eager, ..."""
 
     def __post_init__(self) -> None:
         """Refuse a template that does not fit the texts."""
@@ -119,7 +126,7 @@ class Recipe:
                     raise TypeError(f"its {name} is of another type")
             if recipe.compute_dtype == "auto" or recipe.max_length > _UNBOUNDED:
                 raise TypeError("its compute_dtype or max_length is none that is recorded")
-            check_options(recipe.record)
+            check_options(vars(recipe))
             return recipe
         except (TypeError, ConfigError) as error:
             reason = str(error).rstrip(".")
@@ -130,8 +137,35 @@ class Recipe:
 
     @property
     def record(self) -> dict[str, Any]:
-        """All fields, as JSON takes them."""
-        return dataclasses.asdict(self)
+        """All fields, as JSON takes them, with what computes here where nothing is recorded."""
+        return dataclasses.asdict(self) | ({} if self._made_with else self._made_here)
+
+    @property
+    def _made_with(self) -> dict[str, str]:
+        recorded = {name: getattr(self, name) for name in ("torch", "transformers", "attention")}
+        return {name: value for name, value in recorded.items() if value is not None}
+
+    @functools.cached_property
+    def _made_here(self) -> dict[str, str]:
+        from llmembed.extract.backbones.load import attention_of
+
+        # Builds of one version for a CPU and for CUDA are told apart behind the plus.
+        versions = {name: version(name).partition("+")[0] for name in ("torch", "transformers")}
+        attention = attention_of(self.shape, trust_remote_code=self.trust_remote_code)
+        return versions | {"attention": attention}
+
+    def warn_of_other_versions(self) -> None:
+        """Say in one sentence where the recorded features were made with other software."""
+        pairs = ((name, value, self._made_here[name]) for name, value in self._made_with.items())
+        others = [f"{name} {value} (here {here})" for name, value, here in pairs if value != here]
+        if others:
+            warnings.warn(
+                f"features of {self.files.name} were made with {', '.join(others)}: new ones may "
+                "differ from them beyond rounding. Install those versions, or compare by "
+                "llmembed-cache verify --model.",
+                LLMEmbedWarning,
+                stacklevel=2,
+            )
 
     @functools.cached_property
     def found(self) -> ModelFiles:
