@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
 STORED_DTYPES = ("float16", "float32")
-QUANTIZATIONS = ("nf4", "int8")
+QUANTIZATIONS = ("nf4", "int8", "fp8")
 _UNBOUNDED = 1 << 20
 """Tokenizers without a limit of their own say something far beyond this."""
 
@@ -42,7 +42,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: a value is not among those allowed.
-        MissingPackageError: weights are to be quantised, and bitsandbytes is not installed.
+        MissingPackageError: weights are to be quantised by bitsandbytes, which is not installed.
     """
     for option, kind, allowed in (
         ("compute_dtype", "compute dtype", COMPUTE_DTYPES),
@@ -53,7 +53,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         if value not in allowed and not (option == "quantize" and value is None):
             remedy = f"Pass one of them to --{option.replace('_', '-')}."
             raise ConfigError.unknown(kind, value, allowed, remedy)
-    if options["quantize"] and find_spec("bitsandbytes") is None:
+    if options["quantize"] in ("nf4", "int8") and find_spec("bitsandbytes") is None:
         purpose = f"--quantize {options['quantize']}"
         raise MissingPackageError.of("bitsandbytes", "quantize", purpose)
     if options["max_length"] < 1:
@@ -90,7 +90,7 @@ class Recipe:
     compute_dtype: str
     """Arithmetic of the backbone: bfloat16, float16, float32."""
     quantize: str | None = None
-    """Weights of the backbone: nf4, int8."""
+    """Weights of the backbone: nf4, int8, fp8."""
     dtype: str
     """Stored features: float16, float32."""
     torch: str | None = None
