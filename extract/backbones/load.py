@@ -237,7 +237,9 @@ def attention_of(shape: ModelShape, *, trust_remote_code: bool = False) -> str:
     models: Any = transformers.AutoModel
     with quiet(), torch.device("meta"):
         model = models.from_config(
-            _cut(shape.config, shape.n_layers, 1), trust_remote_code=trust_remote_code
+            _cut(shape.config, shape.n_layers, 1),
+            attn_implementation=attention_for(shape.config),
+            trust_remote_code=trust_remote_code,
         )
     return str(model.config._attn_implementation)  # noqa: SLF001
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -20,9 +19,9 @@ import xxhash
 
 from llmembed.common.errors import (
     ConfigError,
-    LLMEmbedWarning,
     MissingPackageError,
     ModelError,
+    warn,
 )
 from llmembed.extract.backbones.models import ModelFiles, find_model, hash_files
 from llmembed.extract.texts import template_fields
@@ -159,12 +158,10 @@ class Recipe:
         pairs = ((name, value, self._made_here[name]) for name, value in self._made_with.items())
         others = [f"{name} {value} (here {here})" for name, value, here in pairs if value != here]
         if others:
-            warnings.warn(
+            warn(
                 f"features of {self.files.name} were made with {', '.join(others)}: new ones may "
                 "differ from them beyond rounding. Install those versions, or compare by "
-                "llmembed-cache verify --model.",
-                LLMEmbedWarning,
-                stacklevel=2,
+                "llmembed-cache verify --model."
             )
 
     @functools.cached_property
@@ -266,11 +263,9 @@ class Recipe:
         limit = min(int(limit) for limit in limits if limit is not None)
         if self.max_length <= limit:
             return self
-        warnings.warn(
+        warn(
             f"max-length {self.max_length} is more than {self.files.name} has positions for: texts "
-            f"are cut at {limit} tokens.",
-            LLMEmbedWarning,
-            stacklevel=2,
+            f"are cut at {limit} tokens."
         )
         return dataclasses.replace(self, max_length=limit)
 

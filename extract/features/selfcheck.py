@@ -60,7 +60,7 @@ def allowed(compute_dtype: str | torch.dtype, quantize: str | None, pooling: str
 
 
 def _arithmetic(compute_dtype: str | torch.dtype, quantize: str | None) -> str:
-    return quantize if quantize in TOLERANCE else str(compute_dtype).removeprefix("torch.")
+    return quantize if quantize in ("int8", "fp8") else str(compute_dtype).removeprefix("torch.")
 
 
 def agree(feature: Tensor, expected: Tensor, pooling: str, backbone: Backbone) -> bool:
