@@ -71,7 +71,8 @@ class ExtractConfig:
     dtype: str = "float16"
     """Stored features: float16 or float32."""
     quantize: str | None = None
-    """Weights of the backbone by bitsandbytes (the extra quantize): nf4 or int8."""
+    """Weights of the backbone: nf4 or int8 by bitsandbytes (the extra quantize), or fp8, whose
+    products are of 8 bits on Ada and Hopper GPUs; a CPU rounds alike, no faster."""
     token_budget: int | None = None
     """Tokens a batch, pads included; without it chosen for the device. Halved, with a warning,
     where memory runs out."""

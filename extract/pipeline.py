@@ -13,7 +13,8 @@ import contextlib
 import dataclasses
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llmembed.cache_format import SourceInfo, SplitPlan, open_cache
 from llmembed.common.errors import CacheFormatError, CacheNotFoundError, ConfigError
@@ -117,10 +118,15 @@ def resolve_recipe(
 ) -> tuple[Recipe, tuple[int, ...]]:
     """Find the backbone that is asked for, and its layers; `cache` has its earlier features."""
     names = {field.name for field in dataclasses.fields(Recipe)}
+    known, device = _known_recipe(config, cache), resolve_device(config.device)
+    compute_dtype = str(resolve_compute_dtype(config.compute_dtype, device)).removeprefix("torch.")
+    if config.compute_dtype == "auto":  # what the cache has goes on
+        compute_dtype = known.get("compute_dtype", compute_dtype)
     resolved = {
         "model": lasting_name(config.model),
         "text_pair": text_pair,
-        "compute_dtype": _compute_dtype(config, cache),
+        "compute_dtype": compute_dtype,
+        **{name: known.get(name) for name in ("torch", "transformers", "attention")},
     }
     given = {name: value for name, value in vars(config).items() if name in names}
     recipe = Recipe(**given | resolved).within_positions()
@@ -135,16 +141,15 @@ def resolve_recipe(
     return recipe, layers
 
 
-def _compute_dtype(config: ExtractConfig, cache: str) -> str:
-    """Resolve `auto`: what the cache has of this backbone goes on, else what suits the device."""
-    if config.compute_dtype == "auto" and not config.overwrite:
+def _known_recipe(config: ExtractConfig, cache: str) -> Mapping[str, Any]:
+    """Read what the cache recorded of this backbone, if it is there and goes on."""
+    if not config.overwrite:
         with contextlib.suppress(CacheNotFoundError, CacheFormatError):
             sources = open_cache(cache).sources
             name = config.source or find_model(config.model, config.revision).name
             if name in sources:
-                return str(sources[name].recipe["compute_dtype"])
-    device = resolve_device(config.device)
-    return str(resolve_compute_dtype(config.compute_dtype, device)).removeprefix("torch.")
+                return sources[name].recipe
+    return {}
 
 
 def _cluster(config: ExtractConfig) -> Cluster:

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from llmembed.common.errors import ConfigError, ModelError
+from llmembed.extract.backbones.float8 import multiply_in_float8, refuse_without_float8
 from llmembed.extract.backbones.models import ModelFiles, hash_files, user_cache_folder
 from llmembed.extract.fast.attention import attention_for, use_products
 from llmembed.extract.fast.cpu import is_fast_at_bfloat16, multiply_in_float32, reorder_weights
@@ -78,7 +79,7 @@ class Backbone:
     compute_dtype: torch.dtype
     """Arithmetic of the blocks."""
     quantize: str | None
-    """How the blocks' weights are quantised: nf4, int8."""
+    """How the blocks' weights are quantised: nf4, int8, fp8."""
     widens: bool
     """Weights rest in bfloat16, and each block's are widened to float32 for every batch."""
     shareable: bool
@@ -231,6 +232,18 @@ def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelSh
     )
 
 
+def attention_of(shape: ModelShape, *, trust_remote_code: bool = False) -> str:
+    """Name the attention that transformers chooses for a model, without its weights."""
+    models: Any = transformers.AutoModel
+    with quiet(), torch.device("meta"):
+        model = models.from_config(
+            _cut(shape.config, shape.n_layers, 1),
+            attn_implementation=attention_for(shape.config),
+            trust_remote_code=trust_remote_code,
+        )
+    return str(model.config._attn_implementation)  # noqa: SLF001
+
+
 def has_token_types(config: Any) -> bool:
     """Tell whether the model embeds which text of a pair a token belongs to."""
     return (getattr(config, "type_vocab_size", None) or 0) > 1
@@ -289,7 +302,10 @@ def load_backbone(
     Raises:
         ModelError: weights are damaged, missing or of another shape, there is no list of blocks, or
             the GPUs are too small for them.
+        ConfigError: the device cannot multiply so.
     """
+    if quantize == "fp8":
+        refuse_without_float8(device)
     if shape.config.model_type == "deberta-v2" and getattr(shape.config, "conv_kernel_size", 0):
         n_kept = max(n_kept, 2)  # its convolution, part of layer 1, stands after the first block
     n_kept = max(n_kept, 1)
@@ -312,6 +328,11 @@ def load_backbone(
         model = model.get_decoder()  # the parts for images and sound are not needed
     model.eval().requires_grad_(requires_grad=False)
     blocks = _find_blocks(files, model, n_kept)
+    if quantize == "fp8" and not multiply_in_float8(blocks):
+        raise ModelError(
+            f"{files.name} ({type(model).__name__}) has no linear layers that --quantize fp8 could "
+            "round. Leave it out, or pass --quantize nf4 or int8."
+        )
     tap(blocks, shape.n_layers)
     on_cpu = device.type == "cpu" and quantize is None
     widens = on_cpu and compute_dtype == torch.bfloat16 and not is_fast_at_bfloat16()

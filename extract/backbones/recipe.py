@@ -2,7 +2,7 @@
 
 A recipe is what a cache records of a source, and all that is needed to repeat the extraction for a
 new text. Its `fingerprint` is identity: two recipes with the same fingerprint give the same
-features. Its `record` is the way back: where the model was found.
+features. Its `record` is the way back: where the model was found, and what computed them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,9 +19,9 @@ import xxhash
 
 from llmembed.common.errors import (
     ConfigError,
-    LLMEmbedWarning,
     MissingPackageError,
     ModelError,
+    warn,
 )
 from llmembed.extract.backbones.models import ModelFiles, find_model, hash_files
 from llmembed.extract.texts import template_fields
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
 STORED_DTYPES = ("float16", "float32")
-QUANTIZATIONS = ("nf4", "int8")
+QUANTIZATIONS = ("nf4", "int8", "fp8")
 _UNBOUNDED = 1 << 20
 """Tokenizers without a limit of their own say something far beyond this."""
 
@@ -41,7 +41,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: a value is not among those allowed.
-        MissingPackageError: weights are to be quantised, and bitsandbytes is not installed.
+        MissingPackageError: weights are to be quantised by bitsandbytes, which is not installed.
     """
     for option, kind, allowed in (
         ("compute_dtype", "compute dtype", COMPUTE_DTYPES),
@@ -52,7 +52,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         if value not in allowed and not (option == "quantize" and value is None):
             remedy = f"Pass one of them to --{option.replace('_', '-')}."
             raise ConfigError.unknown(kind, value, allowed, remedy)
-    if options["quantize"] and find_spec("bitsandbytes") is None:
+    if options["quantize"] in ("nf4", "int8") and find_spec("bitsandbytes") is None:
         purpose = f"--quantize {options['quantize']}"
         raise MissingPackageError.of("bitsandbytes", "quantize", purpose)
     if options["max_length"] < 1:
@@ -89,9 +89,15 @@ class Recipe:
     compute_dtype: str
     """Arithmetic of the backbone: bfloat16, float16, float32."""
     quantize: str | None = None
-    """Weights of the backbone: nf4, int8."""
+    """Weights of the backbone: nf4, int8, fp8."""
     dtype: str
     """Stored features: float16, float32."""
+    torch: str | None = None
+    """Version of torch that features were made with, where that is recorded."""
+    transformers: str | None = None
+    """Version of transformers that they were made with."""
+    attention: str | None = None
+    """Attention that transformers chose for them: sdpa, eager, ..."""
 
     def __post_init__(self) -> None:
         """Refuse a template that does not fit the texts."""
@@ -119,7 +125,7 @@ class Recipe:
                     raise TypeError(f"its {name} is of another type")
             if recipe.compute_dtype == "auto" or recipe.max_length > _UNBOUNDED:
                 raise TypeError("its compute_dtype or max_length is none that is recorded")
-            check_options(recipe.record)
+            check_options(vars(recipe))
             return recipe
         except (TypeError, ConfigError) as error:
             reason = str(error).rstrip(".")
@@ -130,8 +136,33 @@ class Recipe:
 
     @property
     def record(self) -> dict[str, Any]:
-        """All fields, as JSON takes them."""
-        return dataclasses.asdict(self)
+        """All fields, as JSON takes them, with what computes here where nothing is recorded."""
+        return dataclasses.asdict(self) | ({} if self._made_with else self._made_here)
+
+    @property
+    def _made_with(self) -> dict[str, str]:
+        recorded = {name: getattr(self, name) for name in ("torch", "transformers", "attention")}
+        return {name: value for name, value in recorded.items() if value is not None}
+
+    @functools.cached_property
+    def _made_here(self) -> dict[str, str]:
+        from llmembed.extract.backbones.load import attention_of
+
+        # Builds of one version for a CPU and for CUDA are told apart behind the plus.
+        versions = {name: version(name).partition("+")[0] for name in ("torch", "transformers")}
+        attention = attention_of(self.shape, trust_remote_code=self.trust_remote_code)
+        return versions | {"attention": attention}
+
+    def warn_of_other_versions(self) -> None:
+        """Say in one sentence where the recorded features were made with other software."""
+        pairs = ((name, value, self._made_here[name]) for name, value in self._made_with.items())
+        others = [f"{name} {value} (here {here})" for name, value, here in pairs if value != here]
+        if others:
+            warn(
+                f"features of {self.files.name} were made with {', '.join(others)}: new ones may "
+                "differ from them beyond rounding. Install those versions, or compare by "
+                "llmembed-cache verify --model."
+            )
 
     @functools.cached_property
     def found(self) -> ModelFiles:
@@ -232,11 +263,9 @@ class Recipe:
         limit = min(int(limit) for limit in limits if limit is not None)
         if self.max_length <= limit:
             return self
-        warnings.warn(
+        warn(
             f"max-length {self.max_length} is more than {self.files.name} has positions for: texts "
-            f"are cut at {limit} tokens.",
-            LLMEmbedWarning,
-            stacklevel=2,
+            f"are cut at {limit} tokens."
         )
         return dataclasses.replace(self, max_length=limit)
 

@@ -95,6 +95,7 @@ class Extractor:
     ) -> None:
         recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_record(recipe)
         recipe.refuse_other(expected_fingerprint or {})
+        recipe.warn_of_other_versions()
         self.recipe, self.layers, self.poolings = recipe, tuple(layers), tuple(poolings)
         on_device, specs = resolve_device(device), [POOLINGS[name] for name in poolings]
         if on_device.type == "cpu":

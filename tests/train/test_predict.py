@@ -21,6 +21,7 @@ from llmembed.common.errors import (
     ConfigError,
     DataError,
     DatasetNotFoundError,
+    LLMEmbedWarning,
     ModelError,
     ModelNotFoundError,
 )
@@ -280,3 +281,12 @@ def test_a_single_string_is_not_a_list_of_texts(texts_run: Run) -> None:
     with pytest.raises(DataError, match=r"Pass \[text\] for a single one"):
         texts_run.predict_proba("text")
     assert texts_run.predict_proba([]).shape == (0, 2)
+
+
+def test_predictions_by_another_version_are_told(texts_run: Run) -> None:
+    """One sentence names the version that the run's features were made with; they are given."""
+    older = with_recipe(texts_run, "toy-llama", transformers="5.17.0")
+    with pytest.warns(LLMEmbedWarning, match=r"made with transformers 5\.17\.0 \(here ") as caught:
+        found = older.predict(["w1"])
+    assert len(caught) == 1
+    assert found == texts_run.predict(["w1"])
