@@ -234,8 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scratch = options.scratch or Path(folder)
         size = options.n_layers, options.n_channels
         bench = made_up("llama2-7b", size, options, device, scratch)
-        for field in ("n_layers", "n_tokens"):
-            result[field] = getattr(bench, field)
+        result |= {"n_layers": bench.n_layers, "n_tokens": bench.n_tokens}
         result |= {"hidden_size": bench.config.hidden_size}
         result |= {"making_weights_s": time.perf_counter() - started}
         for name in options.parts:
