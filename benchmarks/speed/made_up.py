@@ -1,6 +1,7 @@
-"""A LLaMA of random weights and texts of random words, as large and as long as the real ones.
+"""Models of random weights and texts of random words, as large and as long as the real ones.
 
 Nothing is downloaded: speed depends on shapes and on lengths, not on what weights and words mean.
+The tokenizer is SmolLM2's, and each word is one token of it.
 The lengths of SST-2 and R8 were counted on their training splits with SmolLM2's tokenizer: 41
 quantiles of each. AGNews was not at hand: its lengths are a stand-in, lognormal about its mean of
 50 tokens.
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ import numpy.typing as npt
 import torch
 import transformers
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+
+from llmembed.extract.backbones.models import find_model
 
 WEIGHT_STD = 0.02  # LLaMA's own initialisation
 SHARD_BLOCKS = 4  # blocks a file: 1.6 GB of LLaMA2-7B
+N_TOKENS = 49_152  # of SmolLM2's tokenizer; LLaMA2 has 32,000, which blocks do not see
 
 Floats = npt.NDArray[np.float64]
 
@@ -70,19 +74,20 @@ DATA_SETS: Mapping[str, DataSet] = {
 }
 
 
-def make_up_texts(data_set: DataSet, n_tokens: int, n_words: int, seed: int = 0) -> list[str]:
+def make_up_texts(
+    data_set: DataSet, n_tokens: int, words: Sequence[str], seed: int = 0
+) -> list[str]:
     """Draw texts of about `n_tokens` tokens in all, in random order.
 
-    They have the lengths of a data set, the longest cut at its official width, and words out of
-    `n_words`.
+    They have the lengths of a data set, the longest cut at its official width.
     """
     generator = np.random.default_rng(seed)
     n_texts = max(8, round(n_tokens / _lengths(data_set, 1000).mean()))
     lengths = generator.permutation(_lengths(data_set, n_texts))
-    words = generator.integers(0, n_words, lengths.sum())
+    drawn = generator.integers(0, len(words), lengths.sum())
     ends = np.cumsum(lengths)
     return [
-        " ".join(f"w{word}" for word in words[end - length : end])
+        " ".join(words[word] for word in drawn[end - length : end])
         for length, end in zip(lengths, ends, strict=True)
     ]
 
@@ -92,51 +97,81 @@ def _lengths(data_set: DataSet, n_texts: int) -> npt.NDArray[np.int64]:
     return lengths.round().astype(np.int64).clip(1, data_set.official_width)
 
 
-def llama_config(n_layers: int = 32, hidden_size: int = 4096) -> Any:
-    """Configure a LLaMA2: the 7B one, or a smaller one of its proportions."""
-    whole = hidden_size == 4096
-    return transformers.LlamaConfig(
-        num_hidden_layers=n_layers,
-        hidden_size=hidden_size,
-        intermediate_size=11008 if whole else 4 * hidden_size,
-        num_attention_heads=hidden_size // min(128, hidden_size // 2),
-        vocab_size=32_000 if whole else 1000,
-        max_position_embeddings=4096,
+SIZES = {
+    "llama2-7b": (transformers.LlamaConfig, 32, 4096, 32, 32, 11008),
+    "bert-large": (transformers.BertConfig, 24, 1024, 16, 16, 4096),
+    "minilm": (transformers.BertConfig, 6, 384, 12, 12, 1536),
+    "smollm2-135m": (transformers.LlamaConfig, 30, 576, 9, 3, 1536),
+}
+"""Architecture, layers, hidden size, heads, heads of keys and values, width of the inner layer."""
+
+
+def model_config(name: str, n_layers: int | None = None, n_channels: int | None = None) -> Any:
+    """Configure a model of that shape, or a toy with so many layers, and channels a head."""
+    kind, layers, hidden, heads, kv_heads, inner = SIZES[name]
+    made: Any = kind(
+        num_hidden_layers=n_layers or layers,
+        hidden_size=n_channels * heads if n_channels else hidden,
+        intermediate_size=n_channels * heads if n_channels else inner,
+        num_attention_heads=heads,
+        vocab_size=N_TOKENS,
+        max_position_embeddings=4096 if kind is transformers.LlamaConfig else 512,
     )
+    if kind is transformers.LlamaConfig:
+        made.num_key_value_heads = kv_heads
+    return made
 
 
-def n_words(config: Any) -> int:
-    """Count the words that the tokenizer of a made-up model knows: w0, w1, ..."""
-    return int(config.vocab_size) - 2
+def find_tokenizer(source: str, folder: Path) -> Any:
+    """Load the tokenizer of an alias or a folder, by way of a copy in `folder`."""
+    copy = folder / "tokenizer"
+    auto: Any = transformers.AutoTokenizer
+    if not copy.exists():
+        files = find_model(source)
+        auto.from_pretrained(files.folder, gguf_file=files.gguf).save_pretrained(copy)
+    return auto.from_pretrained(copy)
 
 
-def make_up_llama(folder: Path, config: Any, device: torch.device) -> Path:
-    """Write random bfloat16 weights, drawn on the device, and a tokenizer of one token a word.
+def words_of(tokenizer: Any) -> list[str]:
+    """List the words that are one token, at the beginning of a text and within."""
+    words = sorted(word[1:] for word in tokenizer.get_vocab() if re.fullmatch("Ġ[a-z]+", word))
+    first, later = (
+        tokenizer([before + word for word in words])["input_ids"] for before in ("", " ")
+    )
+    return [word for word, *ids in zip(words, first, later, strict=True) if all(map(_is_one, ids))]
+
+
+def _is_one(ids: Sequence[int]) -> bool:
+    return len(ids) == 1
+
+
+def make_up_model(folder: Path, config: Any, tokenizer: Any, device: torch.device) -> Path:
+    """Write random bfloat16 weights, drawn on the device, and the tokenizer.
 
     Args:
         folder: where; a complete model that lies there already is kept.
-        config: as `llama_config` makes it.
+        config: as `model_config` makes it.
+        tokenizer: of transformers.
         device: where the weights are drawn: 6.6 billion of them take a CPU minutes.
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
+    auto: Any = transformers.AutoModel
     with torch.device("meta"):
-        shapes = {
-            name: tensor.shape
-            for name, tensor in transformers.LlamaModel(config).state_dict().items()
-        }
+        empty = auto.from_config(config)
+    shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
     generator = torch.Generator(device).manual_seed(0)
     shards: dict[str, dict[str, torch.Size]] = {}
     for name, shape in shapes.items():
         block = int(name.split(".")[1]) // SHARD_BLOCKS if name.startswith("layers.") else -1
         shards.setdefault(f"model-{block + 1:05}.safetensors", {})[name] = shape
     for file, members in shards.items():
-        tensors = {name: _draw(shape, generator).cpu() for name, shape in members.items()}
+        tensors = {name: _draw(name, shape, generator).cpu() for name, shape in members.items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
-    _tokenizer(config).save_pretrained(folder)
-    config.architectures = ["LlamaModel"]
+    tokenizer.save_pretrained(folder)
+    config.architectures = [type(empty).__name__]
     config.dtype = torch.bfloat16
     config.save_pretrained(folder)
     weight_map = {name: file for file, members in shards.items() for name in members}
@@ -146,19 +181,8 @@ def make_up_llama(folder: Path, config: Any, device: torch.device) -> Path:
     return folder
 
 
-def _draw(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    if len(shape) == 1:  # a norm's gain
-        return torch.ones(shape, dtype=torch.bfloat16)
+def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    if len(shape) == 1:  # a norm's gain, or a bias
+        return torch.full(shape, float(not name.endswith("bias")), dtype=torch.bfloat16)
     drawn = torch.empty(shape, dtype=torch.bfloat16, device=generator.device)
     return drawn.normal_(std=WEIGHT_STD, generator=generator)
-
-
-def _tokenizer(config: Any) -> Any:
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
-    words = [*special.values(), *(f"w{index}" for index in range(n_words(config)))]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast: Any = transformers.PreTrainedTokenizerFast
-    longest = config.max_position_embeddings
-    return fast(tokenizer_object=backend, model_max_length=longest, **special)

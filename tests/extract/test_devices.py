@@ -19,14 +19,17 @@ from sabotaged import POISON, before_first_record, fatal_to_worker, in_processes
 from toy_cache import tree
 
 from llmembed.common.errors import (
+    CacheSpaceError,
     ConfigError,
+    DataError,
     ExtractionError,
+    LLMEmbedError,
     LLMEmbedWarning,
     ModelError,
     RowError,
 )
 from llmembed.extract import ExtractConfig, extract
-from llmembed.extract.engines.devices import _at_most, device_groups
+from llmembed.extract.engines.devices import _at_most, _refuse_known, device_groups
 
 
 @pytest.fixture
@@ -257,6 +260,27 @@ def test_each_process_sees_its_own_gpus(
     seen = sorted(json.loads(path.read_text()) for path in tmp_path.glob("seen*"))
     assert [group for group, _ in seen] == ["1,5", "7,3"]
     assert all((place["device"], place["all_gpus"]) == ("cuda", True) for _, place in seen)
+
+
+@pytest.mark.parametrize(
+    ("receipt", "raised"),
+    [
+        ({"kind": "DataError", "fatal": "", "reason": "no text."}, DataError("no text.")),
+        ({"kind": "CacheSpaceError", "fatal": "full.", "reason": ""}, CacheSpaceError("full.")),
+        ({"kind": "ImportError", "fatal": "no such.", "reason": ""}, ExtractionError("no such.")),
+        ({"kind": "", "fatal": "", "reason": "RuntimeError: once"}, None),
+    ],
+)
+def test_a_known_error_keeps_its_kind(
+    receipt: dict[str, str], raised: LLMEmbedError | None
+) -> None:
+    """What the next process would meet as well ends the command, as it ends a single process."""
+    if raised is None:
+        _refuse_known(receipt)
+        return
+    with pytest.raises(LLMEmbedError) as caught:
+        _refuse_known(receipt)
+    assert (type(caught.value), str(caught.value)) == (type(raised), str(raised))
 
 
 def test_rows_that_come_again_are_counted_once() -> None:
