@@ -31,7 +31,7 @@ from torch import Tensor
 
 from llmembed.common.errors import ConfigError, ModelError
 from llmembed.extract.backbones.float8 import multiply_in_float8, refuse_without_float8
-from llmembed.extract.backbones.models import ModelFiles, hash_files, user_cache_folder
+from llmembed.extract.backbones.models import LARGE_BYTES, ModelFiles, hash_files, user_cache_folder
 from llmembed.extract.fast.attention import attention_for, use_products
 from llmembed.extract.fast.cpu import is_fast_at_bfloat16, multiply_in_float32, reorder_weights
 
@@ -309,6 +309,9 @@ def load_backbone(
     if shape.config.model_type == "deberta-v2" and getattr(shape.config, "conv_kernel_size", 0):
         n_kept = max(n_kept, 2)  # its convolution, part of layer 1, stands after the first block
     n_kept = max(n_kept, 1)
+    if sum(path.stat().st_size for path in files.weight_files) >= LARGE_BYTES:
+        n_layers, name = shape.n_layers, files.name
+        _LOGGER.info("loading %d of %d blocks of %s onto %s", n_kept, n_layers, name, device)
     placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
     if all_gpus:
         placement = {"device_map": "auto"}

@@ -13,12 +13,15 @@ import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import xxhash
 
 from llmembed.common.errors import LLMEmbedError, ModelError, ModelNotFoundError
+from llmembed.common.progress import Steps
 from llmembed.common.registry import Registry
 from llmembed.common.regular import open_regular, require_regular
 from llmembed.common.replace import replacing
@@ -27,7 +30,12 @@ from llmembed.extract.backbones.packaged import packaged_file
 USABLE = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """Files of a Hub repository that are read. Pickled weights (*.bin) are not among them."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_READ_BYTES = 1 << 22
+_MB = 10**6
+_READ_BYTES = 4 * _MB
+_READERS = 4
+"""Files that are hashed at once: xxhash and the disk leave other threads alone."""
+LARGE_BYTES = 1000 * _MB
+"""Weights that take a second or more to hash and to load: it is told."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -143,46 +151,76 @@ def user_cache_folder() -> Path:
 
 
 def hash_files(paths: Sequence[Path]) -> str:
-    """Hash files by name and content, in the order given.
+    """Hash files by name and content, several at a time; the hash is of the order given.
+
+    A file is hashed once while its path, size and time of change (in ns) stay what they are. The
+    notes lie in the user's cache folder: that of a shared model may not be writable.
 
     Returns:
         xxh3-128 over the names and the xxh3-128 of each content, as 32 hexadecimal digits.
     """
+    hashes = [_remembered(path) for path in paths]
+    fresh = [path for path, known in zip(paths, hashes, strict=True) if known is None]
+    if fresh:
+        computed = dict(zip(fresh, _hash_contents(fresh), strict=True))
+        hashes = [known or computed[path] for path, known in zip(paths, hashes, strict=True)]
     total = xxhash.xxh3_128()
-    for path in paths:
-        total.update(f"{path.name}\0{_remembered_hash(path)}\0".encode())
+    for path, digest in zip(paths, hashes, strict=True):
+        total.update(f"{path.name}\0{digest}\0".encode())
     return total.hexdigest()
 
 
-def _remembered_hash(path: Path) -> str:
-    """Hash a file, once while its path, size and time of change (in ns) stay what they are.
+def _hash_contents(paths: Sequence[Path]) -> list[str]:
+    """Hash files in threads, with a line of progress for large ones; remember the hashes."""
+    size_bytes = sum(path.stat().st_size for path in paths)
+    shown = size_bytes >= LARGE_BYTES and _LOGGER.isEnabledFor(logging.INFO)
+    lock = threading.Lock()
 
-    The note lies in the user's cache folder: that of a shared model may not be writable.
-    """
+    def hashed(path: Path) -> str:
+        identity, digest = _identity(path), xxhash.xxh3_128()
+        with open_regular(path.resolve(), ModelError) as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+                with lock:
+                    progress.count(len(block) // _MB)
+        _remember(identity, digest.hexdigest())
+        return digest.hexdigest()
+
+    with (
+        Steps(size_bytes // _MB, "MB", name="hashing weights, once", shown=shown) as progress,
+        ThreadPoolExecutor(_READERS, "hash") as threads,
+    ):
+        return list(threads.map(hashed, paths))
+
+
+def _identity(path: Path) -> list[str | int]:
     real = path.resolve()
     state = real.stat()
-    identity = [str(real), state.st_size, state.st_mtime_ns]
+    return [str(real), state.st_size, state.st_mtime_ns]
+
+
+def _note(identity: list[str | int]) -> Path:
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    note = user_cache_folder() / "hashes" / f"{key}.json"
+    return user_cache_folder() / "hashes" / f"{key}.json"
+
+
+def _remembered(path: Path) -> str | None:
+    identity = _identity(path)
     try:
-        known = json.loads(note.read_text(encoding="utf-8"))
-        if known["file"] == identity:
-            return str(known["xxh3_128"])
+        known = json.loads(_note(identity).read_text(encoding="utf-8"))
+        return str(known["xxh3_128"]) if known["file"] == identity else None
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not remembered yet, or unreadable: computed anew below
-    digest = xxhash.xxh3_128()
-    with open_regular(real, ModelError) as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
+        return None  # not remembered yet, or unreadable
+
+
+def _remember(identity: list[str | int], digest: str) -> None:
+    note = _note(identity)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         with replacing(note) as new:
-            new.write_text(
-                json.dumps({"file": identity, "xxh3_128": digest.hexdigest()}), encoding="utf-8"
-            )
+            new.write_text(json.dumps({"file": identity, "xxh3_128": digest}), encoding="utf-8")
     except OSError as error:  # without the note the file is read again the next time
         _LOGGER.info("the hash of the weights is not remembered in %s: %s", note.parent, error)
-    return digest.hexdigest()
 
 
 def _local(model: str) -> Path | None:

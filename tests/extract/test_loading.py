@@ -54,6 +54,18 @@ def test_only_the_kept_blocks_are_loaded(deep: Path) -> None:
     }
 
 
+def test_loading_large_weights_is_told(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What takes long says what it does, and what does not is silent."""
+    with caplog.at_level("INFO", logger="llmembed"):
+        load(llama, 2)
+        assert not caplog.messages
+        monkeypatch.setattr("llmembed.extract.backbones.load.LARGE_BYTES", 1000)
+        load(llama, 2)
+    assert caplog.messages == ["loading 2 of 3 blocks of toy-llama onto cpu"]
+
+
 def test_a_damaged_tokenizer_is_named(llama: Path, tmp_path: Path) -> None:
     """A tokenizer.json that is cut short, or of a kind that is not known, ends in one sentence."""
     shutil.copytree(llama, tmp_path / "toy")

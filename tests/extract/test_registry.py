@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import xxhash
 
-from llmembed.common.errors import ConfigError, ModelError, ModelNotFoundError
+from llmembed.common.errors import ConfigError, LLMEmbedError, ModelError, ModelNotFoundError
+from llmembed.common.regular import open_regular
 from llmembed.extract import register_model
+from llmembed.extract.backbones import models
 from llmembed.extract.backbones.load import as_safetensors, read_shape, resolve_device
 from llmembed.extract.backbones.models import MODELS, find_model, hash_files
 from llmembed.extract.backbones.recipe import Recipe
@@ -185,3 +192,66 @@ def test_a_gguf_model_is_converted_once_in_silence(capfd: pytest.CaptureFixture[
     assert converted.weight_files
     assert "%|" not in capfd.readouterr().err
     assert gguf.tqdm is bar
+
+
+def by_hand(paths: list[Path]) -> str:
+    total = xxhash.xxh3_128()
+    for path in paths:
+        total.update(f"{path.name}\0{xxhash.xxh3_128_hexdigest(path.read_bytes())}\0".encode())
+    return total.hexdigest()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    """Files of which some are longer than one read, some equal and one empty."""
+    paths = [tmp_path / f"model-{index}.safetensors" for index in range(6)]
+    for index, path in enumerate(paths):
+        path.write_bytes(bytes([index % 2]) * (index * 3_000_000))
+    return paths
+
+
+def test_shards_are_hashed_in_their_order(shards: list[Path]) -> None:
+    """Several at a time, new and remembered ones together, give the hash of one after another."""
+    expected = by_hand(shards)
+    hash_files(shards[1:4])
+    assert hash_files(shards) == expected
+    assert hash_files(shards) == expected  # all are remembered
+    assert hash_files(shards[::-1]) == by_hand(shards[::-1]) != expected
+
+
+def test_shards_are_read_at_the_same_time(
+    shards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shard waits until another is done: each is open before any is read."""
+    all_open = threading.Barrier(3, timeout=60)
+
+    @contextlib.contextmanager
+    def opened(path: Path, error: type[LLMEmbedError]) -> Iterator[Any]:
+        with open_regular(path, error) as file:
+            all_open.wait()
+            yield file
+
+    monkeypatch.setattr(models, "open_regular", opened)
+    assert hash_files(shards[:3]) == by_hand(shards[:3])
+
+
+def test_hashing_large_weights_is_told(
+    shards: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A log has a line before and after, where the command shows what is going on; once."""
+    hash_files(shards[:3])
+    monkeypatch.setattr(models, "LARGE_BYTES", 10_000_000)
+    with caplog.at_level("INFO", logger="llmembed"):
+        for _ in range(2):
+            hash_files(shards)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "hashing weights, once: 0 of 36 MB"
+    assert told[-1].startswith("hashing weights, once: 36 of 36 MB in 0:0")
+    assert len([line for line in told if " 0 of " in line]) == 1
+    with caplog.at_level("WARNING", logger="llmembed"):
+        shards[5].write_bytes(b"2" * 12_000_000)
+        hash_files(shards)
+    assert capsys.readouterr().err == ""
