@@ -73,8 +73,8 @@ class ExtractConfig:
     quantize: str | None = None
     """Weights of the backbone by bitsandbytes (the extra quantize): nf4 or int8."""
     token_budget: int | None = None
-    """Tokens a batch, pads included; without it chosen for the device. Halved, with a warning,
-    where memory runs out."""
+    """Tokens a batch, pads included; without it chosen for the device, on a GPU by its free memory.
+    Halved, with a warning, where memory runs out."""
     device: str = "auto"
     """Device: auto, cuda, cuda:1, cpu, mps."""
     devices: str | None = None
