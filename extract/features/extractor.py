@@ -24,14 +24,15 @@ from llmembed.common.process import full_float32, is_out_of_memory, keep_freed_m
 from llmembed.extract.backbones.load import has_token_types, load_backbone, quiet, resolve_device
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.fast.cpu import in_lanes
-from llmembed.extract.features.batching import Batch, plan_batches, plan_packed
-from llmembed.extract.features.forward import Pooled, Tokenized, pooled_hidden_states, to_device
-from llmembed.extract.features.packing import (
-    compile_blocks,
-    packed_hidden_states,
+from llmembed.extract.features.batching import (
+    Batch,
+    plan_batches,
+    plan_packed,
     positions_of,
-    try_packing,
+    step_of,
 )
+from llmembed.extract.features.forward import Pooled, Tokenized, pooled_hidden_states, to_device
+from llmembed.extract.features.packing import compile_blocks, packed_hidden_states, try_packing
 from llmembed.extract.features.poolings import POOLINGS, arrays_of
 from llmembed.extract.features.selfcheck import check_first_batch
 from llmembed.extract.texts import describe_bad_text, fill
@@ -115,6 +116,7 @@ class Extractor:
         )
         n_at_once = 2 if self.backbone.widens else 1
         self.token_budget = token_budget or n_at_once * _TOKEN_BUDGET[on_device.type]
+        self._step = step_of(self.token_budget)
         self.n_lanes = min(_LANES, torch.get_num_threads()) if self.backbone.shareable else 1
         packable = on_device.type == "cuda" and not (all_gpus or self._pads_all or needs_pooler)
         self._packs = packable and try_packing(self.backbone, recipe.max_length)
@@ -187,7 +189,7 @@ class Extractor:
     def plan(self, lengths: Sequence[int]) -> list[Batch]:
         """Group texts of these many tokens into batches, as `compute` does."""
         if self._packs:
-            return plan_packed(lengths, self.token_budget)
+            return plan_packed(lengths, self.token_budget, self._step)
         return plan_batches(lengths, self.token_budget, _BATCH_COST[self.backbone.device.type])
 
     def prepare(self, texts: Tokenized) -> Planned:
@@ -290,7 +292,7 @@ class Extractor:
         if not self._packs:
             return pooled_hidden_states(*what, width=width, pad=self.recipe.pad_token)
         n_tokens = int(texts.n_tokens.sum())
-        n_positions = positions_of(n_tokens, self.token_budget) if self._compiled else n_tokens
+        n_positions = positions_of(n_tokens, self._step) if self._compiled else n_tokens
         return packed_hidden_states(*what, n_positions=n_positions)
 
     def _smaller(
