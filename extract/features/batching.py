@@ -60,10 +60,27 @@ def plan_packed(lengths: Sequence[int], token_budget: int, step: int = 1) -> lis
     n_alone = sum(length > whole * step for length in lengths)
     alone, others = order[:n_alone], order[n_alone:]
     n_steps = -(-sum(lengths[index] for index in others) // step)
-    while (filled := _fill(others, lengths, n_steps, whole, step)) is None:
-        n_steps += 1 + n_steps // 100
+    for spare in range(4):
+        filled = _fill(others, lengths, n_steps + spare * (1 + n_steps // 100), whole, step)
+        if filled is not None:
+            break
+    else:
+        filled = _one_by_one(others, lengths, whole * step)
     batches = [[index] for index in alone] + filled
-    return [np.array(batch, dtype=np.int64) for batch in batches]
+    return [np.array(batch, dtype=np.int64) for batch in batches if batch]
+
+
+def _one_by_one(order: Sequence[int], lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Fill a batch, then the next: for texts of which a few take most of a batch."""
+    batches: list[list[int]] = []
+    free = 0
+    for index in order:
+        if lengths[index] > free:
+            batches.append([])
+            free = room
+        batches[-1].append(index)
+        free -= lengths[index]
+    return batches
 
 
 def _fill(
