@@ -29,13 +29,18 @@ from llmembed.common.process import (
 from llmembed.extract.backbones.load import has_token_types, load_backbone, quiet, resolve_device
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.fast.cpu import in_lanes
-from llmembed.extract.features.batching import Batch, plan_batches, plan_packed
+from llmembed.extract.features.batching import (
+    Batch,
+    plan_batches,
+    plan_packed,
+    positions_of,
+    step_of,
+)
 from llmembed.extract.features.forward import Pooled, Tokenized, pooled_hidden_states, to_device
 from llmembed.extract.features.packing import (
     are_compiled,
     compile_blocks,
     packed_hidden_states,
-    positions_of,
     try_packing,
 )
 from llmembed.extract.features.poolings import POOLINGS, arrays_of
@@ -136,6 +141,7 @@ class Extractor:
             trust_remote_code=recipe.trust_remote_code,
         )
         self._budget = TokenBudget(token_budget or self._suitable_budget())
+        self._step = step_of(self.token_budget)
         self.n_lanes = min(_LANES, torch.get_num_threads()) if self.backbone.shareable else 1
         self._why_padded = ""
         if on_device.type == "cuda":
@@ -265,7 +271,7 @@ class Extractor:
     def plan(self, lengths: Sequence[int]) -> list[Batch]:
         """Group texts of these many tokens into batches, as `compute` does."""
         if self._packs:
-            return plan_packed(lengths, self.token_budget)
+            return plan_packed(lengths, self.token_budget, self._step)
         return plan_batches(lengths, self.token_budget, _BATCH_COST[self.backbone.device.type])
 
     def prepare(self, texts: Tokenized) -> Planned:
@@ -382,7 +388,7 @@ class Extractor:
         if not self._packs:
             return pooled_hidden_states(*what, width=width, pad=self.recipe.pad_token)
         n_tokens = int(texts.n_tokens.sum())
-        n_positions = positions_of(n_tokens, self.token_budget) if self._compiled else n_tokens
+        n_positions = positions_of(n_tokens, self._step) if self._compiled else n_tokens
         return packed_hidden_states(*what, n_positions=n_positions)
 
     def _smaller(

@@ -21,6 +21,7 @@ from torch import Tensor
 from llmembed.common.errors import LLMEmbedWarning
 from llmembed.extract.backbones.load import Backbone
 from llmembed.extract.fast.attention import attends_by, compared, packed_texts, use_packing
+from llmembed.extract.features.batching import N_SHAPES
 from llmembed.extract.features.forward import (
     Pooled,
     Tokenized,
@@ -33,8 +34,6 @@ from llmembed.extract.features.selfcheck import agree, allowed
 
 _SPANS = ("sliding_window", "local_attention", "attention_chunk_size")
 """Names that configurations give to how many tokens a layer sees at once."""
-_PARTS = (8, 4, 2, 1)
-"""A compiled pass has the budget's positions, or this part of it."""
 
 
 def packed_hidden_states(
@@ -147,6 +146,11 @@ def compile_blocks(backbone: Backbone) -> None:
 
     Compiling takes up to a minute, once for each number of positions.
     """
+    from torch._dynamo import config as dynamo
+
+    # With torch's own limit, 8, all further ones would run as they are, in silence. Blocks with and
+    # without a window may differ.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * N_SHAPES)
     # Hidden states are asked for once before: then transformers puts hooks on the blocks, and what
     # was compiled before that would be compiled again.
     some = torch.tensor([[5, 6, 7]], device=backbone.device)
@@ -186,13 +190,3 @@ def _or_eager(forward: Any, failed: list[str]) -> Any:
 
     run.failed = failed  # type: ignore[attr-defined]
     return run
-
-
-def positions_of(n_tokens: int, token_budget: int) -> int:
-    """Round a number of tokens up to one of few numbers of positions.
-
-    >>> [positions_of(n, 1000) for n in (3, 130, 500, 501, 1200)]
-    [125, 250, 500, 1000, 1200]
-    """
-    sizes = [token_budget // part for part in _PARTS]
-    return next((size for size in sizes if size >= n_tokens), n_tokens)

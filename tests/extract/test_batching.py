@@ -8,11 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmembed.extract.features.batching import padding_share, plan_batches
+from llmembed.extract.features.batching import (
+    N_SHAPES,
+    padding_share,
+    plan_batches,
+    plan_packed,
+    positions_of,
+    step_of,
+)
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=200)
 BUDGET = st.integers(1, 2048)
 COST = st.integers(0, 300)
+SST2 = [7, 9, 12, 9, 20, 11, 31, 3, 11, 14, 5, 20, 8, 7, 8, 3, 2, 7, 3, 33, 12, 26, 5, 10, 15, 12]
+R8 = [70, 235, 59, 120, 53, 279, 227, 70, 72, 30, 74, 53, 95, 92, 446, 219, 73, 45, 27, 192, 512]
+"""Tokens of the first texts, and of R8 one of those that are cut."""
 
 
 @given(LENGTHS, BUDGET, COST)
@@ -69,3 +79,35 @@ def test_a_large_budget_does_not_pad_a_few_short_texts() -> None:
     batches = plan_batches(lengths, 16_384, 256)
     assert padding_share(lengths, batches) < 0.15
     assert len(batches) < 10
+
+
+@given(LENGTHS, BUDGET, st.integers(1, 600))
+def test_packs_keep_to_the_budget_and_hold_every_text(
+    lengths: list[int], budget: int, step: int
+) -> None:
+    """Each text is in one pack, longest first; only a text that alone exceeds the budget does."""
+    packs = plan_packed(lengths, budget, step)
+    assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))
+    for pack in packs:
+        tokens = [lengths[index] for index in pack]
+        assert tokens == sorted(tokens, reverse=True)
+        assert sum(tokens) <= budget or len(pack) == 1
+        assert sum(tokens) <= positions_of(sum(tokens), step) <= max(budget, 2 * sum(tokens))
+
+
+@pytest.mark.parametrize("lengths", [SST2, R8])
+@pytest.mark.parametrize("shrunk", [16_384, 8_150, 3_990, 1_024])
+def test_compiled_passes_compute_little_for_nothing(lengths: list[int], shrunk: int) -> None:
+    """A block of rows takes below 1.1 of its tokens, in two numbers of positions.
+
+    Also of a budget that memory has halved, whose numbers the first one has, too.
+    """
+    step, draw = step_of(16_384), np.random.default_rng(0).choice
+    for n_rows in (1024,) * 20 + (700,):
+        block = draw(lengths, n_rows).tolist()
+        packs = plan_packed(block, shrunk, step)
+        computed = [positions_of(sum(block[index] for index in pack), step) for pack in packs]
+        assert sum(computed) < 1.1 * sum(block)
+        assert len(set(computed)) <= 2
+        assert {size % step for size in computed} == {0}
+        assert max(computed) <= step * N_SHAPES

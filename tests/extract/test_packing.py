@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from llmembed.extract import Extractor, Recipe
 from llmembed.extract.backbones.load import Backbone
 from llmembed.extract.fast.attention import PACKED
 from llmembed.extract.features import packing
-from llmembed.extract.features.batching import plan_packed
 from llmembed.extract.features.forward import Tokenized
 
 TEXTS = toy_texts(40, longest=14)
 MAX_LENGTH = 48
+SST2 = [7, 9, 12, 9, 20, 11, 31, 3, 11, 14, 5, 20, 8, 7, 8, 3, 2, 7, 3, 33, 12, 26, 5, 10, 15, 12]
+"""Tokens of its first texts."""
 ALONE = {
     "gemma2": "its scores are capped, so transformers computes them itself",
     "gpt-oss": "its scores share their softmax with a sink, which its own code computes",
@@ -194,7 +196,7 @@ def test_compiled_blocks_give_the_same_and_are_compiled_once(
     # torch's own place does not tell what a process held to AVX2 compiled from what one with
     # AVX-512 did, and running the wrong one corrupts memory (torch 2.13).
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    texts = TEXTS[:16]
+    texts = [text for n in (1, 40) for text in TEXTS[:n]]
     ours = packed(llama, layers=[1, 2, 3], token_budget=64)
     expected = ours.features(texts)
     torch._dynamo.reset()
@@ -202,14 +204,43 @@ def test_compiled_blocks_give_the_same_and_are_compiled_once(
     packing.compile_blocks(ours.backbone)
     ours._compiled = True
     found = ours.features(texts)
-    lengths = [len(ids) for ids in ours.tokenize(texts).ids]
-    sizes = {
-        packing.positions_of(sum(lengths[index] for index in batch), 64)
-        for batch in plan_packed(lengths, 64)
-    }
+    assert counters["stats"]["unique_graphs"] > 1
+    for name, feature in found.items():
+        np.testing.assert_allclose(feature, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_each_number_of_positions_is_compiled_once(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all blocks together, also beyond torch's own limit of 8; none for a smaller budget."""
+    graphs, sizes, run = [], set[int](), torch.compile
+
+    def counted(graph: Any, inputs: Any) -> Any:
+        graphs.append({size for one in inputs for size in getattr(one, "shape", ())})
+        return graph.forward
+
+    def noted(*what: Any, n_positions: int) -> Any:
+        sizes.add(n_positions)
+        return packing.packed_hidden_states(*what, n_positions=n_positions)
+
+    monkeypatch.setattr(torch, "compile", functools.partial(run, backend=counted))
+    monkeypatch.setattr("llmembed.extract.features.extractor.packed_hidden_states", noted)
+    ours = packed(llama, layers=[1, 2], token_budget=640)
+    ours._compiled = True
+    torch._dynamo.reset()
+    packing.compile_blocks(ours.backbone)
+    rows = [[5 + index % 90] * length for index, length in enumerate(SST2 * 2)]
+    for n_rows in range(4, len(rows), 4):
+        ours.compute(rows[:n_rows])
     # A block is cut at its attention, and behind it at a hook of transformers: at most four graphs.
-    assert len(sizes) > 1
-    assert counters["stats"]["unique_graphs"] <= 4 * len(sizes)
+    assert len(sizes) > 8
+    assert sizes <= set().union(*graphs)
+    assert len(graphs) <= 4 * len(sizes)
+    ours.token_budget //= 2
+    found = ours.compute(rows)
+    assert len(graphs) <= 4 * len(sizes)
+    assert {size % 20 for size in sizes if size > 20} == {0}
+    expected = extractor(llama, layers=[1, 2]).compute(rows)
     for name, feature in found.items():
         np.testing.assert_allclose(feature, expected[name], rtol=1e-4, atol=1e-5)
 
@@ -240,9 +271,9 @@ def test_a_packed_batch_is_halved_by_its_tokens(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One long text among short ones, each as long to a padded batch: the budget still shrinks."""
-    ours = packed(llama, layers=[2], token_budget=200)
+    ours = packed(llama, layers=[2], token_budget=192)
     ours.features(TEXTS[:2])  # the check of the first batch
-    texts = Tokenized(ids=[[5] * 40] + [[6, 7]] * 80)
+    texts = Tokenized(ids=[[5] * 40] + [[6, 7]] * 76)
     expected, run = ours.compute(texts), ours._run
 
     def run_in_little_memory(batch: Tokenized, width: int) -> Any:
@@ -251,7 +282,7 @@ def test_a_packed_batch_is_halved_by_its_tokens(
         return run(batch, width)
 
     monkeypatch.setattr(ours, "_run", run_in_little_memory)
-    with pytest.warns(match="200 tokens a batch do not fit"):
+    with pytest.warns(match="192 tokens a batch do not fit"):
         found = ours.compute(texts)
     assert ours.token_budget <= 60
     for name, feature in found.items():
