@@ -74,8 +74,8 @@ class ExtractConfig:
     """Weights of the backbone: nf4 or int8 by bitsandbytes (the extra quantize), or fp8, whose
     products are of 8 bits on Ada and Hopper GPUs; a CPU rounds alike, no faster."""
     token_budget: int | None = None
-    """Tokens a batch, pads included; without it chosen for the device. Halved, with a warning,
-    where memory runs out."""
+    """Tokens a batch, pads included; without it chosen for the device, on a GPU by its free memory.
+    Halved, with a warning, where memory runs out."""
     device: str = "auto"
     """Device: auto, cuda, cuda:1, cpu, mps."""
     devices: str | None = None

@@ -69,7 +69,8 @@ def extract_blocks(
         What was done, and what keeps blocks from being done.
     """
     originals = first_occurrences(task.corpus.splits[plan.split]) if look_back else None
-    return _Blocks(task, writer, plan, extractor, on_batch, originals).done()
+    done = _Blocks(task, writer, plan, extractor, on_batch, originals).done()
+    return done + Counts(ways=(extractor.way,))
 
 
 class _Blocks:

@@ -97,10 +97,13 @@ def _gpus() -> list[str]:
 
 
 def begin(
-    task: Task, plans: Sequence[SplitPlan], texts: DatasetOptions, *, compiled: bool
+    task: Task, plans: Sequence[SplitPlan], texts: DatasetOptions, *, n_rows: int
 ) -> Callable[[OnBatch], Counts]:
-    """Start the processes, and wait until all have their backbones."""
-    workers = Workers(task.groups, job_of(task, layers_to_run(plans), texts, compiled=compiled))
+    """Start the processes, and wait until all have their backbones.
+
+    Each is to compute `n_rows`, about.
+    """
+    workers = Workers(task.groups, job_of(task, layers_to_run(plans), texts, n_rows=n_rows))
     return functools.partial(_extract, task, workers)
 
 

@@ -12,19 +12,15 @@ from llmembed.extract.engines.outcome import Counts
 from llmembed.extract.engines.task import Cluster, Task, layers_to_run
 from llmembed.extract.features.extractor import Extractor
 
-_COMPILE_FROM_ROWS = 100_000
-"""A run of so many texts on one GPU outlasts the minute that compiling takes many times."""
-
 
 def begin(
     task: Task, plans: Sequence[SplitPlan], cluster: Cluster
 ) -> Callable[[Callable[[int, int], None]], Counts]:
     """Load the backbone, here or in a process for each group of devices."""
     n_rows = sum(plan.n_rows_missing for plan in plans) // (len(task.groups) or 1)
-    worth_compiling = n_rows >= _COMPILE_FROM_ROWS
     if task.groups:
-        return devices.begin(task, plans, cluster.texts, compiled=worth_compiling)
-    extractor = task.load_extractor(layers_to_run(plans), compiled=worth_compiling)
+        return devices.begin(task, plans, cluster.texts, n_rows=n_rows)
+    extractor = task.load_extractor(layers_to_run(plans), n_rows=n_rows)
     return partial(_extract_here, task, extractor)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from llmembed.common.errors import ExtractionError, RowError
 from llmembed.extract.engines.task import Task
+from llmembed.extract.features.extractor import Way
 from llmembed.extract.features.forward import Tokenized
 
 HOPELESS = 32
@@ -41,6 +43,12 @@ class Extraction:
     """Wall time of computing and writing."""
     is_share: bool
     """Whether only the blocks of one rank were to be done."""
+    packed: bool | None
+    """Whether texts were packed behind each other, without pads; None if nothing was computed."""
+    compiled: bool | None
+    """Whether blocks were compiled; None if nothing was computed."""
+    attention: str | None
+    """What transformers calls the attention that ran; None if nothing was computed."""
     notes: tuple[str, ...]
     """What was decided or noticed and a user should know."""
 
@@ -68,6 +76,8 @@ class Counts:
     n_duplicates: int = 0
     left: tuple[str, ...] = ()
     """What keeps blocks of rows from being done."""
+    ways: tuple[Way, ...] = ()
+    """How passes were run, each way once."""
 
     @classmethod
     def of(cls, tokenized: Tokenized, n_computed: int) -> Counts:
@@ -82,8 +92,15 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         """Add field by field."""
-        mine, more = dataclasses.asdict(self), dataclasses.asdict(other)
-        return Counts(**{name: mine[name] + more[name] for name in mine})
+        mine, more = vars(self), vars(other)
+        total = {name: mine[name] + more[name] for name in mine if name != "ways"}
+        return Counts(**total, ways=tuple(dict.fromkeys(self.ways + other.ways)))
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Counts:
+        """Read what `dataclasses.asdict` made, through JSON."""
+        ways = tuple(Way(**way) for way in record["ways"])
+        return cls(**{**record, "left": tuple(record["left"]), "ways": ways})
 
     def refuse_hopeless(self) -> None:
         """Stop early where no block can be done, with the first reason."""
@@ -103,7 +120,8 @@ class Counts:
 
 def summary(task: Task, counts: Counts, seconds: float) -> Extraction:
     """Tell what a call did for a task."""
-    done = {name: n for name, n in dataclasses.asdict(counts).items() if name != "left"}
+    done = {name: n for name, n in vars(counts).items() if name not in ("left", "ways")}
+    ways = counts.ways
     return Extraction(
         path=task.cache,
         source=task.source.name,
@@ -112,6 +130,9 @@ def summary(task: Task, counts: Counts, seconds: float) -> Extraction:
         n_rows={split: len(examples) for split, examples in task.corpus.splits.items()},
         seconds=seconds,
         is_share=task.rank is not None,
+        packed=all(way.packed for way in ways) if ways else None,
+        compiled=all(way.compiled for way in ways) if ways else None,
+        attention=", ".join(sorted({way.attention for way in ways})) or None,
         notes=tuple(_notes(task, counts)),
         **done,
     )
@@ -125,6 +146,8 @@ def _notes(task: Task, counts: Counts) -> list[str]:
     notes += task.recipe.notes_on(counts.n_truncated, counts.n_empty)
     if counts.n_duplicates:
         notes.append(f"{counts.n_duplicates:,} texts stood there before and share one feature.")
+    for reason in sorted({way.why_padded for way in counts.ways} - {""}):
+        notes.append(f"Texts were padded, neither packed nor compiled: {reason}.")
     if task.rank is not None:
         share = f"This was rank {task.rank.number} of {task.rank.world}."
         notes.append(f"{share} When all have ended: llmembed-cache finalize {task.cache}")

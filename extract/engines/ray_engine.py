@@ -65,7 +65,8 @@ def _extract_on_ray(
             units = [
                 unit for plan in task.make_plans(writer) for unit in cut(plan, cluster.workers)
             ]
-            job = job_of(task, layers, cluster.texts, lease=writer.lease)
+            n_rows = sum(unit.n_rows_missing for unit in units) // cluster.workers
+            job = job_of(task, layers, cluster.texts, lease=writer.lease, n_rows=n_rows)
             start_round = functools.partial(receipts, cluster.workers, n_gpus, job)
             counts = collect(units, start_round, on_unit)
         finalize(task.cache, only_new=True, check=functools.partial(_check, task.cache))

@@ -160,16 +160,19 @@ class Task:
         layers: Sequence[int],
         *,
         expected: Mapping[str, Any] | None = None,
-        compiled: bool = False,
+        n_rows: int = 0,
     ) -> Extractor:
-        """Load the backbone up to the highest of these layers; refuse another than expected."""
+        """Load the backbone up to the highest of these layers; refuse another than expected.
+
+        `n_rows` are to be computed, in all.
+        """
         return Extractor(
             self.recipe,
             layers=layers,
             poolings=self.poolings,
             **dataclasses.asdict(self.placement),
             expected_fingerprint=expected,
-            compiled=compiled,
+            n_rows=n_rows,
         )
 
 

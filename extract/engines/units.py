@@ -57,7 +57,7 @@ def collect(
                     break
                 continue
             del pending[number]
-            done = Counts(**receipt["counts"] | {"left": tuple(receipt["counts"]["left"])})
+            done = Counts.from_record(receipt["counts"])
             counts += done
             counts.refuse_hopeless()
             on_unit(done.n_rows_computed, done.n_tokens)
@@ -75,9 +75,12 @@ def job_of(
     texts: DatasetOptions,
     *,
     lease: str = "",
-    compiled: bool = False,
+    n_rows: int,
 ) -> str:
-    """Say what every worker must know, in absolute paths: it may stand in another folder."""
+    """Say what every worker must know, in absolute paths: it may stand in another folder.
+
+    Each is to compute `n_rows`, about.
+    """
     texts = dataclasses.replace(texts, dataset=absolute(texts.dataset))
     recipe = {**task.source.recipe, "model": absolute(task.recipe.model)}
     return json.dumps(
@@ -89,7 +92,7 @@ def job_of(
             "cache": absolute(task.cache),
             "placement": dataclasses.asdict(task.placement),
             "lease": lease,
-            "compiled": compiled,
+            "n_rows": n_rows,
         }
     )
 

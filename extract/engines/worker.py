@@ -117,7 +117,7 @@ class Worker:
             )
             fingerprint = task.source.fingerprint
             self._extractor = task.load_extractor(
-                task.layers, expected=fingerprint, compiled=job["compiled"]
+                task.layers, expected=fingerprint, n_rows=job["n_rows"]
             )
             self._task = task
 

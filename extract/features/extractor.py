@@ -20,13 +20,19 @@ import numpy.typing as npt
 import torch
 
 from llmembed.common.errors import DataError, LLMEmbedWarning, RowError
-from llmembed.common.process import full_float32, is_out_of_memory, keep_freed_memory
+from llmembed.common.process import (
+    full_float32,
+    is_out_of_memory,
+    keep_freed_memory,
+    memory_told,
+)
 from llmembed.extract.backbones.load import has_token_types, load_backbone, quiet, resolve_device
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.fast.cpu import in_lanes
 from llmembed.extract.features.batching import Batch, plan_batches, plan_packed
 from llmembed.extract.features.forward import Pooled, Tokenized, pooled_hidden_states, to_device
 from llmembed.extract.features.packing import (
+    are_compiled,
     compile_blocks,
     packed_hidden_states,
     positions_of,
@@ -34,15 +40,16 @@ from llmembed.extract.features.packing import (
 )
 from llmembed.extract.features.poolings import POOLINGS, arrays_of
 from llmembed.extract.features.selfcheck import check_first_batch
+from llmembed.extract.features.sizes import TokenBudget, compiling_pays, tokens_that_fit
 from llmembed.extract.texts import describe_bad_text, fill
 from llmembed.extract.texts.templates import is_unicode
 
 Features = dict[tuple[str, int], npt.NDArray[np.floating[Any]]]
 """(pooling, layer) -> float16 or float32 `[N, H]`."""
 
-_TOKEN_BUDGET = {"cpu": 1024, "mps": 4096, "cuda": 16384}
-"""Tokens a batch. On a CPU small batches stay in its caches; a GPU wants large ones. Where
-weights are widened for each batch, twice as many: half the copies."""
+_TOKEN_BUDGET = {"cpu": 1024, "mps": 4096}
+"""Tokens a batch. On a CPU small batches stay in its caches. Where weights are widened for each
+batch, twice as many: half the copies."""
 _BATCH_COST = {"cpu": 32, "mps": 128, "cuda": 256}
 """Padded tokens that take as long as one batch more: reading the weights, starting kernels."""
 _LANES = 2
@@ -63,6 +70,20 @@ class Planned:
     batches: list[Batch]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a process ran its passes, for who looks where the speed went."""
+
+    packed: bool
+    """Texts were packed behind each other, without pads."""
+    compiled: bool
+    """Blocks were compiled."""
+    attention: str
+    """What transformers calls the attention that ran."""
+    why_padded: str = ""
+    """Why a GPU computed pads, if one did."""
+
+
 class Extractor:
     """A backbone with everything that decides what feature a text gets.
 
@@ -72,10 +93,11 @@ class Extractor:
         layers: layers to compute.
         poolings: poolings to compute.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        token_budget: tokens a batch, pads included; None chooses for the device.
+        token_budget: tokens a batch, pads included; None chooses for the device, on a GPU by the
+            memory that is free beside the weights.
         all_gpus: lay the backbone on all GPUs that this process sees.
         expected_fingerprint: identity that the recipe must still have, as a cache recorded it.
-        compiled: compile the blocks on a GPU, which takes a minute and saves a part of all others.
+        n_rows: texts to come, in all; for many a GPU's blocks are compiled, which takes a minute.
 
     Raises:
         ModelError: the backbone cannot be loaded, or is no longer the one that was recorded.
@@ -91,7 +113,7 @@ class Extractor:
         token_budget: int | None = None,
         all_gpus: bool = False,
         expected_fingerprint: Mapping[str, Any] | None = None,
-        compiled: bool = False,
+        n_rows: int = 0,
     ) -> None:
         recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_record(recipe)
         recipe.refuse_other(expected_fingerprint or {})
@@ -113,15 +135,71 @@ class Extractor:
             needs_pooler=needs_pooler,
             trust_remote_code=recipe.trust_remote_code,
         )
-        n_at_once = 2 if self.backbone.widens else 1
-        self.token_budget = token_budget or n_at_once * _TOKEN_BUDGET[on_device.type]
+        self._budget = TokenBudget(token_budget or self._suitable_budget())
         self.n_lanes = min(_LANES, torch.get_num_threads()) if self.backbone.shareable else 1
-        packable = on_device.type == "cuda" and not (all_gpus or self._pads_all or needs_pooler)
-        self._packs = packable and try_packing(self.backbone, recipe.max_length)
-        self._compiled = compiled and self._packs
-        if self._compiled:
-            compile_blocks(self.backbone)
+        self._why_padded = ""
+        if on_device.type == "cuda":
+            self._why_padded = self._reason_to_pad(all_gpus, needs_pooler)
+        self._packs = on_device.type == "cuda" and not self._why_padded
+        self._n_rows, self._compiled = n_rows, False
         self._checked = self._warned = False
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens a batch: what was asked for, or less while that does not fit."""
+        return self._budget.now
+
+    @token_budget.setter
+    def token_budget(self, n_tokens: int) -> None:
+        self._budget = TokenBudget(n_tokens)
+
+    @property
+    def way(self) -> Way:
+        """How passes are run."""
+        return Way(
+            packed=self._packs,
+            compiled=self._compiled and are_compiled(self.backbone),
+            attention=self._attention,
+            why_padded=self._why_padded,
+        )
+
+    @property
+    def _attention(self) -> str:
+        return str(getattr(self.backbone.model.config, "_attn_implementation", None) or "eager")
+
+    def _suitable_budget(self) -> int:
+        backbone, device = self.backbone, self.backbone.device
+        if device.type != "cuda":
+            return (2 if backbone.widens else 1) * _TOKEN_BUDGET[device.type]
+        free, _ = torch.cuda.mem_get_info(device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        inner = getattr(backbone.model.config, "intermediate_size", None)
+        return tokens_that_fit(
+            free + kept,
+            n_parameters=self._n_parameters,
+            hidden_size=backbone.hidden_size,
+            inner_size=inner if isinstance(inner, int) else 4 * backbone.hidden_size,
+            itemsize=backbone.compute_dtype.itemsize,
+        )
+
+    @property
+    def _n_parameters(self) -> int:
+        return sum(one.numel() for one in self.backbone.blocks.parameters())
+
+    def _reason_to_pad(self, all_gpus: bool, needs_pooler: bool) -> str:
+        """Let the model run packed texts, or say why it does not."""
+        reasons = {
+            "its blocks lie on several GPUs": all_gpus,
+            "a pooling that was asked for reads the pads": self._pads_all,
+            "pooling pooler is a part of the model": needs_pooler,
+            f"its attention is {self._attention!r}, not 'sdpa'": self._attention != "sdpa",
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                return reason
+        if try_packing(self.backbone, self.recipe.max_length):
+            return ""
+        return "in a trial it did not give for packed texts what it gives for each alone"
 
     def features(self, texts: Sequence[str]) -> Features:
         """Compute the features of texts; warn where some are cut or empty.
@@ -233,13 +311,25 @@ class Extractor:
         """
         device, n_tokens = self.backbone.device, planned.texts.n_tokens
         shape = (len(n_tokens), self.backbone.hidden_size)
-        features = {name: torch.empty(shape, device=device) for name in self._wanted()}
-        for batch, pooled in self._run_all(planned, describe_row):
-            rows = to_device(device, batch)
-            for name, feature in pooled.items():
-                features[name].index_copy_(0, rows, feature)
-            on_batch(len(batch), int(n_tokens[batch].sum()))
-        return _stored(features, getattr(torch, self.recipe.dtype), describe_row)
+        self._compile_if_it_pays(n_tokens)
+        with memory_told(f"{self.recipe.found.name}: pass fewer --layers or --pooling at a time."):
+            features = {name: torch.empty(shape, device=device) for name in self._wanted()}
+            for batch, pooled in self._run_all(planned, describe_row):
+                rows = to_device(device, batch)
+                for name, feature in pooled.items():
+                    features[name].index_copy_(0, rows, feature)
+                on_batch(len(batch), int(n_tokens[batch].sum()))
+            self._budget.end_block()
+            return _stored(features, getattr(torch, self.recipe.dtype), describe_row)
+
+    def _compile_if_it_pays(self, n_tokens: npt.NDArray[np.int32]) -> None:
+        """Decide it once, by the first texts."""
+        if self._n_rows and len(n_tokens):
+            n_expected = float(n_tokens.mean()) * self._n_rows
+            self._compiled = self._packs and compiling_pays(n_expected, self._n_parameters)
+            self._n_rows = 0
+            if self._compiled:
+                compile_blocks(self.backbone)
 
     def _wanted(self) -> list[tuple[str, int]]:
         wanted = arrays_of(self.poolings, self.layers, self.backbone.n_layers)
@@ -279,6 +369,8 @@ class Extractor:
                     name, wanted = self.recipe.files.name, self._wanted()
                     check_first_batch(self.backbone, name, texts, pooled, wanted)
                 self._checked = True
+        except MemoryError:
+            return None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -309,16 +401,16 @@ class Extractor:
         n_positions = len(first) * longest
         if self._packs:
             n_positions = sum(lengths[index] for index in first)
-        budget = n_positions // 2
+        self._budget.shrink(n_positions)
         if not self._warned:
             warnings.warn(
                 f"{n_positions:,} tokens a batch do not fit in the memory of {device}: "
-                f"going on with {budget:,}, or fewer if need be. Pass --token-budget to begin so.",
+                f"going on with {self.token_budget:,}, or fewer if need be. Pass --token-budget to "
+                "begin so.",
                 LLMEmbedWarning,
                 stacklevel=2,
             )
             self._warned = True
-        self.token_budget = budget
         rest = np.concatenate(pending)
         return [rest[batch] for batch in self.plan([lengths[index] for index in rest])]
 

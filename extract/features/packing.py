@@ -152,29 +152,39 @@ def compile_blocks(backbone: Backbone) -> None:
     some = torch.tensor([[5, 6, 7]], device=backbone.device)
     with torch.inference_mode():
         backbone.model(output_hidden_states=True, **model_inputs(backbone, some, None))
+    failed: list[str] = []
     for block in backbone.blocks:
-        block.forward = _or_eager(block.forward)
+        block.forward = _or_eager(block.forward, failed)
 
 
-def _or_eager(forward: Any) -> Any:
+def are_compiled(backbone: Backbone) -> bool:
+    """Tell whether blocks that were to be compiled could be."""
+    blocks: Any = backbone.blocks
+    return not any(block.forward.failed for block in blocks)
+
+
+def _or_eager(forward: Any, failed: list[str]) -> Any:
+    """Compile what a block does; once one has `failed`, all others run as they are."""
     from torch._dynamo.exc import TorchDynamoException
 
     compiled: Any = torch.compile(forward, dynamic=False)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        nonlocal compiled
+        if failed:
+            return forward(*args, **kwargs)
         try:
             return compiled(*args, **kwargs)
         except TorchDynamoException as error:
+            failed.append(type(error).__name__)
             warnings.warn(
-                f"a block could not be compiled ({type(error).__name__}) and runs as it is, "
-                "slower. Install a C++ compiler or report this architecture.",
+                f"blocks could not be compiled ({failed[0]}) and run as they are, slower. Install "
+                "a C++ compiler or report this architecture.",
                 LLMEmbedWarning,
                 stacklevel=2,
             )
-            compiled = forward
             return forward(*args, **kwargs)
 
+    run.failed = failed  # type: ignore[attr-defined]
     return run
 
 

@@ -230,7 +230,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(
     expected = ours.features(TEXTS)
     monkeypatch.setattr(torch, "compile", fails)
     packing.compile_blocks(ours.backbone)
-    with pytest.warns(match=r"a block could not be compiled \(Unsupported\) and runs as it is"):
+    with pytest.warns(match=r"blocks could not be compiled \(Unsupported\) and run as they are"):
         found = ours.features(TEXTS)
     for name, feature in found.items():
         np.testing.assert_array_equal(feature, expected[name])
