@@ -217,7 +217,7 @@ class Extractor:
             DataError: a text is not valid Unicode.
             RowError: a feature is not finite, or does not fit the dtype.
         """
-        blocks = [*self.in_blocks(texts)]
+        blocks = [*self.in_blocks(texts)] or [self.compute([])]
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
     def in_blocks(self, texts: Sequence[str]) -> Iterator[Features]:

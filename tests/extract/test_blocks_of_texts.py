@@ -51,6 +51,9 @@ def test_features_and_warnings_are_those_of_one_block(
     for name, feature in ours.features(TEXTS).items():
         np.testing.assert_allclose(feature, whole[name], rtol=1e-5, atol=1e-4)
     assert [*ours.in_blocks([])] == []
+    assert {feature.shape for feature in ours.features([]).values()} == {
+        (0, ours.backbone.hidden_size)
+    }
 
 
 @pytest.mark.usefixtures("small_blocks")
