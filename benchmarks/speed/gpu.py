@@ -90,6 +90,9 @@ FEW = 0.2  # share of the texts on which batch sizes are tried
 N_ALONE = 32
 MAX_LENGTH = max(one.official_width for one in DATA_SETS.values())
 MORE = 10  # times the tokens for models that are as many times faster
+LONG_RUN = 10**9  # texts for which blocks are compiled whatever the model
+WAYS: dict[str, dict[str, Any]] = {}
+"""How passes were run, by model, quantisation and last layer."""
 PACKAGES = ("torch", "transformers", "bitsandbytes", "sentence-transformers", "vllm")
 Vectors = npt.NDArray[np.float32]
 Ways = dict[str, Callable[[], Any]]
@@ -173,9 +176,10 @@ class Bench:
     ) -> Extractor:
         """Load our way on quarters of the layers up to `last`, and run data sets once."""
         task = self.task("sst2", last, quantize)
-        made = task.load_extractor(task.layers, compiled=True)
+        made = task.load_extractor(task.layers, n_rows=LONG_RUN)
         for name in names:
             made.features(self.texts[name])
+        WAYS[f"{self.folder.name}, {quantize}, layer {last}"] = dataclasses.asdict(made.way)
         return made
 
     def into_cache(self, name: str, extractor: Extractor) -> float:
@@ -243,7 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             late = {"skipped": "out of time"}
             result["parts"][name] = run(name, bench, limit) if left > 0 else late
             print(f"{name}: {json.dumps(result['parts'][name])}", flush=True)
-            harness.write(result, output)
+            harness.write(result | {"ways": WAYS}, output)
+    result |= {"ways": WAYS}
     print(table(result))
     harness.finish(result, output)
     return int(any("error" in result["parts"][name] for name in options.parts))
