@@ -123,6 +123,7 @@ def test_what_a_killed_process_had_is_done_by_the_other(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_all_killed_are_started_again(
     on_two: ExtractConfig, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_all_killed_are_started_again(
     assert tree(Path(result.path)) == whole
 
 
+@pytest.mark.slow
 def test_a_failing_device_is_left_to_the_other(
     on_two: ExtractConfig, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -159,6 +161,7 @@ def test_a_failing_device_is_left_to_the_other(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:a process ended, with exit code 1. The others go on")
 def test_rows_that_end_their_process_are_named(on_two: ExtractConfig) -> None:
     """A unit that ends every process is given up and named; every other unit is done."""
@@ -172,6 +175,7 @@ def test_rows_that_end_their_process_are_named(on_two: ExtractConfig) -> None:
     assert extract(ExtractConfig(**vars(on_two) | {"devices": None})).n_rows_computed == 64
 
 
+@pytest.mark.slow
 def test_a_poison_row_is_named_and_the_rest_is_done(on_two: ExtractConfig) -> None:
     """A row without a feature is named, once, by the words of a single process."""
     with (
@@ -207,6 +211,7 @@ def test_what_keeps_processes_from_beginning_is_said(
     assert not Path(on_two.cache or "").exists()
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_command(
     on_two: ExtractConfig, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -218,6 +223,7 @@ def test_processes_end_with_the_command(
     assert tree(Path(on_two.cache or "")) == whole
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all(on_two: ExtractConfig, tmp_path: Path) -> None:
     """The terminal interrupts the command and its processes: one sentence, 130, no lock left."""
     with started(on_two, tmp_path / "pipe") as (command, end):
@@ -231,6 +237,7 @@ def test_ctrl_c_ends_all(on_two: ExtractConfig, tmp_path: Path) -> None:
     assert not (Path(on_two.cache or "") / ".llmembed/lock").exists()
 
 
+@pytest.mark.slow
 def test_each_process_sees_its_own_gpus(
     on_two: ExtractConfig,
     whole: dict[str, bytes],
