@@ -46,6 +46,7 @@ def with_plugin(
     return run
 
 
+@pytest.mark.slow
 def test_a_package_brings_a_fusion_and_a_pooling(with_plugin: Callable[..., str]) -> None:
     """Their names work as built-in ones do; a run that lacks the package says which."""
     write_two_topics(Path())
@@ -62,6 +63,7 @@ def test_a_package_brings_a_fusion_and_a_pooling(with_plugin: Callable[..., str]
     assert "llmembed-example 1.5" in message
 
 
+@pytest.mark.slow
 def test_a_cache_is_read_without_the_package_of_its_pooling(
     with_plugin: Callable[..., str],
 ) -> None:

@@ -59,6 +59,8 @@ def started(config: ExtractConfig, pipe: Path) -> Iterator[tuple[subprocess.Pope
     """Start the command; when both of its processes compute, give it and the pipe's end."""
     os.mkfifo(pipe)
     program = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's job ignores it
         "from llmembed.extract import cli\n"
         "from llmembed.extract.engines import devices\n"
         f"devices._PROGRAM = {at_work(pipe)!r} + devices._PROGRAM\n"
@@ -110,6 +112,7 @@ def test_two_processes_make_the_cache_of_one(
     assert extract(on_two).n_rows_computed == 0
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_had_is_done_by_the_other(
     on_two: ExtractConfig, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -188,6 +191,7 @@ def test_a_poison_row_is_named_and_the_rest_is_done(on_two: ExtractConfig) -> No
     assert extract(ExtractConfig(**vars(on_two) | {"devices": None})).n_rows_computed == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [

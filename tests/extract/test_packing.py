@@ -187,17 +187,18 @@ def test_pairs_keep_their_token_types(bert: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, on import
-def test_compiled_blocks_give_the_same_and_are_compiled_once(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("model", ["llama", "bert"])
+def test_compiled_blocks_give_the_same(
+    model: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All blocks share one graph for each number of positions, and features stay what they were."""
+    """Blocks of a decoder and of an encoder are compiled, and features stay what they were."""
     from torch._dynamo.utils import counters
 
     # torch's own place does not tell what a process held to AVX2 compiled from what one with
     # AVX-512 did, and running the wrong one corrupts memory (torch 2.13).
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     texts = [text for n in (1, 40) for text in TEXTS[:n]]
-    ours = packed(llama, layers=[1, 2, 3], token_budget=64)
+    ours = packed(request.getfixturevalue(model), layers=[1, 2], token_budget=64)
     expected = ours.features(texts)
     torch._dynamo.reset()
     counters.clear()
@@ -209,6 +210,7 @@ def test_compiled_blocks_give_the_same_and_are_compiled_once(
         np.testing.assert_allclose(feature, expected[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_number_of_positions_is_compiled_once(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_ranks_of_another_number_do_the_rest(
     assert tree(cache) == whole
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_run_again(
     settings: dict[str, Any], whole: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def run_onnx(model: bytes, features: np.ndarray) -> np.ndarray:
     return np.asarray(output)
 
 
+@pytest.mark.slow
 def test_every_fusion_and_head_gives_what_torch_gives() -> None:
     """ONNX Runtime agrees with torch on all fusions and heads, for any number of rows."""
     module = Everything().eval()
