@@ -17,7 +17,9 @@ from toy_cache import write_toy
 from llmembed.cache_format.cli import main as cache_main
 from llmembed.common.console import Command, echo_json
 from llmembed.extract.cli import main as extract_main
-from llmembed.train.cli import fit_main, predict_main, sweep_main
+from llmembed.train.cli.fit import fit_main
+from llmembed.train.cli.predict import predict_main
+from llmembed.train.cli.sweep import sweep_main
 
 COMMANDS = {
     "llmembed-cache": cache_main,

@@ -12,7 +12,9 @@ import pytest
 from llmembed.cache_format.cli import main as cache_main
 from llmembed.extract.cli import main as extract_main
 from llmembed.train import load_run
-from llmembed.train.cli import fit_main, predict_main, sweep_main
+from llmembed.train.cli.fit import fit_main
+from llmembed.train.cli.predict import predict_main
+from llmembed.train.cli.sweep import sweep_main
 from llmembed.train.fusions import FUSIONS
 
 ROOT = Path(__file__).parents[1]

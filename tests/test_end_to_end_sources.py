@@ -15,7 +15,7 @@ from toy_model import save_toy_model, toy_texts
 from llmembed.cache_format import open_cache
 from llmembed.extract import ExtractConfig, extract
 from llmembed.train import FitConfig, fit, load_run
-from llmembed.train.cli import predict_main
+from llmembed.train.cli.predict import predict_main
 from llmembed.train.inputs.data import read_features
 
 TEXTS = [f"w{1 + row % 2} " * 6 + text for row, text in enumerate(toy_texts(80, longest=4))]

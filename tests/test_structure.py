@@ -29,7 +29,7 @@ BELOW = {
 MEET_BOTH_STAGES = (
     "cache_format/cli.py",
     "cache_format/llmembed/__init__.py",
-    "train/estimator.py",
+    "train/verbs/estimator.py",
     "train/runs/predict.py",
 )
 

@@ -9,19 +9,19 @@ from llmembed.train.config import FitConfig, SweepConfig
 from llmembed.train.fusions import register_fusion, register_head
 
 if TYPE_CHECKING:
-    from llmembed.train.estimator import LLMEmbedClassifier
-    from llmembed.train.fitting import fit
     from llmembed.train.fusions.mixing import Fusion
     from llmembed.train.runs.run import Run, load_run
-    from llmembed.train.sweeping import run_sweep
+    from llmembed.train.verbs.estimator import LLMEmbedClassifier
+    from llmembed.train.verbs.fitting import fit
+    from llmembed.train.verbs.sweeping import run_sweep
 
 _HOME = {
     "Fusion": "fusions.mixing",
-    "LLMEmbedClassifier": "estimator",
+    "LLMEmbedClassifier": "verbs.estimator",
     "Run": "runs.run",
-    "fit": "fitting",
+    "fit": "verbs.fitting",
     "load_run": "runs.run",
-    "run_sweep": "sweeping",
+    "run_sweep": "verbs.sweeping",
 }
 __all__ = [
     "FitConfig",

@@ -36,7 +36,7 @@ from regression.places import places_of, require_cache
 from regression.rerun import Judgement, judge
 from regression.suites import Suite, load_suite
 
-from llmembed.train import fitting
+from llmembed.train.verbs import fitting
 
 ACCURACY_VERDICTS = {"worse", "below expected"}
 

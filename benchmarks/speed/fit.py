@@ -57,7 +57,7 @@ BARS = {
     "67,349 rows, softmax, s": most(1),
     "67,349 rows, ten epochs of the paper's cooc, s": most(3),
 }
-COMMAND = "import sys; from llmembed.train.cli import fit_main; fit_main()"
+COMMAND = "import sys; from llmembed.train.cli.fit import fit_main; fit_main()"
 COMMANDS = {"cooc": ("--fusion", "cooc"), "ridge": ("--fusion", "concat", "--head", "ridge")}
 Measured = tuple[dict[str, Any], dict[str, float]]
 """What a part measured, and its figures."""

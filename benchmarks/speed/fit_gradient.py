@@ -35,8 +35,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from llmembed.cache_format import open_cache
 from llmembed.train import FitConfig
-from llmembed.train.fitting import train
 from llmembed.train.inputs.data import FitData, load_data
+from llmembed.train.verbs.fitting import train
 
 EPOCHS, AUTHORS_EPOCHS, N_WORKERS = 20, 2, 4
 RAW_WIDTH, HIDDEN_WIDTHS, SIGMA = 1024, (1024, 256), 0.1  # of the paper

@@ -30,12 +30,12 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 from sklearn.model_selection import StratifiedKFold
 
 from llmembed.train import FitConfig, SweepConfig, run_sweep
-from llmembed.train.fitting import train
 from llmembed.train.inputs.data import FitData, load_data
 from llmembed.train.linear.closed import LinearMap, Ridge
 from llmembed.train.linear.moments import Problem
 from llmembed.train.linear.softmax import SoftmaxSolver
 from llmembed.train.linear.solved import folds_of
+from llmembed.train.verbs.fitting import train
 
 N_FOLDS, EPOCHS = 5, 10
 Measured = tuple[dict[str, Any], dict[str, float]]

@@ -14,7 +14,8 @@ from clustered import MakeCache
 
 from llmembed.common.errors import ConfigError
 from llmembed.train import FitConfig, SweepConfig, run_sweep
-from llmembed.train.cli import fit_main, sweep_main
+from llmembed.train.cli.fit import fit_main
+from llmembed.train.cli.sweep import sweep_main
 
 
 def test_fit_prints_a_table_or_one_json_document(make_cache: MakeCache, tmp_path: Path) -> None:
@@ -36,11 +37,11 @@ def test_a_known_error_is_one_line(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["fit_main", "predict_main", "sweep_main"])
+@pytest.mark.parametrize("command", ["fit", "predict", "sweep"])
 def test_help_imports_no_torch(command: str) -> None:
     """`--help` imports neither torch nor lightning."""
     code = (
-        f"import sys; from llmembed.train.cli import {command} as main\n"
+        f"import sys; from llmembed.train.cli.{command} import {command}_main as main\n"
         "try: main(['--help'])\n"
         "finally: assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
     )

@@ -19,7 +19,6 @@ from torch import Tensor
 from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
 from llmembed.train import FitConfig, fit
 from llmembed.train.config import SweepConfig
-from llmembed.train.fitting import Outcome, train
 from llmembed.train.fusions import AUTO, FUSIONS, choices
 from llmembed.train.fusions.classifier import Standardiser
 from llmembed.train.inputs.data import data_in_memory
@@ -27,7 +26,8 @@ from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.shares import draw_stratified
 from llmembed.train.linear.closed import ABSENT_BIAS, LDA, factorise
 from llmembed.train.linear.moments import Moments
-from llmembed.train.sweeping import run_sweep
+from llmembed.train.verbs.fitting import Outcome, train
+from llmembed.train.verbs.sweeping import run_sweep
 
 LEARNED_FUSIONS = [name for name in choices(FUSIONS) if FUSIONS[name].learns]
 FIXED_FUSIONS = [*(name for name in choices(FUSIONS) if not FUSIONS[name].learns), AUTO]

@@ -16,10 +16,10 @@ from little_memory import MIB, only
 from llmembed.common.errors import ConfigError
 from llmembed.common.process import memory_told
 from llmembed.train import FitConfig, LLMEmbedClassifier
-from llmembed.train.cli import fit_main
-from llmembed.train.fitting import train
+from llmembed.train.cli.fit import fit_main
 from llmembed.train.inputs import Feature, data_in_memory
 from llmembed.train.linear.devices import choose_device
+from llmembed.train.verbs.fitting import train
 
 
 @pytest.mark.parametrize(

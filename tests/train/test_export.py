@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llmembed.cache_format import open_cache
 from llmembed.common.errors import ConfigError
 from llmembed.train import FitConfig, load_run
-from llmembed.train.cli import fit_main
+from llmembed.train.cli.fit import fit_main
 from llmembed.train.fusions import FUSIONS, choices
 from llmembed.train.fusions.classifier import Architecture, Classifier
 from llmembed.train.inputs.data import read_features
@@ -98,7 +98,7 @@ def test_the_package_is_asked_for_before_anything_is_trained(
     """Without onnx the fit ends at once and says what to install."""
     code = (
         "import sys; sys.modules['onnx'] = None\n"
-        "from llmembed.train.cli import fit_main\n"
+        "from llmembed.train.cli.fit import fit_main\n"
         f"fit_main(['--cache', {str(make_cache())!r}, '--fusion', 'mean', '--export', 'onnx',"
         f" '--output', {str(tmp_path / 'r')!r}])"
     )

@@ -13,7 +13,7 @@ from toy_model import save_toy_model
 
 from llmembed.common.errors import ConfigError, LLMEmbedWarning
 from llmembed.train import FitConfig, LLMEmbedClassifier, fit, load_run
-from llmembed.train.runs.report import metrics_table
+from llmembed.train.reports.report import metrics_table
 
 CLOSED = [("concat", "ridge"), ("concat", "lda"), ("mean", "auto"), ("auto", "auto")]
 BY_GRADIENT = [("concat", "mlp"), ("auto", "mlp"), ("cooc", "auto"), ("gated", "auto")]

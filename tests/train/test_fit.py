@@ -25,11 +25,11 @@ from llmembed.common.errors import (
     RunNotFoundError,
 )
 from llmembed.train import FitConfig, Run, fit, load_run
-from llmembed.train.fitting import train
 from llmembed.train.fusions import FUSIONS, choices
 from llmembed.train.fusions.classifier import Architecture, Classifier
 from llmembed.train.fusions.tricks import Dropout
 from llmembed.train.inputs.data import read_features
+from llmembed.train.verbs.fitting import train
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 32, "lr": 0.01, "accelerator": "cpu"}
 

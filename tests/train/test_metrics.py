@@ -13,7 +13,7 @@ from sklearn.metrics import (
 )
 
 from llmembed.train.measures.metrics import ece, summarise, wilson_interval
-from llmembed.train.runs.report import note_of_absent
+from llmembed.train.reports.report import note_of_absent
 
 
 @given(st.integers(2, 6), st.integers(1, 40), st.integers(0, 1000))

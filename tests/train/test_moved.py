@@ -31,7 +31,7 @@ from llmembed.extract import ExtractConfig, Extraction, extract
 from llmembed.extract.backbones import load
 from llmembed.extract.features import extractor
 from llmembed.train import FitConfig, Run, fit, load_run
-from llmembed.train.cli import predict_main
+from llmembed.train.cli.predict import predict_main
 from llmembed.train.runs import predict
 
 

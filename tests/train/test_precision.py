@@ -10,7 +10,7 @@ import torch
 from clustered import MakeCache, load
 
 from llmembed.train import FitConfig
-from llmembed.train.fitting import train
+from llmembed.train.verbs.fitting import train
 
 
 @contextlib.contextmanager

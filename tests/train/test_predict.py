@@ -27,7 +27,9 @@ from llmembed.common.errors import (
 )
 from llmembed.extract.cli import main as extract_main
 from llmembed.train import Run, load_run
-from llmembed.train.cli import fit_main, predict_main, sweep_main
+from llmembed.train.cli.fit import fit_main
+from llmembed.train.cli.predict import predict_main
+from llmembed.train.cli.sweep import sweep_main
 from llmembed.train.inputs.data import read_features
 from llmembed.train.runs.predict import read_input
 

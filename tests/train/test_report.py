@@ -9,7 +9,7 @@ import pytest
 from clustered import MakeCache
 
 from llmembed.train import FitConfig, Run, fit
-from llmembed.train.runs.report import report_page
+from llmembed.train.reports.report import report_page
 
 
 class _Balanced(HTMLParser):

@@ -14,8 +14,8 @@ from clustered import MakeCache, clustered, load
 
 from llmembed.common.errors import LLMEmbedWarning
 from llmembed.train import FitConfig, fit
-from llmembed.train.cli import fit_main
-from llmembed.train.runs.report import metrics_table
+from llmembed.train.cli.fit import fit_main
+from llmembed.train.reports.report import metrics_table
 
 GRADIENT = {"fusion": "scalar-mix", "epochs": 3, "layers": "1,2"}
 

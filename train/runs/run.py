@@ -52,11 +52,9 @@ from llmembed.train.inputs.arguments import as_texts
 from llmembed.train.measures import Floats
 from llmembed.train.runs.predict import Backbones, Places
 from llmembed.train.runs.record import CONFIG_FILE, FORMAT, check_config, malformed, read_json
-from llmembed.train.runs.report import report_page
 
 MODEL_FILE, METRICS_FILE = "model.safetensors", "metrics.json"
 PREDICTIONS_FILE, ONNX_FILE = "predictions.parquet", "model.onnx"
-REPORT_FILE = "report.html"
 _PICKLED = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.joblib")
 _TRIES = 10
 
@@ -235,8 +233,6 @@ def write_run(
         weights = run.classifier.state_dict()
         content = save({name: weight.contiguous() for name, weight in weights.items()})
         (folder / MODEL_FILE).write_bytes(content)  # save_file would make it the owner's alone
-        report = report_page(run.config, run.metrics)
-        (folder / REPORT_FILE).write_text(report, encoding="utf-8")
         _write_predictions(folder / PREDICTIONS_FILE, predictions, run.labels)
         for name, content in files.items():
             (folder / name).write_bytes(content)

@@ -26,6 +26,7 @@ from llmembed.train.linear.devices import device_of
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import solve_base, train_solved, train_stack
 from llmembed.train.measures import Floats, summarise
+from llmembed.train.reports.report import report_page
 from llmembed.train.runs.export import check_can_export, onnx_of
 from llmembed.train.runs.record import record_config
 from llmembed.train.runs.run import (
@@ -35,8 +36,9 @@ from llmembed.train.runs.run import (
     check_replaceable,
     write_run,
 )
-from llmembed.train.sweeping import choose_fusion
+from llmembed.train.verbs.sweeping import choose_fusion
 
+REPORT_FILE = "report.html"
 _SPREAD_FIGURES = ("accuracy", "macro_f1", "nll")
 
 
@@ -111,7 +113,9 @@ def _finish(
     run = Run(
         path=config.run_path, config=record, metrics=metrics, classifier=outcome.best.classifier
     )
-    files = {} if config.export is None else {ONNX_FILE: onnx_of(run.classifier, record)}
+    files = {REPORT_FILE: report_page(record, metrics).encode()}
+    if config.export is not None:
+        files[ONNX_FILE] = onnx_of(run.classifier, record)
     check_replaceable(config)  # once more: the place may have changed meanwhile
     write_run(run, predictions, files, logs=workspace / LOGS)
     return run

@@ -20,7 +20,6 @@ from torch import Tensor
 from llmembed.common.errors import ConfigError, DataError, MissingPackageError
 from llmembed.common.process import full_float32
 from llmembed.train.config import FitConfig
-from llmembed.train.fitting import train
 from llmembed.train.inputs import Feature, data_in_memory
 from llmembed.train.inputs.arguments import (
     as_class_weights,
@@ -32,6 +31,7 @@ from llmembed.train.inputs.arguments import (
 )
 from llmembed.train.linear.devices import device_of
 from llmembed.train.measures import Floats
+from llmembed.train.verbs.fitting import train
 
 if TYPE_CHECKING:
     from llmembed.extract import TextFeatures

@@ -19,7 +19,7 @@ from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import grid_of
 from llmembed.train.linear.stacking import Member
 from llmembed.train.linear.sweep import Grid, best_of, stack_of, sweep
-from llmembed.train.runs.plot import depth_plot
+from llmembed.train.reports.plot import depth_plot
 
 TABLE_FILE, PLOT_FILE = "sweep.json", "sweep.svg"
 _MOST_OTHERS = 5  # in the printed table

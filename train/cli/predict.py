@@ -1,8 +1,7 @@
-"""`llmembed-fit` and `llmembed-predict`: results on stdout, progress and warnings on stderr."""
+"""The command `llmembed-predict`."""
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,39 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmembed.common.console import REPEATED, answer, command, echo_json
+from llmembed.common.console import REPEATED, command, echo_json
 from llmembed.common.errors import shown
-from llmembed.train.config import FitConfig, SweepConfig
+from llmembed.train.cli import let_waiting_threads_sleep
 from llmembed.train.runs.answers import Answers, check_output, write
-from llmembed.train.runs.report import metrics_table
 
 if TYPE_CHECKING:
     from llmembed.train.runs.predict import Input
 
 STDIN = "-"
-
-
-@command(FitConfig)
-def fit_main(config: FitConfig, *, as_json: bool, quiet: bool) -> None:
-    """Fit a classifier on the features of a cache and write its run."""
-    _let_waiting_threads_sleep()
-    from llmembed.train import fit
-
-    run = fit(config, show_progress=not quiet)
-    document = {"path": str(run.path), **run.metrics}
-    table = f"{metrics_table(run.metrics)}\nrun: {run.path}"
-    answer(document, table, as_json=as_json, quiet=quiet)
-
-
-@command(SweepConfig)
-def sweep_main(config: SweepConfig, *, as_json: bool, quiet: bool) -> None:
-    """Judge every layer, their mean and the best subsets, by folds of the training split alone."""
-    _let_waiting_threads_sleep()
-    from llmembed.train.sweeping import run_sweep, table_of
-
-    result = run_sweep(config)
-    table = f"{table_of(result)}\ntable and plot: {config.output_path}"
-    answer(result, table, as_json=as_json, quiet=quiet)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +83,7 @@ class PredictConfig:
 @command(PredictConfig)
 def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
     """Classify new texts with a run."""
-    _let_waiting_threads_sleep()
+    let_waiting_threads_sleep()
     from llmembed.train.runs.run import load_run
 
     run = load_run(config.run)
@@ -131,12 +106,3 @@ def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
         click.echo("\n".join(answers.lines()))
     elif not quiet:
         click.echo(shown(f"{len(given.texts)} predictions: {config.output}"))
-
-
-def _let_waiting_threads_sleep() -> None:
-    """Set OpenMP's policy before torch reads it, unless the user has.
-
-    Threads that spin while they wait made a step thirty times slower as soon as another process
-    wanted one of two cores.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

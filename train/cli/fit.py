@@ -1,0 +1,20 @@
+"""The command `llmembed-fit`."""
+
+from __future__ import annotations
+
+from llmembed.common.console import answer, command
+from llmembed.train.cli import let_waiting_threads_sleep
+from llmembed.train.config import FitConfig
+from llmembed.train.reports.report import metrics_table
+
+
+@command(FitConfig)
+def fit_main(config: FitConfig, *, as_json: bool, quiet: bool) -> None:
+    """Fit a classifier on the features of a cache and write its run."""
+    let_waiting_threads_sleep()
+    from llmembed.train import fit
+
+    run = fit(config, show_progress=not quiet)
+    document = {"path": str(run.path), **run.metrics}
+    table = f"{metrics_table(run.metrics)}\nrun: {run.path}"
+    answer(document, table, as_json=as_json, quiet=quiet)
