@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -67,10 +68,17 @@ class TextFeatures:
             config, source=self.source, compute_dtype=self.recipe.compute_dtype
         )
         self._extractor: Extractor | None = None
+        self._lock = threading.Lock()  # neither tokenizers nor models serve two threads at a time
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the backbone and the tokenizer behind."""
-        return {**self.__dict__, "recipe": dataclasses.replace(self.recipe), "_extractor": None}
+        state = {**self.__dict__, "recipe": dataclasses.replace(self.recipe), "_extractor": None}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled, with a lock of its own."""
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def in_blocks(self, texts: Sequence[str]) -> Iterator[Features]:
         """Give the features of texts, each float16 or float32 `[n, H]`, some thousand at a time.
@@ -102,16 +110,23 @@ class TextFeatures:
             yield self._gather(held, hashes[start : start + BLOCK_TEXTS])
 
     def _computed(self, texts: Sequence[str]) -> Iterator[Features]:
-        if self._extractor is None:
-            self._extractor = Extractor(
-                self.recipe,
-                layers=self._layers,
-                poolings=self._config.pooling,
-                device=self._config.device,
-                token_budget=self._config.token_budget,
-                expected_fingerprint=self._fingerprint,
-            )
-        return self._extractor.in_blocks(texts)
+        with self._lock:
+            if self._extractor is None:
+                self._extractor = Extractor(
+                    self.recipe,
+                    layers=self._layers,
+                    poolings=self._config.pooling,
+                    device=self._config.device,
+                    token_budget=self._config.token_budget,
+                    expected_fingerprint=self._fingerprint,
+                )
+            blocks = self._extractor.in_blocks(texts)
+        while True:
+            with self._lock:  # not while the caller has the block: he may never come back
+                block = next(blocks, None)
+            if block is None:
+                return
+            yield block
 
     def _extend(self, texts: Sequence[str], hashes: Hashes) -> None:
         labels = np.full(len(texts), UNLABELLED, dtype=np.int32)

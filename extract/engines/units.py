@@ -30,7 +30,7 @@ _IDLE_ROUNDS = 2
 """Rounds in which no unit was done, after which those that are left are given up."""
 _MOST_NAMED = 20
 """Units given up that are named; all of them are counted."""
-_LOST = "they ended their worker each time; Ray's logs say how."
+_LOST = "they ended their worker each time; what it last said stands above, or in Ray's logs."
 
 
 def collect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from pathlib import Path
 
@@ -88,3 +89,35 @@ def test_a_cache_is_read_in_blocks_too(llama: Path, tmp_path: Path) -> None:
             ours, theirs = map(np.concatenate, parts)
             np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-3)  # both are float16
     assert len(open_cache(cache).splits) == 2
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_threads_share_one_backbone(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is loaded once, and computes one block at a time, also beside one that nobody ends."""
+    options = {"layers": "1", "max_length": 64, "compute_dtype": "float32", "device": "cpu"}
+    ours = TextFeatures(ExtractConfig(model=str(llama), **options))
+    unfinished = ours.in_blocks(TEXTS[:-1])
+    next(unfinished)
+    at_work, loaded = threading.Lock(), {id(ours._extractor)}
+    tokenize = Extractor.tokenize
+
+    def alone(self: Extractor, texts: list[str]) -> object:
+        assert at_work.acquire(blocking=False)
+        loaded.add(id(self))
+        try:
+            return tokenize(self, texts)
+        finally:
+            at_work.release()
+
+    monkeypatch.setattr(Extractor, "tokenize", alone)
+    n_blocks: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: n_blocks.append(len([*ours.in_blocks(TEXTS[:-1])])))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert n_blocks == [6] * 4
+    assert len(loaded) == 1
