@@ -1,4 +1,4 @@
-"""What the five commands have in common: usage, version, exit codes, any console."""
+"""What the six commands have in common: usage, version, exit codes, any console."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from llmembed.common.console import Command, echo_json
 from llmembed.extract.cli import main as extract_main
 from llmembed.train.cli.fit import fit_main
 from llmembed.train.cli.predict import predict_main
+from llmembed.train.cli.report import report_main
 from llmembed.train.cli.sweep import sweep_main
 
 COMMANDS = {
@@ -26,6 +27,7 @@ COMMANDS = {
     "llmembed-extract": extract_main,
     "llmembed-fit": fit_main,
     "llmembed-predict": predict_main,
+    "llmembed-report": report_main,
     "llmembed-sweep": sweep_main,
 }
 EACH = pytest.mark.parametrize(("name", "command"), COMMANDS.items(), ids=COMMANDS)

@@ -14,6 +14,7 @@ from llmembed.extract.cli import main as extract_main
 from llmembed.train import load_run
 from llmembed.train.cli.fit import fit_main
 from llmembed.train.cli.predict import predict_main
+from llmembed.train.cli.report import report_main
 from llmembed.train.cli.sweep import sweep_main
 from llmembed.train.fusions import FUSIONS
 
@@ -25,6 +26,7 @@ COMMANDS: dict[str, click.Command] = {
     "llmembed-extract": extract_main,
     "llmembed-fit": fit_main,
     "llmembed-predict": predict_main,
+    "llmembed-report": report_main,
     "llmembed-sweep": sweep_main,
 }
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)

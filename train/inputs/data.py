@@ -48,6 +48,7 @@ class FitData:
     labels: tuple[str, ...]  # names of the C classes
     sources: Mapping[str, SourceInfo]  # backbones of the cache, by name; none where there is none
     fingerprint: str | None  # of the cache; None where there is none
+    eval_fingerprint: str | None = None  # of the evaluation split's texts and labels alone
     text_column: str | None = None  # as the cache recorded it; of pairs two, with a comma between
     features: tuple[Feature, ...]  # what stands side by side in `x`, in this order
     shares: Shares  # rows of `x` that train and validate
@@ -138,6 +139,7 @@ def load_data(reading: Reading, *, read_evaluation: bool = True) -> FitData:
         labels=cache.labels,
         sources=cache.sources,
         fingerprint=cache.fingerprint,
+        eval_fingerprint=cache.fingerprint_of(splits=[shares.eval_split], sources=[]),
         text_column=column if isinstance(column, str) else None,
         features=features,
         shares=shares,

@@ -39,7 +39,11 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
     return {
         "llmembed_run": FORMAT,
         "fit": dataclasses.asdict(config),
-        "cache": {"fingerprint": data.fingerprint, "text_column": data.text_column},
+        "cache": {
+            "fingerprint": data.fingerprint,
+            "eval_fingerprint": data.eval_fingerprint,
+            "text_column": data.text_column,
+        },
         "sources": {
             name: {key: dict(getattr(data.sources[name], key)) for key in ("recipe", "fingerprint")}
             for name in dict.fromkeys(feature.source for feature in data.features)

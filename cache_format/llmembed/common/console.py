@@ -32,6 +32,7 @@ import click
 from llmembed.common.errors import LLMEmbedError, LLMEmbedWarning, RowError, shown
 
 REPEATED = "repeated"  # metadata of a field: what `--help` shows for a value that may hold commas
+ARGUMENT = "argument"  # metadata of a field that is no option: what `--help` shows for its values
 EXIT_KNOWN_ERROR = 1
 EXIT_ROWS_LEFT = 4
 EXIT_INTERRUPTED = 130
@@ -178,10 +179,12 @@ def field_docs(config: type) -> dict[str, str]:
 
 
 def _options_of(config: Any) -> list[Callable[..., Any]]:
-    """Make a click option of each field."""
+    """Make a click option, or argument, of each field."""
     docs, hints = field_docs(config), typing.get_type_hints(config)
     return [
-        click.option(
+        click.argument(field.name, nargs=-1, metavar=field.metadata[ARGUMENT])
+        if ARGUMENT in field.metadata
+        else click.option(
             f"--{field.name.replace('_', '-')}",
             field.name,
             help=docs[field.name] + _shown_default(field.default),

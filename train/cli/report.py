@@ -1,0 +1,86 @@
+"""The command `llmembed-report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmembed.common.console import ARGUMENT, answer, command
+from llmembed.train.cli import let_waiting_threads_sleep
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Every option of a report; the docstring under a field is its `--help` text."""
+
+    runs: tuple[str, ...] = field(default=(), metadata={ARGUMENT: "[RUN]..."})
+    cache: str | None = None
+    """Cache to look at, in place of runs: norms, outlier dimensions and separation of classes per
+    layer, repeated texts, tokens."""
+    split: str | None = None
+    """Split of --cache whose layers are read; without it train, or the only one."""
+    source: tuple[str, ...] = ()
+    """Sources of --cache to look at; without it, all."""
+    pooling: tuple[str, ...] = ()
+    """Poolings of --cache to look at; without it, all."""
+    output: str | None = None
+    """Page to write; without it, NAME-report.html in this folder, NAME being that of the run or
+    the cache, and compare.html for several runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other."""
+        if not self.runs and self.cache is None:
+            raise click.UsageError("Missing argument 'RUN' or option '--cache'.")
+        if self.runs and self.cache is not None:
+            raise click.UsageError("Pass either runs or --cache.")
+        if self.runs and (self.split or self.source or self.pooling):
+            raise click.UsageError("--split, --source and --pooling are for --cache.")
+
+    @property
+    def page(self) -> Path:
+        """File that the page is written to.
+
+        >>> ReportConfig(cache="s3://bucket/r8.zarr").page.as_posix()
+        'r8-report.html'
+        """
+        if self.output is not None:
+            return Path(self.output)
+        if len(self.runs) > 1:
+            return Path("compare.html")
+        one = Path(self.cache.rstrip("/")).stem if self.cache else Path(self.runs[0]).resolve().name
+        return Path(f"{one}-report.html")
+
+
+@command(ReportConfig)
+def report_main(config: ReportConfig, *, as_json: bool, quiet: bool) -> None:
+    """Compare runs on the same rows, the first with each other one, or look at a cache.
+
+    Runs are compared by accuracy, macro F1, NLL and ECE with 95 % intervals and paired tests.
+    """
+    let_waiting_threads_sleep()
+    from llmembed.train.reports.compare import check_page, save_page
+
+    check_page(config.page)
+    document, table, page = _of_cache(config) if config.cache else _of_runs(config)
+    save_page(config.page, page)
+    table = f"{table}\npage: {config.page}"
+    answer({**document, "page": str(config.page)}, table, as_json=as_json, quiet=quiet)
+
+
+def _of_runs(config: ReportConfig) -> tuple[dict[str, Any], str, str]:
+    from llmembed.train.reports.compare import compare_runs, comparison_page, comparison_table
+
+    document = compare_runs([Path(run) for run in config.runs])
+    return document, comparison_table(document), comparison_page(document)
+
+
+def _of_cache(config: ReportConfig) -> tuple[dict[str, Any], str, str]:
+    from llmembed.train.reports.cache_report import cache_page, cache_table, describe_cache
+
+    document = describe_cache(
+        str(config.cache), split=config.split, source=config.source, pooling=config.pooling
+    )
+    return document, cache_table(document), cache_page(document)
