@@ -11,6 +11,7 @@ from llmembed.train.fusions import register_fusion, register_head
 if TYPE_CHECKING:
     from llmembed.train.fusions.mixing import Fusion
     from llmembed.train.runs.run import Run, load_run
+    from llmembed.train.verbs.comparing import compare_fusions
     from llmembed.train.verbs.estimator import LLMEmbedClassifier
     from llmembed.train.verbs.fitting import fit
     from llmembed.train.verbs.sweeping import run_sweep
@@ -19,6 +20,7 @@ _HOME = {
     "Fusion": "fusions.mixing",
     "LLMEmbedClassifier": "verbs.estimator",
     "Run": "runs.run",
+    "compare_fusions": "verbs.comparing",
     "fit": "verbs.fitting",
     "load_run": "runs.run",
     "run_sweep": "verbs.sweeping",
@@ -29,6 +31,7 @@ __all__ = [
     "LLMEmbedClassifier",
     "Run",
     "SweepConfig",
+    "compare_fusions",
     "fit",
     "load_run",
     "register_fusion",

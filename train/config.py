@@ -46,6 +46,7 @@ _RANGES = {
     "n_seeds": (1, 1_000),
     "workers": (1, 100_000),
 }
+_NOT_COMPARED = ("preset", "sigma", "engine", "address", "workers", "fast_dev_run", "output")
 _OF_GRADIENT = ("precision", "max_time", "fast_dev_run", "logger", "checkpoint_s")
 _DEVICE = re.compile(r"1|\d+,")
 _MAX_TIME = re.compile(r"\d{2}:\d{2}:\d{2}:\d{2}")  # Lightning's DD:HH:MM:SS
@@ -147,6 +148,7 @@ class TrainerFlags:
     fast_dev_run: bool
 
 
+_OF_TRAINING = tuple(field.name for field in dataclasses.fields(Training))
 _Part = TypeVar("_Part", Reading, Method, TrainerFlags)
 
 
@@ -265,10 +267,17 @@ class FitConfig:
     there is replaced; anything but a run is refused."""
     overwrite: bool = False
     """Replace a run of another fusion too."""
+    compare: bool = False
+    """Fit all fusions from one reading of the cache, each with the run that a fit of it alone would
+    write, and compare them with --fusion on the same rows. Left out are single of several features,
+    fusions that need one width where widths differ, and with a solved --head those that learn."""
 
     def __post_init__(self) -> None:
         """Check each name and number once."""
         self._check_values()
+        if self.compare:
+            self.of_fusions()
+            return
         self._check_head()
         self._check_void()
         self._check_preset()
@@ -352,6 +361,40 @@ class FitConfig:
             checkpoint_s=self.checkpoint_s,
         )
 
+    def of_fusions(self) -> tuple[FitConfig, ...]:
+        """Give the options of each fit that `compare` asks for, that of `fusion` first.
+
+        An option that does nothing for a fusion is left out for it.
+
+        Raises:
+            ConfigError: an option contradicts `compare`, or does nothing for all of the fusions.
+        """
+        for name in _NOT_COMPARED:
+            if self._differs(name):
+                raise ConfigError(
+                    f"{_option(name)} {getattr(self, name)} contradicts --compare, which fits every"
+                    " fusion in this process and puts each run at its usual place. Leave one of "
+                    "the two out."
+                )
+        others = [name for name in (*choices(FUSIONS), AUTO) if name != self.fusion]
+        if self.head != AUTO and not HEADS[self.head].is_trained:
+            others = [name for name in others if name == AUTO or not FUSIONS[name].learns]
+        found = tuple(self._of_fusion(name) for name in (self.fusion, *others))
+        for name in (*_OF_TRAINING, *_OF_GRADIENT, "folds"):
+            default = getattr(FitConfig, name)
+            if self._differs(name) and all(getattr(one, name) == default for one in found):
+                raise ConfigError(
+                    f"{_option(name)} {getattr(self, name)} would do nothing: with head "
+                    f"{self.head!r} no fusion has a use for it. Leave it out."
+                )
+        return found
+
+    def _of_fusion(self, fusion: str) -> FitConfig:
+        plain = FitConfig(cache=self.cache, fusion=fusion, head=self.head)
+        void = (*_OF_TRAINING, *_OF_GRADIENT) if plain.solved_heads else ("folds",)
+        left = {name: getattr(FitConfig, name) for name in void}
+        return FitConfig(**{**vars(self), **left, "fusion": fusion, "compare": False})
+
     @property
     def _recipe(self) -> Recipe | None:
         return PRESETS.get(self.preset)
@@ -365,8 +408,8 @@ class FitConfig:
         return bool(getattr(self, name) != getattr(FitConfig, name))
 
     def _given_training(self) -> dict[str, Any]:
-        names = (field.name for field in dataclasses.fields(Training))
-        return {name: vars(self)[name] for name in names if vars(self)[name] is not None}
+        given = {name: vars(self)[name] for name in _OF_TRAINING}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _check_values(self) -> None:
         kinds = {"fusion": (AUTO, *choices(FUSIONS)), "head": (AUTO, *choices(HEADS))}

@@ -12,6 +12,14 @@ from llmembed.train.reports.report import metrics_table
 def fit_main(config: FitConfig, *, as_json: bool, quiet: bool) -> None:
     """Fit a classifier on the features of a cache and write its run."""
     let_waiting_threads_sleep()
+    if config.compare:
+        from llmembed.train.reports.compare import comparison_table
+        from llmembed.train.verbs.comparing import compare_fusions
+
+        compared = compare_fusions(config, show_progress=not quiet)
+        table = f"{comparison_table(compared)}\npage: {compared['page']}"
+        answer(compared, table, as_json=as_json, quiet=quiet)
+        return
     from llmembed.train import fit
 
     run = fit(config, show_progress=not quiet)

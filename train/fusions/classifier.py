@@ -95,6 +95,17 @@ def make_fusion(name: str, widths: Sequence[int]) -> Fusion:
     Raises:
         ConfigError: there is no such fusion, or it does not take such features.
     """
+    check_fusion(name, widths)
+    fusion: Fusion = loaded(FUSIONS[name].home)(widths)
+    return fusion
+
+
+def check_fusion(name: str, widths: Sequence[int]) -> None:
+    """Refuse a fusion that does not take features of these widths.
+
+    Raises:
+        ConfigError: there is no such fusion, or it takes one feature alone, or of one width alone.
+    """
     spec = FUSIONS[name]
     if spec.takes_one_feature and len(widths) != 1:
         raise ConfigError(
@@ -107,8 +118,6 @@ def make_fusion(name: str, widths: Sequence[int]) -> Fusion:
             f"{', '.join(map(str, sorted(set(widths))))}. Choose one source with --source, or pass "
             "--fusion concat, cooc or gated, which take several."
         )
-    fusion: Fusion = loaded(spec.home)(widths)
-    return fusion
 
 
 class Classifier(nn.Module):

@@ -7,6 +7,7 @@ from llmembed.train.inputs.data import (
     columns_of,
     data_in_memory,
     load_data,
+    load_each,
     read_features,
 )
 from llmembed.train.inputs.select import Feature
@@ -22,6 +23,7 @@ __all__ = [
     "data_in_memory",
     "draw_folds",
     "load_data",
+    "load_each",
     "mean_loss",
     "read_features",
     "weights_of",

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmembed.cache_format import SourceInfo, Split, open_cache
-from llmembed.common.errors import CacheSpaceError, DataError, warn
+from llmembed.cache_format import Cache, SourceInfo, Split, open_cache
+from llmembed.common.errors import CacheSpaceError, DataError, LLMEmbedWarning, warn
 from llmembed.common.registry import loaded
 from llmembed.common.scratch import scratch_array, scratch_folder
 from llmembed.common.splits import TRAIN
@@ -105,8 +105,20 @@ def load_data(reading: Reading, *, read_evaluation: bool = True) -> FitData:
         ConfigError: the cache has no such split, source, layer or pooling.
         DataError: labels or features that cannot be trained on.
     """
-    cache = open_cache(reading.cache)
-    shares = choose_shares(cache, reading)
+    (data,) = load_each([reading], read_evaluation=read_evaluation)
+    return data
+
+
+def load_each(readings: Sequence[Reading], *, read_evaluation: bool = True) -> Iterator[FitData]:
+    """Read once what several readings ask for that differ in the validation share alone.
+
+    Each gets what `load_data` would give it. All but the last need a copy of the training features,
+    for these are standardised in place by the training rows of a reading. Of shares only the first
+    reading warns, so it should be one that has a validation share, if any has.
+    """
+    cache, first = open_cache(readings[0].cache), readings[0]
+    shares_of = [_shares(cache, reading, warns=reading is first) for reading in readings]
+    shares = shares_of[0]
     if read_evaluation and not len(shares.eval):
         warn(
             f"{HELD_OUT_FRACTION:.0%} of the {len(shares.train)} training rows is no row that can "
@@ -114,42 +126,58 @@ def load_data(reading: Reading, *, read_evaluation: bool = True) -> FitData:
             "figures."
         )
     split, eval_split = cache[shares.train_split], cache[shares.eval_split]
-    features = select_features(cache, split, reading)
-    if reading.choose is not None:
-        features = loaded(reading.choose)(features)
+    features = select_features(cache, split, first)
+    if first.choose is not None:
+        features = loaded(first.choose)(features)
     splits = [split] + [cache[name] for name in [shares.validation_split] if name is not None]
     n_rows = [one.n_rows for one in splits]
-    x = make_room(sum(n_rows), sum(one.hidden_size for one in features), reading.memory_gb)
-    for one, part in zip(splits, torch.split(x, n_rows), strict=True):
+    width = sum(one.hidden_size for one in features)
+    raw = make_room(sum(n_rows), width, first.memory_gb)
+    for one, part in zip(splits, torch.split(raw, n_rows), strict=True):
         _fill(part, one, features, slice(0, one.n_rows))
-    standardiser = Standardiser(x.shape[1])
-    if reading.standardises:
-        standardiser = Standardiser.of(x, torch.from_numpy(shares.train))
-    standardiser.apply_(x)
-    rows = torch.from_numpy(shares.eval)
+    y = torch.cat([_labels(one) for one in splits])
+    rows, raw_eval = torch.from_numpy(shares.eval), raw[:0]
+    if read_evaluation and not shares.held_out:
+        raw_eval = read_features(eval_split, features, shares.eval, memory_gb=first.memory_gb)
     column = cache.dataset.provenance.get("text_column")
-    if not read_evaluation:
-        x_eval = x[:0]
-    elif shares.held_out:
-        x_eval = x[rows]
-    else:
-        x_eval = read_features(eval_split, features, shares.eval, memory_gb=reading.memory_gb)
-        standardiser.apply_(x_eval)
-    return FitData(
-        labels=cache.labels,
-        sources=cache.sources,
-        fingerprint=cache.fingerprint,
-        eval_fingerprint=cache.fingerprint_of(splits=[shares.eval_split], sources=[]),
-        text_column=column if isinstance(column, str) else None,
-        features=features,
-        shares=shares,
-        standardiser=standardiser,
-        x=x,
-        y=torch.cat([_labels(one) for one in splits]),
-        x_eval=x_eval,
-        y_eval=_labels(eval_split)[rows],
-        class_weight=reading.class_weight,
-    )
+    for reading, shares in zip(readings, shares_of, strict=True):
+        copied = reading is not readings[-1]
+        n = split.n_rows if shares.validation_split is None else len(raw)
+        x = _own(raw[:n], reading, copied=copied)
+        standardiser = Standardiser(width)
+        if reading.standardises:
+            standardiser = Standardiser.of(x, torch.from_numpy(shares.train))
+        standardiser.apply_(x)
+        if read_evaluation and shares.held_out:
+            x_eval = x[rows]
+        else:
+            x_eval = standardiser.apply_(_own(raw_eval, reading, copied=copied))
+        yield FitData(
+            labels=cache.labels,
+            sources=cache.sources,
+            fingerprint=cache.fingerprint,
+            eval_fingerprint=cache.fingerprint_of(splits=[shares.eval_split], sources=[]),
+            text_column=column if isinstance(column, str) else None,
+            features=features,
+            shares=shares,
+            standardiser=standardiser,
+            x=x,
+            y=y[:n],
+            x_eval=x_eval,
+            y_eval=_labels(eval_split)[rows],
+            class_weight=reading.class_weight,
+        )
+
+
+def _shares(cache: Cache, reading: Reading, *, warns: bool) -> Shares:
+    with warnings.catch_warnings():
+        if not warns:
+            warnings.simplefilter("ignore", LLMEmbedWarning)
+        return choose_shares(cache, reading)
+
+
+def _own(x: Tensor, reading: Reading, *, copied: bool) -> Tensor:
+    return make_room(len(x), x.shape[1], reading.memory_gb).copy_(x) if copied else x
 
 
 def data_in_memory(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from llmembed.common.errors import ConfigError
 from llmembed.common.process import memory_told, peak_memory_bytes
 from llmembed.train.config import FitConfig, Plan
 from llmembed.train.fusions import FUSIONS
@@ -74,19 +75,38 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
         MissingPackageError: the engine is Ray, which is not installed.
         EngineError: Ray gave up.
     """
+    if config.compare:
+        raise ConfigError(
+            "compare=True fits several runs, and fit gives one. Call compare_fusions(config)."
+        )
     started = time.perf_counter()
+    check_fit(config)
+    plan = config.plan()
+    with joined_if_asked(plan.method):
+        data = load_data(plan.reading)
+        read_s = time.perf_counter() - started
+        return fit_on(data, config, read_s=read_s, show_progress=show_progress)
+
+
+def check_fit(config: FitConfig) -> None:
+    """Refuse what cannot be fitted here or written there, before anything is read.
+
+    Raises:
+        As `fit` does, of what needs no cache.
+    """
     check_replaceable(config)
     if config.export is not None:
         check_can_export()
     check_logger(config.logger)
-    plan = config.plan()
-    device_of(plan.method.accelerator, plan.method.devices)
-    with joined_if_asked(plan.method):
-        data = load_data(plan.reading)
-        read_s = time.perf_counter() - started
-        with open_workspace(config.run_path) as workspace:
-            outcome = train(plan, data, workspace=workspace, show_progress=show_progress)
-            return _finish(config, outcome, workspace, started, read_s)
+    device_of(config.accelerator, config.devices)
+
+
+def fit_on(data: FitData, config: FitConfig, *, read_s: float, show_progress: bool = False) -> Run:
+    """Fit on data that was read, in `read_s` seconds, as `config` asks for, and write the run."""
+    started = time.perf_counter() - read_s
+    with open_workspace(config.run_path) as workspace:
+        outcome = train(config.plan(), data, workspace=workspace, show_progress=show_progress)
+        return _finish(config, outcome, workspace, started, read_s)
 
 
 def _finish(
