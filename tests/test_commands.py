@@ -1,4 +1,4 @@
-"""What the six commands have in common: usage, version, exit codes, any console."""
+"""What the commands have in common: usage, version, exit codes, any console."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from llmembed.extract.cli import main as extract_main
 from llmembed.train.cli.fit import fit_main
 from llmembed.train.cli.predict import predict_main
 from llmembed.train.cli.report import report_main
+from llmembed.train.cli.serve import serve_main
 from llmembed.train.cli.sweep import sweep_main
 
 COMMANDS = {
@@ -28,6 +29,7 @@ COMMANDS = {
     "llmembed-fit": fit_main,
     "llmembed-predict": predict_main,
     "llmembed-report": report_main,
+    "llmembed-serve": serve_main,
     "llmembed-sweep": sweep_main,
 }
 EACH = pytest.mark.parametrize(("name", "command"), COMMANDS.items(), ids=COMMANDS)

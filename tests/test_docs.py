@@ -15,6 +15,7 @@ from llmembed.train import load_run
 from llmembed.train.cli.fit import fit_main
 from llmembed.train.cli.predict import predict_main
 from llmembed.train.cli.report import report_main
+from llmembed.train.cli.serve import serve_main
 from llmembed.train.cli.sweep import sweep_main
 from llmembed.train.fusions import FUSIONS
 
@@ -27,6 +28,7 @@ COMMANDS: dict[str, click.Command] = {
     "llmembed-fit": fit_main,
     "llmembed-predict": predict_main,
     "llmembed-report": report_main,
+    "llmembed-serve": serve_main,
     "llmembed-sweep": sweep_main,
 }
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
@@ -40,9 +42,12 @@ LINES = [
 
 
 JOBS = re.findall(r"llmembed-(?:extract|cache|sweep) [^'`\n]+", SCALING)
+SERVING = re.findall(
+    r"^llmembed-serve .+$", (ROOT / "docs" / "serving.md").read_text(), flags=re.MULTILINE
+)
 
 
-@pytest.mark.parametrize("line", [*LINES, *JOBS])
+@pytest.mark.parametrize("line", [*LINES, *JOBS, *SERVING])
 def test_every_command_line_is_understood(line: str) -> None:
     """Commands and options exist, and their values are of the right kind, in job files too."""
     filled = re.sub(r"\$[A-Z_]+", "1", line)

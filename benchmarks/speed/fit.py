@@ -30,8 +30,9 @@ import harness
 import numpy as np
 import torch
 from harness import least, most
-from speed import fit_accuracy, fit_gradient, fit_solved
+from speed import fit_gradient, fit_solved
 from speed.cache import write_cache
+from studies import fit_accuracy
 
 from llmembed.train import FitConfig
 

@@ -77,3 +77,13 @@ def test_the_ranks_benchmark_compares_features(tmp_path: Path) -> None:
     result = run("ranks", tmp_path, *model, "--n-texts=200", "--n-rows", "300")
     (planned,) = result["planned"]  # type: ignore[misc]
     assert planned["n_units"] == 5
+
+
+def test_the_benchmark_of_serving_checks_its_answers(tmp_path: Path) -> None:
+    """Many clients of a toy all get the answers of each text alone, and the server ends well."""
+    model = str(save_toy_model(tmp_path / "toy", "bert"))
+    result = run("serve", tmp_path, "--model", model, "--clients", "20", "--seconds", "2")
+    figures = result["figures"]
+    assert figures["failed requests"] == 0  # type: ignore[index]
+    assert figures["largest difference from each text alone"] < 0.02  # type: ignore[index]
+    assert result["many"]["n_requests"] > 20  # type: ignore[index]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from speed import fit, fit_accuracy
+from speed import fit
+from studies import fit_accuracy
 
 pytestmark = pytest.mark.slow
 

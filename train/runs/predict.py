@@ -7,6 +7,7 @@ be read as something they are not.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,6 +106,35 @@ class Backbones:
                     self._put(x[rows], wanted, source, block)
                     start = rows.stop
         yield from torch.split(x, _BLOCK_ROWS)
+
+    def token_counter(self) -> Callable[[Sequence[str]], Counted]:
+        """Make what counts tokens as the loaded backbones do, for one thread beside theirs.
+
+        Raises:
+            ConfigError: the backbones were loaded one after the other, for want of memory.
+        """
+        needed = {feature["source"] for feature in self._record["features"]}
+        if missing := sorted(needed - self._loaded.keys()):
+            raise ConfigError(
+                f"the backbones of the run {self._path} do not fit into the device's memory "
+                f"together: {', '.join(missing)} would be loaded again for every request. Pass "
+                "--device cpu, or a device with more memory."
+            )
+        extractors = []
+        for _, extractor in self._loaded.values():
+            own = copy.copy(extractor)
+            own.recipe = copy.copy(extractor.recipe)
+            vars(own.recipe)["tokenizer"] = copy.deepcopy(extractor.recipe.tokenizer)
+            extractors.append(own)
+
+        def count(texts: Sequence[str]) -> Counted:
+            found = [extractor.tokenize(texts) for extractor in extractors]
+            return Counted(
+                n_tokens=np.max([one.n_tokens for one in found], axis=0).tolist(),
+                n_truncated=max(one.n_truncated for one in found),
+            )
+
+        return count
 
     def _load_together(self, sources: Sequence[str], load: Callable[[str], Extractor]) -> bool:
         """Load the backbones of all sources, as long as there is room for one more."""
@@ -218,6 +249,16 @@ class Backbones:
 
 def _n_rows(block: Mapping[Any, Any]) -> int:
     return len(next(iter(block.values())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Tokens of N texts, in the source that makes most of them."""
+
+    n_tokens: list[int]
+    """Of each text, as far as it is read."""
+    n_truncated: int
+    """Texts that are cut."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ import os
 import shutil
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from llmembed.train.fusions.classifier import Classifier
 from llmembed.train.inputs import Feature
 from llmembed.train.inputs.arguments import as_texts
 from llmembed.train.measures import Floats
-from llmembed.train.runs.predict import Backbones, Places
+from llmembed.train.runs.predict import Backbones, Counted, Places
 from llmembed.train.runs.record import CONFIG_FILE, FORMAT, check_config, malformed, read_json
 
 MODEL_FILE, METRICS_FILE = "model.safetensors", "metrics.json"
@@ -110,6 +110,19 @@ class Run:
         """Column that the texts of its cache came from, if that is known."""
         column: str | None = self.config.get("cache", {}).get("text_column")
         return column
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether a text is a pair, joined by U+001F."""
+        return any(source["recipe"].get("text_pair") for source in self.config["sources"].values())
+
+    def token_counter(self) -> Callable[[Sequence[str]], Counted]:
+        """Make what counts tokens, once a prediction has loaded the backbones.
+
+        Raises:
+            ConfigError: they are too large to be kept together.
+        """
+        return self._backbones.token_counter()
 
     def predict(
         self,

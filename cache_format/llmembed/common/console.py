@@ -182,7 +182,11 @@ def _options_of(config: Any) -> list[Callable[..., Any]]:
     """Make a click option, or argument, of each field."""
     docs, hints = field_docs(config), typing.get_type_hints(config)
     return [
-        click.argument(field.name, nargs=-1, metavar=field.metadata[ARGUMENT])
+        click.argument(
+            field.name,
+            nargs=1 if hints[field.name] is str else -1,
+            metavar=field.metadata[ARGUMENT],
+        )
         if ARGUMENT in field.metadata
         else click.option(
             f"--{field.name.replace('_', '-')}",

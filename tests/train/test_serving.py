@@ -1,0 +1,356 @@
+"""A server as its clients see it, on this machine's own address."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from gated import LABELS, Gated, serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from toy_model import toy_texts
+
+from llmembed.common.errors import ConfigError
+from llmembed.train import Run, load_run
+from llmembed.train.cli.serve import serve_main
+from llmembed.train.serving.config import ServeConfig
+from llmembed.train.serving.server import RunClassifier, Server
+
+MOST_BYTES = 4000
+
+
+@pytest.fixture(scope="module")
+def toy() -> Iterator[Server]:
+    """A server of a classifier that takes no time."""
+    options = {"max_texts": 3, "max_characters": 50, "max_body_bytes": MOST_BYTES}
+    with serving(Gated(), **options) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(toy: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=toy.url, trust_env=False) as client:
+        yield client
+
+
+def metric(client: httpx.Client, name: str, **labels: str) -> float:
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    samples = [one for family in families for one in family.samples]
+    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+
+def test_answers_are_those_of_the_run(texts_run: Run) -> None:
+    """Many clients at a time get what each text alone gets from the run, of two backbones here."""
+    texts, run = toy_texts(24), load_run(texts_run.path)
+    alone = np.concatenate([run.predict_proba([text]) for text in texts])
+    classifier: Any = RunClassifier(load_run(run.path), ServeConfig(run=""))
+    classifier.loaded = classifier.gate = threading.Event()
+    classifier.loaded.set()
+    with serving(classifier, batch_tokens=100) as server, ThreadPoolExecutor(12) as clients:
+
+        def ask(start: int) -> Any:
+            body = {"texts": texts[start : start + 2]}
+            return httpx.post(f"{server.url}predict", json=body, trust_env=False).json()
+
+        answers = list(clients.map(ask, range(0, 24, 2)))
+    found = [one["labels"] for answer in answers for one in answer["predictions"]]
+    assert [[one["label"] for one in labels] for labels in found] == [
+        [LABELS[index] for index in np.argsort(-row, kind="stable")] for row in alone
+    ]
+    best = [[one["probability"] for one in labels] for labels in found]
+    np.testing.assert_allclose(best, -np.sort(-alone, axis=1), atol=1e-5)
+    assert {answer["n_truncated"] for answer in answers} == {0}
+
+
+def test_the_most_probable_classes_come_first(client: httpx.Client) -> None:
+    """All of them, or as many as `top_k` says."""
+    low, high = LABELS
+    answer = client.post("/predict", json={"texts": ["a b c d", "a"], "top_k": 1}).json()
+    expected = [{"labels": [{"label": low, "probability": 0.75}]}]
+    expected += [{"labels": [{"label": high, "probability": 1.0}]}]
+    assert answer == {"predictions": expected, "n_truncated": 0}
+    answer = client.post("/predict", json={"texts": ["a b c d"], "top_k": 9}).json()
+    assert [one["label"] for one in answer["predictions"][0]["labels"]] == [low, high]
+    assert client.post("/predict", json={"texts": ["a " * 9]}).json()["n_truncated"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ("", 400, "the body is not JSON: EOF while parsing"),
+        ('{"texts": ["a"', 400, "the body is not JSON: EOF while parsing"),
+        (b'{"texts": ["\xff"]}', 400, "the body is not JSON: invalid unicode code point"),
+        (r'{"texts": ["\ud800"]}', 400, "the body is not JSON"),
+        ("[" * 1000, 400, "the body is not JSON: recursion limit exceeded"),
+        ('{"texts": ["no pair"]}', 400, "text 0 is not a pair."),
+        ("null", 422, "body: Input should be an object, not null."),
+        ("{}", 422, "texts: Field required."),
+        ('{"texts": "a"}', 422, "texts: Input should be a valid array, not a string."),
+        ('{"texts": []}', 422, "texts: List should have at least 1 item"),
+        ('{"texts": ["a", "a", "a", "a"]}', 422, "texts: List should have at most 3 items"),
+        ('{"texts": ["a", 3]}', 422, "texts.1: Input should be a valid string, not 3."),
+        ('{"texts": [NaN]}', 422, "texts.0: Input should be a valid string, not NaN."),
+        ('{"texts": [["a"]]}', 422, "texts.0: Input should be a valid string, not a list."),
+        (json.dumps({"texts": ["a" * 51]}), 422, "String should have at most 50 characters"),
+        ('{"texts": ["a"], "k": 1}', 422, "k: Extra inputs are not permitted."),
+        ('{"texts": ["a"], "\\u001b[2J": 1}', 422, "\\x1b[2J: Extra inputs are not permitted."),
+        ('{"texts": ["a"], "top_k": 0}', 422, "top_k: Input should be greater than or equal to 1."),
+        ('{"texts": ["a"], "top_k": "1"}', 422, "top_k: Input should be a valid integer, not a"),
+        ('{"texts": ["a"], "top_k": 1e400}', 422, "valid integer, not Infinity."),
+        (b" " * (MOST_BYTES + 1), 413, "the body has more than 4,000 bytes, which is the limit"),
+    ],
+)
+def test_a_bad_body_is_refused_in_a_sentence(
+    client: httpx.Client, body: str | bytes, status: int, message: str
+) -> None:
+    """The status tells whose fault it is, the sentence what is allowed; nothing is computed."""
+    before = metric(client, "llmembed_texts_total")
+    answer = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json().keys()) == (status, {"error"})
+    assert message in answer.json()["error"]
+    assert metric(client, "llmembed_texts_total") == before
+
+
+@settings(max_examples=40)
+@given(
+    st.binary()
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["texts", "top_k"]), inner),
+        max_leaves=9,
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_no_body_is_a_fault_of_the_server(client: httpx.Client, body: bytes) -> None:
+    """Whatever is sent, the answer is JSON: one for each text, or a sentence."""
+    answer = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
+    if answer.status_code == 200:
+        assert len(answer.json()["predictions"]) == len(json.loads(body)["texts"])
+    else:
+        assert answer.status_code in {400, 413, 422}
+        assert isinstance(answer.json()["error"], str)
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "multipart/form-data; boundary=x"])
+def test_only_what_is_called_json_is_read(client: httpx.Client, kind: str) -> None:
+    """A page of another site could send a form, without asking."""
+    answer = client.post("/predict", content='{"texts": ["a"]}', headers={"Content-Type": kind})
+    assert answer.status_code == 415
+    assert f"content type '{kind}' is not application/json." in answer.json()["error"]
+
+
+def test_a_large_body_is_refused_while_it_comes(toy: Server) -> None:
+    """Of a body without end, and of one that says its length, no more is read than the limit."""
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    for rest in (
+        b"Transfer-Encoding: chunked\r\n\r\n1000\r\n",
+        b"Content-Length: 10000000\r\n\r\n",
+    ):
+        with connected(toy) as connection:
+            connection.sendall(head + rest + b" " * 0x1000 + b"\r\n")
+            answer = b"".join(iter(lambda c=connection: c.recv(4096), b""))  # to its end
+            assert answer.startswith(b"HTTP/1.1 413")
+
+
+def connected(server: Server) -> socket.socket:
+    url = httpx.URL(server.url)
+    return socket.create_connection((url.host, url.port))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/predict", 405), ("POST", "/", 405), ("GET", "/x", 404)]
+)
+def test_an_unknown_address_is_told(
+    client: httpx.Client, method: str, path: str, status: int
+) -> None:
+    """In the same form as every other refusal."""
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/json")
+    assert f"there is no {method} of this address. GET /docs" in answer.json()["error"]
+
+
+def test_life_and_readiness_are_told_apart() -> None:
+    """While the backbone loads the process is alive, not ready, and refuses texts with 503."""
+    classifier = Gated()
+    classifier.loaded.clear()
+    with serving(classifier) as server, httpx.Client(base_url=server.url, trust_env=False) as ask:
+        assert (ask.get("/livez").status_code, ask.get("/healthz").status_code) == (200, 503)
+        refused = ask.post("/predict", json={"texts": ["a"]})
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert "the backbone is not loaded yet" in refused.json()["error"]
+        assert metric(ask, "llmembed_ready") == 0
+        classifier.loaded.set()
+        while ask.get("/healthz").status_code == 503:
+            pass
+        assert ask.get("/healthz").json() == {"status": "ready"}
+        assert ask.post("/predict", json={"texts": ["a"]}).status_code == 200
+
+
+def test_a_client_that_leaves_costs_no_pass_and_a_full_queue_answers_503() -> None:
+    """One holds the backbone, one waits, the next is refused; then the second leaves."""
+    classifier = Gated(is_open=False)
+    with (
+        serving(classifier, queue_tokens=1) as server,
+        httpx.Client(base_url=server.url, trust_env=False) as ask,
+        ThreadPoolExecutor(2) as others,
+    ):
+
+        def post(text: str) -> httpx.Response:
+            url = f"{server.url}predict"
+            return httpx.post(url, json={"texts": [text]}, trust_env=False, timeout=60)
+
+        held = others.submit(post, "hold")
+        while not classifier.batches:
+            pass
+        with connected(server) as leaving:
+            body = b'{"texts": ["leaving"]}'
+            head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            while metric(ask, "llmembed_queue_tokens") == 0:
+                pass
+            refused = ask.post("/predict", json={"texts": ["refused"]})
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+            assert "2 requests with 1 tokens wait already" in refused.json()["error"]
+        while metric(ask, "llmembed_queue_tokens") == 1:
+            pass
+        stays = others.submit(post, "stays")
+        while metric(ask, "llmembed_queue_tokens") == 0:
+            pass
+        classifier.gate.set()
+        assert [held.result().status_code, stays.result().status_code] == [200, 200]
+        assert metric(ask, "llmembed_requests_total", status="499") == 1
+    assert classifier.batches == [["hold"], ["stays"]]
+
+
+def test_a_failure_is_a_sentence_and_no_text_is_logged(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The server lives on; neither log nor terminal nor answer repeats what was sent."""
+    with caplog.at_level(logging.DEBUG):
+        answer = client.post("/predict", json={"texts": ["poison"]})
+        assert answer.status_code == 500
+        assert answer.json()["error"].startswith("the texts could not be classified.")
+        client.post("/predict", json={"texts": ["poison", 3]})
+        assert client.post("/predict", json={"texts": ["poisonous"]}).status_code == 200
+    seen = capfd.readouterr()
+    assert "poison" not in caplog.text + seen.out + seen.err
+
+
+def test_what_the_metrics_count(client: httpx.Client) -> None:
+    """Requests by status, texts, tokens, batches and times grow by what was asked."""
+    names = {
+        "llmembed_texts_total": 2,
+        "llmembed_tokens_total": 9,
+        "llmembed_truncated_texts_total": 1,
+        "llmembed_batch_texts_sum": 2,
+        "llmembed_batch_tokens_sum": 9,
+        "llmembed_batch_seconds_count": 1,
+        "llmembed_request_seconds_count": 2,
+    }
+    before = {name: metric(client, name) for name in names}
+    refused = metric(client, "llmembed_requests_total", status="400")
+    client.post("/predict", json={"texts": ["a", "a " * 9]})
+    client.post("/predict", content="{", headers={"Content-Type": "application/json"})
+    grown = {name: metric(client, name) - value for name, value in before.items()}
+    assert grown == names
+    assert metric(client, "llmembed_requests_total", status="400") == refused + 1
+    assert metric(client, "llmembed_queue_requests") == metric(client, "llmembed_queue_tokens") == 0
+
+
+def test_the_page_of_addresses_lists_the_schema_and_needs_no_other(client: httpx.Client) -> None:
+    """All that OpenAPI says stands on it; nothing on either page leads elsewhere."""
+    schema, page = client.get("/openapi.json").json(), client.get("/docs").text
+    assert schema["paths"].keys() == {"/predict", "/healthz", "/livez", "/metrics"}
+    assert all(
+        f"<h2>{next(iter(one)).upper()} {at}</h2>" in page for at, one in schema["paths"].items()
+    )
+    texts = schema["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
+    assert texts["schema"]["properties"]["texts"]["maxItems"] == 3
+    assert all(f'id="{name}"' in page for name in schema["components"]["schemas"])
+    for one in (client.get("/docs"), client.get("/")):
+        assert "default-src 'none'" in one.headers["Content-Security-Policy"]
+        assert "<toy>" not in one.text
+        led = set(re.findall(r'(?:src|href)="(.*?)"', one.text))
+        assert led <= {".", "data:,", "docs", "openapi.json"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"port": 65_536}, "port 65536 is out of range: it must lie between 0 and 65535."),
+        ({"max_texts": 0}, "must lie between 1 and 2147483647. Pass another --max-texts."),
+    ],
+)
+def test_numbers_out_of_range(options: dict[str, int], message: str) -> None:
+    """They are refused before anything is read."""
+    with pytest.raises(ConfigError) as caught:
+        ServeConfig(run="r", **options)
+    assert message in str(caught.value)
+
+
+def test_a_server_that_cannot_begin_says_why(texts_run: Run, monkeypatch: Any) -> None:
+    """No run, a taken port, a wrong place of backbones, a missing package: exit 1, a sentence."""
+
+    def error(*arguments: str) -> str:
+        result = CliRunner().invoke(serve_main, [*arguments])
+        assert (result.exit_code, result.stdout) == (1, "")
+        return result.stderr
+
+    run = str(texts_run.path)
+    assert "nowhere is not a folder, so there is no run" in error("nowhere")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"host 127.0.0.1, port {port}: Address already in use" in error(run, "--port", port)
+    assert "Pass another --host or --port." in error(run, "--host", "256.0.0.1")
+    moved = error(run, "--port", "0", "--model", "nowhere")
+    assert "nowhere' is one place, and the run" in moved
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "uvicorn" else name
+    )
+    assert "Run pip install 'llmembed-cache[serve]'" in error(run)
+
+
+def test_backbones_without_room_for_each_other_are_not_served(
+    texts_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be loaded again for every request: the server ends and says so."""
+    monkeypatch.setattr("llmembed.train.runs.predict.has_room", lambda device: False)
+    run = load_run(texts_run.path)
+    with pytest.raises(ConfigError, match="would be loaded again for every request"):
+        RunClassifier(run, ServeConfig(run="")).load()
+
+
+def test_tokens_are_counted_as_the_backbone_does(texts_run: Run) -> None:
+    """The most of any source, up to max-length, which texts are cut at; a pair is two texts."""
+    run = load_run(texts_run.path)
+    classifier = RunClassifier(run, ServeConfig(run=""))
+    classifier.load()
+    counted = classifier.count(["w1 w2", "w1 " * 100, ""])
+    assert (counted.n_tokens, counted.n_truncated) == ([4, 64, 2], 1)  # BERT adds two
+    assert math.isclose(classifier.classify(["w1"]).sum(), 1)
+
+
+def test_the_image_starts_what_there_is() -> None:
+    """The Dockerfile names a command, an extra and options that exist, and no root user."""
+    root = Path(__file__).parents[2]
+    lines = (root / "Dockerfile").read_text()
+    assert "llmembed-cache[serve]" in lines
+    assert "USER llmembed" in lines
+    assert "constraints.txt" in lines
+    start = json.loads(lines.rpartition("ENTRYPOINT ")[2].splitlines()[0])
+    run = json.loads(lines.rpartition("\nCMD ")[2].splitlines()[0])
+    assert start[0] == "llmembed-serve"
+    assert serve_main.make_context("llmembed-serve", start[1:] + run).params["host"] == "0.0.0.0"  # noqa: S104
+    assert ".venv*" in (root / ".dockerignore").read_text().splitlines()

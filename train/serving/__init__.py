@@ -1,0 +1,1 @@
+"""A run behind a URL: requests that come at the same time share passes through the backbone."""

@@ -1,0 +1,150 @@
+"""The server as a process: it listens before it can answer, and ends when all is answered."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+import uvicorn
+
+from llmembed.common.console import EXIT_INTERRUPTED
+from llmembed.common.errors import ConfigError, LLMEmbedWarning
+from llmembed.train.measures import Floats
+from llmembed.train.runs.predict import Counted
+from llmembed.train.runs.run import Run, load_run
+from llmembed.train.serving.app import Served, make_app
+from llmembed.train.serving.batcher import Batcher, Classifier
+from llmembed.train.serving.config import ServeConfig
+from llmembed.train.serving.metrics import Metrics
+
+_LOG = logging.getLogger("llmembed.serving")
+_GRACE_S, _KEEP_ALIVE_S = 30, 75
+_TOLD_BY_THE_ANSWER = r".*( were| was) cut at |.* got the feature of the lone token"
+_PROBE = "one text"
+
+
+class RunClassifier:
+    """A run that answers; its backbone stays where the config puts it."""
+
+    def __init__(self, run: Run, config: ServeConfig) -> None:
+        self._run, self._config = run, config
+        self._probe = [f"{_PROBE}\x1f{_PROBE}" if run.takes_pairs else _PROBE]
+
+    def load(self) -> None:
+        """Load the backbone, classify a text, make the counter of tokens."""
+        self.probe()
+        self._count = self._run.token_counter()
+
+    def count(self, texts: Sequence[str]) -> Counted:
+        """Count tokens."""
+        return self._count(texts)
+
+    def classify(self, texts: Sequence[str]) -> Floats:
+        """Give float64 `[N, C]`."""
+        return self._run.predict_proba(
+            texts,
+            self._config.device,
+            model=self._config.model,
+            trust_remote_code=self._config.trust_remote_code,
+        )
+
+    def probe(self) -> None:
+        """Classify a text that is no user's."""
+        self.classify(self._probe)
+
+
+class Server(uvicorn.Server):
+    """A server that holds its address, and knows why it ended.
+
+    Raises:
+        ConfigError: the address is taken.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        served: Served,
+        classifier: Classifier,
+        on_ready: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._listener = _listen(config.host, config.port)
+        host, port = self._listener.getsockname()[:2]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        self._why: BaseException | None = None
+        metrics = Metrics()
+        self.batcher = Batcher(classifier, config.sizes, metrics, lambda: on_ready(self.url))
+        settings = uvicorn.Config(
+            make_app(served, self.batcher, metrics, config.limits, self._end),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+        super().__init__(settings)
+
+    def answer(self) -> None:
+        """Answer requests until told to stop.
+
+        Raises:
+            LLMEmbedError: the backbone can't be loaded, or is lost.
+            KeyboardInterrupt: Ctrl-C ended it.
+        """
+        self.run(sockets=[self._listener])
+        if self._why is not None:
+            raise self._why
+
+    def _end(self, why: BaseException | None) -> None:
+        self._why, self.should_exit = why, True
+
+
+def serve(config: ServeConfig, on_ready: Callable[[str], None]) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; what is in flight then is answered, for 30 s.
+
+    Args:
+        config: what to serve, where, how much of it.
+        on_ready: told the address as soon as requests are answered.
+
+    Raises:
+        ConfigError: the address is taken.
+        LLMEmbedError: the run or its backbone can't be loaded, or the backbone is lost.
+        KeyboardInterrupt: Ctrl-C ended it.
+    """
+    run = load_run(config.run)
+    served = Served(
+        name=run.path.resolve().name,
+        labels=run.labels,
+        takes_pairs=run.takes_pairs,
+        version=version("llmembed-cache"),
+    )
+    server = Server(config, served, RunClassifier(run, config), on_ready)
+    _LOG.info("Loading the backbone; until then %shealthz answers 503.", server.url)
+    # Each answer says how many of its texts were cut.
+    warnings.filterwarnings("ignore", _TOLD_BY_THE_ANSWER, LLMEmbedWarning)
+    # uvicorn raises what ended it once more; of SIGTERM nothing is left to be done.
+    before = signal.signal(signal.SIGTERM, server.handle_exit)
+    try:
+        server.answer()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if server.batcher.is_loading:
+            # A thread that loads a backbone cannot be told to stop, and has nothing to lose.
+            sys.stdout.flush()
+            os._exit(EXIT_INTERRUPTED if sys.exception() else 0)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"host {host}, port {port}: {reason}. Pass another --host or --port."
+        ) from error
