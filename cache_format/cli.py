@@ -99,7 +99,11 @@ def finalize(cache: str) -> tuple[Any, ...]:
 @click.argument("cache")
 @click.argument("target")
 def copy(cache: str, target: str) -> tuple[Any, ...]:
-    """Copy CACHE to TARGET, each a folder or a URL such as s3://bucket/r8.zarr, and verify it."""
+    """Copy CACHE to TARGET, each a folder or a URL, and verify it.
+
+    URLs are such as s3://bucket/r8.zarr, or hf://datasets/user/name/r8.zarr for a data set on the
+    Hugging Face Hub, which is made, a private one, if need be.
+    """
     from llmembed.cache_format.tools import copy as copy_cache
 
     n_files = copy_cache(cache, target)

@@ -114,6 +114,10 @@ class ExtractConfig:
         for pooling in self.pooling:
             _ = POOLINGS[pooling]  # refuses what does not exist
         check_options(vars(self))
+        if self.cache is not None and self.cache.startswith("hf://"):
+            from llmembed.cache_format.stores import refuse_pieces
+
+            refuse_pieces(self.cache)
         for name in ("limit", "token_budget", "world", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -29,6 +29,7 @@ from llmembed.common.errors import (
     DataError,
     LLMEmbedWarning,
 )
+from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.features.extractor import BLOCK_TEXTS, Extractor, Features
 from llmembed.extract.features.poolings import arrays_of
@@ -71,14 +72,19 @@ class TextFeatures:
         self._lock = threading.Lock()  # neither tokenizers nor models serve two threads at a time
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the backbone and the tokenizer behind."""
-        state = {**self.__dict__, "recipe": dataclasses.replace(self.recipe), "_extractor": None}
+        """Give plain values alone, and leave the backbone and the tokenizer behind."""
+        plain = {
+            "recipe": dataclasses.asdict(self.recipe),
+            "_config": dataclasses.asdict(self._config),
+        }
+        state = {**self.__dict__, **plain, "_extractor": None}
         del state["_lock"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what was pickled, with a lock of its own."""
-        self.__dict__.update(state, _lock=threading.Lock())
+        """Build recipe and options from them, with a lock of its own."""
+        built = {"recipe": Recipe(**state["recipe"]), "_config": ExtractConfig(**state["_config"])}
+        self.__dict__.update(state | built, _lock=threading.Lock())
 
     def in_blocks(self, texts: Sequence[str]) -> Iterator[Features]:
         """Give the features of texts, each float16 or float32 `[n, H]`, some thousand at a time.

@@ -1,6 +1,6 @@
-"""Where the bytes of a cache lie: a folder, or a prefix in an object store.
+"""Where the bytes of a cache lie: a folder, a prefix in an object store, a data set on the Hub.
 
-Both hold whole values under relative keys with slashes, written atomically: what the order of a
+All hold whole values under relative keys with slashes, written atomically: what the order of a
 commit needs, and no more.
 """
 
@@ -12,6 +12,7 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from llmembed.cache_format.stores.hub import SCHEME, HubStore, hub_said, refuse_pieces
 from llmembed.cache_format.stores.local import (
     HIDDEN,
     MAX_DOCUMENT_BYTES,
@@ -24,11 +25,15 @@ from llmembed.cache_format.stores.remote import FsspecStore
 __all__ = [
     "HIDDEN",
     "MAX_DOCUMENT_BYTES",
+    "SCHEME",
     "Buffer",
     "FsspecStore",
+    "HubStore",
     "LocalStore",
     "Store",
+    "hub_said",
     "open_store",
+    "refuse_pieces",
     "translated",
 ]
 
@@ -40,4 +45,6 @@ def open_store(location: str | os.PathLike[str], *, fsync: bool = False) -> Stor
     place = os.fspath(location)
     if place.startswith("file://"):
         place = url2pathname(urlsplit(place).path)
+    if place.startswith(SCHEME):
+        return HubStore(place)
     return FsspecStore(place) if "://" in place else LocalStore(Path(place), fsync=fsync)

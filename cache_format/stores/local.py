@@ -90,6 +90,11 @@ class LocalStore:
         with self._written(key, parts) as (temporary, path):
             _patiently(lambda: temporary.replace(path))
 
+    def put_all(self, values: Iterable[tuple[str, bytes]]) -> None:
+        """Write values in the order given."""
+        for key, value in values:
+            self.put(key, [value])
+
     def create(self, key: str, value: bytes) -> bool:
         """Write a value atomically if there is none; tell whether it was written.
 

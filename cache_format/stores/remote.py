@@ -34,6 +34,7 @@ class FsspecStore:
     """A prefix in an object store, which does what `LocalStore` does."""
 
     path: Path | None = None
+    _may_change = True
 
     def __init__(self, url: str) -> None:
         import fsspec
@@ -71,6 +72,11 @@ class FsspecStore:
         """Put an object."""
         with self._translated(key):
             self._fs.pipe_file(self._key(key), b"".join(parts))
+
+    def put_all(self, values: Iterable[tuple[str, bytes]]) -> None:
+        """Write values in the order given."""
+        for key, value in values:
+            self.put(key, [value])
 
     def create(self, key: str, value: bytes) -> bool:
         """Put an object if there is none, conditionally where the store can."""
@@ -146,7 +152,7 @@ class FsspecStore:
     def _entries(self, prefix: str) -> dict[str, dict[str, Any]]:
         with self._translated(prefix):
             try:
-                found = self._fs.ls(self._key(prefix), detail=True, refresh=True)
+                found = self._fs.ls(self._key(prefix), detail=True, refresh=self._may_change)
             except FileNotFoundError:
                 return {}
         named = ((str(entry["name"]).rstrip("/").rpartition("/")[2], entry) for entry in found)

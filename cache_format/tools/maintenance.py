@@ -6,12 +6,13 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from llmembed.cache_format.layout.commits import COMMITS, purge, sources_of
 from llmembed.cache_format.layout.documents import DOCUMENT, put_document
 from llmembed.cache_format.layout.schema import Header, array_name, require_header
 from llmembed.cache_format.reader import Cache, open_cache
-from llmembed.cache_format.stores import Store, open_store
+from llmembed.cache_format.stores import HubStore, Store, open_store
 from llmembed.cache_format.tools.verify import require_sound
 from llmembed.cache_format.writing import (
     LOCK,
@@ -21,18 +22,24 @@ from llmembed.cache_format.writing import (
     consolidate,
     refuse_if_held,
 )
-from llmembed.common.errors import CacheCorruptError, CacheFormatError, ConfigError
+from llmembed.common.errors import (
+    CacheCorruptError,
+    CacheFormatError,
+    ConfigError,
+    listed,
+    warn,
+)
 
 PathLike = str | os.PathLike[str]
 
 
 def copy(source: PathLike, target: PathLike) -> int:
-    """Copy a cache between folders and object stores, verify the copy, and count its files.
+    """Copy a cache between folders, object stores and the Hub, verify the copy, count its files.
 
     A copy that was interrupted is taken up where it stopped: the root document comes last.
     """
     origin, copied = open_store(source), open_store(target)
-    require_header(origin)
+    header = require_header(origin)
     refuse_if_held(origin)
     keys = [key for key in origin.walk() if not key.startswith((LOCK, SHARED))]
     there = set(copied.walk())
@@ -40,14 +47,10 @@ def copy(source: PathLike, target: PathLike) -> int:
         raise CacheFormatError(
             f"{copied.location} exists. It is left as it is; choose another target, or remove it."
         )
-    for key in sorted(keys, key=_copy_order):
-        if key not in there or key.endswith(".json"):
-            data = origin.get(key)
-            if data is None:
-                raise CacheCorruptError(
-                    f"{origin.location}/{key} vanished while it was copied. Try again."
-                )
-            copied.put(key, [data])
+    if isinstance(copied, HubStore):
+        _warn_of_local_places(header, copied.location)
+    missing = (key for key in keys if key not in there or key.endswith(".json"))
+    copied.put_all((key, _whole(origin, key)) for key in sorted(missing, key=_copy_order))
     require_sound(copied)
     return len(keys)
 
@@ -101,6 +104,25 @@ def parse_layers(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() for part in parts):
         raise ConfigError(f"--layers {text!r} is no list of layer numbers such as 8,16.")
     return tuple(int(part) for part in parts)
+
+
+def _whole(origin: Store, key: str) -> bytes:
+    data = origin.get(key)
+    if data is None:
+        raise CacheCorruptError(f"{origin.location}/{key} vanished while it was copied. Try again.")
+    return data
+
+
+def _warn_of_local_places(header: Header, location: str) -> None:
+    """Say which paths of this machine the copy will tell to whoever may read it."""
+    told = [source.recipe.get("model") for source in header.sources.values()]
+    told += header.dataset.provenance.values()
+    paths = sorted({text for text in told if isinstance(text, str) and Path(text).is_absolute()})
+    if paths:
+        warn(
+            f"who may read {location} reads there where things lie on this machine: "
+            f"{listed(paths)}. Keep the data set private if nobody should."
+        )
 
 
 def _copy_order(key: str) -> tuple[int, str]:

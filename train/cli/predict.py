@@ -25,7 +25,7 @@ class PredictConfig:
     """Every option of a prediction; the docstring under a field is its `--help` text."""
 
     run: str
-    """Folder of the run."""
+    """Folder of the run, or user/name[@revision] of one on the Hugging Face Hub."""
     text: tuple[str, ...] = field(default=(), metadata={REPEATED: "TEXT"})
     """Text to classify; repeatable."""
     input: str | None = None

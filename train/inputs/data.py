@@ -50,6 +50,7 @@ class FitData:
     fingerprint: str | None  # of the cache; None where there is none
     eval_fingerprint: str | None = None  # of the evaluation split's texts and labels alone
     text_column: str | None = None  # as the cache recorded it; of pairs two, with a comma between
+    dataset: str | None = None  # short name of the data set, as the cache has it
     features: tuple[Feature, ...]  # what stands side by side in `x`, in this order
     shares: Shares  # rows of `x` that train and validate
     standardiser: Standardiser  # statistics of the training share
@@ -158,6 +159,7 @@ def load_each(readings: Sequence[Reading], *, read_evaluation: bool = True) -> I
             fingerprint=cache.fingerprint,
             eval_fingerprint=cache.fingerprint_of(splits=[shares.eval_split], sources=[]),
             text_column=column if isinstance(column, str) else None,
+            dataset=cache.dataset.name,
             features=features,
             shares=shares,
             standardiser=standardiser,

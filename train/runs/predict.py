@@ -30,6 +30,7 @@ from llmembed.common.regular import open_regular, require_regular
 from llmembed.train.inputs import Feature
 from llmembed.train.inputs.data import GB, make_room, memory_limit
 from llmembed.train.linear.devices import has_room
+from llmembed.train.runs.record import how_to_get
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -212,6 +213,7 @@ class Backbones:
         self._loaded.pop(source, None)
         stored = self._record["sources"][source]
         recipe, expected = dict(stored["recipe"]), dict(stored["fingerprint"])
+        recipe["revision"] = recipe.get("revision") or expected.get("revision")  # of the Hub
         if place is not None:  # where it may be called otherwise
             recipe |= {"model": place, "revision": None}
             expected = {key: value for key, value in expected.items() if key not in _WHERE_FOUND}
@@ -243,7 +245,7 @@ class Backbones:
         return (
             f"the run {self._path} needs the backbone {lasting.get('backbone')!r} (source "
             f"{source!r}, weights {lasting.get('weights')}): {reason} Where it is now can be told "
-            f"by --model {option}."
+            f"by --model {option}. {how_to_get(self._record['sources'][source])}"
         )
 
 

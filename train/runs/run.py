@@ -25,7 +25,7 @@ import os
 import shutil
 import stat
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from llmembed.common.errors import (
     RunNotFoundError,
 )
 from llmembed.common.process import full_float32, memory_told
-from llmembed.common.regular import require_regular
+from llmembed.common.regular import open_regular, require_regular
 from llmembed.common.replace import check_place, make_beside, put_in_place, recover, standing
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Classifier
@@ -55,8 +55,10 @@ from llmembed.train.runs.record import CONFIG_FILE, FORMAT, check_config, malfor
 
 MODEL_FILE, METRICS_FILE = "model.safetensors", "metrics.json"
 PREDICTIONS_FILE, ONNX_FILE = "predictions.parquet", "model.onnx"
+_SHARED_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, PREDICTIONS_FILE, ONNX_FILE)
 _PICKLED = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.joblib")
 _TRIES = 10
+_HEADER_BYTES = 4 << 20  # of a safetensors file, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +176,61 @@ class Run:
                 start += len(x)
         return proba
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+        licence: str | None = None,
+        commit_message: str = "Add a run of llmembed",
+    ) -> str:
+        """Put the run on the Hugging Face Hub, with a model card, and give the URL of its page.
+
+        It takes the place of a run that is there. Neither the report nor logs nor paths of this
+        machine go along (`llmembed.train.runs.sharing`).
+
+        Args:
+            repo_id: user/name; a repository of models, made if need be.
+            private: whether it is private, where it is made.
+            token: a token with the right to write; None is HF_TOKEN, or that of `hf auth login`.
+            revision: branch, made if need be; None is main.
+            licence: the Hub's name of a licence for the card, such as mit; None states none.
+            commit_message: of the one commit that it becomes.
+
+        Raises:
+            ConfigError: `repo_id` is no name of a repository.
+            RunFormatError: its folder no longer holds this run, or the repository no run.
+            RunStorageError: the Hub refuses or fails; nothing has changed there.
+        """
+        from llmembed.train.runs.card import card_of
+        from llmembed.train.runs.sharing import CARD_FILE, public_record, push
+
+        files = {}
+        for name in _SHARED_FILES:
+            try:
+                with open_regular(self.path / name, RunFormatError) as file:
+                    files[name] = file.read()
+            except FileNotFoundError:
+                continue
+        if read_json(self.path / CONFIG_FILE) != json.loads(_as_json(self.config)):
+            raise RunFormatError(
+                f"{self.path} holds another run since this one was loaded. Load it again."
+            )
+        record = public_record(self.config)
+        files[CONFIG_FILE] = _as_json(record)
+        files[CARD_FILE] = card_of(record, self.metrics, repo_id, licence).encode()
+        return push(
+            repo_id,
+            files,
+            may_hold=_SHARED_FILES,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
+
     def to_onnx(self) -> bytes:
         """Give the classifier as an ONNX model, features in, probabilities out.
 
@@ -241,8 +298,8 @@ def write_run(
     """
     folder = make_beside(run.path)
     try:
-        _write_json(folder / CONFIG_FILE, run.config)
-        _write_json(folder / METRICS_FILE, run.metrics)
+        (folder / CONFIG_FILE).write_bytes(_as_json(run.config))
+        (folder / METRICS_FILE).write_bytes(_as_json(run.metrics))
         weights = run.classifier.state_dict()
         content = save({name: weight.contiguous() for name, weight in weights.items()})
         (folder / MODEL_FILE).write_bytes(content)  # save_file would make it the owner's alone
@@ -259,11 +316,28 @@ def write_run(
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Open a run; one that a fit replaces meanwhile is the earlier or the later one, whole.
 
+    Args:
+        path: its folder; where there is none, `user/name` or `user/name@revision` of a run on the
+            Hugging Face Hub, of which what is needed is downloaded once.
+
     Raises:
-        RunNotFoundError: there is no such folder.
+        RunNotFoundError: there is no such folder, nor such a run on the Hub.
         RunFormatError: a file is missing or is not what it should be.
     """
     place = Path(path)
+    if isinstance(path, str) and _identity(standing(place)) is None:
+        from llmembed.train.runs.sharing import MAX_DOCUMENT_BYTES, fetch, is_hub_name
+
+        if is_hub_name(path):
+            folder = fetch(
+                path,
+                {
+                    CONFIG_FILE: lambda _: MAX_DOCUMENT_BYTES,
+                    METRICS_FILE: lambda _: MAX_DOCUMENT_BYTES,
+                    MODEL_FILE: _most_weight_bytes,
+                },
+            )
+            return _load(folder, folder)
     for _ in range(_TRIES):
         folder = standing(place)
         identity = _identity(folder)
@@ -293,15 +367,25 @@ def _identity(folder: Path) -> tuple[int, ...] | None:
     return (found.st_dev, found.st_ino, found.st_mtime_ns) if is_folder else None
 
 
-def _load(folder: Path, place: Path) -> Run:
+def _described(folder: Path) -> tuple[dict[str, Any], Classifier]:
+    """Read the record, and make the classifier that it describes, without memory for weights."""
     config = read_json(folder / CONFIG_FILE)
     architecture = check_config(config, folder / CONFIG_FILE)
-    metrics = read_json(folder / METRICS_FILE)
     try:
         with torch.device("meta"):  # names and shapes only: nothing is allocated yet
-            classifier = Classifier(architecture)
+            return config, Classifier(architecture)
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise malformed(folder / CONFIG_FILE, repr(error)) from error
+
+
+def _most_weight_bytes(folder: Path) -> int:
+    weights: Iterable[torch.Tensor] = _described(folder)[1].state_dict().values()
+    return _HEADER_BYTES + sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+def _load(folder: Path, place: Path) -> Run:
+    config, classifier = _described(folder)
+    metrics = read_json(folder / METRICS_FILE)
     classifier.load_state_dict(_load_weights(folder, classifier.state_dict()), assign=True)
     if folder != place:
         warnings.warn(
@@ -345,9 +429,9 @@ def _load_weights(folder: Path, expected: Mapping[str, torch.Tensor]) -> dict[st
     return weights
 
 
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+def _as_json(document: Mapping[str, Any]) -> bytes:
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    return f"{text}\n".encode()
 
 
 def _write_predictions(path: Path, predictions: Predictions, names: Sequence[str]) -> None:

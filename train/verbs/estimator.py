@@ -20,6 +20,7 @@ from torch import Tensor
 from llmembed.common.errors import ConfigError, DataError, MissingPackageError
 from llmembed.common.process import full_float32
 from llmembed.train.config import FitConfig
+from llmembed.train.fusions.classifier import Architecture, Classifier
 from llmembed.train.inputs import Feature, data_in_memory
 from llmembed.train.inputs.arguments import (
     as_class_weights,
@@ -194,6 +195,31 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         best = self._scores(X).argmax(axis=1)
         predicted: npt.NDArray[Any] = self.classes_[best]
         return predicted
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give plain values and arrays alone, as skops takes them."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        if "classifier_" in state:
+            weights = self.classifier_.state_dict().items()
+            state["features_"] = [tuple(feature) for feature in self.features_]
+            state["classifier_"] = {
+                "architecture": dataclasses.asdict(self.classifier_.architecture),
+                "weights": {name: weight.numpy() for name, weight in weights},
+            }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build what was fitted from them."""
+        if "classifier_" in state:
+            with torch.device("meta"):
+                classifier = Classifier(Architecture(**state["classifier_"]["architecture"]))
+            weights = state["classifier_"]["weights"].items()
+            classifier.load_state_dict(
+                {name: torch.tensor(array) for name, array in weights}, assign=True
+            )
+            features = tuple(Feature(*feature) for feature in state["features_"])
+            state = {**state, "features_": features, "classifier_": classifier.eval()}
+        super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Any:
         """Say that the input is a list of strings."""
