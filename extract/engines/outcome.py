@@ -47,6 +47,8 @@ class Extraction:
     """Whether texts were packed behind each other, without pads; None if nothing was computed."""
     compiled: bool | None
     """Whether blocks were compiled; None if nothing was computed."""
+    cuda_graphs: bool | None
+    """Whether passes were recorded as CUDA graphs; None if nothing was computed."""
     attention: str | None
     """What transformers calls the attention that ran; None if nothing was computed."""
     notes: tuple[str, ...]
@@ -132,6 +134,7 @@ def summary(task: Task, counts: Counts, seconds: float) -> Extraction:
         is_share=task.rank is not None,
         packed=all(way.packed for way in ways) if ways else None,
         compiled=all(way.compiled for way in ways) if ways else None,
+        cuda_graphs=all(way.cuda_graphs for way in ways) if ways else None,
         attention=", ".join(sorted({way.attention for way in ways})) or None,
         notes=tuple(_notes(task, counts)),
         **done,

@@ -29,6 +29,7 @@ from llmembed.common.process import (
 from llmembed.extract.backbones.load import has_token_types, load_backbone, quiet, resolve_device
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.fast.cpu import in_lanes
+from llmembed.extract.fast.graphs import Recorder
 from llmembed.extract.features.batching import (
     Batch,
     plan_batches,
@@ -44,8 +45,13 @@ from llmembed.extract.features.packing import (
     try_packing,
 )
 from llmembed.extract.features.poolings import POOLINGS, arrays_of
-from llmembed.extract.features.selfcheck import check_first_batch
-from llmembed.extract.features.sizes import TokenBudget, compiling_pays, tokens_that_fit
+from llmembed.extract.features.selfcheck import allowed, check_first_batch
+from llmembed.extract.features.sizes import (
+    TokenBudget,
+    compiling_pays,
+    recording_pays,
+    tokens_that_fit,
+)
 from llmembed.extract.texts import describe_bad_text, fill
 from llmembed.extract.texts.templates import is_unicode
 
@@ -83,6 +89,8 @@ class Way:
     """Texts were packed behind each other, without pads."""
     compiled: bool
     """Blocks were compiled."""
+    cuda_graphs: bool
+    """Passes were recorded as CUDA graphs and replayed."""
     attention: str
     """What transformers calls the attention that ran."""
     why_padded: str = ""
@@ -147,6 +155,7 @@ class Extractor:
         if on_device.type == "cuda":
             self._why_padded = self._reason_to_pad(all_gpus, needs_pooler)
         self._packs = on_device.type == "cuda" and not self._why_padded
+        self._recorder = self._make_recorder() if self._packs else None
         self._n_rows, self._compiled = n_rows, False
         self._checked = self._warned = False
 
@@ -165,6 +174,7 @@ class Extractor:
         return Way(
             packed=self._packs,
             compiled=self._compiled and are_compiled(self.backbone),
+            cuda_graphs=self._recorder is not None and self._recorder.n_recorded > 0,
             attention=self._attention,
             why_padded=self._why_padded,
         )
@@ -191,6 +201,16 @@ class Extractor:
     @property
     def _n_parameters(self) -> int:
         return sum(one.numel() for one in self.backbone.blocks.parameters())
+
+    def _make_recorder(self) -> Recorder | None:
+        """Let passes be recorded where they are short, but for int8, whose products wait."""
+        backbone = self.backbone
+        sizes = {"n_parameters": self._n_parameters, "n_blocks": len(backbone.blocks)}
+        if backbone.quantize == "int8" or not recording_pays(self.token_budget, **sizes):
+            return None
+        # Tokens, which nothing has averaged.
+        tolerance = allowed(backbone.compute_dtype, backbone.quantize, "last")
+        return Recorder(backbone.device, tolerance)
 
     def _reason_to_pad(self, all_gpus: bool, needs_pooler: bool) -> str:
         """Let the model run packed texts, or say why it does not."""
@@ -388,8 +408,9 @@ class Extractor:
         if not self._packs:
             return pooled_hidden_states(*what, width=width, pad=self.recipe.pad_token)
         n_tokens = int(texts.n_tokens.sum())
-        n_positions = positions_of(n_tokens, self._step) if self._compiled else n_tokens
-        return packed_hidden_states(*what, n_positions=n_positions)
+        few_sizes = self._compiled or self._recorder is not None
+        n_positions = positions_of(n_tokens, self._step) if few_sizes else n_tokens
+        return packed_hidden_states(*what, n_positions=n_positions, recorder=self._recorder)
 
     def _smaller(
         self, pending: Sequence[Batch], lengths: Sequence[int], describe_row: Callable[[int], str]
@@ -402,6 +423,8 @@ class Extractor:
                 f"{describe_row(int(first[0]))}: its {longest:,} tokens alone do not fit in the "
                 f"memory of {device}. Pass a smaller --max-length than {longest}, or --quantize."
             )
+        if self._recorder is not None:
+            self._recorder.forget()
         if device.type == "cuda":
             torch.cuda.empty_cache()
         n_positions = len(first) * longest

@@ -8,7 +8,7 @@ Face's `hidden_states[k]`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmembed.extract.backbones.load import Backbone, has_token_types, showing
+from llmembed.extract.backbones.load import Backbone, Show, has_token_types, showing
 from llmembed.extract.features.pooling import pool
 from llmembed.extract.features.poolings import POOLINGS
 
@@ -99,22 +99,44 @@ def run_and_pool(
     the real tokens of each text, `[B]`. Only one of them is in memory at a time.
     """
     pooled: Pooled = {}
-    n_layers = backbone.n_layers
 
     def keep(layer: int, hidden: Tensor) -> None:
-        here = [p for p in poolings if layer == n_layers or not POOLINGS[p].last_layer_only]
-        groups = [pool(*group, here) for group in by_text(hidden)]
-        for name in groups[0]:
-            pooled[name, layer] = torch.cat([g[name] for g in groups]).to(backbone.device)
+        pooled.update(pool_layer(backbone, layer, by_text(hidden), poolings))
 
-    with torch.inference_mode(), showing(set(layers) - {n_layers}, keep):
-        output = backbone.model(**inputs)
-        if n_layers in layers:
-            keep(n_layers, output.last_hidden_state)
-            for name in poolings:
-                if POOLINGS[name].home is None:
-                    pooled[name, n_layers] = output.pooler_output.float()
+    output = run_showing(backbone, inputs, layers, keep)
+    for name in poolings:
+        if POOLINGS[name].home is None and backbone.n_layers in layers:
+            pooled[name, backbone.n_layers] = output.pooler_output.float()
     return pooled
+
+
+@torch.inference_mode()
+def pool_layer(
+    backbone: Backbone,
+    layer: int,
+    groups: Iterable[tuple[Tensor, Tensor]],
+    poolings: Sequence[str],
+) -> Pooled:
+    """Pool one layer, given as `by_text` of `run_and_pool` gives it."""
+    last = layer == backbone.n_layers
+    here = [name for name in poolings if last or not POOLINGS[name].last_layer_only]
+    parts = [pool(*group, here) for group in groups]
+    return {
+        (name, layer): torch.cat([part[name] for part in parts]).to(backbone.device)
+        for name in parts[0]
+    }
+
+
+@torch.inference_mode()
+def run_showing(
+    backbone: Backbone, inputs: Mapping[str, Any], layers: Sequence[int], show: Show
+) -> Any:
+    """Run the model, show each wanted layer where it passes, and give the model's output."""
+    with showing(set(layers) - {backbone.n_layers}, show):
+        output = backbone.model(**inputs)
+        if backbone.n_layers in layers:
+            show(backbone.n_layers, output.last_hidden_state)
+    return output
 
 
 def model_inputs(backbone: Backbone, token_ids: Tensor, types: Tensor | None) -> dict[str, Any]:

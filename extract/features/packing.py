@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,16 @@ from torch import Tensor
 from llmembed.common.errors import LLMEmbedWarning
 from llmembed.extract.backbones.load import Backbone
 from llmembed.extract.fast.attention import attends_by, compared, packed_texts, use_packing
+from llmembed.extract.fast.graphs import Recorder
 from llmembed.extract.features.batching import N_SHAPES
 from llmembed.extract.features.forward import (
     Pooled,
     Tokenized,
     model_inputs,
+    pool_layer,
     pooled_hidden_states,
     run_and_pool,
+    run_showing,
     to_device,
 )
 from llmembed.extract.features.selfcheck import agree, allowed
@@ -43,15 +46,22 @@ def packed_hidden_states(
     poolings: Sequence[str],
     *,
     n_positions: int | None = None,
+    recorder: Recorder | None = None,
 ) -> Pooled:
     """Run texts packed behind each other, without a pad between them, and pool the wanted layers.
 
     No pooling may read pads or be the model's own. Positions beyond the tokens, up to
     `n_positions`, are filled with texts that nobody reads: a compiled block has one shape then.
+    For a `recorder` the number of texts is rounded up, too, by empty ones, and so is the longest.
     """
     device, lengths = backbone.device, texts.n_tokens.astype(np.int64)
     longest, n_tokens = int(lengths.max()), int(lengths.sum())
+    if recorder is not None:
+        longest = _power_above(longest)
     fillers = _fillers((n_positions or n_tokens) - n_tokens, longest)
+    if recorder is not None:
+        n_texts = len(lengths) + len(fillers)
+        fillers += [0] * (_power_above(n_texts) - n_texts)
     bounds = np.cumsum([0, *lengths, *fillers])
 
     def joined(rows: Sequence[Sequence[int]]) -> Tensor:
@@ -72,8 +82,35 @@ def packed_hidden_states(
     def by_text(hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         return ((hidden[0][at], n_real) for at, n_real in groups)
 
-    with packed_texts(to_device(device, bounds.astype(np.int32)), longest):
-        return run_and_pool(backbone, inputs, layers, poolings, by_text)
+    on_device = to_device(device, bounds.astype(np.int32))
+    if recorder is None:
+        with packed_texts(on_device, longest):
+            return run_and_pool(backbone, inputs, layers, poolings, by_text)
+
+    def run(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        states: dict[int, Tensor] = {}
+        given = inputs | {name: tensors[name] for name in inputs if name in tensors}
+        with packed_texts(tensors["bounds"], longest):
+            run_showing(backbone, given, layers, lambda at, x: states.update({at: x.clone()}))
+        return states
+
+    def use(states: dict[int, Tensor]) -> Pooled:
+        parts = [pool_layer(backbone, at, by_text(x), poolings) for at, x in states.items()]
+        return {name: feature for part in parts for name, feature in part.items()}
+
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    tensors["bounds"] = on_device
+    kind = (tuple(layers), longest, *(value.shape for value in tensors.values()))
+    return recorder.run(kind, tensors, run, use)
+
+
+def _power_above(n: int) -> int:
+    """Round up to a power of two.
+
+    >>> [_power_above(n) for n in (1, 2, 5)]
+    [1, 2, 8]
+    """
+    return 1 << (n - 1).bit_length()
 
 
 def _alike(lengths: npt.NDArray[np.int64]) -> Iterator[slice]:

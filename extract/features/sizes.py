@@ -17,6 +17,10 @@ _MULTIPLY_ADDS = 1e14
 """A second, of a large GPU."""
 _QUICKEST_TOKEN_S = 1e-6
 """Time of a token of a model so small that starting kernels is most of its work."""
+_LAUNCHING_S = 3e-4
+"""Time that Python takes to launch a block."""
+_WORTH = 0.05
+"""Share of a pass that its launching may take."""
 _MOST_TRIES = 3
 
 
@@ -56,6 +60,18 @@ def compiling_pays(n_tokens: float, n_parameters: int) -> bool:
     """
     seconds = n_tokens * max(n_parameters / _MULTIPLY_ADDS, _QUICKEST_TOKEN_S)
     return _SAVED * seconds > _COMPILING_S
+
+
+def recording_pays(n_tokens: int, *, n_parameters: int, n_blocks: int) -> bool:
+    """Tell whether launching a pass of so many tokens takes a share of it that is worth saving.
+
+    >>> recording_pays(16_384, n_parameters=6_500_000_000, n_blocks=32)  # LLaMA2-7B
+    False
+    >>> recording_pays(16_384, n_parameters=302_000_000, n_blocks=24)  # BERT-large
+    True
+    """
+    seconds = n_tokens * n_parameters / _MULTIPLY_ADDS
+    return n_blocks * _LAUNCHING_S > _WORTH * seconds
 
 
 class TokenBudget:

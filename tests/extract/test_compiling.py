@@ -21,7 +21,6 @@ def test_no_compiler_is_found_out_once_and_said_once(
     from torch._inductor import config
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(config.cpp, "cxx", (str(tmp_path / "no-compiler"),))
     recipe = Recipe(model=str(llama), max_length=20, compute_dtype="float32", dtype="float32")
     ours = Extractor(recipe, layers=[3], poolings=["mean"], device="cpu", token_budget=64)
     ours.n_lanes = 1  # as on a GPU
@@ -30,7 +29,10 @@ def test_no_compiler_is_found_out_once_and_said_once(
     torch._dynamo.reset()
     compile_blocks(ours.backbone)
     assert are_compiled(ours.backbone)
-    with pytest.warns(match="could not be compiled .* Install a C") as warned:
+    with (
+        config.patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}),  # a monkeypatch leaves none
+        pytest.warns(match="could not be compiled .* Install a C") as warned,
+    ):
         found = ours.features(texts)["mean", 3]
     assert len(warned) == 1
     assert not are_compiled(ours.backbone)

@@ -221,9 +221,9 @@ def test_each_number_of_positions_is_compiled_once(
         graphs.append({size for one in inputs for size in getattr(one, "shape", ())})
         return graph.forward
 
-    def noted(*what: Any, n_positions: int) -> Any:
+    def noted(*what: Any, n_positions: int, **others: Any) -> Any:
         sizes.add(n_positions)
-        return packing.packed_hidden_states(*what, n_positions=n_positions)
+        return packing.packed_hidden_states(*what, n_positions=n_positions, **others)
 
     monkeypatch.setattr(torch, "compile", functools.partial(run, backend=counted))
     monkeypatch.setattr("llmembed.extract.features.extractor.packed_hidden_states", noted)

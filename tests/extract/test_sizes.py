@@ -190,18 +190,21 @@ def test_a_worker_knows_its_share_of_the_rows(
 def test_the_json_says_how_passes_were_run(settings: dict[str, Any], tmp_path: Path) -> None:
     """On a CPU: padded, as they are, by torch's attention, without a note; of no pass, nothing."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    for expected in ((False, False, "sdpa"), (None, None, None)):
+    for expected in ((False, False, False, "sdpa"), (None, None, None, None)):
         result = CliRunner().invoke(main, [*options, f"--cache={tmp_path / 'c.zarr'}", "--json"])
         found = json.loads(result.stdout)
-        assert (found["packed"], found["compiled"], found["attention"]) == expected
+        names = ("packed", "compiled", "cuda_graphs", "attention")
+        assert tuple(found[name] for name in names) == expected
         assert not any("padded" in note for note in found["notes"])
 
 
 def test_why_a_gpu_pads_is_a_note_said_once(settings: dict[str, Any], tmp_path: Path) -> None:
     """Also where several workers say it; what one of them did not do was not done."""
     task = prepare(ExtractConfig(**settings, cache=str(tmp_path / "c.zarr")))
-    packed = Way(packed=True, compiled=True, attention="llmembed-packed")
-    padded = Way(packed=False, compiled=False, attention="sdpa", why_padded="of a trial")
+    packed = Way(packed=True, compiled=True, cuda_graphs=True, attention="llmembed-packed")
+    padded = Way(
+        packed=False, compiled=False, cuda_graphs=False, attention="sdpa", why_padded="of a trial"
+    )
     counts = sum([Counts(ways=(way,)) for way in (padded, packed, padded)], Counts())
     told = summary(task, counts, 1.0)
     assert (told.packed, told.compiled, told.attention) == (False, False, "llmembed-packed, sdpa")
