@@ -238,6 +238,8 @@ def exact(
     """Compute what `varlen` promises, text by text, by torch's general attention."""
     found = []
     for start, stop in itertools.pairwise(bounds.tolist()):
+        if start == stop:
+            continue
         at = torch.arange(stop - start, device=query.device)
         distance = at[:, None] - at  # from each query to each key
         meets = distance.abs() < (longest if window is None else window)

@@ -94,12 +94,17 @@ class Recorder:
             return
         self._failed = True
         self.forget()
-        warnings.warn(
-            f"a pass could not be recorded as a CUDA graph ({reason}): its kernels are launched "
-            "one by one, slower. Report this architecture.",
-            LLMEmbedWarning,
-            stacklevel=2,
-        )
+        tell_launched(reason)
+
+
+def tell_launched(reason: str) -> None:
+    """Say why nothing is recorded."""
+    warnings.warn(
+        f"a pass could not be recorded as a CUDA graph ({reason}): its kernels are launched "
+        "one by one, slower. Report this architecture.",
+        LLMEmbedWarning,
+        stacklevel=2,
+    )
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

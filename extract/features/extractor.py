@@ -29,7 +29,7 @@ from llmembed.common.process import (
 from llmembed.extract.backbones.load import has_token_types, load_backbone, quiet, resolve_device
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.fast.cpu import in_lanes
-from llmembed.extract.fast.graphs import Recorder
+from llmembed.extract.fast.graphs import Recorder, tell_launched
 from llmembed.extract.features.batching import (
     Batch,
     plan_batches,
@@ -41,6 +41,7 @@ from llmembed.extract.features.forward import Pooled, Tokenized, pooled_hidden_s
 from llmembed.extract.features.packing import (
     are_compiled,
     compile_blocks,
+    keeps_apart,
     packed_hidden_states,
     try_packing,
 )
@@ -210,7 +211,11 @@ class Extractor:
             return None
         # Tokens, which nothing has averaged.
         tolerance = allowed(backbone.compute_dtype, backbone.quantize, "last")
-        return Recorder(backbone.device, tolerance)
+        recorder = Recorder(backbone.device, tolerance)
+        if keeps_apart(backbone, self.recipe.max_length, recorder):
+            return recorder
+        tell_launched("beside empty texts others had other features")
+        return None
 
     def _reason_to_pad(self, all_gpus: bool, needs_pooler: bool) -> str:
         """Let the model run packed texts, or say why it does not."""

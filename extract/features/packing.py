@@ -20,7 +20,13 @@ from torch import Tensor
 
 from llmembed.common.errors import LLMEmbedWarning
 from llmembed.extract.backbones.load import Backbone
-from llmembed.extract.fast.attention import attends_by, compared, packed_texts, use_packing
+from llmembed.extract.fast.attention import (
+    attends_by,
+    compared,
+    packed_texts,
+    unpacked,
+    use_packing,
+)
 from llmembed.extract.fast.graphs import Recorder
 from llmembed.extract.features.batching import N_SHAPES
 from llmembed.extract.features.forward import (
@@ -52,7 +58,7 @@ def packed_hidden_states(
 
     No pooling may read pads or be the model's own. Positions beyond the tokens, up to
     `n_positions`, are filled with texts that nobody reads: a compiled block has one shape then.
-    For a `recorder` the number of texts is rounded up, too, by empty ones, and so is the longest.
+    For a `recorder` the longest is rounded up, too, and so is the number of texts, by empty ones.
     """
     device, lengths = backbone.device, texts.n_tokens.astype(np.int64)
     longest, n_tokens = int(lengths.max()), int(lengths.sum())
@@ -61,7 +67,7 @@ def packed_hidden_states(
     fillers = _fillers((n_positions or n_tokens) - n_tokens, longest)
     if recorder is not None:
         n_texts = len(lengths) + len(fillers)
-        fillers += [0] * (_power_above(n_texts) - n_texts)
+        fillers += [0] * (_power_above(n_texts + 1) - n_texts)
     bounds = np.cumsum([0, *lengths, *fillers])
 
     def joined(rows: Sequence[Sequence[int]]) -> Tensor:
@@ -143,27 +149,37 @@ def _fillers(n_positions: int, longest: int) -> list[int]:
 def try_packing(backbone: Backbone, max_length: int) -> bool:
     """Let the model run packed texts of up to `max_length` tokens, and tell whether it can.
 
-    It can where it gives the same for them as for each alone, and where in each layer the kernel
-    gives what attention within each text is; else it is left as it is.
+    If it does not keep them apart, it is left as it is.
     """
     model: Any = backbone.model
     if attends_by(model) != "sdpa":
         return False
-    texts = _trial_texts(model.config, max_length)
+    use_packing(model)
+    if keeps_apart(backbone, max_length):
+        return True
+    model.set_attn_implementation("sdpa")
+    return False
+
+
+def keeps_apart(backbone: Backbone, max_length: int, recorder: Recorder | None = None) -> bool:
+    """Try whether a packed pass gives for each text what it gives for it alone.
+
+    In each layer the kernel must give what attention within each text is, too.
+    """
+    texts = _trial_texts(backbone.model.config, max_length)
     wanted = ("mean", len(backbone.blocks))
     what = ([len(backbone.blocks)], ["mean"])
     tolerance = allowed(backbone.compute_dtype, backbone.quantize, "mean")
     with contextlib.suppress(RuntimeError, TypeError, ValueError, KeyError, IndexError):
         # What raises is an architecture, kernel or card that does not take packed texts.
-        alone = [pooled_hidden_states(backbone, Tokenized(ids=[one]), *what) for one in texts]
-        use_packing(model)
+        with unpacked(backbone.model):
+            alone = [pooled_hidden_states(backbone, Tokenized(ids=[one]), *what) for one in texts]
         with compared() as differences:
-            packed = packed_hidden_states(backbone, Tokenized(ids=texts), *what)[wanted]
-        if max(differences) <= tolerance and all(
-            agree(packed[row], one[wanted][0], "mean", backbone) for row, one in enumerate(alone)
-        ):
-            return True
-    model.set_attn_implementation("sdpa")
+            packed = packed_hidden_states(backbone, Tokenized(ids=texts), *what, recorder=recorder)
+        return bool(max(differences) <= tolerance) and all(
+            agree(packed[wanted][row], one[wanted][0], "mean", backbone)
+            for row, one in enumerate(alone)
+        )
     return False
 
 

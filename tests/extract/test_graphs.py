@@ -190,16 +190,34 @@ def test_states_are_lent_while_no_other_pass_may_begin(recordings: Recordings) -
     assert locked == [False] * 4
 
 
-def test_only_small_models_without_waits_are_recorded(llama_4: Path) -> None:
+def test_only_small_models_without_waits_are_recorded(
+    llama_4: Path, recordings: Recordings
+) -> None:
     """By their size beside the budget; int8 waits for its outliers, and a CPU launches nothing."""
-    ours = extractor(llama_4)
-    assert ours._recorder is None
+    ours = recording(llama_4)
+    assert extractor(llama_4)._recorder is None
     assert ours._make_recorder() is not None
     ours.token_budget = 10**9
     assert ours._make_recorder() is None
     ours.token_budget = 64
     ours.backbone = dataclasses.replace(ours.backbone, quantize="int8")
     assert ours._make_recorder() is None
+
+
+def test_a_kernel_that_minds_empty_texts_is_found(
+    llama_4: Path, recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They fill up the number of texts: without them nothing is recorded, which is told."""
+
+    def spoilt(*what: Any, **how: Any) -> torch.Tensor:
+        found = attention.exact(*what, **how)
+        return found * (1 + bool((what[3].diff() == 0).any()))
+
+    monkeypatch.setattr(attention, "varlen", spoilt)
+    with pytest.warns(match=r"CUDA graph \(beside empty texts others had other features\)"):
+        ours = recording(llama_4)
+    rows = rows_of(0)
+    check(ours.compute(rows), extractor(llama_4).compute(rows))
 
 
 @pytest.mark.gpu
