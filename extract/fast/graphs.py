@@ -1,6 +1,6 @@
 """Passes of a small model recorded as CUDA graphs: one launch in place of hundreds.
 
-Launching a block takes Python 0.3 ms, however small it is. A whole pass is recorded, attention
+Launching a block takes Python some 0.3 ms, however small it is. A whole pass is recorded, attention
 included: inductor's own graphs would end at each attention, which is left out of compiled blocks,
 and cost at each piece about what they save. What a recording computes lies in memory that the
 next pass writes to, so hidden states are lent, and only while nobody else may begin.

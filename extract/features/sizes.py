@@ -18,7 +18,7 @@ _MULTIPLY_ADDS = 1e14
 _QUICKEST_TOKEN_S = 1e-6
 """Time of a token of a model so small that starting kernels is most of its work."""
 _LAUNCHING_S = 3e-4
-"""Time that Python takes to launch a block."""
+"""Time that Python takes to launch a block: of blocks of width 16 on a CPU, 0.26 to 0.32 ms."""
 _WORTH = 0.05
 """Share of a pass that its launching may take."""
 _MOST_TRIES = 3
