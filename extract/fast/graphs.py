@@ -101,7 +101,8 @@ def tell_launched(reason: str) -> None:
     """Say why nothing is recorded."""
     warnings.warn(
         f"a pass could not be recorded as a CUDA graph ({reason}): its kernels are launched "
-        "one by one, slower. Report this architecture.",
+        "one by one, slower. If memory is short, pass a smaller --token-budget; else report this "
+        "architecture.",
         LLMEmbedWarning,
         stacklevel=2,
     )
