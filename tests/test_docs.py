@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import tomllib
@@ -145,13 +146,16 @@ def test_the_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     """Its blocks, one after another in an empty folder, print what stands beneath them."""
     steps = [block for block in blocks(ROOT / "docs" / "tutorial.md") if block[0]]
-    script, shown = ["set -e"], {}
+    script, shown = ["set -e", "trap 'kill $(jobs -p) 2> server.log || true' EXIT"], {}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
     for number, (language, code) in enumerate(steps):
         if language == "text":
             shown[number - 1] = code
             continue
-        (tmp_path / f"{number}.py").write_text(code)
-        script += [f"echo '# {number}'", code if language == "sh" else f"python {number}.py"]
+        step = code.replace("8000", port)  # where another server may listen
+        (tmp_path / f"{number}.py").write_text(step)
+        script += [rf"printf '\n# {number}\n'", step if language == "sh" else f"python {number}.py"]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "-c", "\n".join(script)],
@@ -169,7 +173,7 @@ def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     assert shown
     for number, wanted in shown.items():
         got = printed[str(number)]
-        assert check(wanted, got, doctest.ELLIPSIS), f"{got}\ninstead of\n{wanted}"
+        assert check(wanted, got.strip() + "\n", doctest.ELLIPSIS), f"{got}instead of\n{wanted}"
 
 
 @pytest.mark.real
