@@ -11,7 +11,7 @@ PROJECT ?= -e .
 RAY ?= ray
 INSTALL := $(BIN)/pip --disable-pip-version-check install --progress-bar off
 
-.PHONY: install install-demo demo test test-slow test-ray test-small-cpu check lint types bench bench-full clean
+.PHONY: install install-demo demo docs test test-slow test-ray test-small-cpu check lint types bench bench-full clean
 
 # What the demo needs: the commands, weights and texts.
 install-demo: $(VENV)/.installed-demo
@@ -51,8 +51,12 @@ lint: types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks
+	$(BIN)/mypy benchmarks docs/generated.py
 	$(BIN)/actionlint
+
+# The site of docs/, in build/site; nothing is downloaded, and a link that leads nowhere is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -Pm mkdocs build --strict --quiet
 
 # What takes more than ten seconds each, and benchmarks at toy size; what is on Ray has its own.
 test-slow: install
