@@ -142,12 +142,13 @@ def _shared_texts(splits: Sequence[Split]) -> Iterator[dict[str, Any]]:
 def _lengths(cache: Cache, split: Split, source: str) -> dict[str, Any]:
     """Give quantiles of the tokens a text, and how many texts are as long as texts can be."""
     n_tokens, limit = split.n_tokens(source), cache.sources[source].fingerprint.get("max_length")
-    quantiles = np.percentile(n_tokens, [*_QUANTILES.values()]) if len(n_tokens) else [0.0] * 4
+    places = [*_QUANTILES.values()]  # of texts: no quantile lies between two
+    quantiles = np.percentile(n_tokens if len(n_tokens) else [0], places, method="inverted_cdf")
     return {
         "split": split.name,
         "source": source,
         "n_tokens": int(n_tokens.sum(dtype=np.int64)),
-        **{name: float(value) for name, value in zip(_QUANTILES, quantiles, strict=True)},
+        **{name: int(value) for name, value in zip(_QUANTILES, quantiles, strict=True)},
         "max_length": limit,
         "n_at_max_length": int((n_tokens >= limit).sum()) if isinstance(limit, int) else None,
     }
@@ -234,7 +235,7 @@ def cache_table(document: Mapping[str, Any]) -> str:
         widths = [max(len(row[k]) for row in cells) for k in range(len(table["heads"]))]
         lines += [table["title"]]
         lines += ["  ".join(map(str.rjust, row, widths)).rstrip() for row in cells]
-        lines += [*([table["note"]] if table["note"] else []), ""]
+        lines += [table["note"], ""]
     return "\n".join(lines[:-1])
 
 
@@ -249,21 +250,21 @@ def _tables(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "title": "Texts",
         "heads": ("split", "rows", "unlabelled", "texts", "rows repeated", "of several labels"),
         "rows": [tuple(one.values()) for one in document["splits"]],
-        "note": "repeated: the text stands in the split more than once; of several labels: with "
-        "different labels",
+        "note": "Repeated: the text stands in the split more than once; of several labels: with "
+        "different labels.",
     }
     if document["shared_texts"]:
         yield {
             "title": "Texts in two splits",
             "heads": ("splits", "rows of the one", "rows of the other"),
             "rows": [(" ".join(o["splits"]), *o["n_rows"]) for o in document["shared_texts"]],
-            "note": "rows whose text also stands in the other split",
+            "note": "Rows whose text also stands in the other split.",
         }
     yield {
         "title": "Tokens",
         "heads": ("split", "source", "tokens", *_QUANTILES, "max length", "as long"),
         "rows": [tuple(one.values()) for one in document["lengths"]],
-        "note": "as long: texts of max length, which are cut, or just fit",
+        "note": "As long: texts of max length, which are cut, or just fit.",
     }
     chance = document["explained_by_chance"]
     yield {
@@ -280,10 +281,10 @@ def _tables(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             )
             for one in document["layers"]
         ],
-        "note": f"outliers: dimensions whose mean square is over {OUTLIER} times the average; their"
+        "note": f"Outliers: dimensions whose mean square is over {OUTLIER} times the average; their"
         " share: of the sum of squares; trace ratio: of the scatter between classes to that "
         "within; explained: share of the variance that classes explain, mean over dimensions"
-        + ("" if chance is None else f", by chance {chance:.4f}"),
+        + ("." if chance is None else f", by chance {chance:.4f}."),
     }
 
 
