@@ -187,6 +187,7 @@ def test_table_document_and_page_say_the_same(
             assert f"{layer[name]:.4g}" in table
             assert f"{layer[name]:.4f}" in html
     assert table.endswith(f"page: {page}\n")
+    assert html.count("<svg") == 2
     hostile = cache_page({**document, "dataset": "<script>alert(1)</script>"})
     assert "<script>alert" not in hostile
 

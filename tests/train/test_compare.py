@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import markupsafe
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +20,7 @@ from clustered import HIDDEN_SIZE, LABELS, clustered, source_info, write_cache, 
 
 from llmembed.cache_format import CacheWriter, DatasetInfo
 from llmembed.common.errors import ConfigError, RunFormatError, RunNotFoundError
-from llmembed.train import FitConfig, fit
+from llmembed.train import FitConfig, Run, fit
 from llmembed.train.cli.report import report_main
 from llmembed.train.reports.compare import compare_runs, comparison_page
 from llmembed.train.reports.significance import FIGURES, judge
@@ -123,9 +125,9 @@ def test_baselines_stand_beside_without_tests(runs: list[Path], tmp_path: Path) 
     path.write_text(json.dumps(metrics))
     result = invoke(copy, runs[1], "--output", tmp_path / "p.html")
     assert re.search(
-        r"^majority +0\.3333  0\.2200 to 0\.4600  baseline$", result.stdout, re.MULTILINE
+        r"^majority class +0\.3333  0\.2200 to 0\.4600  baseline$", result.stdout, re.MULTILINE
     )
-    assert "majority (baseline)" in (tmp_path / "p.html").read_text("utf-8")
+    assert "majority class (baseline)" in (tmp_path / "p.html").read_text("utf-8")
 
 
 def other_texts(config: dict[str, Any], _metrics: dict[str, Any], _path: Path) -> None:
@@ -262,3 +264,32 @@ def test_a_page_that_cannot_be_written_is_told_first(runs: list[Path], tmp_path:
         result = invoke(*runs, "--output", place)
         assert result.exit_code == 1
         assert result.stderr.startswith(message)
+
+
+def test_the_page_of_one_run_has_its_texts(texts_run: Run, tmp_path: Path) -> None:
+    """It lies outside of the run and shows what the run does not hold; figures are the run's."""
+    page = tmp_path / "p.html"
+    result = invoke(texts_run.path, "--output", page, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == {
+        "path": str(texts_run.path),
+        "page": str(page),
+        **json.loads((texts_run.path / "metrics.json").read_text()),
+    }
+    table = pq.read_table(texts_run.path / "predictions.parquet").to_pylist()
+    doubtful = min(table, key=lambda row: row[f"p_{row['predicted']}"])
+    with (texts_run.path.parent / "toy.csv").open(encoding="utf-8") as file:
+        text = [*csv.reader(file)][1 + doubtful["row"]][0]
+    shown = markupsafe.escape(text[:40])
+    assert shown in page.read_text("utf-8")
+    assert shown not in (texts_run.path / "report.html").read_text("utf-8")
+
+
+def test_a_page_without_texts_says_why(runs: list[Path], tmp_path: Path) -> None:
+    """Where the texts are not found, one sentence says so and the page has the rows' numbers."""
+    result = invoke(runs[0], "--output", tmp_path / "p.html")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("head ")
+    assert re.fullmatch(
+        r"warning: the page of .*mean shows rows without texts, since .*\.\n", result.stderr
+    )

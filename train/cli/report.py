@@ -56,18 +56,38 @@ class ReportConfig:
 
 @command(ReportConfig)
 def report_main(config: ReportConfig, *, as_json: bool, quiet: bool) -> None:
-    """Compare runs on the same rows, the first with each other one, or look at a cache.
+    """Compare runs on the same rows, the first with each other one; or look at a cache.
 
-    Runs are compared by accuracy, macro F1, NLL and ECE with 95 % intervals and paired tests.
+    Runs are compared by accuracy, macro F1, NLL and ECE with 95 % intervals and paired tests. Of
+    one run the page is its report.html, with the texts where these are on this machine.
     """
     let_waiting_threads_sleep()
     from llmembed.train.reports.compare import check_page, save_page
 
     check_page(config.page)
-    document, table, page = _of_cache(config) if config.cache else _of_runs(config)
+    of_runs = _of_runs if len(config.runs) > 1 else _of_run
+    document, table, page = _of_cache(config) if config.cache else of_runs(config)
     save_page(config.page, page)
     table = f"{table}\npage: {config.page}"
     answer({**document, "page": str(config.page)}, table, as_json=as_json, quiet=quiet)
+
+
+def _of_run(config: ReportConfig) -> tuple[dict[str, Any], str, str]:
+    from llmembed.common.errors import warn
+    from llmembed.train.reports.compare import folder_of
+    from llmembed.train.reports.report import metrics_table
+    from llmembed.train.reports.run_page import parts_of, report_page
+    from llmembed.train.reports.texts import TextsNotFoundError, evaluated_texts
+
+    parts = parts_of(folder_of(Path(config.runs[0])))
+    texts = None
+    if parts.predictions.texts is None:
+        try:
+            texts = evaluated_texts(parts.config, parts.metrics)
+        except TextsNotFoundError as error:
+            warn(f"the page of {config.runs[0]} shows rows without texts, since {error}.")
+    document = {"path": config.runs[0], **parts.metrics}
+    return document, metrics_table(parts.metrics), report_page(parts, texts)
 
 
 def _of_runs(config: ReportConfig) -> tuple[dict[str, Any], str, str]:

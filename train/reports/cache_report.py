@@ -29,11 +29,19 @@ from llmembed.common.errors import ConfigError, warn
 from llmembed.common.splits import TRAIN
 from llmembed.train.inputs import Feature, read_features
 from llmembed.train.measures import Floats, Labels
+from llmembed.train.reports.charts import Line, line_chart
 from llmembed.train.reports.page import render
 
 OUTLIER = 5  # times the mean square of the average dimension
 _BLOCK_ROWS = 1024  # whole blocks of any cache
 _MOST_DIMENSIONS = 5  # that are named
+_OVER_DEPTH = (
+    ("norm_mean", "mean norm", "Norms over depth", "Mean Euclidean norm of the features"),
+    (
+        *("explained", "share explained", "Separation over depth"),
+        "Share of the variance that classes explain, mean over dimensions",
+    ),
+)
 _QUANTILES = {"min": 0, "median": 50, "p95": 95, "max": 100}
 
 
@@ -241,7 +249,26 @@ def cache_table(document: Mapping[str, Any]) -> str:
 
 def cache_page(document: Mapping[str, Any]) -> str:
     """Lay out a description as a page."""
-    return render("cache.html.j2", document=document, tables=[*_tables(document)])
+    charts = [
+        line_chart(title, f"{caption}, on split {document['split']}.", lines, x="layer", y=y)
+        for name, y, title, caption in _OVER_DEPTH
+        if (lines := _lines(document["layers"], name))
+    ]
+    return render("cache.html.j2", document=document, tables=[*_tables(document)], charts=charts)
+
+
+def _lines(layers: Sequence[Mapping[str, Any]], name: str) -> list[Line]:
+    """Give a line for each source and pooling that has several layers."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for one in layers:
+        if one[name] is not None:
+            of = points.setdefault(f"{one['source']}, {one['pooling']}", [])
+            of.append((one["layer"], one[name]))
+    return [
+        Line(name=of, x=[x for x, _ in own], y=[y for _, y in own])
+        for of, own in points.items()
+        if len(own) > 1
+    ]
 
 
 def _tables(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -9,20 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.common.errors import (
-    ConfigError,
-    LLMEmbedError,
-    RunFormatError,
-    RunNotFoundError,
-    RunStorageError,
-)
-from llmembed.common.regular import require_regular
+from llmembed.common.errors import ConfigError, RunNotFoundError, RunStorageError
 from llmembed.common.replace import replacing, standing
 from llmembed.train.measures import Floats, Labels
+from llmembed.train.reports.baselines import NAMES as BASELINES
 from llmembed.train.reports.page import render
 from llmembed.train.reports.significance import FIGURES, N_SAMPLES, N_SWAPS, SEED, judge
-from llmembed.train.runs.record import CONFIG_FILE, check_config, malformed, read_json
-from llmembed.train.runs.run import METRICS_FILE, PREDICTIONS_FILE
+from llmembed.train.runs.record import CONFIG_FILE, check_config, read_json
+from llmembed.train.runs.run import METRICS_FILE, PREDICTIONS_FILE, read_predictions
 
 METHOD = (
     "Intervals hold 95 %. Differences are those from the first run, on the same rows. p: exact "
@@ -70,7 +64,11 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
             {**_described(run, name), **found}
             for run, name, found in zip(runs, _names(paths), judged, strict=True)
         ],
-        "baselines": of_first.get("baselines") or {},
+        "baselines": {
+            BASELINES.get(name, name): figures
+            for name, figures in of_first.get("baselines", {}).items()
+            if "missing" not in figures
+        },
         "method": METHOD,
     }
 
@@ -83,16 +81,13 @@ def read_run(path: Path) -> Evaluated:
         RunNotFoundError: there is no such folder.
         RunFormatError: a file is missing or is not what it should be.
     """
-    folder = standing(path)
-    if not folder.is_dir():
-        raise RunNotFoundError(
-            f"{path} is not a folder, so there is no run. Pass the folder that llmembed-fit "
-            "printed, such as runs/r8-cooc-0."
-        )
+    folder = folder_of(path)
     config = read_json(folder / CONFIG_FILE)
     check_config(config, folder / CONFIG_FILE)
     metrics = read_json(folder / METRICS_FILE)
-    rows, labels, proba = _read_predictions(folder / PREDICTIONS_FILE, config["labels"])
+    found = read_predictions(folder / PREDICTIONS_FILE, config["labels"])
+    order = np.argsort(found.rows, kind="stable")
+    rows, labels, proba = found.rows[order], found.labels[order], np.exp(found.log_proba[order])
     if not len(rows):
         raise ConfigError(
             f"{path} was evaluated on no row, since all rows train, so it has no figures. Extract "
@@ -103,27 +98,19 @@ def read_run(path: Path) -> Evaluated:
     )
 
 
-def _read_predictions(path: Path, names: Sequence[str]) -> tuple[Labels, Labels, Floats]:
-    """Give rows and labels int64 `[N]` and probabilities float64 `[N, C]`, in order of the rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def folder_of(path: Path) -> Path:
+    """Find the folder of a run, also of one whose fit was killed while it replaced it.
 
-    try:
-        require_regular(path, RunFormatError)
-        table = pq.read_table(path)
-        rows = np.asarray(table["row"], dtype=np.int64)
-        index = {name: k for k, name in enumerate(names)}
-        labels = np.array([index[name] for name in table["label"].to_pylist()], dtype=np.int64)
-        columns = [np.asarray(table[f"p_{name}"], dtype=np.float64) for name in names]
-    except LLMEmbedError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise malformed(path, str(error)) from error
-    proba = np.stack(columns, axis=1)
-    if not ((proba >= 0) & (proba <= 1)).all():
-        raise malformed(path, "a probability lies outside of 0 to 1")
-    order = np.argsort(rows, kind="stable")
-    return rows[order], labels[order], proba[order]
+    Raises:
+        RunNotFoundError: there is no such folder.
+    """
+    folder = standing(path)
+    if not folder.is_dir():
+        raise RunNotFoundError(
+            f"{path} is not a folder, so there is no run. Pass the folder that llmembed-fit "
+            "printed, such as runs/r8-cooc-0."
+        )
+    return folder
 
 
 def _check_once(paths: Sequence[Path]) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.cache_format import Cache
-from llmembed.common.errors import LLMEmbedError, LLMEmbedWarning
+from llmembed.cache_format import Cache, open_cache
+from llmembed.common.errors import CacheError, LLMEmbedError, LLMEmbedWarning
 
 MOST_ROWS = 200_000
 """Rows of all splits together, beyond which no report waits for them to be read."""
@@ -60,6 +60,23 @@ def find_texts(cache: Cache, splits: Sequence[str]) -> dict[str, list[str]]:
         if not np.array_equal(corpus.splits[split].text_hash, cache[split].text_hash):
             raise TextsNotFoundError(f"the texts of {split!r} in {place} are others by now")
     return {split: corpus.splits[split].texts.to_pylist() for split in splits}
+
+
+def evaluated_texts(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """Read the texts of a run's evaluation split, from config.json and metrics.json.
+
+    Raises:
+        TextsNotFoundError: they, or the cache, are not on this machine, or are others by now.
+    """
+    place = config["fit"]["cache"]
+    try:
+        cache = open_cache(place)
+        if cache.fingerprint != config["cache"]["fingerprint"]:
+            raise TextsNotFoundError(f"{place} is another cache by now")
+        split = metrics["splits"]["eval"]["split"].partition(" (")[0]
+        return find_texts(cache, [split])[split]
+    except CacheError as error:
+        raise TextsNotFoundError(str(error).partition(". ")[0]) from error
 
 
 def _place(name: str, known: Mapping[str, Any]) -> str:
