@@ -11,7 +11,7 @@ PROJECT ?= -e .
 RAY ?= ray
 INSTALL := $(BIN)/pip --disable-pip-version-check install --progress-bar off
 
-.PHONY: install install-demo demo docs test test-slow test-ray test-small-cpu check lint types bench bench-full clean
+.PHONY: install install-demo demo docs test test-slow test-ray test-small-cpu test-browser check lint types bench bench-full clean
 
 # What the demo needs: the commands, weights and texts.
 install-demo: $(VENV)/.installed-demo
@@ -44,7 +44,7 @@ demo: install-demo
 test: install check
 
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "not ray and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "not ray and not slow and not browser"
 	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "ray and not slow"
 
 lint: types
@@ -69,7 +69,11 @@ test-ray: install
 # As on a CPU that has AVX2 and no more; oneDNN and torch's own kernels are held to it.
 test-small-cpu: install
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest \
-	  --numprocesses logical --dist worksteal -m "not ray and not slow" tests/extract tests/test_end_to_end*.py
+	  --numprocesses logical --dist worksteal -m "not ray and not slow and not browser" tests/extract tests/test_end_to_end*.py
+
+# Pages in Debian's Chromium; without it they are skipped.
+test-browser: install
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m browser tests/browser
 
 # mypy cannot see through an editable install of mapped packages; these links show it the way.
 types:

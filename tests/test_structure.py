@@ -30,6 +30,8 @@ MEET_BOTH_STAGES = (
     "cache_format/cli.py",
     "cache_format/llmembed/__init__.py",
     "train/verbs/estimator.py",
+    "train/reports/baselines.py",
+    "train/reports/texts.py",
     "train/runs/predict.py",
 )
 
@@ -50,7 +52,7 @@ def sources(*folders: str) -> list[Path]:
 
 @pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
-    """Both stages import cache_format, not each other; only four files meet both."""
+    """Both stages import cache_format, not each other; only six files meet both."""
     here = path.relative_to(ROOT).as_posix()
     package = "common" if "llmembed/common/" in here else here.partition("/")[0]
     allowed = {*BELOW} if here in MEET_BOTH_STAGES else BELOW[package]

@@ -29,6 +29,7 @@ _CHOICES = {
     "precision": (FLOAT32, "bf16-mixed", "16-mixed"),
     "logger": ("csv", "tensorboard", "wandb"),
     "export": ("onnx",),
+    "baseline": ("tfidf", "none"),
 }
 _RANGES = {
     "val_fraction": (0, 0.9),
@@ -262,6 +263,12 @@ class FitConfig:
     on from the last one if it was killed."""
     export: str | None = None
     """Also write the classifier in this format: onnx, as model.onnx in the run's folder."""
+    baseline: str = "tfidf"
+    """What the figures stand beside, besides the majority class: tfidf (logistic regression on
+    words and pairs of words, where the texts are on this machine; once a data set), or none."""
+    store_texts: bool = False
+    """Store the evaluation texts in the run: in predictions.parquet and report.html. Without it a
+    run holds no text."""
     output: str | None = None
     """Folder of the run; without it, runs/<cache>-<fusion>-<seed>. A run of the same fusion that is
     there is replaced; anything but a run is refused."""

@@ -74,7 +74,7 @@ def run_case(cache: str, plan: CachePlan, fit_plan: FitPlan, **options: Any) -> 
     with tempfile.TemporaryDirectory() as folder, one_thread():
         for seed in fit_plan.seeds:
             chosen = {"source": sources, "eval_split": plan.eval_split, **fit_plan.options}
-            config = FitConfig(cache=cache, **{**chosen, **options})
+            config = FitConfig(cache=cache, baseline="none", **{**chosen, **options})
             config = dataclasses.replace(config, seed=seed, output=f"{folder}/run")
             spent, run = harness.cpu_seconds(functools.partial(fit, config))
             seconds.append(spent)

@@ -169,7 +169,8 @@ def measure_commands(config: FitConfig, repeats: int) -> Measured:
 
     def run(name: str, options: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            line = ["--cache", config.cache, "--output", f"{folder}/run", "--quiet", *options]
+            line = ["--cache", config.cache, "--output", f"{folder}/run", "--quiet"]
+            line += ["--baseline", "none", *options]
             line += [f"--source={name}" for name in config.source]
             line += [f"--pooling={name}" for name in config.pooling]
             line += [] if config.layers is None else ["--layers", config.layers]

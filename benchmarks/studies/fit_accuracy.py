@@ -104,7 +104,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _fit(cache: Path, source: str, output: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     common: dict[str, Any] = {"cache": str(cache), "source": (source,), "output": str(output)}
-    config = FitConfig(**common, accelerator="cpu", **options)
+    config = FitConfig(**common, accelerator="cpu", baseline="none", **options)
     metrics = _known(config)
     if metrics is None:
         with warnings.catch_warnings():

@@ -118,7 +118,7 @@ def transfer(plan: FitPlan, domains: Sequence[Domain]) -> Iterator[dict[str, Any
         with tempfile.TemporaryDirectory() as folder, one_thread():
             chosen = {"seed": plan.seeds[0], "eval_split": trained_on.plan.eval_split}
             chosen |= {"cache": trained_on.cache, "output": f"{folder}/run"}
-            run = fit(FitConfig(**{**plan.options, **chosen}))
+            run = fit(FitConfig(baseline="none", **{**plan.options, **chosen}))
             for tested_on in domains:
                 right = rows_right(run, tested_on)
                 yield {

@@ -120,6 +120,7 @@ def _fit(
         details={
             "head": head,
             "n_epochs": trainer.current_epoch,
+            "losses": epochs.losses,
             "saturated_share": None if saturated is None else saturated.item(),
             **({} if sigma is None else {"sigma": sigma}),
         },

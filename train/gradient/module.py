@@ -112,6 +112,16 @@ class Epochs(pl.Callback):
         self._weights: Mapping[str, Tensor] | None = None
         self._rows: list[dict[str, float]] = []
 
+    @property
+    def losses(self) -> dict[str, list[float | None]]:
+        """What was logged, an epoch after the other, by its name; None where it was not finite."""
+        names = self._rows[0] if self._rows else ()
+        found = {name: [row.get(name, math.nan) for row in self._rows] for name in names}
+        return {
+            name: [one if math.isfinite(one) else None for one in own]
+            for name, own in found.items()
+        }
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare the epoch with the best one so far."""
         self.last_loss = trainer.callback_metrics[LOSS].item()

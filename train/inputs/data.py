@@ -13,8 +13,8 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class FitData:
     eval_fingerprint: str | None = None  # of the evaluation split's texts and labels alone
     text_column: str | None = None  # as the cache recorded it; of pairs two, with a comma between
     dataset: str | None = None  # short name of the data set, as the cache has it
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # of its texts, as the cache has it
     features: tuple[Feature, ...]  # what stands side by side in `x`, in this order
     shares: Shares  # rows of `x` that train and validate
     standardiser: Standardiser  # statistics of the training share
@@ -160,6 +161,7 @@ def load_each(readings: Sequence[Reading], *, read_evaluation: bool = True) -> I
             eval_fingerprint=cache.fingerprint_of(splits=[shares.eval_split], sources=[]),
             text_column=column if isinstance(column, str) else None,
             dataset=cache.dataset.name,
+            provenance=cache.dataset.provenance,
             features=features,
             shares=shares,
             standardiser=standardiser,

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_CHARACTERS = 300
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def _read(name: str) -> str:
+    return (_TEMPLATES / name).read_text("utf-8")
+
+
+COLOURS = _read("colours.css")
+"""Variables of the style, for light, then for dark."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -40,7 +50,7 @@ def figure(value: Any) -> str:
         case int():
             return f"{value:,}"
         case float():
-            return f"{value:.4f}" if 1e-3 <= abs(value) < 1e5 or not value else f"{value:.3g}"
+            return f"{value:.4f}" if 1e-4 <= abs(value) < 1e5 or not value else f"{value:.3g}"
         case list() | tuple():
             return short(", ".join(map(str, value)))
         case _:
@@ -72,7 +82,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    style, script = ((_TEMPLATES / name).read_text("utf-8") for name in ("style.css", "sort.js"))
+    style, script = COLOURS + _read("style.css"), _read("sort.js")
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

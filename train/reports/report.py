@@ -1,26 +1,15 @@
-"""A run for people: as lines for a terminal, and as one page of HTML.
-
-The page stands alone (no script, no font, no picture from elsewhere), so it can be mailed. It says
-nothing that config.json and metrics.json don't.
-"""
+"""A run as lines for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from typing import Any
 
 from llmembed.common.errors import shown
 
-_LARGEST_MATRIX = 20  # classes; beyond, the confusions are listed
-_MOST_CLASSES = _MOST_ERRORS = 20
+_MOST_CLASSES = 20
 _MOST_NAMES = 5
-_STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 0.5em 0 1.5em } th { text-align: left }
-th, td { padding: 0.15em 0.8em; border-bottom: 1px solid #ddd; vertical-align: top }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
-"""
+_BASELINES = {"majority": "majority class", "tfidf": "TF-IDF + LR"}
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
@@ -42,7 +31,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 
 def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    head = ("head", _described_head(metrics))
+    head = ("head", described_head(metrics))
     if not metrics["n_eval"]:
         return [head, ("evaluated on", "nothing, since all rows train")]
     low, high = metrics["accuracy_ci95"]
@@ -54,6 +43,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("macro F1", f"{metrics['macro_f1']:.4f}" + (f"  ({absent})" if absent else "")),
         ("NLL", f"{metrics['nll']:.4f}  (uncalibrated {metrics['nll_uncalibrated']:.4f})"),
         ("ECE", f"{metrics['ece']:.4f}  (uncalibrated {metrics['ece_uncalibrated']:.4f})"),
+        *_baselines(metrics.get("baselines", {})),
         ("parameters", f"{metrics['n_parameters']:,}"),
         ("seconds", f"{metrics['seconds']['total']:.1f}"),
     ]
@@ -68,7 +58,19 @@ def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return figures
 
 
-def _described_head(metrics: Mapping[str, Any]) -> str:
+def _baselines(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    told = []
+    for name, row in rows.items():
+        text = f"not known: {row.get('missing')}"
+        if "accuracy" in row:
+            low, high = row["accuracy_ci95"]
+            text = f"{row['accuracy']:.4f}  (95 % interval {low:.4f}-{high:.4f})"
+        told.append((_BASELINES[name], text))
+    return told
+
+
+def described_head(metrics: Mapping[str, Any]) -> str:
+    """Say what the head of the kept seed is, and how it was chosen."""
     kept = next(row for row in metrics["per_seed"] if row["kept"])
     if "n_epochs" in kept:
         return f"{kept['head']}, {kept['n_epochs']} epochs"
@@ -95,72 +97,3 @@ def note_of_absent(metrics: Mapping[str, Any]) -> str:
     have = "has" if len(absent) == 1 else "have"
     named = ", ".join(absent[:_MOST_NAMES]) + more
     return f"{len(absent)} of {len(metrics['per_class'])} classes {have} no evaluation row: {named}"
-
-
-def report_page(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """Lay out a run as a page, from the content of config.json and metrics.json."""
-    architecture = config["architecture"]
-    title = f"{architecture['fusion']} with head {architecture['head']}"
-    features = (f"layer {f['layer']} ({f['source']}, {f['pooling']})" for f in config["features"])
-    options = {name: value for name, value in config["fit"].items() if value not in (None, [], ())}
-    classes = ([name, *row.values()] for name, row in metrics["per_class"].items())
-    shares = ([name, *share.values()] for name, share in metrics["splits"].items())
-    sections = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(', '.join(features))}</p>",
-        _table((), _figures(metrics)),
-        *_seeds(metrics),
-        "<h2>Classes</h2>",
-        _table(("class", "precision", "recall", "F1", "examples", "predicted"), classes),
-        "<h2>Confusions</h2>",
-        _confusions(config["labels"], metrics["confusion"]),
-        "<h2>Rows</h2>",
-        _table(("share", "split", "examples"), shares),
-        "<h2>Options</h2>",
-        _table((), options.items()),
-        "<h2>Made with</h2>",
-        _table((), [*config["versions"].items(), ("device", config["device"])]),
-    ]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en">{head}\n' + "\n".join(sections) + "\n</html>\n"
-
-
-def _seeds(metrics: Mapping[str, Any]) -> list[str]:
-    rows = metrics["per_seed"]
-    if len(rows) == 1 or not metrics["n_eval"]:
-        return []
-    names = ("seed", "val_loss", "accuracy", "macro_f1", "nll")
-    return [
-        "<h2>Seeds</h2>",
-        "<p>The page is about the seed with the lowest validation loss.</p>",
-        _table(names, ([row[name] for name in names] for row in rows)),
-    ]
-
-
-def _confusions(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """Give the matrix, rows being the true classes; of many classes only the commonest errors."""
-    if len(labels) <= _LARGEST_MATRIX:
-        rows = ([name, *row] for name, row in zip(labels, counts, strict=True))
-        return _table(("true, predicted:", *labels), rows)
-    errors = [
-        (count, true, predicted)
-        for true, row in zip(labels, counts, strict=True)
-        for predicted, count in zip(labels, row, strict=True)
-        if count and true != predicted
-    ]
-    commonest = sorted(errors, key=lambda error: -error[0])[:_MOST_ERRORS]
-    return _table(("examples", "true", "predicted"), commonest)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
-    return f"<table>\n<tr>{head}</tr>\n{body}</table>" if heads else f"<table>\n{body}</table>"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        return f"<td>{escape(text)}</td>"
-    text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return f'<td class="number">{text}</td>'

@@ -44,6 +44,7 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
             "eval_fingerprint": data.eval_fingerprint,
             "text_column": data.text_column,
             "dataset": data.dataset,
+            "provenance": dict(data.provenance),
         },
         "sources": {
             name: {key: dict(getattr(data.sources[name], key)) for key in ("recipe", "fingerprint")}

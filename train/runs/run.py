@@ -3,7 +3,8 @@
     config.json          options, cache fingerprint, sources and their recipes, labels, versions
     model.safetensors    standardisation, fusion and head
     metrics.json         the figures
-    predictions.parquet  row, label, predicted and a probability a class, of the evaluation rows
+    predictions.parquet  row, label, predicted, a probability a class, of the evaluation rows;
+                         their texts where `--store-texts` asks for it
     report.html          one page for people
     logs/                losses by epoch, where the fit is by gradient
     model.onnx           the classifier as an ONNX graph, where `--export onnx` asks for it
@@ -58,6 +59,7 @@ PREDICTIONS_FILE, ONNX_FILE = "predictions.parquet", "model.onnx"
 _SHARED_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, PREDICTIONS_FILE, ONNX_FILE)
 _PICKLED = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.joblib")
 _TRIES = 10
+_TEXT = "text"
 _HEADER_BYTES = 4 << 20  # of a safetensors file, at most
 
 
@@ -71,6 +73,8 @@ class Predictions:
     """int64 `[n]`, index of the true class."""
     log_proba: Floats
     """float64 `[n, C]`, log-probability of each class."""
+    texts: Sequence[str] | None = None
+    """The n texts, where the run is to hold them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -445,5 +449,31 @@ def _write_predictions(path: Path, predictions: Predictions, names: Sequence[str
         "label": labels[predictions.labels],
         "predicted": labels[proba.argmax(axis=1)],
         **{f"p_{name}": proba[:, index] for index, name in enumerate(names)},
+        **({} if predictions.texts is None else {_TEXT: predictions.texts}),
     }
     pq.write_table(pa.table(columns), path)
+
+
+def read_predictions(path: Path, names: Sequence[str]) -> Predictions:
+    """Read the predictions of a run with the classes `names`.
+
+    Raises:
+        RunFormatError: the file is missing or is not what it should be.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    known = {name: index for index, name in enumerate(names)}
+    try:
+        require_regular(path, RunFormatError)
+        table = pq.read_table(path)
+        proba = np.stack([table[f"p_{name}"].to_numpy() for name in names], axis=1)
+        labels = [known[name] for name in table["label"].to_pylist()]
+        return Predictions(
+            rows=table["row"].to_numpy().astype(np.int64),
+            labels=np.asarray(labels, dtype=np.int64),
+            log_proba=np.log(np.maximum(proba, np.finfo(np.float64).tiny)),
+            texts=table[_TEXT].to_pylist() if _TEXT in table.column_names else None,
+        )
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+        raise malformed(path, str(error)) from error

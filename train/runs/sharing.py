@@ -47,6 +47,9 @@ def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
             public["fit"][name] = None
         elif isinstance(value, str) and (name in ("cache", "output") or _is_place(value)):
             public["fit"][name] = _last_part(value)
+    known = public["cache"].get("provenance", {})
+    if _is_place(str(known.get("origin"))):
+        known["origin"] = _last_part(known["origin"])
     for stored in public["sources"].values():
         model = stored["recipe"].get("model")
         if isinstance(model, str) and (_is_place(model) or model.startswith((".", "~"))):

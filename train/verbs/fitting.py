@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from llmembed.cache_format import open_cache
 from llmembed.common.errors import ConfigError
 from llmembed.common.process import memory_told, peak_memory_bytes
 from llmembed.train.config import FitConfig, Plan
 from llmembed.train.fusions import FUSIONS
 from llmembed.train.fusions.classifier import Trained
+from llmembed.train.fusions.heads import LinearHead
+from llmembed.train.fusions.mixing import Concat, ScalarMix
 from llmembed.train.fusions.tricks import import_meanwhile
 from llmembed.train.gradient import LOGS, check_logger, open_workspace
 from llmembed.train.inputs import FitData, load_data
@@ -27,7 +30,9 @@ from llmembed.train.linear.devices import device_of
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import solve_base, train_solved, train_stack
 from llmembed.train.measures import Floats, summarise
-from llmembed.train.reports.report import report_page
+from llmembed.train.reports.baselines import measure_baselines, size_of_features
+from llmembed.train.reports.run_page import RunParts, find_sweep, report_page
+from llmembed.train.reports.texts import TextsNotFoundError, find_texts
 from llmembed.train.runs.export import check_can_export, onnx_of
 from llmembed.train.runs.record import record_config
 from llmembed.train.runs.run import (
@@ -104,13 +109,35 @@ def check_fit(config: FitConfig) -> None:
 def fit_on(data: FitData, config: FitConfig, *, read_s: float, show_progress: bool = False) -> Run:
     """Fit on data that was read, in `read_s` seconds, as `config` asks for, and write the run."""
     started = time.perf_counter() - read_s
+    texts = _texts_to_store(config, data)
+    import_meanwhile("matplotlib.backends.backend_svg")  # 0.4 s, for the page
     with open_workspace(config.run_path) as workspace:
         outcome = train(config.plan(), data, workspace=workspace, show_progress=show_progress)
-        return _finish(config, outcome, workspace, started, read_s)
+        return _finish(config, outcome, workspace, started, read_s, texts)
+
+
+def _texts_to_store(config: FitConfig, data: FitData) -> list[str] | None:
+    """Find the texts of the evaluation rows, where the run is to hold them."""
+    if not config.store_texts:
+        return None
+    split = data.shares.eval_split
+    try:
+        texts = find_texts(open_cache(config.cache), [split])[split]
+    except TextsNotFoundError as error:
+        raise ConfigError(
+            f"--store-texts finds no texts of {config.cache}: {error}. Put the data set back where "
+            "it was when it was extracted, or leave the option out."
+        ) from error
+    return [texts[row] for row in data.shares.eval]
 
 
 def _finish(
-    config: FitConfig, outcome: Outcome, workspace: Path, started: float, read_s: float
+    config: FitConfig,
+    outcome: Outcome,
+    workspace: Path,
+    started: float,
+    read_s: float,
+    texts: Sequence[str] | None,
 ) -> Run:
     """Evaluate what was trained, and write the run."""
     data, trained = outcome.data, outcome.trained
@@ -124,16 +151,21 @@ def _finish(
         "eval": now - eval_started,
         "total": now - started,
     }
+    metrics["size"] = size_of_features(open_cache(config.cache), data)
+    metrics["baselines"] = measure_baselines(data, config.cache, config.baseline)
     predictions = Predictions(
         rows=data.shares.eval,
         labels=data.y_eval.numpy(),
         log_proba=_log_proba(logits[outcome.kept]),
+        texts=texts,
     )
     record = record_config(config, data, outcome.best)
     run = Run(
         path=config.run_path, config=record, metrics=metrics, classifier=outcome.best.classifier
     )
-    files = {REPORT_FILE: report_page(record, metrics).encode()}
+    sweep = find_sweep(config.run_path, data.fingerprint)
+    parts = RunParts(config=record, metrics=metrics, predictions=predictions, sweep=sweep)
+    files = {REPORT_FILE: report_page(parts).encode()}
     if config.export is not None:
         files[ONNX_FILE] = onnx_of(run.classifier, record)
     check_replaceable(config)  # once more: the place may have changed meanwhile
@@ -219,6 +251,36 @@ def _metrics(outcome: Outcome, logits: Sequence[Tensor]) -> dict[str, Any]:
             name: _spread([summary[name] for summary in summaries]) for name in _SPREAD_FIGURES
         },
         **({} if outcome.chosen is None else {"chosen": outcome.chosen}),
+        "feature_shares": _feature_shares(outcome),
+    }
+
+
+def _feature_shares(outcome: Outcome) -> dict[str, Any] | None:
+    """Say how much of a classifier each of its features is, where that can be said."""
+    classifier, fusion = outcome.best.classifier, outcome.best.classifier.fusion
+    if outcome.chosen is not None and "members" in outcome.chosen:
+        shares = np.zeros(len(outcome.data.features))
+        for member in outcome.chosen["members"]:
+            shares[list(member["features"])] += member["weight"] / len(member["features"])
+        return {
+            "measure": "the weight of each feature in the stack, that of a member with several "
+            "features in equal parts",
+            "shares": shares.tolist(),
+        }
+    if isinstance(fusion, ScalarMix):
+        shares = fusion.scores.detach().softmax(dim=0).numpy()
+        return {"measure": "the weight of each feature in the mix", "shares": shares.tolist()}
+    linear, of = classifier.base, "the solved classifier beneath the fusion"
+    if type(fusion) is Concat and isinstance(classifier.head, LinearHead):
+        linear, of = classifier.head.logits, "the head"
+    if linear is None or not linear.weight.any():
+        return None
+    squares = linear.weight.detach().double().square().sum(dim=0).numpy()
+    starts = np.cumsum([0, *classifier.architecture.widths[:-1]])
+    sums = np.add.reduceat(squares, starts)
+    return {
+        "measure": f"the squared weights of {of} on the standardised features of each layer",
+        "shares": (sums / sums.sum()).tolist(),
     }
 
 

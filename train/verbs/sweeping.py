@@ -19,7 +19,7 @@ from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import grid_of
 from llmembed.train.linear.stacking import Member
 from llmembed.train.linear.sweep import Grid, best_of, stack_of, sweep
-from llmembed.train.reports.plot import depth_plot
+from llmembed.train.reports.charts import depth_chart
 
 TABLE_FILE, PLOT_FILE = "sweep.json", "sweep.svg"
 _MOST_OTHERS = 5  # in the printed table
@@ -64,7 +64,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
     }
     config.output_path.mkdir(parents=True, exist_ok=True)
     document = json.dumps(table, indent=2, allow_nan=False) + "\n"
-    for name, content in ((TABLE_FILE, document), (PLOT_FILE, depth_plot(table))):
+    for name, content in ((TABLE_FILE, document), (PLOT_FILE, depth_chart(table).alone())):
         with replacing(config.output_path / name) as partial:
             partial.write_text(content, encoding="utf-8")
     return table

@@ -1,0 +1,108 @@
+"""The texts of a cache, where they still are: a cache and a run hold none.
+
+The cache says where its data set came from. It is read from there again, never from the network,
+and what is not the text that the cache has a hash of is not shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmembed.cache_format import Cache
+from llmembed.common.errors import LLMEmbedError, LLMEmbedWarning
+
+MOST_ROWS = 200_000
+"""Rows of all splits together, beyond which no report waits for them to be read."""
+
+
+class TextsNotFoundError(Exception):
+    """Says in one clause why there are no texts."""
+
+
+def find_texts(cache: Cache, splits: Sequence[str]) -> dict[str, list[str]]:
+    """Read the texts of splits, in the order of their rows.
+
+    Raises:
+        TextsNotFoundError: they are not on this machine, are others by now, or too many.
+    """
+    n_rows = sum(cache[split].n_rows for split in splits)
+    if n_rows > MOST_ROWS:
+        raise TextsNotFoundError(f"there are {n_rows:,}, more than {MOST_ROWS:,}")
+    from llmembed.extract.texts import DatasetOptions, Dialect
+
+    known = cache.dataset.provenance
+    place = _place(cache.dataset.name, known)
+    options = DatasetOptions(
+        place,
+        splits=tuple(splits),
+        **{name: known.get(name) for name in ("text_column", "label_column", "unlabelled")},
+        limit=known.get("limit"),
+        seed=known.get("seed") or 0,
+        dialect=Dialect.of(known),
+    )
+    with _from_this_machine():
+        from llmembed.extract.texts.corpora import load_corpus
+
+        try:
+            corpus = load_corpus(options)
+        except LLMEmbedError as error:
+            raise TextsNotFoundError(f"{place} could not be read: {error}") from error
+    for split in splits:
+        if not np.array_equal(corpus.splits[split].text_hash, cache[split].text_hash):
+            raise TextsNotFoundError(f"the texts of {split!r} in {place} are others by now")
+    return {split: corpus.splits[split].texts.to_pylist() for split in splits}
+
+
+def _place(name: str, known: Mapping[str, Any]) -> str:
+    """Find what `--dataset` would be, of what is on this machine."""
+    from llmembed.extract.texts import DATASETS
+
+    origin = known.get("origin")
+    if not isinstance(origin, str):
+        raise TextsNotFoundError("the cache does not say where its texts came from")
+    for alias in {name, origin} & {*DATASETS}:
+        found = DATASETS[alias]
+        if found.package == origin or (found.files and alias == origin):
+            return alias
+    if Path(origin).is_absolute():
+        if Path(origin).exists():
+            return origin
+        raise TextsNotFoundError(f"{origin} is not there any more")
+    from huggingface_hub.constants import HF_HOME
+
+    kept = Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets")
+    if not any(_squeezed(path.name) == _squeezed(origin) for path in kept.glob("*___*")):
+        raise TextsNotFoundError(f"no copy of the data set {origin} is on this machine")
+    return origin
+
+
+def _squeezed(name: str) -> str:
+    """Make a Hub id and the name of its folder alike, which has other cases and dashes."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+@contextmanager
+def _from_this_machine() -> Iterator[None]:
+    """Keep the network out, and what reading tells who extracts."""
+    from huggingface_hub import constants
+
+    log, offline = logging.getLogger("llmembed.extract.texts"), constants.HF_HUB_OFFLINE
+    level = log.level
+    log.setLevel(logging.ERROR)
+    constants.HF_HUB_OFFLINE = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LLMEmbedWarning)
+            yield
+    finally:
+        log.setLevel(level)
+        constants.HF_HUB_OFFLINE = offline
