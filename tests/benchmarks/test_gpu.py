@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from speed import gpu
-from speed.made_up import (
+from made_up import (
     DATA_SETS,
     find_tokenizer,
     make_up_model,

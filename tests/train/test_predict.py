@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,21 @@ def test_a_text_is_predicted_as_the_cache_has_it(texts_run: Run) -> None:
     np.testing.assert_allclose(run.predict_proba(toy_texts(120)), expected, atol=2e-3)
     best = [run.labels[index] for index in expected.argmax(axis=1)]
     assert run.predict(toy_texts(120)) == best
+
+
+def test_a_prediction_imports_no_more_than_it_needs(texts_run: Run) -> None:
+    """Beyond torch and transformers, --text wants neither tables nor trainers nor plots."""
+    code = (
+        "import sys; from llmembed.train.cli.predict import predict_main as main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-Pc", code, "--run", str(texts_run.path), "--text", "w1"]
+    result = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert result.stdout.endswith("\tw1\n")
+    found = {name.partition(".")[0] for name in result.stderr.split()}
+    unwanted = {"pandas", "datasets", "lightning", "pyarrow", "sklearn", "matplotlib", "zarr"}
+    assert found & (unwanted | {"torch"}) == {"torch"}
 
 
 def test_what_is_printed(texts_run: Run) -> None:

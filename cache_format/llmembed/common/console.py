@@ -36,6 +36,9 @@ ARGUMENT = "argument"  # metadata of a field that is no option: what `--help` sh
 EXIT_KNOWN_ERROR = 1
 EXIT_ROWS_LEFT = 4
 EXIT_INTERRUPTED = 130
+_RARELY = (100_000, 20, 20)
+"""When garbage is collected: importing torch and transformers makes nothing but what lasts, and
+searching it as often as Python does by itself is a sixth of the start."""
 _EXIT_CODES = (
     "Exit codes: 0 done, or nothing to do; 1 an error, told in one sentence; 2 bad usage; 4 done "
     "but for rows that have no feature to store; 130 interrupted."
@@ -66,6 +69,7 @@ class Command(_Program):
         # At its end the interpreter would search the million objects of torch and Lightning for
         # cycles, for half a second to a second, to free what the process gives back anyway.
         atexit.register(gc.freeze)
+        gc.set_threshold(*_RARELY)
         is_debugged, is_quiet = ctx.params.pop("debug", False), ctx.params.get("quiet", False)
         try:
             with warnings.catch_warnings():
