@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from speed import gpu
 from made_up import (
     DATA_SETS,
     find_tokenizer,
@@ -19,6 +18,7 @@ from made_up import (
     model_config,
     words_of,
 )
+from speed import gpu
 from transformers import AutoModel
 
 pytestmark = pytest.mark.slow

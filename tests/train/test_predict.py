@@ -225,6 +225,30 @@ def test_one_source_of_texts(texts_run: Run) -> None:
     assert "Pass either --text or --input." in result.stderr
 
 
+def test_the_likeliest_classes_on_request(texts_run: Run, tmp_path: Path) -> None:
+    """--top-k counts from 1 to the number of classes, and stands in place of --proba."""
+    (row,) = json.loads(invoke(texts_run, "--text", "w1", "--top-k", "2", "--json").stdout)
+    assert row["top"][0] == {"label": row["label"], "probability": row["probability"]}
+    assert sum(one["probability"] for one in row["top"]) == pytest.approx(1, abs=1e-5)
+    for k in ("0", "3"):
+        refused = invoke(texts_run, "--text", "w1", "--top-k", k)
+        assert f"error: --top-k is {k}, and the run" in refused.stderr
+        assert "has 2 classes. Pass 1 to 2." in refused.stderr
+    both = invoke(texts_run, "--text", "w1", "--top-k", "1", "--proba")
+    assert (both.exit_code, "Pass either --proba or --top-k." in both.stderr) == (2, True)
+
+
+def test_formulas_are_defused_in_a_csv_alone(texts_run: Run, tmp_path: Path) -> None:
+    """Elsewhere --defuse-formulas would do nothing, and is bad usage."""
+    target = tmp_path / "out.csv"
+    options = ["--text", "=1+1", "--defuse-formulas"]
+    assert invoke(texts_run, *options, "--output", str(target)).exit_code == 0
+    assert target.read_text().splitlines()[1].startswith("'=1+1,")
+    for others in ([], ["--output", str(tmp_path / "out.jsonl")]):
+        refused = invoke(texts_run, *options, *others)
+        assert (refused.exit_code, "is for a csv of --output" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [
