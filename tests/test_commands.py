@@ -177,8 +177,9 @@ def test_a_shell_completes_names(line: str, names: set[str] | None) -> None:
 def test_a_shell_completes_folders_and_files() -> None:
     """Where an option takes a place, the shell is left to find it."""
     complete = BashComplete(llmembed_main, {}, "llmembed", "_LLMEMBED_COMPLETE")
-    for option, kind in (("--run", "dir"), ("--input", "file")):
-        (item,) = complete.get_completions(["predict", option], "ru")
+    places = {("predict", "--run"): "dir", ("predict", "--input"): "file", ("serve",): "dir"}
+    for words, kind in places.items():
+        (item,) = complete.get_completions([*words], "ru")
         assert (item.value, item.type) == ("ru", kind)
 
 

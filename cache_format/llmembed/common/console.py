@@ -234,6 +234,7 @@ def _options_of(config: Any) -> list[Callable[..., Any]]:
             field.name,
             nargs=1 if hints[field.name] is str else -1,
             metavar=field.metadata[ARGUMENT],
+            shell_complete=functools.partial(_complete, FOLDER),
         )
         if ARGUMENT in field.metadata
         else click.option(
