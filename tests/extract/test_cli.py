@@ -3,8 +3,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,34 @@ def test_the_result_is_one_json_document_on_stdout(arguments: list[str]) -> None
     summary = json.loads(result.stdout)
     assert (summary["n_rows"], summary["layers"]) == ({"train": 150}, [1, 2, 3])
     assert summary["poolings"] == ["mean", "max"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["terminal", "file"])
+def test_how_far_it_is(arguments: list[str], tmp_path: Path, place: str) -> None:
+    """A terminal gets a bar that draws over itself, a file whole lines without it."""
+    shown, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    command = [sys.executable, "-Pm", "llmembed", "extract", *arguments]
+    with (tmp_path / "log").open("wb") as log:
+        stderr = terminal if place == "terminal" else log
+        subprocess.run(command, stderr=stderr, stdout=subprocess.DEVNULL, check=True)
+    told = (tmp_path / "log").read_bytes()
+    os.write(terminal, b"\n")
+    while place == "terminal" and not told.endswith(b"\n\r\n"):  # it hands on pieces
+        told += os.read(shown, 100_000)
+    for one in (shown, terminal):
+        os.close(one)
+    if place == "terminal":
+        assert told.count(b"\rextracting: ") > 1
+        assert b"| 150/150 [" in told
+    else:
+        assert b"\r" not in told
+        lines = told.decode().splitlines()
+        first, last = (line for line in lines if line.startswith("extracting: "))
+        assert first == "extracting: 0 of 150 rows"
+        assert last.startswith("extracting: 150 of 150 rows in 0:00:")
+        assert last.endswith(" tokens/s")
 
 
 def test_a_known_error_is_one_line_and_exit_1(arguments: list[str], tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from llmembed.common.errors import LLMEmbedError, LLMEmbedWarning, RowError, shown
+from llmembed.common.progress import showing_phases
 
 # Metadata of a config's field.
 REPEATED = "repeated"  # what `--help` shows for a value that may hold commas
@@ -105,7 +106,7 @@ class Command(_Program):
         gc.set_threshold(*_RARELY)
         is_debugged, is_quiet = ctx.params.pop("debug", False), ctx.params.get("quiet", False)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), showing_phases(shown=not is_quiet):
                 warnings.simplefilter("ignore")  # what libraries tell their developers
                 warnings.simplefilter("always", LLMEmbedWarning)
                 warnings.showwarning = _show_warning
