@@ -183,6 +183,7 @@ def test_a_revision_is_a_run_of_its_own(hub: HubStandIn, run: Run) -> None:
     (run.path / "model.onnx").write_bytes(b"graph\0")
     assert run.push_to_hub(NAME, revision="v2").endswith(f"/{NAME}/tree/v2")
     assert repository(hub).refs["main"] == before
+    assert f'load_run("{NAME}@v2")'.encode() in repository(hub).at("v2")[1]["README.md"]
     for revision in ("v2", repository(hub).refs["v2"]):
         assert load_run(f"{NAME}@{revision}").path.name == repository(hub).refs["v2"]
     assert load_run(NAME).path.name == before
