@@ -80,7 +80,7 @@ types:
 	mkdir -p build/types/llmembed
 	for package in cache_format extract train; do \
 	  ln -sfn ../../../$$package build/types/llmembed/$$package; done
-	for entry in __init__.py py.typed common; do \
+	for entry in __init__.py __main__.py cli.py py.typed common; do \
 	  ln -sfn ../../../cache_format/llmembed/$$entry build/types/llmembed/$$entry; done
 
 # The suite that CI reruns, from features in the repository; then what the parts cost.

@@ -24,7 +24,7 @@ class _CopyCommand(Command):
     resume_hint = "Run the same command again to go on where it stopped."
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group)
 @version_option
 def main() -> None:
     """Look at a cache of features, check it, and move it about."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from llmembed.common.cluster import check_engine
+from llmembed.common.console import COMPLETES, FOLDER, GROUP
 from llmembed.common.errors import ConfigError
 from llmembed.common.layers import check_layers
+from llmembed.extract.backbones.models import MODELS
 from llmembed.extract.backbones.recipe import check_options
 from llmembed.extract.engines import ENGINES
 from llmembed.extract.features.poolings import POOLINGS
-from llmembed.extract.texts import DatasetOptions, Dialect
+from llmembed.extract.texts import DATASETS, DatasetOptions, Dialect
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,13 +24,40 @@ class ExtractConfig:
         MissingPackageError: weights are to be quantised, and bitsandbytes is not installed.
     """
 
-    model: str
+    model: str = dataclasses.field(
+        metadata={GROUP: "Model and features", COMPLETES: lambda: MODELS}
+    )
     """Backbone: an alias (llama2-7b, smollm2-135m, ...), a Hub id, or a local folder or
     GGUF file."""
+    revision: str | None = None
+    """Commit, branch or tag of a Hub model."""
+    trust_remote_code: bool = False
+    """Run the model code that a Hub repository brings. Never without this flag."""
     layers: str
     """Layers to store: 8,16,24,32; a range 1:33:4 with Python's meaning; all; last:5; -1 is the
     last, 0 the embeddings."""
-    dataset: str = "sst2"
+    pooling: tuple[str, ...] = dataclasses.field(
+        default=("mean",), metadata={COMPLETES: lambda: POOLINGS}
+    )
+    """Poolings over tokens, all in one pass: mean, last, first, max, weighted (position-weighted
+    mean), mean_padded (pads to --max-length and counts them, as the paper did), pooler (BERT)."""
+    max_length: int = 512
+    """Tokens kept of each text."""
+    template: str | None = None
+    """Text around each text, with {text} in its place; around a pair, {text_a} and {text_b}. A
+    brace that is text is written twice: {{."""
+    compute_dtype: str = "auto"
+    """Arithmetic of the backbone: auto (what the cache has; else bfloat16 where the device is fast
+    at it, float16 on other CUDA GPUs, else float32), bfloat16 (a CPU slow at it widens each block
+    as it runs), float16, float32."""
+    quantize: str | None = None
+    """Weights of the backbone: nf4 or int8 by bitsandbytes (the extra quantize), or fp8, whose
+    products are of 8 bits on Ada and Hopper GPUs; a CPU rounds alike, no faster."""
+    dtype: str = "float16"
+    """Stored features: float16 or float32."""
+    dataset: str = dataclasses.field(
+        default="sst2", metadata={GROUP: "Texts", COMPLETES: lambda: DATASETS}
+    )
     """Texts: an alias (sst2, mr, agnews, r8, r52, 20newsgroups), a Hub id, or a path to csv, tsv,
     json, jsonl, parquet, arrow, feather (text files also as .gz, .bz2, .zst), a folder with one
     file a split, or a save_to_disk folder."""
@@ -40,6 +69,9 @@ class ExtractConfig:
     """Column that holds the text, or two for pairs of texts: a,b; without it detected, and said."""
     label_column: str | None = None
     """Column that holds the label; without it detected, and said."""
+    unlabelled: str | None = None
+    """What stands in the label column where there is no label: -1, ?, or '' for empty cells, which
+    are refused without it."""
     delimiter: str | None = None
     """Character between the fields of csv and tsv files, or tab; without it the suffix says it."""
     csv_escape: str | None = None
@@ -47,66 +79,44 @@ class ExtractConfig:
     without it a quote inside quotes is doubled."""
     csv_quote: str | None = None
     """Character around fields of csv and tsv files, or none; without it the double quote."""
-    unlabelled: str | None = None
-    """What stands in the label column where there is no label: -1, ?, or '' for empty cells, which
-    are refused without it."""
-    cache: str | None = None
+    limit: int | None = None
+    """Examples a split, stratified by label."""
+    seed: int = 0
+    """Seed of the choice that --limit makes."""
+    cache: str | None = dataclasses.field(
+        default=None, metadata={GROUP: "Cache", COMPLETES: FOLDER}
+    )
     """Where the cache lies; without it <dataset>.zarr in this folder."""
     source: str | None = None
     """Name of this backbone inside the cache; without it the model's short name."""
-    pooling: tuple[str, ...] = ("mean",)
-    """Poolings over tokens, all in one pass: mean, last, first, max, weighted (position-weighted
-    mean), mean_padded (pads to --max-length and counts them, as the paper did), pooler (BERT)."""
-    max_length: int = 512
-    """Tokens kept of each text."""
-    template: str | None = None
-    """Text around each text, with {text} in its place; around a pair, {text_a} and {text_b}. A
-    brace that is text is written twice: {{."""
-    limit: int | None = None
-    """Examples a split, stratified by label."""
-    compute_dtype: str = "auto"
-    """Arithmetic of the backbone: auto (what the cache has; else bfloat16 where the device is fast
-    at it, float16 on other CUDA GPUs, else float32), bfloat16 (a CPU slow at it widens each block
-    as it runs), float16, float32."""
-    dtype: str = "float16"
-    """Stored features: float16 or float32."""
-    quantize: str | None = None
-    """Weights of the backbone: nf4 or int8 by bitsandbytes (the extra quantize), or fp8, whose
-    products are of 8 bits on Ada and Hopper GPUs; a CPU rounds alike, no faster."""
+    dry_run: bool = False
+    """Print the plan and write nothing."""
+    overwrite: bool = False
+    """Replace the cache, if there is one."""
+    device: str = dataclasses.field(default="auto", metadata={GROUP: "Devices, and who computes"})
+    """Device: auto, cuda, cuda:1, cpu, mps."""
     token_budget: int | None = None
     """Tokens a batch, pads included; without it chosen for the device, on a GPU by its free memory.
     Halved, with a warning, where memory runs out."""
-    device: str = "auto"
-    """Device: auto, cuda, cuda:1, cpu, mps."""
     devices: str | None = None
     """GPUs of this machine that share the work, a process each: a number, or all. With --device
     cpu so many processes share its cores."""
+    gpus_per_worker: float | None = None
+    """GPUs of each process of --devices or worker of --engine ray; 2 or more share one model, which
+    is too large for one. Without it 1 where there are any, else 0; Ray also takes shares of a GPU,
+    such as 0.5."""
     rank: int | None = None
     """Which share of the work this process does, from 0 to --world - 1; when all ranks have ended,
     llmembed-cache finalize closes the cache."""
     world: int | None = None
     """How many processes share the work, each with its own --rank: SLURM arrays, Kubernetes jobs,
     torchrun, cron. They see the same cache, and need nothing else of each other."""
-    engine: str = "local"
+    engine: str = dataclasses.field(default="local", metadata={COMPLETES: lambda: ENGINES})
     """Who computes: local (this process), or ray (workers on this machine or in a cluster)."""
-    address: str | None = None
-    """Ray cluster to join: auto, or host:port; without it Ray is started on this machine."""
     workers: int = 1
     """Workers of --engine ray, at most; each loads the backbone and takes one CPU."""
-    gpus_per_worker: float | None = None
-    """GPUs of each process of --devices or worker of --engine ray; 2 or more share one model, which
-    is too large for one. Without it 1 where there are any, else 0; Ray also takes shares of a GPU,
-    such as 0.5."""
-    dry_run: bool = False
-    """Print the plan and write nothing."""
-    overwrite: bool = False
-    """Replace the cache, if there is one."""
-    seed: int = 0
-    """Seed of the choice that --limit makes."""
-    revision: str | None = None
-    """Commit, branch or tag of a Hub model."""
-    trust_remote_code: bool = False
-    """Run the model code that a Hub repository brings. Never without this flag."""
+    address: str | None = None
+    """Ray cluster to join: auto, or host:port; without it Ray is started on this machine."""
 
     def __post_init__(self) -> None:
         """Check every value that needs no data set and no model to be checked."""

@@ -69,7 +69,7 @@ class Progress(Steps):
     """Rows that are done: of how many, rows/s, tokens/s and the time left."""
 
     def __init__(self, n_rows: int, *, shown: bool) -> None:
-        super().__init__(n_rows, "rows", shown=shown)
+        super().__init__(n_rows, "rows", name="extracting", shown=shown)
         self._n_tokens = 0
 
     def advance(self, n_rows: int, n_tokens: int) -> None:

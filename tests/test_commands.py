@@ -1,20 +1,25 @@
-"""What the commands have in common: usage, version, exit codes, any console."""
+"""What the commands have in common: usage, version, help, exit codes, completion, any console."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import BashComplete
 from click.testing import CliRunner
 from toy_cache import write_toy
 
 from llmembed.cache_format.cli import main as cache_main
+from llmembed.cli import VERBS
+from llmembed.cli import main as llmembed_main
 from llmembed.common.console import Command, echo_json
 from llmembed.extract.cli import main as extract_main
 from llmembed.train.cli.fit import fit_main
@@ -23,7 +28,9 @@ from llmembed.train.cli.report import report_main
 from llmembed.train.cli.serve import serve_main
 from llmembed.train.cli.sweep import sweep_main
 
-COMMANDS = {
+ROOT = Path(__file__).parents[1]
+COMMANDS: dict[str, click.Command] = {
+    "llmembed": llmembed_main,
     "llmembed-cache": cache_main,
     "llmembed-extract": extract_main,
     "llmembed-fit": fit_main,
@@ -63,11 +70,117 @@ def test_every_command_tells_its_version(name: str, command: click.Command) -> N
 
 
 @pytest.mark.parametrize(("name", "command"), ALL.items(), ids=ALL)
-def test_the_help_lists_the_exit_codes(name: str, command: click.Command) -> None:
-    """`--help` of every command names 0, 1, 2, 4 and 130."""
-    text = " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
-    _, _, codes = text.partition("Exit codes: ")
-    assert [part.split()[0] for part in codes.split("; ")] == ["0", "1", "2", "4", "130"]
+def test_the_help_has_a_table_of_exit_codes(name: str, command: click.Command) -> None:
+    """`--help` of every command ends in 0, 1, 2, 4 and 130, a line each, and -h is the same."""
+    text = CliRunner().invoke(command, ["--help"]).stdout
+    _, _, codes = text.partition("\nExit codes:\n")
+    assert [line.split()[0] for line in codes.splitlines()] == ["0", "1", "2", "4", "130"]
+    assert CliRunner().invoke(command, ["-h"]).stdout == text
+
+
+def test_each_command_is_a_verb_of_llmembed() -> None:
+    """`llmembed x` is what `llmembed-x` is, for all that is installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    installed = {f"llmembed-{name}": place for name, (place, _) in VERBS.items()}
+    assert project["scripts"] == {"llmembed": "llmembed.cli:main", **installed}
+    for name in VERBS:
+        shown = CliRunner().invoke(llmembed_main, [name, "--help"], prog_name="llmembed").stdout
+        assert shown.startswith(f"Usage: llmembed {name} [OPTIONS]")
+        single = CliRunner().invoke(COMMANDS[f"llmembed-{name}"], ["--help"]).stdout
+        assert shown.splitlines()[1:] == single.splitlines()[1:]
+
+
+def test_a_verb_ends_as_its_command_does(tmp_path: Path) -> None:
+    """Exit codes and messages go through; of a wrong verb it is said that there is none."""
+    write_toy(tmp_path / "r.zarr", n_rows=3)
+    run = CliRunner().invoke
+    assert run(llmembed_main, ["cache", "verify", str(tmp_path / "r.zarr")]).exit_code == 0
+    failed = run(llmembed_main, ["cache", "verify", str(tmp_path / "no.zarr")])
+    assert (failed.exit_code, failed.stderr.startswith("error: ")) == (1, True)
+    unknown = run(llmembed_main, ["extarct"])
+    assert (unknown.exit_code, "No such command 'extarct'" in unknown.stderr) == (2, True)
+
+
+def test_the_help_of_llmembed_imports_no_command() -> None:
+    """`python -m llmembed --help` names all verbs from a table, and imports click at most."""
+    code = (
+        "import sys, runpy; sys.argv = ['llmembed', '--help']\n"
+        "try: runpy.run_module('llmembed', run_name='__main__')\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-Pc", code], capture_output=True, check=True, text=True
+    )
+    assert all(f"\n  {name} " in result.stdout for name in VERBS)
+    imported = set(result.stderr.split())
+    ours = {name for name in imported if name.startswith("llmembed.")} - {"llmembed.cli"}
+    assert all(name.startswith("llmembed.common") for name in ours)
+    assert not imported & {"numpy", "torch"}
+
+
+GROUPED = {
+    extract_main: "Model and features, Texts, Cache, Devices",
+    fit_main: "Features, Classifier, Rows, Training",
+    predict_main: "Run, Texts, Answers",
+    sweep_main: "Features, Judge, Who computes, Output",
+}
+
+
+@pytest.mark.parametrize(("command", "groups"), GROUPED.items(), ids=GROUPED.values())
+def test_options_stand_in_groups(command: click.Command, groups: str) -> None:
+    """Every option once, under the heading that its field or an earlier one names."""
+    text = CliRunner().invoke(command, ["--help"]).stdout
+    headings = [line[:-1] for line in text.splitlines() if line[:1] not in {"", " "}][1:]
+    assert headings[-3:] == ["Command", "Examples", "Exit codes"]
+    assert ", ".join(headings).startswith(groups)
+    shown = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
+    known = [one.opts[-1] for one in command.params if isinstance(one, click.Option)]
+    assert sorted(shown) == sorted(known)
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS.items(), ids=COMMANDS)
+def test_examples_can_be_typed(name: str, command: click.Command) -> None:
+    """Each line under Examples is understood by the command that it names."""
+    lines = CliRunner().invoke(command, ["--help"]).stdout.partition("\nExamples:\n")[2]
+    examples = lines.partition("\n\n")[0].splitlines()
+    assert len(examples) >= 2 or name == "llmembed-cache"
+    for line in examples:
+        _, *arguments = shlex.split(line.rpartition("| ")[2].strip())
+        found: click.Command | None = command
+        if name == "llmembed":
+            found = llmembed_main.get_command(click.Context(llmembed_main), arguments.pop(0))
+        assert found is not None
+        assert found.make_context(name, arguments).params
+
+
+COMPLETED = {
+    "extract --model no-such": None,
+    "extract --model llama2": {"llama2-7b", "llama2-7b-chat"},
+    "extract --pooling mean,l": {"mean,last"},
+    "extract --dataset r5": {"r52"},
+    "fit --fusion coo": {"cooc", "cooc-cosine", "cooc-sqrt"},
+    "fit --head r": {"ridge"},
+    "swe": {"sweep"},
+    "predict --top": {"--top-k"},
+}
+
+
+@pytest.mark.parametrize(("line", "names"), COMPLETED.items())
+def test_a_shell_completes_names(line: str, names: set[str] | None) -> None:
+    """As bash asks: verbs, options and the names that options take."""
+    words = line.split()
+    complete = BashComplete(llmembed_main, {}, "llmembed", "_LLMEMBED_COMPLETE")
+    found = {item.value for item in complete.get_completions(words[:-1], words[-1])}
+    assert found == (names or set())
+
+
+def test_a_shell_completes_folders_and_files() -> None:
+    """Where an option takes a place, the shell is left to find it."""
+    complete = BashComplete(llmembed_main, {}, "llmembed", "_LLMEMBED_COMPLETE")
+    places = {("predict", "--run"): "dir", ("predict", "--input"): "file", ("serve",): "dir"}
+    for words, kind in places.items():
+        (item,) = complete.get_completions([*words], "ru")
+        assert (item.value, item.type) == ("ru", kind)
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])

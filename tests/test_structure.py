@@ -22,7 +22,7 @@ MODULES = [
 ]
 BELOW = {
     "common": {"common"},
-    "cache_format": {"common", "cache_format"},
+    "cache_format": {"common", "cache_format", "cli"},
     "extract": {"common", "cache_format", "extract"},
     "train": {"common", "cache_format", "train"},
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llmembed.common.cluster import check_engine
+from llmembed.common.console import COMPLETES, FOLDER, GROUP
 from llmembed.common.errors import ConfigError
 from llmembed.train.fusions import AUTO, FUSIONS, HEADS, choices
 
@@ -176,7 +177,7 @@ class FitConfig:
         ConfigError: a name is unknown or a number is out of its range.
     """
 
-    cache: str
+    cache: str = dataclasses.field(metadata={GROUP: "Features", COMPLETES: FOLDER})
     """Cache to read: one data set's features of one or several sources."""
     source: tuple[str, ...] = ()
     """Sources to use; without it, all of the cache."""
@@ -185,23 +186,27 @@ class FitConfig:
     cache; -1, the model's last; without it, all of the cache."""
     pooling: tuple[str, ...] = ()
     """Poolings to use; without it, all of the cache."""
-    fusion: str = "cooc"
+    fusion: str = dataclasses.field(
+        default="cooc", metadata={GROUP: "Classifier", COMPLETES: lambda: (AUTO, *choices(FUSIONS))}
+    )
     """How the features become one vector: cooc, cooc-cosine, cooc-sqrt (of the Gram matrix's
     entries the power normalisation, the cosines, the matrix square root), scalar-mix, attention,
     gated (which learn), mean, max, concat, single (one layer), or auto: a stack of single layers,
     their mean and concatenations of some, picked over folds of the training rows."""
-    head: str = "auto"
+    head: str = dataclasses.field(
+        default="auto", metadata={COMPLETES: lambda: (AUTO, *choices(HEADS))}
+    )
     """Classifier on the fused vector: linear (softmax), mlp, ridge, lda. auto is linear with a
     fusion that learns, lda with auto, else the best of ridge, lda and linear over folds of the
     training rows."""
-    preset: str = "none"
+    preset: str = dataclasses.field(default="none", metadata={COMPLETES: lambda: PRESETS})
     """paper: the published recipe to the letter, defects included: the last five layers in the
     cache on their raw scales, cooc of width 1024, its MLP, a softmax before the cross-entropy, Adam
     with 1e-4, batches of 1024; or none."""
     sigma: float | None = None
     """Sigma of the power normalisation in --preset paper; without it 1, 0.1, 0.01 and 0.001 are
     tried, and the lowest validation loss decides."""
-    eval_split: str | None = None
+    eval_split: str | None = dataclasses.field(default=None, metadata={GROUP: "Rows"})
     """Split for the final figures: test, else validation, else 10 % of train held out, which of 5
     rows is none."""
     val_fraction: float | None = None
@@ -211,7 +216,9 @@ class FitConfig:
     folds: int = 0
     """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5, or
     one a row where there are fewer rows."""
-    epochs: int | None = None
+    epochs: int | None = dataclasses.field(
+        default=None, metadata={GROUP: "Training, repetition, calibration"}
+    )
     """Most epochs of a fit by gradient; 60 without it."""
     batch_size: int | None = None
     """Examples in a training step; 128 without it."""
@@ -233,7 +240,9 @@ class FitConfig:
     calibrate: str = "temperature"
     """Scaling of the probabilities on rows not fitted to (folds, or the validation share):
     temperature, or none."""
-    accelerator: str = "auto"
+    accelerator: str = dataclasses.field(
+        default="auto", metadata={GROUP: "Device, memory, and who computes"}
+    )
     """Lightning's accelerator: auto, cpu, gpu, mps."""
     devices: str = "1"
     """Lightning's devices: 1, or k, (with the comma) for device number k. A fit uses one."""
@@ -255,7 +264,7 @@ class FitConfig:
     """Ray cluster to join: auto, or host:port; without it Ray is started on this machine."""
     workers: int = 1
     """Workers of --engine ray, at most; each takes one CPU."""
-    logger: str = "csv"
+    logger: str = dataclasses.field(default="csv", metadata={GROUP: "Output"})
     """Where a fit by gradient logs its losses, epoch by epoch: csv or tensorboard, in the run's
     folder logs, or wandb."""
     checkpoint_s: float = 10.0
@@ -269,7 +278,7 @@ class FitConfig:
     store_texts: bool = False
     """Store the evaluation texts in the run: in predictions.parquet and report.html. Without it a
     run holds no text."""
-    output: str | None = None
+    output: str | None = dataclasses.field(default=None, metadata={COMPLETES: FOLDER})
     """Folder of the run; without it, runs/<cache>-<fusion>-<seed>. A run of the same fusion that is
     there is replaced; anything but a run is refused."""
     overwrite: bool = False
@@ -503,7 +512,7 @@ class SweepConfig:
         ConfigError: a name is unknown or a number is out of its range.
     """
 
-    cache: str
+    cache: str = dataclasses.field(metadata={GROUP: "Features", COMPLETES: FOLDER})
     """Cache to read; of its splits, the training split alone."""
     source: tuple[str, ...] = ()
     """Sources to use; without it, all of the cache."""
@@ -511,7 +520,7 @@ class SweepConfig:
     """Layers to use of those in the cache, as in llmembed-fit; without it, all."""
     pooling: tuple[str, ...] = ()
     """Poolings to use; without it, all of the cache."""
-    head: str = "lda"
+    head: str = dataclasses.field(default="lda", metadata={GROUP: "Judge"})
     """Head that judges: lda or ridge."""
     folds: int = DEFAULT_FOLDS
     """Stratified folds of the training rows."""
@@ -519,14 +528,16 @@ class SweepConfig:
     """Weights of the classes: none, or balanced (inverse to their counts)."""
     seed: int = 0
     """Seed of the folds."""
-    engine: str = "local"
+    engine: str = dataclasses.field(default="local", metadata={GROUP: "Who computes"})
     """Who sums the Gram matrices: local (this process), or ray (workers on this machine or in a
     cluster, which read their share of the cache themselves)."""
     address: str | None = None
     """Ray cluster to join: auto, or host:port; without it Ray is started on this machine."""
     workers: int = 1
     """Workers of --engine ray, at most; each takes one CPU."""
-    output: str | None = None
+    output: str | None = dataclasses.field(
+        default=None, metadata={GROUP: "Output", COMPLETES: FOLDER}
+    )
     """Folder for sweep.json and sweep.svg; without it, runs/<cache>-sweep-<seed>."""
 
     def __post_init__(self) -> None:

@@ -47,9 +47,7 @@ import numpy.typing as npt
 import torch
 import transformers
 from harness import least, most
-from speed import fit, process
-from speed.extract import Ids, gemm_ceiling, load_sentence_transformer, pad, relative_error
-from speed.made_up import (
+from made_up import (
     DATA_SETS,
     SIZES,
     find_tokenizer,
@@ -58,6 +56,8 @@ from speed.made_up import (
     model_config,
     words_of,
 )
+from speed import fit, process
+from speed.extract import Ids, gemm_ceiling, load_sentence_transformer, pad, relative_error
 
 from llmembed.common.errors import ConfigError
 from llmembed.extract import ExtractConfig, Extractor

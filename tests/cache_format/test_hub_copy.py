@@ -107,6 +107,23 @@ def test_a_half_upload_is_no_cache_and_is_taken_up(
     assert roots == [False] * (len(roots) - 1) + [True]
 
 
+def test_a_cache_there_is_never_written_over(hub: HubStandIn, local: Path, tmp_path: Path) -> None:
+    """Where the listing fails, or somebody else commits meanwhile, the copy stops."""
+    copy(local, URL)
+    before = dict(repository(hub).commits)
+    hub.refusals.append(("/tree/", 500, "Broken"))
+    write_toy(tmp_path / "other.zarr", 130, poolings=["mean"])
+    with pytest.raises(CacheStorageError, match="failed with status 500"):
+        copy(tmp_path / "other.zarr", URL)
+    hub.refusals.clear()
+    assert repository(hub).commits == before
+    store = open_store("hf://datasets/me/features/other.zarr")
+    repository(hub).commit("main", {})
+    with pytest.raises(CacheStorageError, match="was changed by somebody else meanwhile"):
+        store.put_all([("zarr.json", b"{}")])
+    assert repository(hub).at("main")[1] == {}
+
+
 def test_what_is_read_is_one_commit(hub: HubStandIn, local: Path, tmp_path: Path) -> None:
     """An open cache stays what it was when its branch moves; a revision can be named."""
     copy(local, URL)

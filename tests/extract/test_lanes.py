@@ -34,6 +34,19 @@ def test_features_are_those_of_one_batch_after_another(
         np.testing.assert_array_equal(feature, alone[name])
 
 
+def test_a_lone_batch_gets_all_cores(llama: Path) -> None:
+    """A single text is computed in the caller's own thread, with all its threads."""
+    ours, seen = extractor(llama), []
+    ours.n_lanes = 2
+    ours.backbone.blocks[0].register_forward_pre_hook(
+        lambda *_: seen.append((threading.current_thread(), torch.get_num_threads()))
+    )
+    ours.features(["w1 w2"])
+    assert {*seen} == {(threading.current_thread(), torch.get_num_threads())}
+    ours.features(toy_texts(40))
+    assert threading.current_thread() not in {thread for thread, _ in seen[2:]}
+
+
 def test_results_come_in_order_and_errors_at_their_turn() -> None:
     """Whatever ends first; work that has begun is waited for, and cores are given back."""
     ended, n_threads = threading.Event(), torch.get_num_threads()

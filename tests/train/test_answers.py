@@ -71,6 +71,50 @@ def test_a_column_that_is_called_like_one_of_ours_is_renamed() -> None:
         assert answers(p_no=[1, 2]).table()["input_p_no"].to_pylist() == [1, 2]
 
 
+LIKELY = np.array([[0.1, 0.3, 0.6], [0.4, 0.4, 0.2]])
+
+
+def test_the_likeliest_classes_are_told_in_their_order(tmp_path: Path) -> None:
+    """On a terminal, as JSON and as columns; of equally likely ones the first class is first."""
+    names = ["a", "b", "c"]
+    top = Answers(texts=["x", "y"], labels=names, proba=LIKELY, with_all=False, top_k=2)
+    assert [*top.lines()] == [
+        *("c\t0.6000\tx", "  c\t0.6000", "  b\t0.3000"),
+        *("a\t0.4000\ty", "  a\t0.4000", "  b\t0.4000"),
+    ]
+    first, second = top.rows()
+    assert [one["label"] for one in (*first["top"], *second["top"])] == ["c", "b", "a", "b"]
+    assert [one["probability"] for one in first["top"]] == [0.6, 0.3]
+    assert "probabilities" not in first
+    for suffix in (".csv", ".parquet"):
+        write(tmp_path / f"out{suffix}", top)
+    table = pq.read_table(tmp_path / "out.parquet")
+    columns = ["text", "label", "probability", "label_1", "probability_1", "label_2"]
+    assert table.column_names == [*columns, "probability_2"]
+    assert table["label_1"].to_pylist() == table["label"].to_pylist() == ["c", "a"]
+    assert table["probability_2"].to_pylist() == [0.3, 0.4]
+    assert (tmp_path / "out.csv").read_text().splitlines()[1] == "x,c,0.6,c,0.6,b,0.3"
+
+
+def test_formulas_are_defused_on_request(tmp_path: Path) -> None:
+    """Texts of a csv that a spreadsheet runs get an apostrophe, names too; numbers stay."""
+    begin = ["=1+1", "+a", "-a", "@a", "\ta", "\ra"]
+    harmless = ["a=1", "", "-5", "+1.5e-3", "'=1", " =1"]
+    texts = [*begin, *harmless]
+    beside = pa.table({"=cmd": [-5, *range(len(texts) - 1)], "share": [-0.5] * len(texts)})
+    proba = np.tile([0.25, 0.75], (len(texts), 1))
+    given: Any = {"texts": texts, "proba": proba, "with_all": False, "beside": beside}
+    found = Answers(labels=["no", "@yes"], **given)
+    for defuses in (True, False):
+        write(tmp_path / "out.csv", found, defuses_formulas=defuses)
+        with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+            names, *rows = csv.reader(file)
+        mark = "'" if defuses else ""
+        assert names == [f"{mark}=cmd", "share", "text", "label", "probability"]
+        assert [row[2] for row in rows] == [*(f"{mark}{text}" for text in begin), *harmless]
+        assert [rows[0][0], rows[0][1], rows[0][3]] == ["-5", "-0.5", f"{mark}@yes"]
+
+
 def test_a_terminal_gets_no_control_characters() -> None:
     """Labels, texts and class names are escaped, a row a line; tabs stand between fields alone."""
     shown = Answers(

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,21 @@ def test_a_text_is_predicted_as_the_cache_has_it(texts_run: Run) -> None:
     np.testing.assert_allclose(run.predict_proba(toy_texts(120)), expected, atol=2e-3)
     best = [run.labels[index] for index in expected.argmax(axis=1)]
     assert run.predict(toy_texts(120)) == best
+
+
+def test_a_prediction_imports_no_more_than_it_needs(texts_run: Run) -> None:
+    """Beyond torch and transformers, --text wants neither tables nor trainers nor plots."""
+    code = (
+        "import sys; from llmembed.train.cli.predict import predict_main as main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-Pc", code, "--run", str(texts_run.path), "--text", "w1"]
+    result = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert result.stdout.endswith("\tw1\n")
+    found = {name.partition(".")[0] for name in result.stderr.split()}
+    unwanted = {"pandas", "datasets", "lightning", "pyarrow", "sklearn", "matplotlib", "zarr"}
+    assert found & (unwanted | {"torch"}) == {"torch"}
 
 
 def test_what_is_printed(texts_run: Run) -> None:
@@ -206,6 +223,30 @@ def test_one_source_of_texts(texts_run: Run) -> None:
     result = invoke(texts_run)
     assert result.exit_code == 2
     assert "Pass either --text or --input." in result.stderr
+
+
+def test_the_likeliest_classes_on_request(texts_run: Run, tmp_path: Path) -> None:
+    """--top-k counts from 1 to the number of classes, and stands in place of --proba."""
+    (row,) = json.loads(invoke(texts_run, "--text", "w1", "--top-k", "2", "--json").stdout)
+    assert row["top"][0] == {"label": row["label"], "probability": row["probability"]}
+    assert sum(one["probability"] for one in row["top"]) == pytest.approx(1, abs=1e-5)
+    for k in ("0", "3"):
+        refused = invoke(texts_run, "--text", "w1", "--top-k", k)
+        assert f"error: --top-k is {k}, and the run" in refused.stderr
+        assert "has 2 classes. Pass 1 to 2." in refused.stderr
+    both = invoke(texts_run, "--text", "w1", "--top-k", "1", "--proba")
+    assert (both.exit_code, "Pass either --proba or --top-k." in both.stderr) == (2, True)
+
+
+def test_formulas_are_defused_in_a_csv_alone(texts_run: Run, tmp_path: Path) -> None:
+    """Elsewhere --defuse-formulas would do nothing, and is bad usage."""
+    target = tmp_path / "out.csv"
+    options = ["--text", "=1+1", "--defuse-formulas"]
+    assert invoke(texts_run, *options, "--output", str(target)).exit_code == 0
+    assert target.read_text().splitlines()[1].startswith("'=1+1,")
+    for others in ([], ["--output", str(tmp_path / "out.jsonl")]):
+        refused = invoke(texts_run, *options, *others)
+        assert (refused.exit_code, "is for a csv of --output" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 import skops.io
 from clustered import MakeCache
 from hub_stand_in import TOKEN, HubStandIn, Repository, hub_on_this_machine
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from skops.io.exceptions import UntrustedTypesFoundException
@@ -108,6 +108,38 @@ def test_nothing_of_this_machine_goes_along(hub: HubStandIn, run: Run) -> None:
     assert record == expected
 
 
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("../secret/tiny", "./tiny"),
+        ("~/secret/tiny/", "./tiny"),
+        ("C:\\secret\\tiny", "./tiny"),
+        ("org/tiny", "org/tiny"),
+        ("minilm", "minilm"),
+    ],
+)
+def test_places_of_backbones_become_their_names(run: Run, model: str, told: str) -> None:
+    """Local folders of any system lose what is above them; aliases and Hub ids stay."""
+    sources = {"tiny": {"recipe": {"model": model}, "fingerprint": {}}}
+    public = sharing.public_record({**run.config, "sources": sources})
+    assert public["sources"]["tiny"]["recipe"]["model"] == told
+    assert sources["tiny"]["recipe"]["model"] == model
+
+
+def test_a_run_is_of_one_commit(hub: HubStandIn, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the branch moves after the first file came, the others are of the same commit."""
+    run.push_to_hub(NAME)
+    before, download = repository(hub).refs["main"], sharing._download
+
+    def then_moves(*args: Any) -> Path:
+        path = download(*args)
+        repository(hub).commit("main", {})
+        return path
+
+    monkeypatch.setattr(sharing, "_download", then_moves)
+    assert load_run(NAME).path.name == before
+
+
 def test_the_card_says_what_the_run_is(hub: HubStandIn, run: Run) -> None:
     """The Hub's own reader finds figures, task and licence; the code in it loads the run."""
     run.push_to_hub(NAME, licence="mit")
@@ -151,6 +183,7 @@ def test_a_revision_is_a_run_of_its_own(hub: HubStandIn, run: Run) -> None:
     (run.path / "model.onnx").write_bytes(b"graph\0")
     assert run.push_to_hub(NAME, revision="v2").endswith(f"/{NAME}/tree/v2")
     assert repository(hub).refs["main"] == before
+    assert f'load_run("{NAME}@v2")'.encode() in repository(hub).at("v2")[1]["README.md"]
     for revision in ("v2", repository(hub).refs["v2"]):
         assert load_run(f"{NAME}@{revision}").path.name == repository(hub).refs["v2"]
     assert load_run(NAME).path.name == before
@@ -159,6 +192,24 @@ def test_a_revision_is_a_run_of_its_own(hub: HubStandIn, run: Run) -> None:
     (run.path / "model.onnx").unlink()
     run.push_to_hub(NAME, revision="v2")
     assert "model.onnx" not in repository(hub).at("v2")[1]
+
+
+def test_a_push_beside_another_is_refused(
+    hub: HubStandIn, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What somebody else commits between looking and committing is not overwritten unseen."""
+    run.push_to_hub(NAME)
+    look = HfApi.model_info
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        found = look(*args, **options)
+        repository(hub).commit("main", {**on_main(hub), "new.txt": b"theirs"})
+        return found
+
+    monkeypatch.setattr(HfApi, "model_info", meanwhile)
+    with pytest.raises(RunStorageError, match="was changed by somebody else meanwhile"):
+        run.push_to_hub(NAME, licence="mit")
+    assert on_main(hub)["new.txt"] == b"theirs"
 
 
 def test_a_local_folder_of_that_name_wins(
@@ -318,6 +369,7 @@ def test_a_run_from_elsewhere_says_which_backbone_it_needs(hub: HubStandIn, run:
     assert any(line.endswith("/api/models/org/model/revision/c0ffee") for line in hub.seen)
 
 
+@pytest.mark.slow
 def test_texts_are_predicted_by_a_run_of_the_hub(hub: HubStandIn, texts_run: Run) -> None:
     """With the places of its backbones told, it answers as the run that was pushed."""
     texts_run.push_to_hub(NAME)
@@ -384,7 +436,11 @@ def documented(mark: str) -> str:
 
 @pytest.mark.parametrize(
     ("fusion", "options"),
-    [("concat", {"head": "ridge"}), ("cooc", {"epochs": 1}), ("gated", {"epochs": 1})],
+    [
+        ("concat", {"head": "ridge"}),
+        pytest.param("cooc", {"epochs": 1}, marks=pytest.mark.slow),
+        pytest.param("gated", {"epochs": 1}, marks=pytest.mark.slow),
+    ],
 )
 def test_skops_loads_an_estimator_by_the_documented_types(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fusion: str, options: dict[str, Any]

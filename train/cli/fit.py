@@ -7,8 +7,14 @@ from llmembed.train.cli import let_waiting_threads_sleep
 from llmembed.train.config import FitConfig
 from llmembed.train.reports.report import metrics_table
 
+EXAMPLES = (
+    "llmembed-fit --cache r8.zarr",
+    "llmembed-fit --cache r8.zarr --fusion mean --layers 16,24 --head lda",
+    "llmembed-fit --cache r8.zarr --fusion attention --n-seeds 3 --class-weight balanced",
+)
 
-@command(FitConfig)
+
+@command(FitConfig, examples=EXAMPLES)
 def fit_main(config: FitConfig, *, as_json: bool, quiet: bool) -> None:
     """Fit a classifier on the features of a cache and write its run."""
     let_waiting_threads_sleep()

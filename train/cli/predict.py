@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmembed.common.console import REPEATED, command, echo_json
-from llmembed.common.errors import shown
+from llmembed.common.console import COMPLETES, FILE, FOLDER, GROUP, REPEATED, command, echo_json
+from llmembed.common.errors import ConfigError, shown
 from llmembed.train.cli import let_waiting_threads_sleep
 from llmembed.train.runs.answers import Answers, check_output, write
 
 if TYPE_CHECKING:
     from llmembed.train.runs.predict import Input
+    from llmembed.train.runs.run import Run
 
 STDIN = "-"
 
@@ -24,11 +25,18 @@ STDIN = "-"
 class PredictConfig:
     """Every option of a prediction; the docstring under a field is its `--help` text."""
 
-    run: str
+    run: str = field(metadata={GROUP: "Run", COMPLETES: FOLDER})
     """Folder of the run, or user/name[@revision] of one on the Hugging Face Hub."""
-    text: tuple[str, ...] = field(default=(), metadata={REPEATED: "TEXT"})
+    model: tuple[str, ...] = field(default=(), metadata={REPEATED: "[SOURCE=]PLACE"})
+    """Where the backbone is now, if it is not where it was; its content must be the same. Of
+    several sources, name the one that moved; repeatable."""
+    trust_remote_code: bool = False
+    """Run the model code that a Hub repository brings."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    text: tuple[str, ...] = field(default=(), metadata={GROUP: "Texts", REPEATED: "TEXT"})
     """Text to classify; repeatable."""
-    input: str | None = None
+    input: str | None = field(default=None, metadata={COMPLETES: FILE})
     """File of texts: txt (one a line), csv, tsv, json, jsonl, parquet, arrow; - is stdin, a text a
     line."""
     text_column: str | None = None
@@ -40,18 +48,16 @@ class PredictConfig:
     """What makes the next character of it stand for itself."""
     csv_quote: str | None = None
     """Around its fields, or none."""
-    output: str | None = None
+    output: str | None = field(default=None, metadata={GROUP: "Answers", COMPLETES: FILE})
     """File to write, csv, jsonl or parquet, by its suffix; the other columns of --input go
     along."""
     proba: bool = False
     """Give the probability of every class."""
-    model: tuple[str, ...] = field(default=(), metadata={REPEATED: "[SOURCE=]PLACE"})
-    """Where the backbone is now, if it is not where it was; its content must be the same. Of
-    several sources, name the one that moved; repeatable."""
-    trust_remote_code: bool = False
-    """Run the model code that a Hub repository brings."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    top_k: int | None = None
+    """Give this many of the likeliest classes, with their probabilities."""
+    defuse_formulas: bool = False
+    """Put an apostrophe before cells of a csv --output that a spreadsheet would run as a formula:
+    texts that begin with =, +, -, @, a tab or a carriage return. Numbers stay as they are."""
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other."""
@@ -61,6 +67,10 @@ class PredictConfig:
             raise click.UsageError(
                 "--delimiter, --csv-escape and --csv-quote are for a file of --input."
             )
+        if self.proba and self.top_k is not None:
+            raise click.UsageError("Pass either --proba or --top-k.")
+        if self.defuse_formulas and not str(self.output).lower().endswith(".csv"):
+            raise click.UsageError("--defuse-formulas is for a csv of --output.")
         if self.output is not None:
             check_output(Path(self.output))
 
@@ -68,6 +78,16 @@ class PredictConfig:
     def csv(self) -> dict[str, str | None]:
         """How a delimited file is written, as an extraction takes it."""
         return {name: getattr(self, name) for name in ("delimiter", "csv_escape", "csv_quote")}
+
+    def checked_top_k(self, run: Run) -> int:
+        """Check --top-k by the classes of the run; 0 where it was not given."""
+        n_classes, top_k = len(run.labels), self.top_k
+        if top_k is not None and not 1 <= top_k <= n_classes:
+            raise ConfigError(
+                f"--top-k is {top_k}, and the run {run.path} has {n_classes} classes. Pass 1 to "
+                f"{n_classes}."
+            )
+        return top_k or 0
 
     def given(self, known_column: str | None) -> Input:
         """Read the texts; the run may know the column that its own came from."""
@@ -80,14 +100,21 @@ class PredictConfig:
         return read_input(Path(self.input), self.text_column, known=known_column, csv=self.csv)
 
 
-@command(PredictConfig)
+EXAMPLES = (
+    "llmembed-predict --run runs/r8-cooc-0 --text 'oil prices rose' --top-k 3",
+    "llmembed-predict --run runs/r8-cooc-0 --input new.csv --output answers.csv --proba",
+    "sort new.txt | llmembed-predict --run runs/r8-cooc-0 --input - --json",
+)
+
+
+@command(PredictConfig, examples=EXAMPLES)
 def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
     """Classify new texts with a run."""
     let_waiting_threads_sleep()
     from llmembed.train.runs.run import load_run
 
     run = load_run(config.run)
-    given = config.given(run.text_column)
+    top_k, given = config.checked_top_k(run), config.given(run.text_column)
     proba = run.predict_proba(
         given.texts, config.device, model=config.model, trust_remote_code=config.trust_remote_code
     )
@@ -96,10 +123,11 @@ def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
         labels=run.labels,
         proba=proba,
         with_all=config.proba,
+        top_k=top_k,
         beside=given.beside,
     )
     if config.output is not None:
-        write(Path(config.output), answers)
+        write(Path(config.output), answers, defuses_formulas=config.defuse_formulas)
     if as_json:
         echo_json([*answers.rows()])
     elif config.output is None:

@@ -54,7 +54,13 @@ class ReportConfig:
         return Path(f"{one}-report.html")
 
 
-@command(ReportConfig)
+EXAMPLES = (
+    "llmembed-report runs/r8-cooc-0 runs/r8-mean-0",
+    "llmembed-report --cache r8.zarr",
+)
+
+
+@command(ReportConfig, examples=EXAMPLES)
 def report_main(config: ReportConfig, *, as_json: bool, quiet: bool) -> None:
     """Compare runs on the same rows, the first with each other one; or look at a cache.
 

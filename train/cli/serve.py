@@ -14,7 +14,13 @@ class _Server(Command):
     resume_hint = "What was in flight is answered."
 
 
-@command(ServeConfig, _Server)
+EXAMPLES = (
+    "llmembed-serve runs/r8-cooc-0",
+    "llmembed-serve runs/r8-cooc-0 --host 0.0.0.0 --port 80",
+)
+
+
+@command(ServeConfig, _Server, examples=EXAMPLES)
 def serve_main(config: ServeConfig, *, as_json: bool, quiet: bool) -> None:
     """Answer requests with the RUN of this folder, until SIGTERM or Ctrl-C.
 

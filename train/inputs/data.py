@@ -22,6 +22,7 @@ from torch import Tensor
 
 from llmembed.cache_format import Cache, SourceInfo, Split, open_cache
 from llmembed.common.errors import CacheSpaceError, DataError, LLMEmbedWarning, warn
+from llmembed.common.progress import phase
 from llmembed.common.registry import loaded
 from llmembed.common.scratch import scratch_array, scratch_folder
 from llmembed.common.splits import TRAIN
@@ -316,19 +317,21 @@ def make_room(n_rows: int, width: int, memory_gb: float | None) -> Tensor:
 def _fill(x: Tensor, split: Split, features: Sequence[Feature], rows: Rows | slice) -> None:
     """Fill float32 `[n, F]` with some rows, block by block, since all of it may not fit memory."""
     columns = torch.split(x, [feature.hidden_size for feature in features], dim=1)
-    for start in range(0, len(x), _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, len(x))
-        if isinstance(rows, slice):
-            wanted: Rows | slice = slice(rows.start + start, rows.start + stop)
-        else:
-            wanted = rows[start:stop]
-        for feature, column in zip(features, columns, strict=True):
-            place = feature.layer, feature.source, feature.pooling
-            stored = split.features(*place, rows=wanted, verify=True)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-                column[start:stop] = torch.from_numpy(stored)  # six times as fast as numpy
-            _check_finite(column[start:stop].numpy(), feature, split, wanted)
+    with phase(f"reading {split.name}", len(x), "rows") as progress:
+        for start in range(0, len(x), _BLOCK_ROWS):
+            stop = min(start + _BLOCK_ROWS, len(x))
+            if isinstance(rows, slice):
+                wanted: Rows | slice = slice(rows.start + start, rows.start + stop)
+            else:
+                wanted = rows[start:stop]
+            for feature, column in zip(features, columns, strict=True):
+                place = feature.layer, feature.source, feature.pooling
+                stored = split.features(*place, rows=wanted, verify=True)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+                    column[start:stop] = torch.from_numpy(stored)  # six times as fast as numpy
+                _check_finite(column[start:stop].numpy(), feature, split, wanted)
+            progress.count(stop - start)
 
 
 class Batch(NamedTuple):

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmembed.common.progress import phase
 from llmembed.train.inputs import mean_loss, weights_of
 
 _CHUNK_ROWS = 4096
@@ -124,7 +125,11 @@ class Problem:
         """Moments of each fold, accumulated in one pass."""
         if self.summed is not None:
             return self.summed()
-        moments = [self._moments(rows) for rows in self.folds]
+        moments = []
+        with phase("Gram matrices", len(self.folds), "folds") as progress:
+            for rows in self.folds:
+                moments.append(self._moments(rows))
+                progress.count(1)
         return FoldMoments(
             gram=torch.stack([one.gram for one in moments]),
             class_sums=torch.stack([one.class_sums for one in moments]),

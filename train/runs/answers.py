@@ -10,7 +10,8 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _RENAMED = "input_"
 _DIGITS = 6
+_BEGIN_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,38 +38,58 @@ class Answers:
     labels: Sequence[str]  # names of the C classes
     proba: Floats  # float64 `[N, C]`, the probability of each class
     with_all: bool  # whether the probability of every class is told, not of the likeliest alone
+    top_k: int = 0  # so many of the likeliest are told too, in this order
     beside: pa.Table | None = None  # columns that stood beside the texts, `[N]`
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Give each row as JSON takes it, the probabilities of all classes in one object."""
         rounded = self.proba.round(_DIGITS).tolist()
         by_class = [dict(zip(self.labels, values, strict=True)) for values in rounded]
-        return _by_row(self._columns({"probabilities": by_class}))
+        told: dict[str, Any] = {"probabilities": by_class} if self.with_all else {}
+        if self.top_k:
+            told["top"] = [
+                [{"label": self.labels[best], "probability": values[best]} for best in row]
+                for row, values in zip(self._top, rounded, strict=True)
+            ]
+        return _by_row(self._columns(told))
 
     def table(self) -> dict[str, Any]:
-        """Give columns by name, a probability `p_<class>` to each class."""
-        by_class = self.proba.round(_DIGITS).T.tolist()
-        names = [f"p_{name}" for name in self.labels]
-        return self._columns(dict(zip(names, by_class, strict=True)))
+        """Give columns by name: `p_<class>` of each class, `label_<k>`, `probability_<k>`."""
+        rounded, told = self.proba.round(_DIGITS).T.tolist(), {}
+        if self.with_all:
+            told = {
+                f"p_{name}": of_class for name, of_class in zip(self.labels, rounded, strict=True)
+            }
+        for k in range(self.top_k):
+            best = [row[k] for row in self._top]
+            told[f"label_{k + 1}"] = [self.labels[index] for index in best]
+            told[f"probability_{k + 1}"] = [rounded[index][n] for n, index in enumerate(best)]
+        return self._columns(told)
 
     def lines(self) -> Iterator[str]:
-        """Give each row for a terminal: label, probability, text, and all classes if asked for."""
-        for text, values in zip(self.texts, self.proba, strict=True):
+        """Give each row for a terminal: label, probability, text, and the classes asked for."""
+        for text, values, top in zip(self.texts, self.proba, self._top, strict=True):
             best = int(values.argmax())
             yield f"{shown(self.labels[best])}\t{values[best]:.4f}\t{shown(text)}"
-            if self.with_all:
-                for name, value in zip(self.labels, values, strict=True):
-                    yield f"  {shown(name)}\t{value:.4f}"
+            for index in range(len(values)) if self.with_all else top:
+                yield f"  {shown(self.labels[index])}\t{values[index]:.4f}"
 
-    def _columns(self, by_class: Mapping[str, Any]) -> dict[str, Any]:
+    @property
+    def _top(self) -> list[list[int]]:
+        """Indices of the likeliest classes of each text, of equally likely ones the first first."""
+        top: list[list[int]] = (
+            (-self.proba).argsort(axis=1, kind="stable")[:, : self.top_k].tolist()
+        )
+        return top
+
+    def _columns(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """Give what stood beside the texts, under names that are not ours, and then ours."""
         ours: dict[str, Any] = {
             "text": list(self.texts),
             "label": [self.labels[index] for index in self.proba.argmax(axis=1)],
             "probability": self.proba.max(axis=1, initial=0).round(_DIGITS).tolist(),
         }
-        if self.with_all:
-            ours |= by_class
+        ours |= told
         names = [] if self.beside is None else self.beside.column_names
         found: dict[str, Any] = {}
         for name in names:
@@ -95,15 +118,20 @@ def check_output(path: Path) -> None:
         raise ConfigError(f"--output {path}: the folder {path.parent} does not exist. Make it.")
 
 
-def write(path: Path, answers: Answers) -> None:
+def write(path: Path, answers: Answers, *, defuses_formulas: bool = False) -> None:
     """Write a file by its suffix, whole or not at all.
+
+    With `defuses_formulas`, cells of a csv that a spreadsheet would run get an apostrophe in front.
 
     Raises:
         RunStorageError: the disk failed or refused.
     """
     try:
         with replacing(path) as partial:
-            _WRITERS[path.suffix.lower()](partial, answers)
+            if defuses_formulas:
+                _write_csv(partial, answers, _defused)
+            else:
+                _WRITERS[path.suffix.lower()](partial, answers)
     except OSError as error:
         raise RunStorageError(
             f"--output {path} could not be written: {error.strerror or error}. Make room or check "
@@ -111,16 +139,29 @@ def write(path: Path, answers: Answers) -> None:
         ) from error
 
 
-def _write_csv(path: Path, answers: Answers) -> None:
+def _write_csv(
+    path: Path, answers: Answers, cell: Callable[[Any], Any] = lambda value: value
+) -> None:
     table = answers.table()
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(table)
+        writer.writerow(map(cell, table))
         for row in _by_row(table):
             writer.writerow(
-                json.dumps(v, ensure_ascii=False) if isinstance(v, list | dict) else v
+                json.dumps(v, ensure_ascii=False) if isinstance(v, list | dict) else cell(v)
                 for v in row.values()
             )
+
+
+def _defused(value: Any) -> Any:
+    """Put an apostrophe before a text that a spreadsheet takes for a formula (OWASP's list).
+
+    >>> [_defused(value) for value in ("=1+1", "-5", -5, "@a", "a=1")]
+    ["'=1+1", '-5', -5, "'@a", 'a=1']
+    """
+    if not isinstance(value, str) or not value.startswith(_BEGIN_FORMULAS):
+        return value
+    return value if _NUMBER.fullmatch(value) else f"'{value}"
 
 
 def _write_jsonl(path: Path, answers: Answers) -> None:

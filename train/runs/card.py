@@ -32,13 +32,13 @@ Classifies texts into {{ n_labels }} classes: fusion {{ fusion }}, head {{ head 
 
 ```
 pip install llmembed-cache=={{ version }}
-llmembed-predict --run {{ repo_id }} --text "some text"
+llmembed-predict --run {{ place }} --text "some text"
 ```
 
 ```python
 from llmembed.train import load_run
 
-run = load_run("{{ repo_id }}")
+run = load_run("{{ place }}")
 print(run.predict(["some text"]), run.predict_proba(["some text"]))
 ```
 
@@ -84,19 +84,20 @@ Cache {{ fingerprint }}. Seed {{ seed }}. Made with {{ versions }}.
 
 
 def card_of(
-    record: Mapping[str, Any], metrics: Mapping[str, Any], repo_id: str, licence: str | None
+    record: Mapping[str, Any], metrics: Mapping[str, Any], place: str, licence: str | None
 ) -> str:
     """Write the README.md of a run's repository.
 
     Args:
         record: content of config.json.
         metrics: content of metrics.json.
-        repo_id: where it goes, user/name.
+        place: where it goes, user/name or user/name@revision.
         licence: the Hub's name of the licence, such as mit; None leaves it open.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     dataset = record["cache"].get("dataset") or PurePath(str(record["fit"].get("cache"))).stem
+    name = place.partition("@")[0].partition("/")[2]
     split, n_eval = metrics.get("eval_split"), metrics.get("n_eval")
     backbones = {stored["fingerprint"].get("backbone") for stored in record["sources"].values()}
     results = [
@@ -119,7 +120,7 @@ def card_of(
         tags=["llmembed", "frozen-llm"],
         base_model=sorted(b for b in backbones if _HUB_ID.fullmatch(str(b))) or None,
         metrics=["accuracy", "f1"],
-        model_name=repo_id.rpartition("/")[2],
+        model_name=name,
         eval_results=results or None,
     )
     names, architecture = record["labels"], record["architecture"]
@@ -128,8 +129,8 @@ def card_of(
     card = ModelCard.from_template(
         data,
         template_str=_TEMPLATE,
-        name=repo_id.rpartition("/")[2],
-        repo_id=repo_id,
+        name=name,
+        place=place,
         n_labels=len(names),
         fusion=_cell(architecture["fusion"]),
         head=_cell(architecture["head"]),

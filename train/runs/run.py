@@ -224,7 +224,8 @@ class Run:
             )
         record = public_record(self.config)
         files[CONFIG_FILE] = _as_json(record)
-        files[CARD_FILE] = card_of(record, self.metrics, repo_id, licence).encode()
+        place = repo_id if revision is None else f"{repo_id}@{revision}"
+        files[CARD_FILE] = card_of(record, self.metrics, place, licence).encode()
         return push(
             repo_id,
             files,

@@ -24,29 +24,52 @@ import traceback
 import types
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from llmembed.common.errors import LLMEmbedError, LLMEmbedWarning, RowError, shown
+from llmembed.common.progress import showing_phases
 
-REPEATED = "repeated"  # metadata of a field: what `--help` shows for a value that may hold commas
-ARGUMENT = "argument"  # metadata of a field that is no option: what `--help` shows for its values
+# Metadata of a config's field.
+REPEATED = "repeated"  # what `--help` shows for a value that may hold commas
+ARGUMENT = "argument"  # no option: what `--help` shows for its values
+GROUP = "group"  # heading in `--help` of this option and of those after it
+COMPLETES = "completes"  # what a shell completes: a function that gives names, or FILE or FOLDER
+FILE, FOLDER = "file", "dir"
 EXIT_KNOWN_ERROR = 1
 EXIT_ROWS_LEFT = 4
 EXIT_INTERRUPTED = 130
-_EXIT_CODES = (
-    "Exit codes: 0 done, or nothing to do; 1 an error, told in one sentence; 2 bad usage; 4 done "
-    "but for rows that have no feature to store; 130 interrupted."
-)
+_RARELY = (100_000, 20, 20)
+"""When garbage is collected: importing torch and transformers makes nothing but what lasts, and
+searching it as often as Python does by itself is a sixth of the start."""
+_EXIT_CODES = {
+    "0": "done, or nothing to do",
+    "1": "an error, told in one sentence",
+    "2": "bad usage",
+    "4": "done but for rows that have no feature to store",
+    "130": "interrupted",
+}
 
 
 class _Program(click.Command):
     """What every command does as a program: it names its exit codes, and any console shows it."""
 
+    examples: tuple[str, ...] = ()  # lines for `--help`
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"epilog": _EXIT_CODES, **kwargs})
+        settings = {"help_option_names": ["-h", "--help"]}
+        super().__init__(*args, **{"context_settings": settings, **kwargs})
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, then the exit codes."""
+        if self.examples:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in self.examples))
+        with formatter.section("Exit codes"):
+            formatter.write_dl([*_EXIT_CODES.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run; what the console's encoding lacks is shown escaped: cp1252 lacks most letters."""
@@ -60,15 +83,30 @@ class Command(_Program):
     """A click command that ends a known error in one line on stderr, without a traceback."""
 
     resume_hint = "Nothing was left half-written; run the same command again."  # after Ctrl-C
+    headings: Mapping[str, str] = {}  # name of a parameter -> heading in `--help`
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings, those of every command last."""
+        by_heading: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            heading = self.headings.get(
+                parameter.name or "", "Command" if self.headings else "Options"
+            )
+            if (record := parameter.get_help_record(ctx)) is not None:
+                by_heading.setdefault(heading, []).append(record)
+        for heading, records in by_heading.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; exit 1 on a known error, 4 if only rows are left, 130 on Ctrl-C."""
         # At its end the interpreter would search the million objects of torch and Lightning for
         # cycles, for half a second to a second, to free what the process gives back anyway.
         atexit.register(gc.freeze)
+        gc.set_threshold(*_RARELY)
         is_debugged, is_quiet = ctx.params.pop("debug", False), ctx.params.get("quiet", False)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), showing_phases(shown=not is_quiet):
                 warnings.simplefilter("ignore")  # what libraries tell their developers
                 warnings.simplefilter("always", LLMEmbedWarning)
                 warnings.showwarning = _show_warning
@@ -130,10 +168,12 @@ def echo_json(document: Any, *, indent: int | None = None) -> None:
     click.echo(text.translate({ord(c): json.dumps(c)[1:-1] for c in obeyed}))
 
 
-def command(config: type, kind: type[Command] = Command) -> Callable[..., click.Command]:
+def command(
+    config: type, kind: type[Command] = Command, *, examples: tuple[str, ...] = ()
+) -> Callable[..., Command]:
     """Make a command, whose options are the config's fields, of a function that takes a config."""
 
-    def decorate(function: Callable[..., None]) -> click.Command:
+    def decorate(function: Callable[..., None]) -> Command:
         @functools.wraps(function)
         def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
             function(config(**options), as_json=as_json, quiet=quiet)
@@ -141,9 +181,18 @@ def command(config: type, kind: type[Command] = Command) -> Callable[..., click.
         made: Callable[..., Any] = run
         for add in (version_option, common_options, *_options_of(config)[::-1]):
             made = add(made)
-        return click.command(cls=kind)(made)
+        program = click.command(cls=kind)(made)
+        program.headings, program.examples = _headings_of(config), examples
+        return program
 
     return decorate
+
+
+def _headings_of(config: Any) -> dict[str, str]:
+    headings, heading = {}, ""
+    for field in dataclasses.fields(config):
+        heading = headings[field.name] = field.metadata.get(GROUP, heading)
+    return headings if heading else {}
 
 
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -186,16 +235,32 @@ def _options_of(config: Any) -> list[Callable[..., Any]]:
             field.name,
             nargs=1 if hints[field.name] is str else -1,
             metavar=field.metadata[ARGUMENT],
+            shell_complete=functools.partial(_complete, FOLDER),
         )
         if ARGUMENT in field.metadata
         else click.option(
             f"--{field.name.replace('_', '-')}",
             field.name,
             help=docs[field.name] + _shown_default(field.default),
+            shell_complete=functools.partial(_complete, field.metadata.get(COMPLETES)),
             **_attributes(hints[field.name], field),
         )
         for field in dataclasses.fields(config)
     ]
+
+
+def _complete(
+    known: Callable[[], Iterable[str]] | str | None,
+    _ctx: click.Context,
+    _param: click.Parameter,
+    incomplete: str,
+) -> list[CompletionItem]:
+    """Complete a name, of several with commas the last; or leave it to the shell to find files."""
+    if known is None or isinstance(known, str):
+        return [CompletionItem(incomplete, type=known)] if known else []
+    before, comma, begun = incomplete.rpartition(",")
+    names = (name for name in known() if name.startswith(begun))
+    return [CompletionItem(f"{before}{comma}{name}") for name in names]
 
 
 def _attributes(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
