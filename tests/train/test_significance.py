@@ -86,7 +86,7 @@ def test_the_test_of_losses_is_scipys_paired_t_test(pairs: list[tuple[float, flo
     assert mean_interval(difference) == pytest.approx((interval.low, interval.high), rel=1e-6)
 
 
-@settings(deadline=None, max_examples=8)  # statsmodels takes 0.1 s each
+@settings(deadline=None, max_examples=4)  # statsmodels collects garbage each time
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_the_correction_is_statsmodels_holm(p_values: list[float]) -> None:
     """Corrected p-values are those of statsmodels' multipletests, in the order given."""
