@@ -13,6 +13,8 @@ RUN pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" --find-links /tm
     && rm -r /tmp/wheel /tmp/constraints.txt \
     && useradd --create-home llmembed
 USER llmembed
+# A volume that is mounted here takes this folder's owner.
+RUN mkdir /home/llmembed/.cache
 EXPOSE 8000
 HEALTHCHECK --start-period=5m CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/healthz')"]
 ENTRYPOINT ["llmembed-serve", "--host", "0.0.0.0"]

@@ -45,7 +45,7 @@ def _command(kind: type[Command] = Command) -> Callable[..., Any]:
             if any(bad):
                 sys.exit(EXIT_KNOWN_ERROR)
 
-        return main.command(cls=kind)(common_options(run))
+        return main.command(cls=kind)(version_option(common_options(run)))
 
     return decorate
 

@@ -38,6 +38,7 @@ SHOWN = {
 _PAGE_OF = {path: page for page, path in SHOWN.items()}
 _PICTURES = "benchmarks/results/studies/*.svg"
 _PACKAGES = ("llmembed.extract", "llmembed.train", "llmembed.cache_format")
+_SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 _SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
 
@@ -95,8 +96,7 @@ def _cell(cell: dict[str, Any]) -> str:
 def _commands() -> Iterator[str]:
     """Tell every command's `--help`, a section each."""
     yield "# Commands\n\nWhat `--help` says of each.\n"
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    for name, place in scripts.items():
+    for name, place in _SCRIPTS.items():
         module, _, attribute = place.partition(":")
         yield from _help(name, getattr(importlib.import_module(module), attribute))
 
@@ -107,7 +107,7 @@ def _help(name: str, command: click.Command, depth: int = 2) -> Iterator[str]:
     if isinstance(command, click.Group):
         for part in command.list_commands(context):
             found = command.get_command(context, part)
-            if found is not None:
+            if found is not None and f"{name}-{part}" not in _SCRIPTS:
                 yield from _help(f"{name} {part}", found, depth + 1)
 
 

@@ -61,7 +61,7 @@ def test_an_unknown_option_gets_a_close_match(name: str, command: click.Command)
     assert "--version" in result.stderr
 
 
-@EACH
+@pytest.mark.parametrize(("name", "command"), ALL.items(), ids=ALL)
 def test_every_command_tells_its_version(name: str, command: click.Command) -> None:
     """`--version` prints the version of the package, and nothing else is needed."""
     result = CliRunner().invoke(command, ["--version"], prog_name=name)

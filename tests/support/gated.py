@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -56,22 +57,20 @@ def expected(texts: Sequence[str]) -> Floats:
 
 
 @contextlib.contextmanager
-def serving(
-    classifier: Gated, *, takes_pairs: bool = False, ends: bool = True, **options: int
-) -> Iterator[Server]:
-    """Serve at a free port from another thread until the end of the block."""
+def serving(classifier: Gated, *, takes_pairs: bool = False, **options: int) -> Iterator[Server]:
+    """Serve at a free port from another thread until the end of the block, which raises its end."""
     config = ServeConfig(run="", port=0, **options)
     served = Served(name="<toy>", labels=LABELS, takes_pairs=takes_pairs, version="1")
     ready = threading.Event()
     server = Server(config, served, classifier, lambda _: ready.set())
-    thread = threading.Thread(target=server.answer)
-    thread.start()
-    try:
-        if classifier.loaded.is_set():
-            ready.wait()
-        yield server
-    finally:
-        classifier.loaded.set()
-        classifier.gate.set()
-        server.should_exit = True
-        thread.join()
+    with ThreadPoolExecutor(1) as thread:
+        ending = thread.submit(server.answer)
+        try:
+            if classifier.loaded.is_set():
+                ready.wait()
+            yield server
+        finally:
+            classifier.loaded.set()
+            classifier.gate.set()
+            server.should_exit = True
+            ending.result()

@@ -39,7 +39,7 @@ def test_a_known_error_is_one_line(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["fit", "predict", "sweep"])
+@pytest.mark.parametrize("command", ["fit", "predict", "serve", "sweep"])
 def test_help_imports_no_torch(command: str) -> None:
     """`--help` imports neither torch nor lightning."""
     code = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from toy_model import toy_texts
 
-from llmembed.common.errors import ConfigError
+from llmembed.common.errors import ConfigError, EngineError
 from llmembed.train import Run, load_run
 from llmembed.train.cli.serve import serve_main
 from llmembed.train.serving.config import ServeConfig
@@ -154,12 +155,10 @@ def test_only_what_is_called_json_is_read(client: httpx.Client, kind: str) -> No
 def test_a_large_body_is_refused_while_it_comes(toy: Server) -> None:
     """Of a body without end, and of one that says its length, no more is read than the limit."""
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    for rest in (
-        b"Transfer-Encoding: chunked\r\n\r\n1000\r\n",
-        b"Content-Length: 10000000\r\n\r\n",
-    ):
+    endless = b"Transfer-Encoding: chunked\r\n\r\n1000\r\n" + b" " * 0x1000 + b"\r\n"
+    for rest in (endless, b"Content-Length: 10000000\r\n\r\n"):
         with connected(toy) as connection:
-            connection.sendall(head + rest + b" " * 0x1000 + b"\r\n")
+            connection.sendall(head + rest)
             answer = b"".join(iter(lambda c=connection: c.recv(4096), b""))  # to its end
             assert answer.startswith(b"HTTP/1.1 413")
 
@@ -246,6 +245,21 @@ def test_a_failure_is_a_sentence_and_no_text_is_logged(
         assert client.post("/predict", json={"texts": ["poisonous"]}).status_code == 200
     seen = capfd.readouterr()
     assert "poison" not in caplog.text + seen.out + seen.err
+
+
+def test_a_server_whose_backbone_is_lost_ends_with_a_sentence() -> None:
+    """Who asked is told to ask another server; whoever watches this one starts it again."""
+    classifier, answers = Gated(), []
+
+    def ask() -> None:
+        with serving(classifier) as server:
+            classifier.is_lost = True
+            body = {"texts": ["a"]}
+            answers.append(httpx.post(f"{server.url}predict", json=body, trust_env=False))
+
+    with pytest.raises(EngineError, match="no longer classifies what it did at the start"):
+        ask()
+    assert (answers[0].status_code, "the server is ending." in answers[0].text) == (503, True)
 
 
 def test_what_the_metrics_count(client: httpx.Client) -> None:
@@ -340,6 +354,15 @@ def test_tokens_are_counted_as_the_backbone_does(texts_run: Run) -> None:
     counted = classifier.count(["w1 w2", "w1 " * 100, ""])
     assert (counted.n_tokens, counted.n_truncated) == ([4, 64, 2], 1)  # BERT adds two
     assert math.isclose(classifier.classify(["w1"]).sum(), 1)
+
+
+def test_a_run_on_pairs_is_warmed_by_a_pair(texts_run: Run) -> None:
+    """A text alone would not be understood."""
+    sources = json.loads(json.dumps(texts_run.config["sources"]))
+    for source in sources.values():
+        source["recipe"]["text_pair"] = True
+    run = dataclasses.replace(texts_run, config={**texts_run.config, "sources": sources})
+    assert RunClassifier(run, ServeConfig(run=""))._probe == ["one text\x1fone text"]
 
 
 def test_the_image_starts_what_there_is() -> None:

@@ -18,21 +18,20 @@ from playwright.sync_api import Page, sync_playwright
 from llmembed.train import Run
 
 pytestmark = pytest.mark.slow
-HANDLED = (  # a shell's job in the background ignores Ctrl-C
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-    "from llmembed.train.cli.serve import serve_main; serve_main()"
-)
+# A shell's job in the background ignores Ctrl-C.
+HANDLED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+COMMAND = "from llmembed.train.cli.serve import serve_main; serve_main()"
 
 
-def start(run: Run, *options: str) -> tuple[subprocess.Popen[str], httpx.URL]:
+def started(run: Run, code: str = HANDLED + COMMAND) -> subprocess.Popen[str]:
+    command = [sys.executable, "-Pc", code, str(run.path), "--port", "0", "--json"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+
+
+def start(run: Run) -> tuple[subprocess.Popen[str], httpx.URL]:
     """Start the command, and wait until it has told its address."""
-    arguments = [str(run.path), "--port", "0", "--json", *options]
-    process = subprocess.Popen(
-        [sys.executable, "-Pc", HANDLED, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started(run)
     assert process.stdout is not None
     return process, httpx.URL(json.loads(process.stdout.readline())["url"])
 
@@ -61,6 +60,22 @@ def test_what_is_in_flight_is_answered_before_the_end(
     _, said = process.communicate()
     assert (process.returncode, "Traceback" in said) == (code, False)
     assert ("interrupted. What was in flight is answered." in said) == (code == 130)
+
+
+def test_who_stops_it_while_it_loads_waits_for_nothing(texts_run: Run) -> None:
+    """A thread that loads cannot be told to stop: the process ends at once, with exit code 0."""
+    forever = (
+        "import time; from llmembed.train.serving.server import RunClassifier;"
+        "RunClassifier.load = lambda self: time.sleep(3600);"
+    )
+    process = started(texts_run, forever + COMMAND)
+    assert process.stderr is not None
+    url = httpx.URL(process.stderr.readline().split()[5]).join("/livez")
+    while not is_listening(url) or httpx.get(url, trust_env=False).status_code != 200:
+        pass
+    process.terminate()
+    assert process.communicate() == ("", "")
+    assert process.returncode == 0
 
 
 def is_listening(url: httpx.URL) -> bool:

@@ -24,7 +24,7 @@ _OBEYED = re.compile(
 
 
 def _read(name: str) -> str:
-    return (_TEMPLATES / name).read_text("utf-8")
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
 COLOURS = _read("colours.css")

@@ -410,7 +410,9 @@ def _stages(metrics: Mapping[str, Any]) -> list[tuple[str, float | None, str]]:
     if size:
         told = f"{size['n_rows']:,} rows, {size['n_tokens']:,} tokens, {bytes_of(size['features'])}"
         stages.append(("extract: features that are read", None, told))
-    fitted = f"{rows['train']['n']:,} training rows, {bytes_of(metrics['peak_memory_bytes'])} RAM"
+    fitted = f"{rows['train']['n']:,} training rows"
+    if metrics["peak_memory_bytes"] is not None:  # as on Windows
+        fitted += f", {bytes_of(metrics['peak_memory_bytes'])} RAM"
     stages += [
         ("read", seconds["read"], ""),
         ("fit", seconds["fit"], fitted),
