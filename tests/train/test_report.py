@@ -25,6 +25,7 @@ from llmembed.train.reports.charts import Line, line_chart
 from llmembed.train.reports.page import render
 from llmembed.train.reports.report import metrics_table
 from llmembed.train.reports.run_page import find_sweep, parts_of, report_page
+from llmembed.train.reports.texts import TextsNotFoundError, texts_of_run
 
 VOID = {"meta", "br", "img", "link", "input"}
 
@@ -179,10 +180,10 @@ def test_the_rows_to_look_at_are_the_surest_mistakes_and_the_least_sure(
     wrong = proba.argmax(axis=1) != predictions.labels
     page = report_page(path, [f"text {row}" for row in range(200)])
     mistakes = table(page, "Mistakes it is most sure of")[1:]
-    assert [row[5] for row in mistakes] == [f"text {row[0]}" for row in mistakes]
-    assert mistakes[0][3] == f"{proba[wrong].max():.4f}"
-    assert all(LABELS[predictions.labels[int(row[0])]] == row[1] != row[2] for row in mistakes)
-    doubtful = [float(row[3]) for row in table(page, "Rows it is least sure of")[1:]]
+    assert [row[1] for row in mistakes] == [f"text {row[0]}" for row in mistakes]
+    assert mistakes[0][4] == f"{proba[wrong].max():.4f}"
+    assert all(LABELS[predictions.labels[int(row[0])]] == row[2] != row[3] for row in mistakes)
+    doubtful = [float(row[4]) for row in table(page, "Rows it is least sure of")[1:]]
     assert doubtful == sorted(doubtful)
     assert doubtful[0] == pytest.approx(proba.max(axis=1).min(), abs=1e-4)
     assert "text 1" not in (path / "report.html").read_text(encoding="utf-8")
@@ -292,8 +293,23 @@ def test_texts_are_stored_only_when_asked(texts_run: Run, tmp_path: Path) -> Non
     predictions = parts_of(stored.path).predictions
     assert predictions.texts == [texts[row] for row in predictions.rows]
     page = (stored.path / "report.html").read_text(encoding="utf-8")
-    assert table(page, "Rows it is least sure of")[0][-1] == "text"
+    assert table(page, "Rows it is least sure of")[0][1] == "text"
     assert str(escape(texts[int(table(page, "Rows it is least sure of")[1][0])][:100])) in page
+
+
+def test_the_texts_of_a_run_are_found_where_they_are(texts_run: Run, run: Run) -> None:
+    """Those of the split it was evaluated on; or one clause says what is missing."""
+    with Path(texts_run.config["cache"]["provenance"]["origin"]).open() as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    assert texts_of_run(texts_run.config, texts_run.metrics) == texts
+    with pytest.raises(TextsNotFoundError, match=r"^the cache does not say where its texts"):
+        texts_of_run(run.config, run.metrics)
+    moved = {**run.config, "fit": {**run.config["fit"], "cache": "/nowhere/tiny.zarr"}}
+    with pytest.raises(TextsNotFoundError, match=r"^the cache tiny.zarr cannot be read$"):
+        texts_of_run(moved, run.metrics)
+    other = {**run.config, "cache": {**run.config["cache"], "eval_fingerprint": "another"}}
+    with pytest.raises(TextsNotFoundError, match=r"^the cache tiny.zarr is another by now$"):
+        texts_of_run(other, run.metrics)
 
 
 def test_texts_that_are_not_there_cannot_be_stored(make_cache: MakeCache, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.cache_format import Cache
+from llmembed.cache_format import Cache, open_cache
 from llmembed.common.errors import LLMEmbedError, LLMEmbedWarning
 
 MOST_ROWS = 200_000
@@ -25,7 +25,7 @@ MOST_ROWS = 200_000
 
 
 class TextsNotFoundError(Exception):
-    """Says in one clause why there are no texts."""
+    """Says in one clause why there are no texts; it is shared with a run, so it has no path."""
 
 
 def find_texts(cache: Cache, splits: Sequence[str]) -> dict[str, list[str]]:
@@ -55,11 +55,34 @@ def find_texts(cache: Cache, splits: Sequence[str]) -> dict[str, list[str]]:
         try:
             corpus = load_corpus(options)
         except LLMEmbedError as error:
-            raise TextsNotFoundError(f"{place} could not be read: {error}") from error
+            raise TextsNotFoundError(f"{Path(place).name} could not be read again") from error
     for split in splits:
         if not np.array_equal(corpus.splits[split].text_hash, cache[split].text_hash):
-            raise TextsNotFoundError(f"the texts of {split!r} in {place} are others by now")
+            raise TextsNotFoundError(
+                f"the texts of {split!r} in {Path(place).name} are others by now"
+            )
     return {split: corpus.splits[split].texts.to_pylist() for split in splits}
+
+
+def texts_of_run(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """Read the texts of the split that a run was evaluated on, in the order of its rows.
+
+    Args:
+        config: content of its config.json.
+        metrics: content of its metrics.json.
+
+    Raises:
+        TextsNotFoundError: its cache or its texts are not on this machine, or others by now.
+    """
+    split, place = metrics["eval_split"].partition(" ")[0], config["fit"]["cache"]
+    try:
+        cache = open_cache(place)
+        known = cache.fingerprint_of(splits=[split], sources=[])
+    except LLMEmbedError as error:
+        raise TextsNotFoundError(f"the cache {Path(place).name} cannot be read") from error
+    if known != config["cache"].get("eval_fingerprint"):
+        raise TextsNotFoundError(f"the cache {Path(place).name} is another by now")
+    return find_texts(cache, [split])[split]
 
 
 def _place(name: str, known: Mapping[str, Any]) -> str:
@@ -76,7 +99,7 @@ def _place(name: str, known: Mapping[str, Any]) -> str:
     if Path(origin).is_absolute():
         if Path(origin).exists():
             return origin
-        raise TextsNotFoundError(f"{origin} is not there any more")
+        raise TextsNotFoundError(f"{Path(origin).name} is not where it was")
     from huggingface_hub.constants import HF_HOME
 
     kept = Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets")
