@@ -25,7 +25,6 @@ from llmembed.train.reports.charts import Line, line_chart
 from llmembed.train.reports.page import render
 from llmembed.train.reports.report import metrics_table
 from llmembed.train.reports.run_page import find_sweep, parts_of, report_page
-from llmembed.train.reports.texts import TextsNotFoundError, texts_of_run
 
 VOID = {"meta", "br", "img", "link", "input"}
 
@@ -295,21 +294,6 @@ def test_texts_are_stored_only_when_asked(texts_run: Run, tmp_path: Path) -> Non
     page = (stored.path / "report.html").read_text(encoding="utf-8")
     assert table(page, "Rows it is least sure of")[0][1] == "text"
     assert str(escape(texts[int(table(page, "Rows it is least sure of")[1][0])][:100])) in page
-
-
-def test_the_texts_of_a_run_are_found_where_they_are(texts_run: Run, run: Run) -> None:
-    """Those of the split it was evaluated on; or one clause says what is missing."""
-    with Path(texts_run.config["cache"]["provenance"]["origin"]).open() as file:
-        texts = [row["text"] for row in csv.DictReader(file)]
-    assert texts_of_run(texts_run.config, texts_run.metrics) == texts
-    with pytest.raises(TextsNotFoundError, match=r"^the cache does not say where its texts"):
-        texts_of_run(run.config, run.metrics)
-    moved = {**run.config, "fit": {**run.config["fit"], "cache": "/nowhere/tiny.zarr"}}
-    with pytest.raises(TextsNotFoundError, match=r"^the cache tiny.zarr cannot be read$"):
-        texts_of_run(moved, run.metrics)
-    other = {**run.config, "cache": {**run.config["cache"], "eval_fingerprint": "another"}}
-    with pytest.raises(TextsNotFoundError, match=r"^the cache tiny.zarr is another by now$"):
-        texts_of_run(other, run.metrics)
 
 
 def test_texts_that_are_not_there_cannot_be_stored(make_cache: MakeCache, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.cache_format import Cache, open_cache
+from llmembed.cache_format import Cache
 from llmembed.common.errors import LLMEmbedError, LLMEmbedWarning
 
 MOST_ROWS = 200_000
@@ -62,27 +62,6 @@ def find_texts(cache: Cache, splits: Sequence[str]) -> dict[str, list[str]]:
                 f"the texts of {split!r} in {Path(place).name} are others by now"
             )
     return {split: corpus.splits[split].texts.to_pylist() for split in splits}
-
-
-def texts_of_run(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
-    """Read the texts of the split that a run was evaluated on, in the order of its rows.
-
-    Args:
-        config: content of its config.json.
-        metrics: content of its metrics.json.
-
-    Raises:
-        TextsNotFoundError: its cache or its texts are not on this machine, or others by now.
-    """
-    split, place = metrics["eval_split"].partition(" ")[0], config["fit"]["cache"]
-    try:
-        cache = open_cache(place)
-        known = cache.fingerprint_of(splits=[split], sources=[])
-    except LLMEmbedError as error:
-        raise TextsNotFoundError(f"the cache {Path(place).name} cannot be read") from error
-    if known != config["cache"].get("eval_fingerprint"):
-        raise TextsNotFoundError(f"the cache {Path(place).name} is another by now")
-    return find_texts(cache, [split])[split]
 
 
 def _place(name: str, known: Mapping[str, Any]) -> str:
