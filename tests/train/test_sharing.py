@@ -57,6 +57,7 @@ def run(tmp_path: Path) -> Run:
     folder = shutil.copytree(GOLDEN / "cooc", tmp_path / "run")
     record = json.loads((folder / "config.json").read_text())
     record["fit"] |= {"cache": "/home/me/secret/mail.zarr", "output": "/home/me/secret/run"}
+    record["cache"]["provenance"] = {"origin": "/home/me/secret/mail.csv"}
     record["fit"]["address"] = "ray://10.0.0.1:10001"
     record["sources"]["tiny"]["recipe"] = {"model": "/home/me/secret/tiny", **RECIPE}
     record["sources"]["tiny"]["fingerprint"]["weights"] = "ab" * 16
@@ -102,7 +103,9 @@ def test_nothing_of_this_machine_goes_along(hub: HubStandIn, run: Run) -> None:
     record = json.loads(on_main(hub)["config.json"])
     assert (record["fit"]["cache"], record["fit"]["output"]) == ("mail.zarr", "run")
     assert record["sources"]["tiny"]["recipe"]["model"] == "./tiny"
+    assert record["cache"].pop("provenance") == {"origin": "mail.csv"}
     expected = json.loads((run.path / "config.json").read_text())
+    del expected["cache"]["provenance"]
     for name in ("fit", "sources"):
         del record[name], expected[name]
     assert record == expected

@@ -50,7 +50,9 @@ def figure(value: Any) -> str:
         case int():
             return f"{value:,}"
         case float():
-            return f"{value:.4f}" if 1e-4 <= abs(value) < 1e5 or not value else f"{value:.3g}"
+            if abs(value) >= 10:
+                return f"{value:,.1f}"
+            return f"{value:.4f}" if abs(value) >= 1e-4 or not value else f"{value:.3g}"
         case list() | tuple():
             return short(", ".join(map(str, value)))
         case _:

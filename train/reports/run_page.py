@@ -383,18 +383,20 @@ def _shown_rows(parts: RunParts, texts: Sequence[str] | None) -> dict[str, Any]:
         return [
             [
                 str(predictions.rows[k]),
+                *([texts_of[int(predictions.rows[k])]] if texts_of else []),
                 labels[predictions.labels[k]],
                 labels[best[k]],
                 float(confidence[k]),
                 float(proba[k, predictions.labels[k]]),
-                *([texts_of[int(predictions.rows[k])]] if texts_of else []),
             ]
             for k in chosen.tolist()
         ]
 
-    heads = ["row", "true", "predicted", "probability", "of the true class"]
     return {
-        "heads": [*heads, *(["text"] if texts_of else [])],
+        "heads": [
+            *("row", *(["text"] if texts_of else [])),
+            *("true", "predicted", "probability", "of the true class"),
+        ],
         "mistakes": listed(by_confidence[is_wrong][:_MOST_ROWS]),
         "uncertain": listed(by_confidence[::-1][:_MOST_ROWS]),
         "split": parts.metrics["eval_split"],

@@ -25,7 +25,7 @@ MOST_ROWS = 200_000
 
 
 class TextsNotFoundError(Exception):
-    """Says in one clause why there are no texts."""
+    """Says in one clause why there are no texts; it is shared with a run, so it has no path."""
 
 
 def find_texts(cache: Cache, splits: Sequence[str]) -> dict[str, list[str]]:
@@ -55,10 +55,12 @@ def find_texts(cache: Cache, splits: Sequence[str]) -> dict[str, list[str]]:
         try:
             corpus = load_corpus(options)
         except LLMEmbedError as error:
-            raise TextsNotFoundError(f"{place} could not be read: {error}") from error
+            raise TextsNotFoundError(f"{Path(place).name} could not be read again") from error
     for split in splits:
         if not np.array_equal(corpus.splits[split].text_hash, cache[split].text_hash):
-            raise TextsNotFoundError(f"the texts of {split!r} in {place} are others by now")
+            raise TextsNotFoundError(
+                f"the texts of {split!r} in {Path(place).name} are others by now"
+            )
     return {split: corpus.splits[split].texts.to_pylist() for split in splits}
 
 
@@ -93,7 +95,7 @@ def _place(name: str, known: Mapping[str, Any]) -> str:
     if Path(origin).is_absolute():
         if Path(origin).exists():
             return origin
-        raise TextsNotFoundError(f"{origin} is not there any more")
+        raise TextsNotFoundError(f"{Path(origin).name} is not where it was")
     from huggingface_hub.constants import HF_HOME
 
     kept = Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets")
