@@ -71,7 +71,7 @@ test-small-cpu: install
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest \
 	  --numprocesses logical --dist worksteal -m "not ray and not slow and not browser" tests/extract tests/test_end_to_end*.py
 
-# Pages in Debian's Chromium; without it they are skipped.
+# The site of docs/ and pages in Debian's Chromium, which are skipped without it.
 test-browser: install
 	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m browser tests/browser
 

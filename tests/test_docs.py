@@ -190,49 +190,6 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built strictly where no other machine can be reached."""
-    folder = tmp_path_factory.mktemp("site")
-    nowhere = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
-        cwd=ROOT,
-        env=os.environ | nowhere | {"NO_MKDOCS_2_WARNING": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.mark.slow
-def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
-    """Scripts, styles, fonts and pictures of every page lie beside it."""
-    loaded = {
-        link
-        for page in site.rglob("*.html")
-        for tag in re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.read_text())
-        for link in re.findall(r'(?:src|href)="?([^"\s>]+)', tag)
-    }
-    assert loaded
-    assert not {link for link in loaded if link.startswith(("http:", "https:", "//"))}
-
-
-@pytest.mark.slow
-def test_the_site_has_every_command_and_public_name(site: Path) -> None:
-    """The references have a heading for each command, and for each name of the packages."""
-    commands = re.findall(r'<h2 id="([\w-]+)"', (site / "commands.html").read_text())
-    assert commands == [*PROJECT["scripts"]]
-    names = {*re.findall(r'<h3 id="\w+">(\w+)', (site / "python.html").read_text())}
-    assert names == {
-        name
-        for package in ("cache_format", "extract", "train")
-        for name in importlib.import_module(f"llmembed.{package}").__all__
-    }
-
-
-@pytest.fixture(scope="module")
 def generated() -> ModuleType:
     """The module that makes pages of the site."""
     spec = importlib.util.spec_from_file_location("generated", ROOT / "docs" / "generated.py")
