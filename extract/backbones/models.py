@@ -301,10 +301,12 @@ def _from_hub(name: str, alias: ModelAlias, revision: str | None) -> ModelFiles:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
-    config = huggingface_hub.try_to_load_from_cache(alias.hub_id, "config.json", revision=revision)
-    if not isinstance(config, str):
-        _LOGGER.info("fetching %s from the Hub", alias.hub_id)
     try:
+        kept = huggingface_hub.try_to_load_from_cache(
+            alias.hub_id, "config.json", revision=revision
+        )
+        if not isinstance(kept, str):
+            _LOGGER.info("fetching %s from the Hub", alias.hub_id)
         place = huggingface_hub.snapshot_download(
             alias.hub_id,
             revision=revision,
