@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 from llmembed.cache_format.stores.mapping import can_map, map_behind_each_other
@@ -192,7 +192,16 @@ class LocalStore:
                 return False
 
     def _path(self, key: str) -> Path:
-        """Find the place of a key; no folder on the way to it, nor itself, may be a link."""
+        """Find the place of a key, which lies below the root and behind no link.
+
+        Keys of another store may be any text.
+        """
+        parsed = PurePath(key)
+        if parsed.anchor or ".." in parsed.parts:
+            raise CacheFormatError(
+                f"the key {key!r} leads out of the cache {self.location}, so nothing is read or "
+                "written there. Do not trust the cache that it comes from; take another one."
+            )
         folder = key.rpartition("/")[0]
         if folder not in self._checked:
             path = self._root

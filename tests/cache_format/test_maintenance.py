@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import h5py
 import numpy as np
 import pytest
@@ -54,6 +56,19 @@ def test_a_copy_replaces_nothing(toy_path: Path, tmp_path: Path) -> None:
         pytest.raises(CacheLockedError, match="is being written by process"),
     ):
         copy(toy_path, tmp_path / "copy.zarr")
+
+
+@pytest.mark.parametrize("key", ["../outside", "train/../../outside", "../../../../outside"])
+def test_a_copy_writes_nothing_outside_its_target(toy_path: Path, tmp_path: Path, key: str) -> None:
+    """An object store may hold any key; one that leads out of the folder ends the copy."""
+    files: Any = fsspec.filesystem("memory")
+    url = f"memory://{uuid.uuid4().hex}/deep/er/toy.zarr"
+    copy(toy_path, url)
+    root = url.removeprefix("memory:/")
+    files.store[f"{root}/{key}"] = files.store[f"{root}/zarr.json"]
+    with pytest.raises(CacheFormatError, match=r"outside' leads out of the cache"):
+        copy(url, tmp_path / "copies/of/strangers/copy.zarr")
+    assert not [*tmp_path.rglob("outside*")]
 
 
 def test_merging_joins_layers_splits_sources_and_blocks(tmp_path: Path) -> None:

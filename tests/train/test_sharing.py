@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import skops.io
 from clustered import MakeCache
@@ -470,3 +472,22 @@ def test_skops_loads_an_estimator_by_the_documented_types(
             trusted = [one for one in names["trusted"] if one != missing]
             with pytest.raises(UntrustedTypesFoundException, match=missing):
                 skops.io.load("topics.skops", trusted=trusted)
+
+
+def test_texts_that_a_run_holds_stay_here(hub: HubStandIn, texts_run: Run, tmp_path: Path) -> None:
+    """What --store-texts put into predictions.parquet is in none of the files that go."""
+    config = FitConfig(
+        cache=texts_run.config["fit"]["cache"],
+        fusion="mean",
+        source=("toy-bert",),
+        store_texts=True,
+        output=str(tmp_path / "held"),
+    )
+    held = fit(config)
+    table = pq.read_table(held.path / "predictions.parquet")
+    held.push_to_hub(NAME)
+    pushed = pq.read_table(pa.BufferReader(on_main(hub)["predictions.parquet"]))
+    assert "text" in table.column_names
+    assert pushed.equals(table.drop_columns(["text"]))
+    longest = max(table["text"].to_pylist(), key=len)
+    assert not any(longest.encode() in content for content in on_main(hub).values())

@@ -15,8 +15,9 @@ from llmembed.train.measures import Floats, Labels
 from llmembed.train.reports.baselines import NAMES as BASELINES
 from llmembed.train.reports.page import render
 from llmembed.train.reports.significance import FIGURES, N_SAMPLES, N_SWAPS, SEED, judge
+from llmembed.train.runs.predictions import PREDICTIONS_FILE, read_predictions
 from llmembed.train.runs.record import CONFIG_FILE, check_config, read_json
-from llmembed.train.runs.run import METRICS_FILE, PREDICTIONS_FILE, read_predictions
+from llmembed.train.runs.run import METRICS_FILE
 
 METHOD = (
     "Intervals hold 95 %. Differences are those from the first run, on the same rows. p: exact "

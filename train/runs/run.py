@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -52,29 +51,20 @@ from llmembed.train.inputs import Feature
 from llmembed.train.inputs.arguments import as_texts
 from llmembed.train.measures import Floats
 from llmembed.train.runs.predict import Backbones, Counted, Places
+from llmembed.train.runs.predictions import (
+    PREDICTIONS_FILE,
+    Predictions,
+    without_texts,
+    write_predictions,
+)
 from llmembed.train.runs.record import CONFIG_FILE, FORMAT, check_config, malformed, read_json
 
 MODEL_FILE, METRICS_FILE = "model.safetensors", "metrics.json"
-PREDICTIONS_FILE, ONNX_FILE = "predictions.parquet", "model.onnx"
+ONNX_FILE = "model.onnx"
 _SHARED_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, PREDICTIONS_FILE, ONNX_FILE)
 _PICKLED = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.joblib")
 _TRIES = 10
-_TEXT = "text"
 _HEADER_BYTES = 4 << 20  # of a safetensors file, at most
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """What a run says about the evaluation rows."""
-
-    rows: npt.NDArray[np.int64]
-    """int64 `[n]`, row in the evaluation split."""
-    labels: npt.NDArray[np.int64]
-    """int64 `[n]`, index of the true class."""
-    log_proba: Floats
-    """float64 `[n, C]`, log-probability of each class."""
-    texts: Sequence[str] | None = None
-    """The n texts, where the run is to hold them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +182,8 @@ class Run:
     ) -> str:
         """Put the run on the Hugging Face Hub, with a model card, and give the URL of its page.
 
-        It takes the place of a run that is there. Neither the report nor logs nor paths of this
-        machine go along (`llmembed.train.runs.sharing`).
+        It takes the place of a run that is there. Neither texts nor the report nor logs nor paths
+        of this machine go along (`llmembed.train.runs.sharing`).
 
         Args:
             repo_id: user/name; a repository of models, made if need be.
@@ -218,6 +208,8 @@ class Run:
                     files[name] = file.read()
             except FileNotFoundError:
                 continue
+        if PREDICTIONS_FILE in files:
+            files[PREDICTIONS_FILE] = without_texts(files[PREDICTIONS_FILE])
         if read_json(self.path / CONFIG_FILE) != json.loads(_as_json(self.config)):
             raise RunFormatError(
                 f"{self.path} holds another run since this one was loaded. Load it again."
@@ -308,7 +300,7 @@ def write_run(
         weights = run.classifier.state_dict()
         content = save({name: weight.contiguous() for name, weight in weights.items()})
         (folder / MODEL_FILE).write_bytes(content)  # save_file would make it the owner's alone
-        _write_predictions(folder / PREDICTIONS_FILE, predictions, run.labels)
+        write_predictions(folder / PREDICTIONS_FILE, predictions, run.labels)
         for name, content in files.items():
             (folder / name).write_bytes(content)
         if logs.is_dir():
@@ -437,44 +429,3 @@ def _load_weights(folder: Path, expected: Mapping[str, torch.Tensor]) -> dict[st
 def _as_json(document: Mapping[str, Any]) -> bytes:
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     return f"{text}\n".encode()
-
-
-def _write_predictions(path: Path, predictions: Predictions, names: Sequence[str]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    proba = np.exp(predictions.log_proba)
-    labels = np.asarray(names, dtype=object)
-    columns: dict[str, Any] = {
-        "row": predictions.rows,
-        "label": labels[predictions.labels],
-        "predicted": labels[proba.argmax(axis=1)],
-        **{f"p_{name}": proba[:, index] for index, name in enumerate(names)},
-        **({} if predictions.texts is None else {_TEXT: predictions.texts}),
-    }
-    pq.write_table(pa.table(columns), path)
-
-
-def read_predictions(path: Path, names: Sequence[str]) -> Predictions:
-    """Read the predictions of a run with the classes `names`.
-
-    Raises:
-        RunFormatError: the file is missing or is not what it should be.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    known = {name: index for index, name in enumerate(names)}
-    try:
-        require_regular(path, RunFormatError)
-        table = pq.read_table(path)
-        proba = np.stack([table[f"p_{name}"].to_numpy() for name in names], axis=1)
-        labels = [known[name] for name in table["label"].to_pylist()]
-        return Predictions(
-            rows=table["row"].to_numpy().astype(np.int64),
-            labels=np.asarray(labels, dtype=np.int64),
-            log_proba=np.log(np.maximum(proba, np.finfo(np.float64).tiny)),
-            texts=table[_TEXT].to_pylist() if _TEXT in table.column_names else None,
-        )
-    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
-        raise malformed(path, str(error)) from error

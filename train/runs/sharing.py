@@ -1,8 +1,9 @@
 """Runs on the Hugging Face Hub: what goes there, and how one comes from there.
 
 Five files of a run go, and a model card beside them: config.json, metrics.json, model.safetensors,
-predictions.parquet, and model.onnx where there is one. Logs and the report stay, since they may
-hold texts and paths; of places on this machine config.json keeps the last part alone.
+predictions.parquet, and model.onnx where there is one. Texts that `--store-texts` put into a run
+stay, as do logs and the report, which may hold texts and paths; of places on this machine
+config.json keeps the last part alone.
 """
 
 from __future__ import annotations
