@@ -84,23 +84,28 @@ def _of_run(config: ReportConfig) -> tuple[dict[str, Any], str, str]:
     from llmembed.train.reports.report import metrics_table
     from llmembed.train.reports.run_page import parts_of, report_page
     from llmembed.train.reports.texts import TextsNotFoundError, evaluated_texts
+    from llmembed.train.runs.record import damage_told
 
-    parts = parts_of(folder_of(Path(config.runs[0])))
-    texts = None
-    if parts.predictions.texts is None:
-        try:
-            texts = evaluated_texts(parts.config, parts.metrics)
-        except TextsNotFoundError as error:
-            warn(f"the page of {config.runs[0]} shows rows without texts, since {error}.")
-    document = {"path": config.runs[0], **parts.metrics}
-    return document, metrics_table(parts.metrics), report_page(parts, texts)
+    folder = folder_of(Path(config.runs[0]))
+    with damage_told(folder):
+        parts = parts_of(folder)
+        texts = None
+        if parts.predictions.texts is None:
+            try:
+                texts = evaluated_texts(parts.config, parts.metrics)
+            except TextsNotFoundError as error:
+                warn(f"the page of {config.runs[0]} shows rows without texts, since {error}.")
+        document = {"path": config.runs[0], **parts.metrics}
+        return document, metrics_table(parts.metrics), report_page(parts, texts)
 
 
 def _of_runs(config: ReportConfig) -> tuple[dict[str, Any], str, str]:
     from llmembed.train.reports.compare import compare_runs, comparison_page, comparison_table
+    from llmembed.train.runs.record import damage_told
 
     document = compare_runs([Path(run) for run in config.runs])
-    return document, comparison_table(document), comparison_page(document)
+    with damage_told(Path(config.runs[0])):  # its baselines are shown
+        return document, comparison_table(document), comparison_page(document)
 
 
 def _of_cache(config: ReportConfig) -> tuple[dict[str, Any], str, str]:

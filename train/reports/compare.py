@@ -16,7 +16,7 @@ from llmembed.train.reports.baselines import NAMES as BASELINES
 from llmembed.train.reports.page import render
 from llmembed.train.reports.significance import FIGURES, N_SAMPLES, N_SWAPS, SEED, judge
 from llmembed.train.runs.predictions import PREDICTIONS_FILE, read_predictions
-from llmembed.train.runs.record import CONFIG_FILE, check_config, read_json
+from llmembed.train.runs.record import CONFIG_FILE, check_config, damage_told, read_json
 from llmembed.train.runs.run import METRICS_FILE
 
 METHOD = (
@@ -35,6 +35,8 @@ class Evaluated:
     path: Path
     config: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    eval_split: str
+    described: Mapping[str, Any]  # what `--json` says of it besides name and figures
     rows: Labels  # int64 `[N]`, row in the evaluation split
     labels: Labels  # int64 `[N]`, index of the true class
     proba: Floats  # float64 `[N, C]`
@@ -57,17 +59,16 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
     for run in runs[1:]:
         _check_comparable(runs[0], run)
     judged = judge(runs[0].labels, [run.proba for run in runs])
-    of_first = runs[0].metrics
     return {
-        "eval_split": of_first["eval_split"],
-        "n_eval": of_first["n_eval"],
+        "eval_split": runs[0].eval_split,
+        "n_eval": len(runs[0].rows),
         "runs": [
-            {**_described(run, name), **found}
+            {"name": name, **run.described, **found}
             for run, name, found in zip(runs, _names(paths), judged, strict=True)
         ],
         "baselines": {
             BASELINES.get(name, name): figures
-            for name, figures in of_first.get("baselines", {}).items()
+            for name, figures in runs[0].metrics.get("baselines", {}).items()
             if "missing" not in figures
         },
         "method": METHOD,
@@ -94,9 +95,17 @@ def read_run(path: Path) -> Evaluated:
             f"{path} was evaluated on no row, since all rows train, so it has no figures. Extract "
             "a test split, and fit again."
         )
-    return Evaluated(
-        path=path, config=config, metrics=metrics, rows=rows, labels=labels, proba=proba
-    )
+    with damage_told(folder / METRICS_FILE):
+        return Evaluated(
+            path=path,
+            config=config,
+            metrics=metrics,
+            eval_split=str(metrics["eval_split"]),
+            described=_described(path, config, metrics),
+            rows=rows,
+            labels=labels,
+            proba=proba,
+        )
 
 
 def folder_of(path: Path) -> Path:
@@ -128,7 +137,7 @@ def _check_once(paths: Sequence[Path]) -> None:
 def _check_comparable(one: Evaluated, other: Evaluated) -> None:
     """Refuse runs that were not evaluated on the same rows of the same texts."""
     caches = [run.config.get("cache", {}) for run in (one, other)]
-    splits = [run.metrics["eval_split"] for run in (one, other)]
+    splits = [run.eval_split for run in (one, other)]
     texts = [cache.get("eval_fingerprint") for cache in caches]
     found = ""
     if splits[0] != splits[1]:
@@ -139,7 +148,7 @@ def _check_comparable(one: Evaluated, other: Evaluated) -> None:
         if None in texts:
             found = "at least one, of an earlier version, does not say on which texts"
         elif texts[0] != texts[1]:
-            found = f"their data sets have fingerprints {texts[0]:.8} and {texts[1]:.8}"
+            found = f"their data sets have fingerprints {texts[0]!s:.8} and {texts[1]!s:.8}"
     if not found and not np.array_equal(one.rows, other.rows):
         found = f"{len(one.rows)} and {len(other.rows)} rows are not the same ones"
     if not found and not np.array_equal(one.labels, other.labels):
@@ -158,16 +167,14 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 
-def _described(run: Evaluated, name: str) -> dict[str, Any]:
-    architecture, features = run.config["architecture"], run.config["features"]
+def _described(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "name": name,
-        "path": str(run.path),
-        "fusion": architecture["fusion"],
-        "head": architecture["head"],
-        "features": features,
-        "n_parameters": run.metrics["n_parameters"],
-        "seconds": run.metrics["seconds"]["total"],
+        "path": str(path),
+        "fusion": config["architecture"]["fusion"],
+        "head": config["architecture"]["head"],
+        "features": config["features"],
+        "n_parameters": int(metrics["n_parameters"]),
+        "seconds": float(metrics["seconds"]["total"]),
     }
 
 

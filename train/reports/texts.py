@@ -19,6 +19,7 @@ import numpy as np
 
 from llmembed.cache_format import Cache, open_cache
 from llmembed.common.errors import CacheError, LLMEmbedError, LLMEmbedWarning
+from llmembed.train.runs.record import DAMAGE
 
 MOST_ROWS = 200_000
 """Rows of all splits together, beyond which no report waits for them to be read."""
@@ -41,20 +42,20 @@ def find_texts(cache: Cache, splits: Sequence[str]) -> dict[str, list[str]]:
 
     known = cache.dataset.provenance
     place = _place(cache.dataset.name, known)
-    options = DatasetOptions(
-        place,
-        splits=tuple(splits),
-        **{name: known.get(name) for name in ("text_column", "label_column", "unlabelled")},
-        limit=known.get("limit"),
-        seed=known.get("seed") or 0,
-        dialect=Dialect.of(known),
-    )
     with _from_this_machine():
         from llmembed.extract.texts.corpora import load_corpus
 
         try:
+            options = DatasetOptions(
+                place,
+                splits=tuple(splits),
+                **{name: known.get(name) for name in ("text_column", "label_column", "unlabelled")},
+                limit=known.get("limit"),
+                seed=known.get("seed") or 0,
+                dialect=Dialect.of(known),
+            )
             corpus = load_corpus(options)
-        except LLMEmbedError as error:
+        except (LLMEmbedError, OSError, *DAMAGE) as error:  # a cache may record anything
             raise TextsNotFoundError(f"{Path(place).name} could not be read again") from error
     for split in splits:
         if not np.array_equal(corpus.splits[split].text_hash, cache[split].text_hash):
@@ -71,6 +72,8 @@ def evaluated_texts(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> li
         TextsNotFoundError: they, or the cache, are not on this machine, or are others by now.
     """
     place = config["fit"]["cache"]
+    if "://" in place:  # the run may be a stranger's
+        raise TextsNotFoundError("its cache is not on this machine")
     try:
         cache = open_cache(place)
         if cache.fingerprint != config["cache"]["fingerprint"]:
@@ -93,7 +96,7 @@ def _place(name: str, known: Mapping[str, Any]) -> str:
         if found.package == origin or (found.files and alias == origin):
             return alias
     if Path(origin).is_absolute():
-        if Path(origin).exists():
+        if os.path.exists(origin):  # noqa: PTH110 - False for a name that is too long
             return origin
         raise TextsNotFoundError(f"{Path(origin).name} is not where it was")
     from huggingface_hub.constants import HF_HOME
@@ -101,6 +104,8 @@ def _place(name: str, known: Mapping[str, Any]) -> str:
     kept = Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets")
     if not any(_squeezed(path.name) == _squeezed(origin) for path in kept.glob("*___*")):
         raise TextsNotFoundError(f"no copy of the data set {origin} is on this machine")
+    import datasets  # noqa: F401 - where HF_HUB_OFFLINE is set, as below, it would stay offline
+
     return origin
 
 

@@ -5,17 +5,18 @@ Nothing in it may make a reader wait, run code, or take memory.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmembed.cache_format.layout.documents import MAX_HIDDEN_SIZE
 from llmembed.cache_format.layout.schema import MAX_LAYERS
-from llmembed.common.errors import RunFormatError
+from llmembed.common.errors import LLMEmbedError, RunFormatError
 from llmembed.common.regular import open_regular
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions import FUSIONS, HEADS
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from llmembed.train.inputs import FitData
 
 FORMAT = 1
+DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading a document raises that is not as it was written."""
 CONFIG_FILE = "config.json"
 _MAX_BYTES = 1 << 30
 _MAX_FEATURES, _MAX_CLASSES = 1 << 13, 1 << 20
@@ -150,6 +153,17 @@ def malformed(path: Path, cause: str) -> RunFormatError:
     return RunFormatError(
         f"{path} is damaged or was not written by llmembed-fit: {cause[:200]}. Fit again."
     )
+
+
+@contextlib.contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Raise what a malformed document makes fail as the error that names its path."""
+    try:
+        yield
+    except LLMEmbedError:
+        raise
+    except DAMAGE as error:
+        raise malformed(path, repr(error)) from error
 
 
 def _features(config: Mapping[str, Any]) -> list[Feature]:
