@@ -21,6 +21,7 @@ from llmembed.common.errors import (
 )
 from llmembed.train.cli.report import report_main
 from llmembed.train.reports.cache_report import cache_page, describe_cache
+from llmembed.train.reports.page import figure
 
 N_ROWS, WIDTH = 2500, 24  # several blocks
 
@@ -185,7 +186,7 @@ def test_table_document_and_page_say_the_same(
     for layer in document["layers"]:
         for name in ("norm_mean", "norm_std", "trace_ratio", "explained"):
             assert f"{layer[name]:.4g}" in table
-            assert f"{layer[name]:.4f}" in html
+            assert figure(layer[name]) in html
     assert table.endswith(f"page: {page}\n")
     assert html.count("<svg") == 2
     hostile = cache_page({**document, "dataset": "<script>alert(1)</script>"})
