@@ -24,7 +24,7 @@ from llmembed.train.reports.charts import Chart, Line, depth_chart, line_chart
 from llmembed.train.reports.page import figure, render
 from llmembed.train.reports.report import described_head, note_of_absent
 from llmembed.train.runs.predictions import PREDICTIONS_FILE, Predictions, read_predictions
-from llmembed.train.runs.record import CONFIG_FILE, DAMAGE, check_config, read_json
+from llmembed.train.runs.record import CONFIG_FILE, DAMAGE, read_json
 from llmembed.train.runs.run import METRICS_FILE
 
 SWEEP_FILE = "sweep.json"
@@ -64,7 +64,6 @@ def parts_of(run: Path) -> RunParts:
         RunFormatError: a file is missing or is not what it should be.
     """
     config, metrics = read_json(run / CONFIG_FILE), read_json(run / METRICS_FILE)
-    check_config(config, run / CONFIG_FILE)
     return RunParts(
         config=config,
         metrics=metrics,
