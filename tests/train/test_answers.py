@@ -141,6 +141,8 @@ def test_an_output_that_fails_is_told(tmp_path: Path) -> None:
         write(tmp_path / "out.csv", answers())
     with pytest.raises(RunStorageError, match="could not be written: File name too long"):
         write(tmp_path / f"{'x' * 300}.csv", answers())
+    with pytest.raises(ConfigError, match=r"out\.csv is a folder\. Pass a file"):
+        check_output(tmp_path / "out.csv")
     with pytest.raises(ConfigError, match=r"does not exist\. Make it"):
         check_output(Path("x" * 5000) / "out.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]

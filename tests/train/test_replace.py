@@ -272,7 +272,7 @@ def test_a_full_disk_is_told_and_checkpoints_stay(
 def test_places_that_cannot_hold_a_run(tmp_path: Path, output: str, message: str) -> None:
     """They are refused before the cache is looked for."""
     (tmp_path / "file").touch()
-    with pytest.raises(RunStorageError, match=f"no run can be written to .*{message}"):
+    with pytest.raises(RunStorageError, match=f"nothing can be written to .*{message}"):
         fit(FitConfig(cache="none.zarr", output=f"{tmp_path}/{output}"))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from llmembed.common.console import ARGUMENT, answer, command
+from llmembed.common.replace import check_file, write_files
 from llmembed.train.cli import let_waiting_threads_sleep
 
 
@@ -68,12 +69,10 @@ def report_main(config: ReportConfig, *, as_json: bool, quiet: bool) -> None:
     one run the page is its report.html, with the texts where these are on this machine.
     """
     let_waiting_threads_sleep()
-    from llmembed.train.reports.compare import check_page, save_page
-
-    check_page(config.page)
+    check_file(config.page)
     of_runs = _of_runs if len(config.runs) > 1 else _of_run
     document, table, page = _of_cache(config) if config.cache else of_runs(config)
-    save_page(config.page, page)
+    write_files({config.page: page})
     table = f"{table}\npage: {config.page}"
     answer({**document, "page": str(config.page)}, table, as_json=as_json, quiet=quiet)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.common.errors import ConfigError, RunNotFoundError, RunStorageError
-from llmembed.common.replace import replacing, standing
+from llmembed.common.errors import ConfigError, RunNotFoundError
+from llmembed.common.replace import standing
 from llmembed.train.measures import Floats, Labels
 from llmembed.train.reports.baselines import NAMES as BASELINES
 from llmembed.train.reports.page import render
@@ -254,31 +254,3 @@ def _figure_rows(document: Mapping[str, Any], figure: str) -> Iterator[tuple[Any
 def _layers(run: Mapping[str, Any]) -> str:
     named = (f"{f['source']}/{f['pooling']} {f['layer']}" for f in run["features"])
     return ", ".join(named)
-
-
-def check_page(path: Path) -> None:
-    """Refuse a place where no page can be written, before anything is computed.
-
-    Raises:
-        ConfigError: it is a folder, or lies in none.
-    """
-    if path.is_dir():
-        raise ConfigError(f"--output {path} is a folder. Pass a file, such as {path / 'r.html'}.")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output {path}: the folder {path.parent} does not exist. Make it.")
-
-
-def save_page(path: Path, page: str) -> None:
-    """Write a page, whole or not at all.
-
-    Raises:
-        RunStorageError: the disk failed or refused.
-    """
-    try:
-        with replacing(path) as partial:
-            partial.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise RunStorageError(
-            f"the page {path} could not be written: {error.strerror or error}. Make room or check "
-            "the permissions, or pass another --output."
-        ) from error

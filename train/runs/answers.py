@@ -9,15 +9,14 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmembed.common.errors import ConfigError, RunStorageError, shown, warn
-from llmembed.common.replace import replacing
+from llmembed.common.errors import ConfigError, shown, warn
+from llmembed.common.replace import check_file, replacing, writing_told
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,13 +108,12 @@ def check_output(path: Path) -> None:
     """Refuse a file that cannot be written, before anything is computed.
 
     Raises:
-        ConfigError: it has another suffix, or its folder does not exist.
+        ConfigError: it has another suffix, is a folder, or its folder does not exist.
     """
     if path.suffix.lower() not in _WRITERS:
         known = ", ".join(_WRITERS)
         raise ConfigError(f"--output {path} has none of the suffixes {known}. Give it one.")
-    if not os.path.isdir(path.parent):  # noqa: PTH112 - False for a name that is too long
-        raise ConfigError(f"--output {path}: the folder {path.parent} does not exist. Make it.")
+    check_file(path)
 
 
 def write(path: Path, answers: Answers, *, defuses_formulas: bool = False) -> None:
@@ -126,17 +124,11 @@ def write(path: Path, answers: Answers, *, defuses_formulas: bool = False) -> No
     Raises:
         RunStorageError: the disk failed or refused.
     """
-    try:
-        with replacing(path) as partial:
-            if defuses_formulas:
-                _write_csv(partial, answers, _defused)
-            else:
-                _WRITERS[path.suffix.lower()](partial, answers)
-    except OSError as error:
-        raise RunStorageError(
-            f"--output {path} could not be written: {error.strerror or error}. Make room or check "
-            "the permissions, or pass another place."
-        ) from error
+    with writing_told(path), replacing(path) as partial:
+        if defuses_formulas:
+            _write_csv(partial, answers, _defused)
+        else:
+            _WRITERS[path.suffix.lower()](partial, answers)
 
 
 def _write_csv(

@@ -10,13 +10,14 @@ from typing import Any
 
 from llmembed.cache_format import open_cache
 from llmembed.common.errors import ConfigError
+from llmembed.common.replace import write_files
 from llmembed.common.splits import TRAIN
 from llmembed.train.config import FitConfig, Reading
 from llmembed.train.fusions import AUTO
 from llmembed.train.fusions.classifier import check_fusion
 from llmembed.train.inputs import load_each
 from llmembed.train.inputs.select import select_features
-from llmembed.train.reports.compare import compare_runs, comparison_page, save_page
+from llmembed.train.reports.compare import compare_runs, comparison_page
 from llmembed.train.verbs.fitting import check_fit, fit_on
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def compare_fusions(config: FitConfig, *, show_progress: bool = False) -> dict[s
         config.run_path.parent / f"{Path(config.cache.rstrip('/')).stem}-compare-{config.seed}.html"
     )
     document = compare_runs([one.run_path for one in configs])
-    save_page(page, comparison_page(document))
+    write_files({page: comparison_page(document)})
     return {**document, "page": str(page)}
 
 

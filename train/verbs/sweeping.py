@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from llmembed.common.errors import ConfigError, DataError
 from llmembed.common.process import memory_told
-from llmembed.common.replace import replacing
+from llmembed.common.replace import check_place, write_files
 from llmembed.train.config import Method, SweepConfig
 from llmembed.train.fusions import AUTO, HEADS
 from llmembed.train.inputs import FitData, columns_of, load_data
@@ -34,9 +35,12 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         CacheError: the cache is missing, malformed or incomplete.
         MissingPackageError: the engine is Ray, which is not installed.
         EngineError: Ray gave up.
+        RunStorageError: nothing can be written to the output.
     """
     started = time.perf_counter()
-    if config.output_path.exists() and not config.output_path.is_dir():
+    if not os.path.exists(config.output_path):  # noqa: PTH110 - False for a name that is too long
+        check_place(config.output_path)
+    elif not config.output_path.is_dir():
         raise ConfigError(
             f"--output {config.output_path} is a file, and a sweep writes a table and a plot into "
             "a folder. Pass another --output."
@@ -62,11 +66,9 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         "best": best_of(candidates).record(data.features, n_rows),
         "seconds": {"read": read_s, "total": time.perf_counter() - started},
     }
-    config.output_path.mkdir(parents=True, exist_ok=True)
     document = json.dumps(table, indent=2, allow_nan=False) + "\n"
-    for name, content in ((TABLE_FILE, document), (PLOT_FILE, depth_chart(table).alone())):
-        with replacing(config.output_path / name) as partial:
-            partial.write_text(content, encoding="utf-8")
+    files = {TABLE_FILE: document, PLOT_FILE: depth_chart(table).alone()}
+    write_files({config.output_path / name: content for name, content in files.items()})
     return table
 
 

@@ -18,11 +18,11 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmembed.common.errors import RunStorageError
+from llmembed.common.errors import ConfigError, RunStorageError
 from llmembed.common.process import is_gone, owner
 
 _NEW, _OLD = "new", "old"
@@ -47,7 +47,7 @@ def check_place(place: Path) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error  # without the path, which may be long
         raise RunStorageError(
-            f"no run can be written to {str(place)[:200]}: {reason}. Pass another --output."
+            f"nothing can be written to {str(place)[:200]}: {reason}. Pass another --output."
         ) from error
 
 
@@ -147,6 +147,39 @@ def _beside(place: Path) -> Iterator[_Hidden]:
     for path in paths:
         if match := pattern.fullmatch(path.name):
             yield _Hidden(path, match[1], match[2])
+
+
+def check_file(path: Path) -> None:
+    """Refuse, by a `ConfigError`, a file of --output that cannot be, before one is needed."""
+    if os.path.isdir(path):  # noqa: PTH112 - False for a name that is too long
+        raise ConfigError(f"--output {path} is a folder. Pass a file.")
+    if not os.path.isdir(path.parent):  # noqa: PTH112
+        raise ConfigError(f"--output {path}: the folder {path.parent} does not exist. Make it.")
+
+
+def write_files(files: Mapping[Path, str]) -> None:
+    """Write texts, each whole or not at all, and the folders they are in.
+
+    Raises:
+        RunStorageError: the disk failed or refused.
+    """
+    for path, content in files.items():
+        with writing_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                partial.write_text(content, encoding="utf-8", newline="")
+
+
+@contextlib.contextmanager
+def writing_told(path: Path) -> Iterator[None]:
+    """Raise what fails while a file is written as a `RunStorageError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunStorageError(
+            f"{path} could not be written: {error.strerror or error}. Make room or check the "
+            "permissions, or pass another place."
+        ) from error
 
 
 @contextlib.contextmanager
