@@ -82,6 +82,27 @@ def test_a_damaged_run_is_told(tmp_path: Path, damage: Damage, file: str, n_othe
     assert "is damaged or was not written by llmembed-fit" in said
 
 
+def test_no_name_forges_a_line(tmp_path: Path) -> None:
+    """An end of line in a label, a split, a baseline, a data set or a folder is shown escaped."""
+    forged = "x\nforged"
+    run = shutil.copytree(GOLDEN / "cooc", tmp_path / forged)
+    metrics = {"classes_without_rows": [forged], "eval_split": forged, "baselines": {}}
+    other = shutil.copytree(GOLDEN / "auto", tmp_path / "other")
+    for one in (run, other):
+        changed("metrics.json", **metrics)(one)
+    baselines = {forged: {"accuracy": 0.5}}
+    changed("metrics.json", baselines=baselines)(other)
+    dataset = DatasetInfo(name=forged, labels=("a",), provenance={})
+    with CacheWriter(tmp_path / "toy.zarr", dataset=dataset) as writer:
+        writer.add_split("test", labels=np.zeros(1, np.int32), text_hash=np.zeros(1, np.uint64))
+    page = ["--output", str(tmp_path / "page.html")]
+    for asked in ([str(run)], [str(other), str(run)], ["--cache", str(tmp_path / "toy.zarr")]):
+        result = CliRunner().invoke(report_main, [*asked, *page], catch_exceptions=False)
+        assert result.exit_code == 0
+        assert "x\\nforged" in result.stdout
+        assert not any(line.startswith("forged") for line in result.stdout.splitlines())
+
+
 def test_no_sweep_beside_a_run_stops_its_page(tmp_path: Path) -> None:
     """A number of a layer that no picture takes leaves the picture out."""
     feature = {"source": "tiny", "pooling": "mean", "layer": 10**400}

@@ -25,7 +25,7 @@ import numpy as np
 from scipy import sparse
 
 from llmembed.cache_format import Cache, Split, open_cache
-from llmembed.common.errors import ConfigError, warn
+from llmembed.common.errors import ConfigError, shown, warn
 from llmembed.common.splits import TRAIN
 from llmembed.train.inputs import Feature, read_features
 from llmembed.train.measures import Floats, Labels
@@ -237,11 +237,12 @@ def _of_classes(sums: Floats, squares: Floats, counts: Labels) -> dict[str, floa
 
 def cache_table(document: Mapping[str, Any]) -> str:
     """Lay out a description for a terminal."""
-    lines = [f"{document['path']}: {document['dataset']}, {document['n_classes']} classes", ""]
+    of = shown(f"{document['path']}: {document['dataset']}")
+    lines = [f"{of}, {document['n_classes']} classes", ""]
     for table in _tables(document):
         cells = [[*table["heads"]], *([_cell(value) for value in row] for row in table["rows"])]
         widths = [max(len(row[k]) for row in cells) for k in range(len(table["heads"]))]
-        lines += [table["title"]]
+        lines += [shown(table["title"])]
         lines += ["  ".join(map(str.rjust, row, widths)).rstrip() for row in cells]
         lines += [table["note"], ""]
     return "\n".join(lines[:-1])
@@ -318,4 +319,4 @@ def _tables(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else shown(str(value))

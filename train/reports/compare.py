@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.common.errors import ConfigError, RunNotFoundError
+from llmembed.common.errors import ConfigError, RunNotFoundError, shown
 from llmembed.common.replace import standing
 from llmembed.train.measures import Floats, Labels
 from llmembed.train.reports.baselines import NAMES as BASELINES
@@ -180,9 +180,10 @@ def _described(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]
 
 def comparison_table(document: Mapping[str, Any]) -> str:
     """Lay out a comparison for a terminal: a block a figure, a line a run."""
-    runs = document["runs"]
-    width = max(len(name) for name in [*(run["name"] for run in runs), *document["baselines"]])
-    lines = [f"evaluated on {document['eval_split']}, {document['n_eval']:,} rows"]
+    runs = [{**run, "name": shown(run["name"])} for run in document["runs"]]
+    baselines = {shown(name): figures for name, figures in document["baselines"].items()}
+    width = max(len(name) for name in [*(run["name"] for run in runs), *baselines])
+    lines = [f"evaluated on {shown(document['eval_split'])}, {document['n_eval']:,} rows"]
     for name, heading in FIGURES.items():
         titles = "  95 % interval     difference  95 % interval            p  corrected"
         lines += [
@@ -196,7 +197,7 @@ def comparison_table(document: Mapping[str, Any]) -> str:
         ]
         lines += [
             f"{of:<{width}}  {figures[name]:7.4f}  {_range(figures.get(f'{name}_ci95'))}  baseline"
-            for of, figures in document["baselines"].items()
+            for of, figures in baselines.items()
             if name in figures
         ]
     lines += ["", f"{'':<{width}}  {'parameters':>13}  {'seconds':>9}"]

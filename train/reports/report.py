@@ -14,7 +14,7 @@ _BASELINES = {"majority": "majority class", "tfidf": "TF-IDF + LR"}
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
     """Lay out the figures of metrics.json for a terminal."""
-    lines = [f"{name:<16} {text}" for name, text in _figures(metrics)]
+    lines = [f"{name:<16} {shown(text)}" for name, text in _figures(metrics)]
     if metrics["n_eval"]:
         rows = [*metrics["per_class"].items()]
         names = [shown(name) for name, _ in rows[:_MOST_CLASSES]]
