@@ -29,7 +29,7 @@ from llmembed.common.errors import ConfigError, shown, warn
 from llmembed.common.splits import TRAIN
 from llmembed.train.inputs import Feature, read_features
 from llmembed.train.measures import Floats, Labels
-from llmembed.train.reports.charts import Line, line_chart
+from llmembed.train.reports.charts import Line, line_chart, lines_over_depth
 from llmembed.train.reports.page import render
 
 OUTLIER = 5  # times the mean square of the average dimension
@@ -260,16 +260,8 @@ def cache_page(document: Mapping[str, Any]) -> str:
 
 def _lines(layers: Sequence[Mapping[str, Any]], name: str) -> list[Line]:
     """Give a line for each source and pooling that has several layers."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    for one in layers:
-        if one[name] is not None:
-            of = points.setdefault(f"{one['source']}, {one['pooling']}", [])
-            of.append((one["layer"], one[name]))
-    return [
-        Line(name=of, x=[x for x, _ in own], y=[y for _, y in own])
-        for of, own in points.items()
-        if len(own) > 1
-    ]
+    lines = lines_over_depth((one, one[name]) for one in layers if one[name] is not None)
+    return [line for line in lines if len(line.x) > 1]
 
 
 def _tables(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -136,20 +136,29 @@ def line_chart(
     return Chart(title=title, caption=caption, svg=svg, heads=heads, rows=rows)
 
 
+def lines_over_depth(points: Iterable[tuple[Any, ...]]) -> list[Line]:
+    """Make a line over the layers for each source and pooling.
+
+    Args:
+        points: of each a feature as JSON has it, its value, and the ends of an interval, if any.
+    """
+    groups: dict[str, list[tuple[Any, ...]]] = {}
+    for feature, *values in points:
+        name = f"{feature['source']}, {feature['pooling']}"
+        groups.setdefault(name, []).append((feature["layer"], *values))
+    lines = []
+    for name, own in groups.items():
+        x, y, *ends = zip(*sorted(own), strict=True)
+        low, high = ends or ((), ())
+        lines.append(Line(name=name, x=x, y=y, low=low, high=high))
+    return lines
+
+
 def depth_chart(table: Mapping[str, Any]) -> Chart:
     """Draw of a sweep's single features a line for each source and pooling."""
-    points: dict[str, list[tuple[float, ...]]] = {}
-    for row in table["candidates"]:
-        if row["fusion"] == "single":
-            feature = row["features"][0]
-            name = f"{feature['source']}, {feature['pooling']}"
-            point = (feature["layer"], row["accuracy"], *row["accuracy_ci95"])
-            points.setdefault(name, []).append(point)
-    lines = [
-        Line(name=name, x=x, y=y, low=low, high=high)
-        for name, own in points.items()
-        for x, y, low, high in [zip(*sorted(own), strict=True)]
-    ]
+    singles = [row for row in table["candidates"] if row["fusion"] == "single"]
+    points = [(row["features"][0], row["accuracy"], *row["accuracy_ci95"]) for row in singles]
+    lines = lines_over_depth(points)
     return line_chart(
         "Accuracy over depth",
         "Accuracy of each single layer on held-out training rows, with its 95 % interval.",

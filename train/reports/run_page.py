@@ -20,7 +20,7 @@ from llmembed.train.config import FitConfig
 from llmembed.train.measures import wilson_interval
 from llmembed.train.measures.metrics import ECE_BINS
 from llmembed.train.reports.baselines import NAMES
-from llmembed.train.reports.charts import Chart, Line, depth_chart, line_chart
+from llmembed.train.reports.charts import Chart, Line, depth_chart, line_chart, lines_over_depth
 from llmembed.train.reports.page import figure, render
 from llmembed.train.reports.report import described_head, note_of_absent
 from llmembed.train.runs.predictions import PREDICTIONS_FILE, Predictions, read_predictions
@@ -345,18 +345,10 @@ def _learning(losses: Mapping[str, Sequence[float | None]]) -> Iterator[Chart]:
 
 
 def _feature_shares(features: Sequence[Mapping[str, Any]], shares: Mapping[str, Any]) -> Chart:
-    points: dict[str, list[tuple[int, float]]] = {}
-    for feature, share in zip(features, shares["shares"], strict=True):
-        name = f"{feature['source']}, {feature['pooling']}"
-        points.setdefault(name, []).append((feature["layer"], share))
-    lines = [
-        Line(name=name, x=[layer for layer, _ in own], y=[share for _, share in own])
-        for name, own in points.items()
-    ]
     return line_chart(
         "Share of each layer",
         f"Measured is {shares['measure']}; all add up to 1.",
-        lines,
+        lines_over_depth(zip(features, shares["shares"], strict=True)),
         x="layer",
         y="share",
         bars=True,
