@@ -123,6 +123,7 @@ def _corpus(cache: Cache, dataset: str | None) -> Corpus:
     return load_corpus(
         DatasetOptions(
             dataset or here,
+            config=_recorded(origin, "config"),
             splits=cache.splits,
             text_column=_recorded(origin, "text_column"),
             label_column=_recorded(origin, "label_column"),

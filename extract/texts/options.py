@@ -90,9 +90,10 @@ class DatasetOptions:
 
         What later versions added is there only where it was given, since older caches lack it.
         """
-        marked = {} if self.unlabelled is None else {"unlabelled": self.unlabelled}
+        later = {"config": self.config, "unlabelled": self.unlabelled}
+        given = {name: value for name, value in later.items() if value is not None}
         seed = self.seed if self.limit else None
-        return {"limit": self.limit, "seed": seed, **self.dialect.given, **marked}
+        return {"limit": self.limit, "seed": seed, **self.dialect.given, **given}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

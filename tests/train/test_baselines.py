@@ -7,7 +7,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import xxhash
 from clustered import HIDDEN_SIZE, clustered, source_info, write_split
@@ -16,6 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, open_cache
+from llmembed.extract.texts import DatasetOptions
+from llmembed.extract.texts.corpora import load_corpus
 from llmembed.train import FitConfig, fit
 from llmembed.train.reports import texts as texts_module
 from llmembed.train.reports.texts import TextsNotFoundError, find_texts
@@ -147,6 +151,41 @@ def test_the_network_is_not_asked_for_texts(
     os.makedirs(tmp_path / "kept" / "SomeOne___some-set")  # noqa: PTH103
     with pytest.raises(TextsNotFoundError, match="Some_Set could not be read again"):
         find_texts(opened, ["test"])
+
+
+def test_texts_of_a_configuration_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache records which configuration of a Hub data set it was made of, where one was given."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    for name in ("apple", "pear"):
+        made = datasets.Dataset.from_dict(
+            {"text": [f"{name} {row}" for row in range(4)], "label": [0, 1, 0, 1]}
+        )
+        folder = tmp_path / "me___fruit" / name / "0.0.0" / "kept"
+        folder.mkdir(parents=True)
+        table, place = made.data.table, str(folder / "fruit-train.arrow")
+        with pa.OSFile(place, "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+        info = {
+            "builder_name": "parquet",
+            "dataset_name": "fruit",
+            "config_name": name,
+            "version": {"version_str": "0.0.0", "major": 0, "minor": 0, "patch": 0},
+            "splits": {"train": {"name": "train", "num_examples": 4, "dataset_name": "fruit"}},
+            "features": made.features.to_dict(),
+        }
+        (folder / "dataset_info.json").write_text(json.dumps(info))
+    corpus = load_corpus(DatasetOptions("me/fruit", config="pear"))
+    dataset = DatasetInfo(name="fruit", labels=corpus.labels, provenance=corpus.provenance)
+    train = corpus.splits["train"]
+    with CacheWriter(tmp_path / "fruit.zarr", dataset=dataset) as writer:
+        writer.add_split("train", labels=train.labels, text_hash=train.text_hash)
+    cache = open_cache(tmp_path / "fruit.zarr")
+    assert find_texts(cache, ["train"])["train"] == [f"pear {row}" for row in range(4)]
+    assert "config" not in DatasetOptions("me/fruit").recorded
 
 
 def test_too_many_rows_are_not_waited_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

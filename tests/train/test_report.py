@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -266,6 +267,11 @@ def test_the_commands_of_a_page_make_the_run_again(texts_run: Run) -> None:
     assert by_source["toy-bert"]["layers"] == "2"
     assert all(one["max_length"] == 64 for one in by_source.values())
     assert all(one["dataset"].endswith("toy.csv") for one in by_source.values())
+    parts = parts_of(texts_run.path)
+    known = {**parts.config["cache"]["provenance"], "origin": "me/fruit", "config": "pear"}
+    config = {**parts.config, "cache": {**parts.config["cache"], "provenance": known}}
+    page = report_page(dataclasses.replace(parts, config=config))
+    assert page.count("--dataset me/fruit") == page.count("--config pear") == 2
 
 
 def test_what_is_said_of_a_text_run_stands_on_its_page(texts_run: Run) -> None:

@@ -39,7 +39,7 @@ _OF_RECIPE = (
     "trust_remote_code",
 )
 _OF_DATASET = (
-    *("text_column", "label_column", "unlabelled", "limit", "seed"),
+    *("config", "text_column", "label_column", "unlabelled", "limit", "seed"),
     *("delimiter", "csv_escape", "csv_quote"),
 )
 

@@ -25,6 +25,9 @@ MOST_ROWS = 200_000
 """Rows of all splits together, beyond which no report waits for them to be read."""
 
 
+_RECORDED = ("config", "text_column", "label_column", "unlabelled")
+
+
 class TextsNotFoundError(Exception):
     """Says in one clause why there are no texts; it is shared with a run, so it has no path."""
 
@@ -49,7 +52,7 @@ def find_texts(cache: Cache, splits: Sequence[str]) -> dict[str, list[str]]:
             options = DatasetOptions(
                 place,
                 splits=tuple(splits),
-                **{name: known.get(name) for name in ("text_column", "label_column", "unlabelled")},
+                **{name: known.get(name) for name in _RECORDED},
                 limit=known.get("limit"),
                 seed=known.get("seed") or 0,
                 dialect=Dialect.of(known),
