@@ -77,7 +77,10 @@ def read_json(path: Path) -> dict[str, Any]:
         with open_regular(path, RunFormatError) as file:
             content = file.read(_MAX_BYTES + 1)
     except FileNotFoundError as error:
-        message = f"{path} is missing, so {path.parent} is not a run. Fit again."
+        message = (
+            f"{path} is missing, so {path.parent} is not a run. Pass the folder that llmembed-fit "
+            "printed, such as runs/r8-cooc-0, or fit again."
+        )
         raise RunFormatError(message) from error
     except OSError as error:
         message = f"{path} cannot be read: {error.strerror}. Make it readable, or fit again."
