@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from clustered import MakeCache
 
-from llmembed.common.errors import ConfigError
+from llmembed.common.errors import ConfigError, RunStorageError
 from llmembed.train import FitConfig, SweepConfig, run_sweep
 from llmembed.train.cli.fit import fit_main
 from llmembed.train.cli.sweep import sweep_main
@@ -90,6 +90,13 @@ def test_a_sweep_refuses_a_file_in_place_of_its_folder(
     place.touch()
     with pytest.raises(ConfigError, match=r"table\.csv is a file, and a sweep writes"):
         run_sweep(SweepConfig(cache=str(make_cache()), output=str(place)))
+
+
+def test_a_sweep_that_cannot_be_written_is_told(make_cache: MakeCache, tmp_path: Path) -> None:
+    """In one sentence, whatever the system refuses."""
+    (tmp_path / "s" / "sweep.json").mkdir(parents=True)
+    with pytest.raises(RunStorageError, match=r"could not be written to .*s: .* another --output"):
+        run_sweep(SweepConfig(cache=str(make_cache()), output=str(tmp_path / "s")))
 
 
 def test_a_sweep_reads_no_evaluation_split(make_cache: MakeCache, tmp_path: Path) -> None:

@@ -98,6 +98,14 @@ def test_files_in_and_out(texts_run: Run, tmp_path: Path, suffix: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", target.name]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the file that cannot be read is Linux's")
+def test_an_input_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """What the system refuses while lines are read is told in one sentence."""
+    (tmp_path / "in.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"in\.txt cannot be read: Input/output error\. Check"):
+        read_input(tmp_path / "in.txt")
+
+
 def test_the_input_is_never_replaced(texts_run: Run, tmp_path: Path) -> None:
     """The output under the input's own name, by whatever path, is refused, and the file stays."""
     path = tmp_path / "in.csv"

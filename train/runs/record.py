@@ -121,7 +121,11 @@ def check_config(config: Mapping[str, Any], path: Path) -> Architecture:
     for registry, name in ((FUSIONS, architecture.fusion), (HEADS, architecture.head)):
         if name not in registry:
             if registry.kind not in packages:
-                raise malformed(path, f"nothing registers the {registry.kind} {name!r:.40}")
+                raise RunFormatError(
+                    f"the run at {path.parent} has the {registry.kind} {name!r:.40}, which nothing "
+                    "registers here. In Python, import what registers it first; for the commands, "
+                    "install it as a package."
+                )
             raise RunFormatError(
                 f"the run at {path.parent} has the {registry.kind} {name!r:.40} of the package "
                 f"{packages[registry.kind]!s:.80}, which is not installed. Install it, or fit "

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmembed.common.errors import ConfigError, DataError
+from llmembed.common.errors import ConfigError, DataError, RunStorageError
 from llmembed.common.process import memory_told
 from llmembed.common.replace import replacing
 from llmembed.train.config import Method, SweepConfig
@@ -34,6 +34,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         CacheError: the cache is missing, malformed or incomplete.
         MissingPackageError: the engine is Ray, which is not installed.
         EngineError: Ray gave up.
+        RunStorageError: the disk failed or refused.
     """
     started = time.perf_counter()
     if config.output_path.exists() and not config.output_path.is_dir():
@@ -62,11 +63,17 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         "best": best_of(candidates).record(data.features, n_rows),
         "seconds": {"read": read_s, "total": time.perf_counter() - started},
     }
-    config.output_path.mkdir(parents=True, exist_ok=True)
     document = json.dumps(table, indent=2, allow_nan=False) + "\n"
-    for name, content in ((TABLE_FILE, document), (PLOT_FILE, depth_chart(table).alone())):
-        with replacing(config.output_path / name) as partial:
-            partial.write_text(content, encoding="utf-8")
+    try:
+        config.output_path.mkdir(parents=True, exist_ok=True)
+        for name, content in ((TABLE_FILE, document), (PLOT_FILE, depth_chart(table).alone())):
+            with replacing(config.output_path / name) as partial:
+                partial.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise RunStorageError(
+            f"the sweep could not be written to {config.output_path}: {error.strerror or error}. "
+            "Make room or check the permissions, or pass another --output."
+        ) from error
     return table
 
 
