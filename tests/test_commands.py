@@ -98,7 +98,12 @@ def test_a_verb_ends_as_its_command_does(tmp_path: Path) -> None:
     failed = run(llmembed_main, ["cache", "verify", str(tmp_path / "no.zarr")])
     assert (failed.exit_code, failed.stderr.startswith("error: ")) == (1, True)
     unknown = run(llmembed_main, ["extarct"])
-    assert (unknown.exit_code, "No such command 'extarct'" in unknown.stderr) == (2, True)
+    message = (
+        "Error: command 'extarct' does not exist; did you mean 'extract'? Known: extract, fit,"
+    )
+    assert (unknown.exit_code, message in unknown.stderr) == (2, True)
+    unknown = run(llmembed_main, ["cache", "inof"])
+    assert (unknown.exit_code, "did you mean 'info'?" in unknown.stderr) == (2, True)
 
 
 def test_the_help_of_llmembed_imports_no_command() -> None:

@@ -24,9 +24,18 @@ _TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "tit
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
 
 
-def label_column_of(columns: Sequence[str], asked: str | None) -> str:
-    """Name the column of labels: the one that is asked for, or the first of the usual ones."""
+def label_column_of(columns: Sequence[str], asked: str | None, text_asked: str | None) -> str:
+    """Name the column of labels: the one that is asked for, or the first of the usual ones.
+
+    Where the column of texts cannot be told either, one error asks for both.
+    """
     if asked is None:
+        usual = {column.lower() for column in columns}
+        if len(columns) > 2 and text_asked is None and usual.isdisjoint(LABEL_NAMES + _TEXT_NAMES):
+            raise DataError(
+                f"no column looks like the text or the label among {listed(columns)}. Name them "
+                "with --text-column NAME and --label-column NAME."
+            )
         return _usual("label", columns, LABEL_NAMES)
     if asked not in columns:
         raise ConfigError.unknown("column", asked, columns, "Pass one to --label-column.")

@@ -171,7 +171,7 @@ def _known_splits(options: DatasetOptions, origin: Origin) -> list[str]:
 def _columns(tables: Mapping[str, pa.Table], options: DatasetOptions) -> tuple[list[str], str]:
     """Name the columns of texts and of labels, which every split that is taken must have."""
     names = next(iter(tables.values())).column_names
-    label_column = label_column_of(names, options.label_column)
+    label_column = label_column_of(names, options.label_column, options.text_column)
     others = [name for name in names if name != label_column]
     text_columns = text_columns_of(others, options.text_column)
     for split, table in tables.items():

@@ -91,6 +91,7 @@ def test_a_save_to_disk_folder_keeps_its_class_names(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("text,kind\na,b\n", "no column looks like the label among text, kind. Name it"),
+        ("a,b,c\nd,e,f\n", "among a, b, c. Name them with --text-column NAME and --label-column"),
         ("one,two,label\na,b,c\n", "no column looks like the text among one, two. Name it"),
         ("text,label\na,x\nb,x\n", "the labels have the classes ['x']; a classifier needs at"),
         ("text,label\na,0\nb,nan\nc,\nd,1\n", "split 'train', row 1: the label is 'nan' (2 rows"),

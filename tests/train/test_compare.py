@@ -219,7 +219,7 @@ def test_what_is_no_run_is_told(runs: list[Path], tmp_path: Path) -> None:
     """A missing folder, a folder without a run and damaged predictions are told in one sentence."""
     with pytest.raises(RunNotFoundError, match="nowhere is not a folder, so there is no run"):
         compare_runs([runs[0], tmp_path / "nowhere"])
-    with pytest.raises(RunFormatError, match=r"config\.json is missing, so .* is not a run"):
+    with pytest.raises(RunFormatError, match=r"is not a run\. Pass the folder that llmembed-fit"):
         compare_runs([runs[0], tmp_path])
     copy = tmp_path / "copy"
     shutil.copytree(runs[0], copy)

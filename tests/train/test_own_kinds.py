@@ -73,7 +73,7 @@ def test_a_head(make_cache: MakeCache, tmp_path: Path) -> None:
     )
     assert fit(config).metrics["accuracy"] > 0.8
     del HEADS._specs["deep"]
-    with pytest.raises(RunFormatError, match="nothing registers the head 'deep'"):
+    with pytest.raises(RunFormatError, match="has the head 'deep', which nothing registers here"):
         load_run(tmp_path / "r")
 
 

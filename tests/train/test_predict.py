@@ -98,6 +98,24 @@ def test_files_in_and_out(texts_run: Run, tmp_path: Path, suffix: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", target.name]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the file that cannot be read is Linux's")
+def test_an_input_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """What the system refuses while lines are read is told in one sentence."""
+    (tmp_path / "in.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"in\.txt cannot be read: Input/output error\. Check"):
+        read_input(tmp_path / "in.txt")
+
+
+def test_the_input_is_never_replaced(texts_run: Run, tmp_path: Path) -> None:
+    """The output under the input's own name, by whatever path, is refused, and the file stays."""
+    path = tmp_path / "in.csv"
+    path.write_text("message\nw1\n")
+    (tmp_path / "link.csv").symlink_to(path)
+    result = invoke(texts_run, "--input", str(path), "--output", str(tmp_path / "link.csv"))
+    assert (result.exit_code, "is the file of --input" in result.stderr) == (1, True)
+    assert path.read_text() == "message\nw1\n"
+
+
 def test_the_training_file_is_read_as_extraction_read_it(texts_run: Run, tmp_path: Path) -> None:
     """The column that the cache recorded is taken, else the usual ones are looked for, and said."""
     path, target = tmp_path / "in.csv", tmp_path / "out.jsonl"

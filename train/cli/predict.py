@@ -73,6 +73,11 @@ class PredictConfig:
             raise click.UsageError("--defuse-formulas is for a csv of --output.")
         if self.output is not None:
             check_output(Path(self.output))
+            if self.input is not None and Path(self.output).resolve() == Path(self.input).resolve():
+                raise ConfigError(
+                    f"--output {self.output} is the file of --input, which it would replace. Name "
+                    "another file."
+                )
 
     @property
     def csv(self) -> dict[str, str | None]:

@@ -303,8 +303,14 @@ def read_input(
         raise DatasetNotFoundError(message) from error
     if path.suffix.lower() == ".txt":
         dialect.refuse_for(str(path))
-        with open_regular(path) as file:
-            return read_lines(file.read(), str(path))
+        try:
+            with open_regular(path) as file:
+                content = file.read()
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read: {error.strerror}. Check the path and who may read it."
+            ) from error
+        return read_lines(content, str(path))
     from llmembed.extract.texts.corpora import texts_of_file
 
     texts, beside = texts_of_file(path, column, known, dialect)

@@ -77,7 +77,10 @@ def read_json(path: Path) -> dict[str, Any]:
         with open_regular(path, RunFormatError) as file:
             content = file.read(_MAX_BYTES + 1)
     except FileNotFoundError as error:
-        message = f"{path} is missing, so {path.parent} is not a run. Fit again."
+        message = (
+            f"{path} is missing, so {path.parent} is not a run. Pass the folder that llmembed-fit "
+            "printed, such as runs/r8-cooc-0, or fit again."
+        )
         raise RunFormatError(message) from error
     except OSError as error:
         message = f"{path} cannot be read: {error.strerror}. Make it readable, or fit again."
@@ -118,7 +121,11 @@ def check_config(config: Mapping[str, Any], path: Path) -> Architecture:
     for registry, name in ((FUSIONS, architecture.fusion), (HEADS, architecture.head)):
         if name not in registry:
             if registry.kind not in packages:
-                raise malformed(path, f"nothing registers the {registry.kind} {name!r:.40}")
+                raise RunFormatError(
+                    f"the run at {path.parent} has the {registry.kind} {name!r:.40}, which nothing "
+                    "registers here. In Python, import what registers it first; for the commands, "
+                    "install it as a package."
+                )
             raise RunFormatError(
                 f"the run at {path.parent} has the {registry.kind} {name!r:.40} of the package "
                 f"{packages[registry.kind]!s:.80}, which is not installed. Install it, or fit "

@@ -30,7 +30,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from llmembed.common.errors import LLMEmbedError, LLMEmbedWarning, RowError, shown
+from llmembed.common.errors import ConfigError, LLMEmbedError, LLMEmbedWarning, RowError, shown
 from llmembed.common.progress import showing_phases
 
 # Metadata of a config's field.
@@ -132,6 +132,16 @@ class Group(_Program, click.Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # click's own way prints the help, before 8.2 with exit code 0.
         super().__init__(*args, no_args_is_help=False, **kwargs)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is named first; of an unknown one say which there are."""
+        known = self.list_commands(ctx)
+        if not (ctx.resilient_parsing or args[0] in known or args[0].startswith("-")):
+            remedy = "Pass one of them."
+            raise click.UsageError(str(ConfigError.unknown("command", args[0], known, remedy)), ctx)
+        return super().resolve_command(ctx, args)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
