@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from llmembed.common.cluster import check_engine
 from llmembed.common.console import COMPLETES, FOLDER, GROUP
 from llmembed.common.errors import ConfigError
-from llmembed.common.splits import TRAIN
 from llmembed.train.fusions import AUTO, FUSIONS, HEADS, choices
 
 DEFAULT_FOLDS, MIN_FOLDS = 5, 2
@@ -580,7 +579,7 @@ class AuditConfig:
     """Layers to use of those in the cache, as in llmembed-fit; without it, all."""
     pooling: tuple[str, ...] = ()
     """Poolings to use; without it, all of the cache."""
-    split: str = TRAIN
+    split: str = "train"
     """Split whose labelled rows are judged, by folds of its own."""
     fusion: str = dataclasses.field(
         default=AUTO, metadata={GROUP: "Judge", COMPLETES: lambda: _fusions(learn=False)}

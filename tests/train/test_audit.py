@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from llmembed.cache_format import CacheWriter, DatasetInfo
-from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning
+from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning, RunStorageError
 from llmembed.train import AuditConfig, FitConfig, fit, run_audit
 from llmembed.train.cli.audit import audit_main
 from llmembed.train.inputs import draw_folds
@@ -356,6 +358,25 @@ def test_options_that_fit_nothing_are_refused(
     """What no folds are held out of, and unknown names, end in one sentence."""
     with pytest.raises(ConfigError, match=message):
         audited(make_cache(), tmp_path, **options)
+
+
+def test_a_disk_that_refuses_is_told(make_cache: MakeCache, tmp_path: Path) -> None:
+    """Where no folder can be made, one sentence names the place and the reason."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunStorageError, match=r"not be written to .*audit: Not a directory"):
+        audited(make_cache(), tmp_path / "file")
+
+
+def test_help_needs_no_numbers() -> None:
+    """The options of an audit are data: neither torch nor numpy is imported for them."""
+    code = (
+        "import sys\nfrom llmembed.train.cli.audit import audit_main\n"
+        "audit_main.main(['--help'], standalone_mode=False)\n"
+        "print(*{'numpy', 'torch'} & {*sys.modules}, end='', file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-Pc", code], check=False, capture_output=True)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"--defuse-formulas" in result.stdout
 
 
 def test_a_file_is_no_place_for_an_audit(make_cache: MakeCache, tmp_path: Path) -> None:
