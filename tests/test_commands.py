@@ -22,6 +22,7 @@ from llmembed.cli import VERBS
 from llmembed.cli import main as llmembed_main
 from llmembed.common.console import Command, echo_json
 from llmembed.extract.cli import main as extract_main
+from llmembed.train.cli.audit import audit_main
 from llmembed.train.cli.fit import fit_main
 from llmembed.train.cli.predict import predict_main
 from llmembed.train.cli.report import report_main
@@ -31,6 +32,7 @@ from llmembed.train.cli.sweep import sweep_main
 ROOT = Path(__file__).parents[1]
 COMMANDS: dict[str, click.Command] = {
     "llmembed": llmembed_main,
+    "llmembed-audit": audit_main,
     "llmembed-cache": cache_main,
     "llmembed-extract": extract_main,
     "llmembed-fit": fit_main,
@@ -127,6 +129,7 @@ GROUPED = {
     extract_main: "Model and features, Texts, Cache, Devices",
     fit_main: "Features, Classifier, Rows, Training",
     predict_main: "Run, Texts, Answers",
+    audit_main: "Features, Judge, Output",
     sweep_main: "Features, Judge, Who computes, Output",
 }
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from llmembed.train.config import FitConfig, SweepConfig
+from llmembed.train.config import AuditConfig, FitConfig, SweepConfig
 from llmembed.train.fusions import register_fusion, register_head
 
 if TYPE_CHECKING:
     from llmembed.train.fusions.mixing import Fusion
     from llmembed.train.runs.run import Run, load_run
+    from llmembed.train.verbs.auditing import run_audit
     from llmembed.train.verbs.comparing import compare_fusions
     from llmembed.train.verbs.estimator import LLMEmbedClassifier
     from llmembed.train.verbs.fitting import fit
@@ -23,9 +24,11 @@ _HOME = {
     "compare_fusions": "verbs.comparing",
     "fit": "verbs.fitting",
     "load_run": "runs.run",
+    "run_audit": "verbs.auditing",
     "run_sweep": "verbs.sweeping",
 }
 __all__ = [
+    "AuditConfig",
     "FitConfig",
     "Fusion",
     "LLMEmbedClassifier",
@@ -36,6 +39,7 @@ __all__ = [
     "load_run",
     "register_fusion",
     "register_head",
+    "run_audit",
     "run_sweep",
 ]
 

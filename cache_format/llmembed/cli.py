@@ -13,6 +13,7 @@ VERBS = {
     "fit": ("llmembed.train.cli.fit:fit_main", "A classifier on the features of a cache."),
     "predict": ("llmembed.train.cli.predict:predict_main", "New texts through a run."),
     "sweep": ("llmembed.train.cli.sweep:sweep_main", "Which layer of a cache knows what."),
+    "audit": ("llmembed.train.cli.audit:audit_main", "Which labels of a cache look wrong."),
     "report": ("llmembed.train.cli.report:report_main", "Compare runs, or look at a cache."),
     "serve": ("llmembed.train.cli.serve:serve_main", "Answer requests with a run."),
     "cache": ("llmembed.cache_format.cli:main", "Look at a cache, check it, move it about."),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from clustered import clustered, write_cache
 from regression.places import Places
 from regression.suites import CachePlan, FitPlan, SourcePlan, load_suite
-from studies import ablation, transfer
+from studies import ablation, audit, transfer
 
 from llmembed.cache_format import open_cache
 from llmembed.train.fusions import HEADS
@@ -131,3 +134,25 @@ def test_the_picture_is_drawn_from_the_records_alone(tmp_path: Path) -> None:
     assert drawn[0] == drawn[1]
     assert drawn[0].keys() == {"accuracy_depth.svg"}
     assert b"<svg" in drawn[0]["accuracy_depth.svg"]
+
+
+def test_an_audit_is_held_to_the_labels_that_were_flipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The share that stands first is told beside its bar; texts of other labels are refused."""
+    features, true = clustered(300, 0)
+    given = true.copy()
+    given[:15] = (given[:15] + 1) % 3
+    path = write_cache(tmp_path / "c.zarr", {"train": (features, given), "test": clustered(60, 1)})
+    pq.write_table(pa.table({"label": given, "true_label": true}), tmp_path / "train.parquet")
+    arguments = ["--data", f"toy={tmp_path}", "--cache", str(path), "--fusions", "mean"]
+    arguments += ["--output", str(tmp_path / "found.json")]
+    assert audit.main(arguments) == 0
+    document = json.loads((tmp_path / "found.json").read_text())
+    assert (document["n_rows"], document["n_flipped"]) == (300, 15)
+    listed = document["fusions"][0]["found"]
+    assert listed >= 0.8
+    assert f"{listed:10.4g}   at least 0.8" in capsys.readouterr().out
+    labels = np.zeros(300, np.int32)
+    pq.write_table(pa.table({"label": labels, "true_label": true}), tmp_path / "train.parquet")
+    assert audit.main(arguments) == 1

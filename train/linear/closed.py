@@ -139,6 +139,16 @@ class LDA(ClosedForm):
         bias = prior - (weight * middle).sum(dim=1) / 2
         return bias - bias[self._present].mean()
 
+    def distances(self, x: Tensor, strength: float) -> Tensor:
+        """Squared Mahalanobis distance of rows `[n, K]` to the nearest mean of a class, `[n]`."""
+        shift, _ = self._system(strength)
+        factor = factorise(self.matrix, shift, self._trace)
+        rows, means = (
+            torch.linalg.solve_triangular(factor, one.T.to(factor), upper=False).T
+            for one in (x, self._means[self._present])
+        )
+        return torch.cdist(rows, means).amin(dim=1).square() / (1 - strength)
+
 
 class ClosedSolver:
     """Ridge or LDA of a problem: held-out scores for every strength, and a fit of all rows."""

@@ -20,17 +20,21 @@ from torch import Tensor
 from llmembed.common.errors import ConfigError
 from llmembed.common.process import full_float32
 from llmembed.train.config import Method
+from llmembed.train.fusions import AUTO
 from llmembed.train.fusions.classifier import Classifier, Trained
 from llmembed.train.fusions.heads import LinearHead
 from llmembed.train.inputs import FitData, draw_folds, mean_loss
-from llmembed.train.linear.choice import choose_head
-from llmembed.train.linear.closed import LinearMap, without_absent
+from llmembed.train.linear.choice import Choice, choose_head
+from llmembed.train.linear.closed import LDA, LinearMap, without_absent
 from llmembed.train.linear.devices import device_of, fits, free_bytes, solving_bytes
 from llmembed.train.linear.moments import Problem
 from llmembed.train.linear.ray_moments import RayMoments
 from llmembed.train.linear.stacking import Member, average, spread
-from llmembed.train.linear.sweep import Candidate, Grid, stack_of, sweep
+from llmembed.train.linear.sweep import Candidate, Grid, best_of, stack_of, sweep
 from llmembed.train.measures import calibrate
+
+_CHUNK_ROWS = 8192
+_SHRINKAGE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +57,7 @@ def train_solved(method: Method, data: FitData, seed: int) -> Trained:
         ConfigError: there are fewer training rows than folds.
     """
     started = time.perf_counter()
-    fusion = Classifier(data.architecture(method.fusion, "linear")).eval()
-    grid = grid_of(method, data, seed)
-    problem = grid.problem(method.fusion, range(len(data.features)), fusion.fuse_all(grid.x))
-    choice = choose_head(problem, method.solved_heads)
+    problem, choice = _choose(method, data, grid_of(method, data, seed))
     solved = _Solved(
         linear=choice.solve(),
         head=choice.head,
@@ -65,6 +66,12 @@ def train_solved(method: Method, data: FitData, seed: int) -> Trained:
         details={"strength": choice.strength},
     )
     return _trained(method, data, seed, started, solved)
+
+
+def _choose(method: Method, data: FitData, grid: Grid) -> tuple[Problem, Choice]:
+    fusion = Classifier(data.architecture(method.fusion, "linear")).eval()
+    problem = grid.problem(method.fusion, range(len(data.features)), fusion.fuse_all(grid.x))
+    return problem, choose_head(problem, method.solved_heads)
 
 
 @full_float32()
@@ -128,6 +135,61 @@ def solve_base(method: Method, data: FitData) -> Base:
     return Base(
         linear=average([solved.linear], [1 / temperature]), held_out=(held_out / temperature).cpu()
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What classifiers that have not seen a row's fold say of it, for all training rows."""
+
+    logits: Tensor
+    """float32 `[N, C]`, divided by the temperature that they choose."""
+    distances: Tensor
+    """float32 `[N]`, a dimension's share of the squared Mahalanobis distance to the nearest mean of
+    a class, in the features of the fusion, of a stack those of its best member."""
+    alone: Tensor
+    """int64 `[n]`, rows that are the only ones of their class; their logits are not held out."""
+    details: dict[str, Any]
+
+
+@full_float32()
+def judge_held_out(method: Method, data: FitData) -> HeldOut:
+    """Score the training rows as a fit of a solved fusion, or of auto, does to choose.
+
+    Raises:
+        ConfigError: there are fewer training rows than folds.
+    """
+    grid = grid_of(method, data, method.seed)
+    if method.fusion == AUTO:
+        candidates = sweep(grid)
+        stack, best = stack_of(grid, candidates), best_of(candidates)
+        parts = [member.weight * candidate.scores for member, candidate in stack.items()]
+        scores = torch.stack(parts).sum(dim=0)
+        fused = grid.fuse(best.fusion, best.features)
+        problem = grid.problem(best.fusion, best.features, fused)
+        details: dict[str, Any] = {"head": grid.head, "n_members": len(stack)}
+    else:
+        problem, choice = _choose(method, data, grid)
+        scores = choice.scores
+        details = {"head": choice.head, "strength": choice.strength}
+    temperature = grid.temperature(scores, calibrate)
+    (accuracy,) = grid.accuracies(scores[None], grid.held_out)
+    details |= {"temperature": temperature, "held_out_accuracy": accuracy}
+    return HeldOut(
+        logits=scores / temperature,
+        distances=_distances(problem),
+        alone=grid.alone,
+        details=details,
+    )
+
+
+def _distances(problem: Problem) -> Tensor:
+    found = problem.class_weights.new_empty(len(problem.y))
+    for fold, rows in enumerate(problem.folds):
+        lda = LDA(problem.moments.without(fold))
+        for chunk in torch.split(rows, _CHUNK_ROWS):
+            x = problem.features_of(chunk)
+            found[chunk] = lda.distances(x, _SHRINKAGE).to(found) / x.shape[1]
+    return found
 
 
 def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Solved:

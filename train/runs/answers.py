@@ -126,7 +126,7 @@ def write(path: Path, answers: Answers, *, defuses_formulas: bool = False) -> No
     """
     with writing_told(path), replacing(path) as partial:
         if defuses_formulas:
-            _write_csv(partial, answers, _defused)
+            _write_csv(partial, answers, defused)
         else:
             _WRITERS[path.suffix.lower()](partial, answers)
 
@@ -145,10 +145,10 @@ def _write_csv(
             )
 
 
-def _defused(value: Any) -> Any:
+def defused(value: Any) -> Any:
     """Put an apostrophe before a text that a spreadsheet takes for a formula (OWASP's list).
 
-    >>> [_defused(value) for value in ("=1+1", "-5", -5, "@a", "a=1")]
+    >>> [defused(value) for value in ("=1+1", "-5", -5, "@a", "a=1")]
     ["'=1+1", '-5', -5, "'@a", 'a=1']
     """
     if not isinstance(value, str) or not value.startswith(_BEGIN_FORMULAS):
