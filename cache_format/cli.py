@@ -51,7 +51,7 @@ def _command(kind: type[Command] = Command) -> Callable[..., Any]:
 
 
 @_command()
-@click.argument("cache")
+@click.argument("cache", type=click.Path())
 def info(cache: str) -> tuple[Any, ...]:
     """Print what CACHE holds: splits, sources, layers, sizes, completeness, provenance."""
     from llmembed.cache_format.reader import open_cache
@@ -62,7 +62,7 @@ def info(cache: str) -> tuple[Any, ...]:
 
 
 @_command()
-@click.argument("cache")
+@click.argument("cache", type=click.Path())
 @click.option("--model", help="Also extract random rows again with this model, and compare.")
 @click.option("--dataset", help="Where their texts are; default: where the cache says.")
 @click.option("--rows", default=16, show_default=True, help="How many of them a split.")
@@ -85,7 +85,7 @@ def verify(cache: str, model: str | None, dataset: str | None, rows: int) -> tup
 
 
 @_command(_CopyCommand)
-@click.argument("cache")
+@click.argument("cache", type=click.Path())
 def finalize(cache: str) -> tuple[Any, ...]:
     """Close CACHE after the last of several ranks: re-hash all of it, write its indexes."""
     from llmembed.cache_format.tools import finalize as finalize_cache
@@ -96,8 +96,8 @@ def finalize(cache: str) -> tuple[Any, ...]:
 
 
 @_command(_CopyCommand)
-@click.argument("cache")
-@click.argument("target")
+@click.argument("cache", type=click.Path())
+@click.argument("target", type=click.Path())
 def copy(cache: str, target: str) -> tuple[Any, ...]:
     """Copy CACHE to TARGET, each a folder or a URL, and verify it.
 
@@ -112,8 +112,8 @@ def copy(cache: str, target: str) -> tuple[Any, ...]:
 
 
 @_command(_CopyCommand)
-@click.argument("target")
-@click.argument("caches", nargs=-1, required=True)
+@click.argument("target", type=click.Path())
+@click.argument("caches", nargs=-1, required=True, type=click.Path())
 def merge(target: str, caches: tuple[str, ...]) -> tuple[Any, ...]:
     """Add to TARGET (made if need be) what other CACHES of the same data set hold."""
     from llmembed.cache_format.tools import merge as merge_caches
@@ -124,7 +124,7 @@ def merge(target: str, caches: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 @_command()
-@click.argument("cache")
+@click.argument("cache", type=click.Path())
 @click.option("--split", help="Of this split only.")
 @click.option("--source", help="Of this source only.")
 @click.option("--pooling", help="Of this pooling only.")
@@ -139,8 +139,8 @@ def remove(cache: str, layers: str, **chosen: str | None) -> tuple[Any, ...]:
 
 
 @_command(_CopyCommand)
-@click.argument("cache")
-@click.argument("target")
+@click.argument("cache", type=click.Path())
+@click.argument("target", type=click.Path())
 @click.option("--archive", is_flag=True, help="Sharded and compressed Zarr, to be read only.")
 def convert(cache: str, target: str, *, archive: bool) -> tuple[Any, ...]:
     """Write CACHE as HDF5 (TARGET ends in .h5) or as an archive, or read an .h5 file back."""

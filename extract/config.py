@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from llmembed.common.cluster import check_engine
-from llmembed.common.console import COMPLETES, FOLDER, GROUP
+from llmembed.common.console import COMPLETES, FOLDER, GROUP, OR_PLACE
 from llmembed.common.errors import ConfigError
 from llmembed.common.layers import check_layers
 from llmembed.extract.backbones.models import MODELS
@@ -25,7 +25,7 @@ class ExtractConfig:
     """
 
     model: str = dataclasses.field(
-        metadata={GROUP: "Model and features", COMPLETES: lambda: MODELS}
+        metadata={GROUP: "Model and features", COMPLETES: lambda: MODELS, OR_PLACE: True}
     )
     """Backbone: an alias (llama2-7b, smollm2-135m, ...), a Hub id, or a local folder or
     GGUF file."""
@@ -56,7 +56,7 @@ class ExtractConfig:
     dtype: str = "float16"
     """Stored features: float16 or float32."""
     dataset: str = dataclasses.field(
-        default="sst2", metadata={GROUP: "Texts", COMPLETES: lambda: DATASETS}
+        default="sst2", metadata={GROUP: "Texts", COMPLETES: lambda: DATASETS, OR_PLACE: True}
     )
     """Texts: an alias (sst2, mr, agnews, r8, r52, 20newsgroups), a Hub id, or a path to csv, tsv,
     json, jsonl, parquet, arrow, feather (text files also as .gz, .bz2, .zst), a folder with one

@@ -162,7 +162,7 @@ def test_examples_can_be_typed(name: str, command: click.Command) -> None:
 
 
 COMPLETED = {
-    "extract --model no-such": None,
+    "fit --fusion no-such": None,
     "extract --model llama2": {"llama2-7b", "llama2-7b-chat"},
     "extract --pooling mean,l": {"mean,last"},
     "extract --dataset r5": {"r52"},
@@ -185,9 +185,16 @@ def test_a_shell_completes_names(line: str, names: set[str] | None) -> None:
 def test_a_shell_completes_folders_and_files() -> None:
     """Where an option takes a place, the shell is left to find it."""
     complete = BashComplete(llmembed_main, {}, "llmembed", "_LLMEMBED_COMPLETE")
-    places = {("predict", "--run"): "dir", ("predict", "--input"): "file", ("serve",): "dir"}
+    places = {
+        "predict --run": "dir",
+        "predict --input": "file",
+        "serve": "dir",
+        "cache copy": "file",
+        "extract --dataset": "file",
+        "extract --model": "file",
+    }
     for words, kind in places.items():
-        (item,) = complete.get_completions([*words], "ru")
+        (item,) = complete.get_completions(words.split(), "ru")
         assert (item.value, item.type) == ("ru", kind)
 
 

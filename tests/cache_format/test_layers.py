@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,13 @@ def test_what_is_no_layer_is_refused(specification: str) -> None:
     """Anything else is an error that quotes it."""
     with pytest.raises(ConfigError, match=re.escape(f"--layers has '{specification}'")):
         parse_layers(specification, 32, "llama2-7b")
+
+
+def test_a_list_of_layers_is_refused() -> None:
+    """Layers are a string in Python, too."""
+    layers: Any = [8, 16]
+    with pytest.raises(ConfigError, match=r"layers is \[8, 16\], no string\. Pass one, such as"):
+        parse_layers(layers, 32, "llama2-7b")
 
 
 def test_an_empty_specification_is_refused() -> None:

@@ -86,6 +86,11 @@ def test_what_is_printed(texts_run: Run) -> None:
     assert (rows[0]["label"], rows[0]["probability"]) == (best, rows[0]["probabilities"][best])
 
 
+def test_a_run_in_a_notebook_is_one_line(texts_run: Run) -> None:
+    """Its record and weights are not printed."""
+    assert repr(texts_run) == f"Run(path={texts_run.path!r})"
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_files_in_and_out(texts_run: Run, tmp_path: Path, suffix: str) -> None:
     """A csv or jsonl that is written can be read again, text by text, in order."""

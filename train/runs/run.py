@@ -79,11 +79,11 @@ class Run:
 
     path: Path
     """Folder of the run."""
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
     """Content of config.json."""
-    metrics: Mapping[str, Any]
+    metrics: Mapping[str, Any] = field(repr=False)
     """Content of metrics.json."""
-    classifier: Classifier
+    classifier: Classifier = field(repr=False)
     """The classifier, on the CPU."""
     _backbones: Backbones = field(init=False, repr=False, compare=False)
 

@@ -38,6 +38,7 @@ REPEATED = "repeated"  # what `--help` shows for a value that may hold commas
 ARGUMENT = "argument"  # no option: what `--help` shows for its values
 GROUP = "group"  # heading in `--help` of this option and of those after it
 COMPLETES = "completes"  # what a shell completes: a function that gives names, or FILE or FOLDER
+OR_PLACE = "or_place"  # what no name fits is the path of a file or folder
 FILE, FOLDER = "file", "dir"
 EXIT_KNOWN_ERROR = 1
 EXIT_ROWS_LEFT = 4
@@ -252,7 +253,9 @@ def _options_of(config: Any) -> list[Callable[..., Any]]:
             f"--{field.name.replace('_', '-')}",
             field.name,
             help=docs[field.name] + _shown_default(field.default),
-            shell_complete=functools.partial(_complete, field.metadata.get(COMPLETES)),
+            shell_complete=functools.partial(
+                _complete, field.metadata.get(COMPLETES), or_place=OR_PLACE in field.metadata
+            ),
             **_attributes(hints[field.name], field),
         )
         for field in dataclasses.fields(config)
@@ -264,13 +267,16 @@ def _complete(
     _ctx: click.Context,
     _param: click.Parameter,
     incomplete: str,
+    *,
+    or_place: bool = False,
 ) -> list[CompletionItem]:
     """Complete a name, of several with commas the last; or leave it to the shell to find files."""
     if known is None or isinstance(known, str):
         return [CompletionItem(incomplete, type=known)] if known else []
     before, comma, begun = incomplete.rpartition(",")
     names = (name for name in known() if name.startswith(begun))
-    return [CompletionItem(f"{before}{comma}{name}") for name in names]
+    found = [CompletionItem(f"{before}{comma}{name}") for name in names]
+    return found or [CompletionItem(incomplete, type=FILE)] * or_place
 
 
 def _attributes(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:

@@ -48,11 +48,13 @@ def check_layers(specification: str) -> None:
 
 
 def layer_parts(specification: str) -> list[str]:
-    """Split a specification at its commas; without a part it is a `ConfigError`.
+    """Split a specification at its commas; without a part, and of no string, it is a `ConfigError`.
 
     >>> layer_parts("8, last:2")
     ['8', 'last:2']
     """
+    if not isinstance(specification, str):  # from Python
+        raise ConfigError(f"layers is {specification!r}, no string. Pass one, such as '8,16'.")
     parts = [part.strip() for part in specification.split(",") if part.strip()]
     if not parts:
         raise ConfigError(f"--layers {specification!r} names no layer. {_HOW}")
