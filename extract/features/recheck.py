@@ -119,11 +119,11 @@ def _corpus(cache: Cache, dataset: str | None) -> Corpus:
     """Read the texts as the cache says that they were read."""
     origin = cache.dataset.provenance
     place = str(origin.get("origin", ""))
-    here = place if place and Path(place).exists() else cache.dataset.name
+    found = dataset or (place if place and Path(place).exists() else cache.dataset.name)
     return load_corpus(
         DatasetOptions(
-            dataset or here,
-            config=_recorded(origin, "config"),
+            found,
+            config=None if Path(found).exists() else _recorded(origin, "config"),
             splits=cache.splits,
             text_column=_recorded(origin, "text_column"),
             label_column=_recorded(origin, "label_column"),

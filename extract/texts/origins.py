@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llmembed.common.errors import DataError, DatasetNotFoundError
+from llmembed.common.errors import ConfigError, DataError, DatasetNotFoundError
 from llmembed.common.splits import TRAIN, split_name
 from llmembed.extract.backbones.packaged import packaged_file
 from llmembed.extract.texts.files import READERS, read_table, short, split_suffix
@@ -70,12 +70,18 @@ def find_splits(dataset: str, config: str | None, dialect: Dialect) -> Origin:
     Raises:
         DatasetNotFoundError: no such data set, or it cannot be had here.
         DataError: a file cannot be read, or the files of a folder do not make up splits.
-        ConfigError: a dialect for what is not delimited.
+        ConfigError: a dialect for what is not delimited, or a config for what is not on the Hub.
     """
     alias = None
     if dataset in DATASETS:
         alias = DATASETS[dataset]
-    if alias is None and os.path.exists(dataset):  # noqa: PTH110 - False for what is no path at all
+    is_path = alias is None and os.path.exists(dataset)  # noqa: PTH110 - False for what is no path
+    if config is not None and (is_path or (alias is not None and alias.files)):
+        raise ConfigError(
+            f"--config {config!r} names a part of a data set on the Hub, and {short(dataset)!r} is "
+            "files on this machine. Leave it away."
+        )
+    if is_path:
         return _read_path(Path(dataset), dialect)
     if alias is not None and alias.files and alias.package is None:
         tables = {split: read_table(Path(file), dialect) for split, file in alias.files.items()}

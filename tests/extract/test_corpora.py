@@ -156,6 +156,17 @@ def test_a_wrong_column_or_split_is_refused_with_those_there(
         load_corpus(DatasetOptions(str(tmp_path / "toy.csv"), **options))
 
 
+@pytest.mark.parametrize("dataset", ["toy.csv", "r8"])
+def test_files_have_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
+    """--config would do nothing where a data set is not on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    Path("toy.csv").write_text("text,label\na,0\nb,1\n")
+    with pytest.raises(ConfigError, match=rf"--config 'pear' .* '{dataset}' is files on this"):
+        load_corpus(DatasetOptions(dataset, config="pear"))
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [

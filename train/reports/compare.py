@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.common.errors import ConfigError, RunNotFoundError, shown
+from llmembed.common.errors import ConfigError, shown
 from llmembed.common.replace import standing
 from llmembed.train.measures import Floats, Labels
 from llmembed.train.reports.baselines import NAMES as BASELINES
 from llmembed.train.reports.page import render
 from llmembed.train.reports.significance import FIGURES, N_SAMPLES, N_SWAPS, SEED, judge
 from llmembed.train.runs.predictions import PREDICTIONS_FILE, read_predictions
-from llmembed.train.runs.record import CONFIG_FILE, check_config, damage_told, read_json
+from llmembed.train.runs.record import CONFIG_FILE, check_config, damage_told, no_run, read_json
 from llmembed.train.runs.run import METRICS_FILE
 
 METHOD = (
@@ -116,10 +116,7 @@ def folder_of(path: Path) -> Path:
     """
     folder = standing(path)
     if not folder.is_dir():
-        raise RunNotFoundError(
-            f"{path} is not a folder, so there is no run. Pass the folder that llmembed-fit "
-            "printed, such as runs/r8-cooc-0."
-        )
+        raise no_run(path)
     return folder
 
 

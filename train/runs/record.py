@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmembed.cache_format.layout.documents import MAX_HIDDEN_SIZE
 from llmembed.cache_format.layout.schema import MAX_LAYERS
-from llmembed.common.errors import LLMEmbedError, RunFormatError
+from llmembed.common.errors import LLMEmbedError, RunFormatError, RunNotFoundError
 from llmembed.common.regular import open_regular
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions import FUSIONS, HEADS
@@ -152,6 +152,14 @@ def how_to_get(stored: Mapping[str, Any]) -> str:
     return (
         f"It was the local folder or file {backbone!r}, weights {identity.get('weights')}: who "
         "made the run has it, and any copy does, by --model PLACE."
+    )
+
+
+def no_run(path: Path) -> RunNotFoundError:
+    """Make the error for a place where there is no folder."""
+    return RunNotFoundError(
+        f"{path} is not a folder, so there is no run. Pass the folder that llmembed-fit printed, "
+        "such as runs/r8-cooc-0."
     )
 
 

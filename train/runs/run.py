@@ -40,7 +40,6 @@ from llmembed.common.errors import (
     ConfigError,
     LLMEmbedWarning,
     RunFormatError,
-    RunNotFoundError,
 )
 from llmembed.common.process import full_float32, memory_told
 from llmembed.common.regular import open_regular, require_regular
@@ -57,7 +56,14 @@ from llmembed.train.runs.predictions import (
     without_texts,
     write_predictions,
 )
-from llmembed.train.runs.record import CONFIG_FILE, FORMAT, check_config, malformed, read_json
+from llmembed.train.runs.record import (
+    CONFIG_FILE,
+    FORMAT,
+    check_config,
+    malformed,
+    no_run,
+    read_json,
+)
 
 MODEL_FILE, METRICS_FILE = "model.safetensors", "metrics.json"
 ONNX_FILE = "model.onnx"
@@ -348,10 +354,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         else:
             if _identity(folder) == identity:
                 return run
-    raise RunNotFoundError(
-        f"{place} is not a folder, so there is no run. Pass the folder that llmembed-fit "
-        "printed, such as runs/r8-cooc-0."
-    )
+    raise no_run(place)
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:
