@@ -58,6 +58,16 @@ class PredictConfig:
     defuse_formulas: bool = False
     """Put an apostrophe before cells of a csv --output that a spreadsheet would run as a formula:
     texts that begin with =, +, -, @, a tab or a carriage return. Numbers stay as they are."""
+    abstain: float | None = field(default=None, metadata={GROUP: "Doubt"})
+    """Answer only so many texts that this share of the answers is right, such as 0.95; told by rows
+    held out of the training. It holds for texts like those."""
+    unknown: str | None = None
+    """Label of texts that --abstain leaves without an answer; without it, an empty one."""
+    conformal: float | None = None
+    """Give each text the set of labels that holds the right one with this share, such as 0.9; told
+    by rows held out of the training. It may be empty: nothing known is like the text."""
+    conformal_by: str = field(default="all", metadata={COMPLETES: lambda: ("all", "class")})
+    """Keep the share over all texts, or over the texts of each class: all, class."""
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other."""
@@ -71,6 +81,14 @@ class PredictConfig:
             raise click.UsageError("Pass either --proba or --top-k.")
         if self.defuse_formulas and not str(self.output).lower().endswith(".csv"):
             raise click.UsageError("--defuse-formulas is for a csv of --output.")
+        if self.unknown is not None and self.abstain is None:
+            raise click.UsageError(
+                "--unknown is for texts that --abstain leaves without an answer."
+            )
+        if self.conformal_by not in {"all", "class"}:
+            raise click.UsageError(f"--conformal-by is {self.conformal_by!r}. Pass all or class.")
+        if self.conformal_by != "all" and self.conformal is None:
+            raise click.UsageError("--conformal-by is for the sets of --conformal.")
         if self.output is not None:
             check_output(Path(self.output))
             if self.input is not None and Path(self.output).resolve() == Path(self.input).resolve():
@@ -108,6 +126,7 @@ class PredictConfig:
 EXAMPLES = (
     "llmembed-predict --run runs/r8-cooc-0 --text 'oil prices rose' --top-k 3",
     "llmembed-predict --run runs/r8-cooc-0 --input new.csv --output answers.csv --proba",
+    "llmembed-predict --run runs/r8-cooc-0 --input new.csv --abstain 0.95 --unknown other",
     "sort new.txt | llmembed-predict --run runs/r8-cooc-0 --input - --json",
 )
 
@@ -116,13 +135,21 @@ EXAMPLES = (
 def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
     """Classify new texts with a run."""
     let_waiting_threads_sleep()
+    from llmembed.train.measures.doubt import answered
     from llmembed.train.runs.run import load_run
 
     run = load_run(config.run)
     top_k, given = config.checked_top_k(run), config.given(run.text_column)
+    below = None if config.abstain is None else run.abstain_below(config.abstain)
+    by_class = config.conformal_by == "class"
+    if config.conformal is not None:
+        run.check_sets(config.conformal, by_class=by_class)
     proba = run.predict_proba(
         given.texts, config.device, model=config.model, trust_remote_code=config.trust_remote_code
     )
+    doubts = {}
+    if config.conformal is not None:
+        doubts["label_set"] = run.label_sets(proba, config.conformal, by_class=by_class)
     answers = Answers(
         texts=given.texts,
         labels=run.labels,
@@ -130,6 +157,9 @@ def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
         with_all=config.proba,
         top_k=top_k,
         beside=given.beside,
+        refused=None if below is None else ~answered(proba, below),
+        unknown=config.unknown or "",
+        doubts=doubts,
     )
     if config.output is not None:
         write(Path(config.output), answers, defuses_formulas=config.defuse_formulas)

@@ -17,6 +17,7 @@ from llmembed.common.process import full_float32
 from llmembed.common.registry import loaded
 from llmembed.train.fusions import FUSIONS, HEADS
 from llmembed.train.fusions.mixing import Concat, Fusion
+from llmembed.train.measures import HeldOutRows
 
 _CHUNK_ROWS = 8192
 _CACHED_NUMBERS = 1 << 17
@@ -191,3 +192,6 @@ class Trained:
     fit_s: float
     device: str
     details: dict[str, Any] = field(default_factory=dict)  # what else the record says of it
+    held_out: HeldOutRows | None = (
+        None  # what it said of training rows that it had not seen, if any
+    )

@@ -40,7 +40,7 @@ from llmembed.train.gradient.module import (
 from llmembed.train.gradient.workspace import checkpoint_folder, find_checkpoint, make_logger
 from llmembed.train.inputs import FeatureBatches, FitData
 from llmembed.train.linear.devices import fits, free_bytes
-from llmembed.train.measures import calibrate, calibrate_trained
+from llmembed.train.measures import HeldOutRows, calibrate, calibrate_trained
 
 VALIDATION_ROWS = 1024  # of a batch, where the steps' are smaller
 
@@ -110,6 +110,11 @@ def _fit(
         )
     if plan.method.calibrate == "temperature" and watches:
         _calibrate(data, classifier)
+    held_out = None
+    if watches:
+        rows = torch.from_numpy(data.shares.validation)
+        logits = classifier.logits_all(data.x, rows, data.base_logits)
+        held_out = HeldOutRows.of(logits.softmax(dim=1).numpy(), data.y[rows].numpy())
     saturated = classifier.fusion.saturated
     return Trained(
         seed=seed,
@@ -124,6 +129,7 @@ def _fit(
             "saturated_share": None if saturated is None else saturated.item(),
             **({} if sigma is None else {"sigma": sigma}),
         },
+        held_out=held_out,
     )
 
 

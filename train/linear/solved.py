@@ -31,7 +31,7 @@ from llmembed.train.linear.moments import Problem
 from llmembed.train.linear.ray_moments import RayMoments
 from llmembed.train.linear.stacking import Member, average, spread
 from llmembed.train.linear.sweep import Candidate, Grid, best_of, stack_of, sweep
-from llmembed.train.measures import calibrate
+from llmembed.train.measures import HeldOutRows, calibrate
 
 _CHUNK_ROWS = 8192
 _SHRINKAGE = 0.1
@@ -225,6 +225,7 @@ def _trained(method: Method, data: FitData, seed: int, started: float, solved: _
     logits = scores[held_out].double() / float(classifier.temperature)
     loss = mean_loss(logits, problem.y[held_out], None, None if own is None else own.double())
     (accuracy,) = problem.accuracies(scores[None], held_out)
+    proba, y = logits.softmax(dim=1).cpu().numpy(), problem.y[held_out].cpu().numpy()
     return Trained(
         seed=seed,
         classifier=classifier,
@@ -238,6 +239,7 @@ def _trained(method: Method, data: FitData, seed: int, started: float, solved: _
             # Flattering: on these rows strength and members were chosen.
             "held_out_accuracy": accuracy if len(held_out) else None,
         },
+        held_out=HeldOutRows.of(proba, y) if len(held_out) else None,
     )
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from llmembed.train.measures import Floats
+    from llmembed.train.measures.doubt import Bools
 
 _RENAMED = "input_"
 _DIGITS = 6
@@ -39,6 +40,9 @@ class Answers:
     with_all: bool  # whether the probability of every class is told, not of the likeliest alone
     top_k: int = 0  # so many of the likeliest are told too, in this order
     beside: pa.Table | None = None  # columns that stood beside the texts, `[N]`
+    refused: Bools | None = None  # bool `[N]`, whether there is no answer; None where all have one
+    unknown: str = ""  # label of those without an answer
+    doubts: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # further columns, `[N]` each
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Give each row as JSON takes it, the probabilities of all classes in one object."""
@@ -66,12 +70,30 @@ class Answers:
         return self._columns(told)
 
     def lines(self) -> Iterator[str]:
-        """Give each row for a terminal: label, probability, text, and the classes asked for."""
-        for text, values, top in zip(self.texts, self.proba, self._top, strict=True):
-            best = int(values.argmax())
-            yield f"{shown(self.labels[best])}\t{values[best]:.4f}\t{shown(text)}"
+        """Give each row for a terminal: label, probability, text, and the classes asked for.
+
+        What else is told of a text follows it, `name=value` each, the value as JSON.
+        """
+        names = self._named
+        doubts = [*_by_row(self._doubts)] or [{}] * len(names)
+        for n, (text, values, top) in enumerate(
+            zip(self.texts, self.proba, self._top, strict=True)
+        ):
+            said = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in doubts[n].items()]
+            yield "\t".join(map(shown, (names[n], f"{values.max():.4f}", text, *said)))
             for index in range(len(values)) if self.with_all else top:
                 yield f"  {shown(self.labels[index])}\t{values[index]:.4f}"
+
+    @property
+    def _named(self) -> list[str]:
+        named = [self.labels[index] for index in self.proba.argmax(axis=1)]
+        refused = [False] * len(named) if self.refused is None else self.refused
+        return [self.unknown if no else name for name, no in zip(named, refused, strict=True)]
+
+    @property
+    def _doubts(self) -> dict[str, Any]:
+        told = {} if self.refused is None else {"abstained": self.refused.tolist()}
+        return {**told, **{name: list(values) for name, values in self.doubts.items()}}
 
     @property
     def _top(self) -> list[list[int]]:
@@ -85,10 +107,10 @@ class Answers:
         """Give what stood beside the texts, under names that are not ours, and then ours."""
         ours: dict[str, Any] = {
             "text": list(self.texts),
-            "label": [self.labels[index] for index in self.proba.argmax(axis=1)],
+            "label": self._named,
             "probability": self.proba.max(axis=1, initial=0).round(_DIGITS).tolist(),
         }
-        ours |= told
+        ours |= {**self._doubts, **told}
         names = [] if self.beside is None else self.beside.column_names
         found: dict[str, Any] = {}
         for name in names:

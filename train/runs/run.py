@@ -3,6 +3,7 @@
     config.json          options, cache fingerprint, sources and their recipes, labels, versions
     model.safetensors    standardisation, fusion and head
     metrics.json         the figures
+    held_out.safetensors what it said of training rows that it had not seen, for its doubts
     predictions.parquet  row, label, predicted, a probability a class, of the evaluation rows;
                          their texts where `--store-texts` asks for it
     report.html          one page for people
@@ -22,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import stat
@@ -40,6 +42,7 @@ from llmembed.common.errors import (
     ConfigError,
     LLMEmbedWarning,
     RunFormatError,
+    warn,
 )
 from llmembed.common.process import full_float32, memory_told
 from llmembed.common.regular import open_regular, require_regular
@@ -48,7 +51,21 @@ from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Classifier
 from llmembed.train.inputs import Feature
 from llmembed.train.inputs.arguments import as_texts
-from llmembed.train.measures import Floats
+from llmembed.train.measures import Floats, HeldOutRows
+from llmembed.train.measures.doubt import (
+    abstain_below,
+    answered,
+    check_share,
+    label_sets,
+    rows_kept,
+)
+from llmembed.train.runs.held_out import (
+    HELD_OUT_FILE,
+    as_bytes,
+    most_bytes,
+    read_held_out,
+    require_held_out,
+)
 from llmembed.train.runs.predict import Backbones, Counted, Places
 from llmembed.train.runs.predictions import (
     PREDICTIONS_FILE,
@@ -67,7 +84,14 @@ from llmembed.train.runs.record import (
 
 MODEL_FILE, METRICS_FILE = "model.safetensors", "metrics.json"
 ONNX_FILE = "model.onnx"
-_SHARED_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, PREDICTIONS_FILE, ONNX_FILE)
+_SHARED_FILES = (
+    CONFIG_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    HELD_OUT_FILE,
+    PREDICTIONS_FILE,
+    ONNX_FILE,
+)
 _PICKLED = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.joblib")
 _TRIES = 10
 _HEADER_BYTES = 4 << 20  # of a safetensors file, at most
@@ -91,6 +115,8 @@ class Run:
     """Content of metrics.json."""
     classifier: Classifier = field(repr=False)
     """The classifier, on the CPU."""
+    held_out: HeldOutRows | None = field(default=None, repr=False)
+    """What it said of training rows that it had not seen; None where it keeps none."""
     _backbones: Backbones = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -133,10 +159,40 @@ class Run:
         *,
         model: Places = None,
         trust_remote_code: bool = False,
+        abstain: float | None = None,
+        unknown: str = "",
     ) -> list[str]:
-        """Name the class of each text; arguments and errors are those of `predict_proba`."""
+        """Name the class of each text; other arguments and errors are those of `predict_proba`.
+
+        With `abstain` only so many are named that this share of the names is right, which rows held
+        out of training tell; what is not named is `unknown`. A ConfigError says where they do not
+        reach this share, or the run keeps none.
+        """
+        below = None if abstain is None else self.abstain_below(abstain)
         proba = self.predict_proba(texts, device, model=model, trust_remote_code=trust_remote_code)
-        return [self.labels[index] for index in proba.argmax(axis=1)]
+        named = [self.labels[index] for index in proba.argmax(axis=1)]
+        if below is None:
+            return named
+        told = answered(proba, below)
+        return [name if tells else unknown for name, tells in zip(named, told, strict=True)]
+
+    def abstain_below(self, accuracy: float) -> float:
+        """Find the probability below which to abstain, so that answers are right with this share.
+
+        Raises:
+            ConfigError: the rows held out of training do not reach it, or the run has none.
+        """
+        check_share(accuracy, "--abstain", "the share of answers that are to be right")
+        held_out = require_held_out(self.held_out, self.path, "--abstain")
+        found = abstain_below(held_out, accuracy)
+        if found is None:
+            right = f"has {held_out.right.sum():,} of {len(held_out.right):,} right"
+            raise ConfigError(
+                f"--abstain {accuracy:g} is more than the run {self.path} reaches: of the rows "
+                f"held out of its training it {right}, and the surest of them are too few or wrong "
+                "too often. Pass a smaller share, or fit on more rows."
+            )
+        return found
 
     def predict_proba(
         self,
@@ -175,6 +231,54 @@ class Run:
                 proba[start : start + len(x)] = of_block.numpy()
                 start += len(x)
         return proba
+
+    def label_sets(
+        self, proba: Floats, coverage: float = 0.9, *, by_class: bool = False
+    ) -> list[list[str]]:
+        """Give the labels of each text that hold the right one with this share, likeliest first.
+
+        Args:
+            proba: float64 `[N, C]`, of `predict_proba`.
+            coverage: share of the sets that hold the right label.
+            by_class: of the texts of each class this share, not of all alone.
+
+        Raises:
+            ConfigError: `coverage` is not between 0 and 1, or the run keeps too few held-out rows.
+        """
+        held_out = self.check_sets(coverage, by_class=by_class)
+        counts = np.bincount(held_out.label, minlength=len(self.labels))
+        few = [n for n in counts if n < rows_kept(n, coverage)]
+        if by_class and few:
+            warn(
+                f"{len(few)} of {len(self.labels)} classes have too few held-out rows for "
+                f"--conformal {coverage:g} by class, and so are in every set. Pass a smaller "
+                "share, or all to --conformal-by."
+            )
+        found = label_sets(held_out, proba, coverage, by_class=by_class)
+        order = (-proba).argsort(axis=1, kind="stable")
+        return [
+            [self.labels[k] for k in row if inside[k]]
+            for row, inside in zip(order, found, strict=True)
+        ]
+
+    def check_sets(self, coverage: float, *, by_class: bool) -> HeldOutRows:
+        """Refuse a coverage that the held-out rows can't show, and give these.
+
+        Raises:
+            ConfigError: as `label_sets` does.
+        """
+        check_share(coverage, "--conformal", "the share of sets that are to hold the right label")
+        held_out = require_held_out(self.held_out, self.path, "--conformal")
+        counts = np.bincount(held_out.label, minlength=len(self.labels))
+        n, most = len(held_out.label), int(counts.max() if by_class else counts.sum())
+        if rows_kept(most, coverage) > most:
+            of = "any class, by class" if by_class else "all classes"
+            raise ConfigError(
+                f"--conformal {coverage:g} takes {math.ceil(coverage / (1 - coverage) - 1e-9):,} "
+                f"held-out rows, and the run {self.path} keeps fewer of {of}: {n:,} in all. Pass a "
+                "smaller share, or fit on more rows."
+            )
+        return held_out
 
     def push_to_hub(
         self,
@@ -306,6 +410,8 @@ def write_run(
         weights = run.classifier.state_dict()
         content = save({name: weight.contiguous() for name, weight in weights.items()})
         (folder / MODEL_FILE).write_bytes(content)  # save_file would make it the owner's alone
+        if run.held_out is not None:
+            (folder / HELD_OUT_FILE).write_bytes(as_bytes(run.held_out))
         write_predictions(folder / PREDICTIONS_FILE, predictions, run.labels)
         for name, content in files.items():
             (folder / name).write_bytes(content)
@@ -338,6 +444,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
                     CONFIG_FILE: lambda _: MAX_DOCUMENT_BYTES,
                     METRICS_FILE: lambda _: MAX_DOCUMENT_BYTES,
                     MODEL_FILE: _most_weight_bytes,
+                    HELD_OUT_FILE: lambda folder: most_bytes(read_json(folder / METRICS_FILE)),
                 },
             )
             return _load(folder, folder)
@@ -394,7 +501,13 @@ def _load(folder: Path, place: Path) -> Run:
             LLMEmbedWarning,
             stacklevel=3,
         )
-    return Run(path=place, config=config, metrics=metrics, classifier=classifier.eval())
+    return Run(
+        path=place,
+        config=config,
+        metrics=metrics,
+        classifier=classifier.eval(),
+        held_out=read_held_out(folder, len(config["labels"])),
+    )
 
 
 def _load_weights(folder: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

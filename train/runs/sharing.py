@@ -131,7 +131,7 @@ def fetch(name: str, files: Mapping[str, Callable[[Path], int]]) -> Path:
     Args:
         name: user/name or user/name@revision.
         files: names, in the order they come, config.json first; for each what tells the most bytes
-            that it may have, given the folder with those before it.
+            that it may have, given the folder with those before it; 0 where there is no such file.
 
     Raises:
         RunNotFoundError: there is no such repository or revision, it may not be read, or the Hub
@@ -143,7 +143,10 @@ def fetch(name: str, files: Mapping[str, Callable[[Path], int]]) -> Path:
     repo_id, revision = match[1], match[2]
     folder = Path()
     for file, most_bytes in files.items():
-        folder = _download(repo_id, file, revision, most_bytes(folder)).parent
+        most = most_bytes(folder)
+        if not most:
+            continue
+        folder = _download(repo_id, file, revision, most).parent
         revision = folder.name  # the commit
         if file == CONFIG_FILE and "llmembed_run" not in read_json(folder / CONFIG_FILE):
             raise RunFormatError(

@@ -30,6 +30,7 @@ from llmembed.train.linear.devices import device_of
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import solve_base, train_solved, train_stack
 from llmembed.train.measures import Floats, summarise
+from llmembed.train.measures.doubt import report_abstaining
 from llmembed.train.reports.baselines import measure_baselines, size_of_features
 from llmembed.train.reports.run_page import RunParts, find_sweep, report_page
 from llmembed.train.reports.texts import TextsNotFoundError, find_texts
@@ -156,7 +157,11 @@ def _finish(
     )
     record = record_config(config, data, outcome.best)
     run = Run(
-        path=config.run_path, config=record, metrics=metrics, classifier=outcome.best.classifier
+        path=config.run_path,
+        config=record,
+        metrics=metrics,
+        classifier=outcome.best.classifier,
+        held_out=outcome.best.held_out,
     )
     sweep = find_sweep(config.run_path, data.fingerprint)
     parts = RunParts(config=record, metrics=metrics, predictions=predictions, sweep=sweep)
@@ -222,6 +227,7 @@ def _metrics(outcome: Outcome, logits: Sequence[Tensor]) -> dict[str, Any]:
     labels, classifier = data.y_eval.numpy(), outcome.best.classifier
     summaries = [summarise(_log_proba(one), labels, data.labels) for one in logits]
     temperature = float(classifier.temperature)
+    held_out, proba = outcome.best.held_out, np.exp(_log_proba(logits[kept]))
     uncalibrated = summarise(_log_proba(logits[kept] * temperature), labels, data.labels)
     return {
         "eval_split": data.shares.record()["eval"]["split"],
@@ -229,6 +235,7 @@ def _metrics(outcome: Outcome, logits: Sequence[Tensor]) -> dict[str, Any]:
         "temperature": temperature,
         "nll_uncalibrated": uncalibrated["nll"],
         "ece_uncalibrated": uncalibrated["ece"],
+        "abstain": None if held_out is None else report_abstaining(held_out, proba, labels),
         "n_parameters": sum(weight.numel() for weight in classifier.parameters()),
         "splits": data.shares.record(),
         "peak_memory_bytes": peak_memory_bytes(),

@@ -1,0 +1,260 @@
+"""When a prediction is trusted: by rows that were held out, in every form of output."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from clustered import MakeCache, clustered
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from llmembed.common.errors import ConfigError, LLMEmbedWarning, RunFormatError
+from llmembed.train import FitConfig, Run, fit, load_run
+from llmembed.train.cli.predict import predict_main
+from llmembed.train.measures import HeldOutRows
+from llmembed.train.measures.doubt import abstain_below, label_sets, set_threshold
+from llmembed.train.runs.held_out import HELD_OUT_FILE, as_bytes
+
+GOLDEN = Path(__file__).parent.parent / "golden/run_format_1"
+
+
+def drawn(n: int, seed: int, n_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities that are right as often as they say, and the classes drawn from them."""
+    generator = np.random.default_rng(seed)
+    proba = generator.dirichlet(np.full(n_classes, 0.2), size=n)
+    labels = (generator.random(n)[:, None] > proba.cumsum(axis=1)).sum(axis=1)
+    return proba, labels.clip(max=n_classes - 1)
+
+
+def invoke(run: Path, *options: str) -> Any:
+    return CliRunner().invoke(predict_main, ["--run", str(run), *options])
+
+
+@pytest.fixture(scope="module")
+def doubting(texts_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of real texts with 200 made-up held-out rows."""
+    folder = tmp_path_factory.mktemp("doubt") / "run"
+    shutil.copytree(texts_run.path, folder)
+    (folder / HELD_OUT_FILE).write_bytes(as_bytes(HeldOutRows.of(*drawn(200, 0, 2))))
+    return folder
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.5, 0.6, 0.7, 0.8]), st.booleans()), max_size=40),
+    st.sampled_from([0.5, 0.6, 0.75, 0.9]),
+)
+def test_as_many_rows_as_can_be_are_answered(rows: list[Any], accuracy: float) -> None:
+    """Above the threshold the wrong rows and one more are few enough; above no lower one."""
+    held_out = HeldOutRows.of(
+        np.array([[p, 1 - p] for p, _ in rows]).reshape(-1, 2),
+        np.array([0 if right else 1 for _, right in rows], dtype=np.int64),
+    )
+
+    def keeps(threshold: float) -> bool:
+        told = held_out.top >= threshold
+        n_wrong = int((told & ~held_out.right).sum())
+        return n_wrong + 1 <= (1 - accuracy) * int(told.sum()) + 1e-9
+
+    expected = [float(p) for p in np.unique(held_out.top) if keeps(p)]
+    assert abstain_below(held_out, accuracy) == (expected[0] if expected else None)
+
+
+@pytest.mark.parametrize("accuracy", [0.85, 0.9, 0.95])
+def test_answers_are_right_as_often_as_promised(accuracy: float) -> None:
+    """Of new rows of the same kind the answered ones are right with the share, on the mean."""
+    found = []
+    for seed in range(40):
+        held_out = HeldOutRows.of(*drawn(1000, seed))
+        proba, labels = drawn(4000, 1000 + seed)
+        told = proba.max(axis=1) >= abstain_below(held_out, accuracy)
+        assert told.any()
+        found.append((proba.argmax(axis=1) == labels)[told].mean())
+    assert abs(np.mean(found) - accuracy) < 0.005
+
+
+@given(
+    st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4]), min_size=1, max_size=30),
+    st.sampled_from([0.1, 0.5, 0.75, 0.9]),
+)
+def test_a_new_row_is_in_its_set_whatever_its_rank(true: list[float], coverage: float) -> None:
+    """Of n + 1 rows, each in turn the new one, the sets hold enough; a smaller set would not."""
+    values = np.array(true, dtype=np.float32)
+    thresholds = [set_threshold(np.delete(values, k), coverage) for k in range(len(values))]
+    assert np.mean(values >= thresholds) >= coverage - 1e-9
+    distinct = np.linspace(0.1, 0.9, 20, dtype=np.float32)
+    kept = distinct[1:] >= [set_threshold(np.delete(distinct, k), coverage) for k in range(1, 20)]
+    assert kept.mean() <= coverage + 1 / 20 + 1 / 19
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_sets_hold_the_right_label_as_often_as_promised(*, by_class: bool) -> None:
+    """Of new rows the sets hold the label with the share; by class, of the rows of each class."""
+    hits = np.zeros((3, 2))
+    for seed in range(60):
+        (proba, labels), (new, truth) = drawn(300, seed), drawn(1000, 500 + seed)
+        proba[labels == 0, 0] /= 2  # what is said of one class is less than it should be
+        new[truth == 0, 0] /= 2
+        sets = label_sets(HeldOutRows.of(proba, labels), new, 0.8, by_class=by_class)
+        for k in range(3):
+            hits[k] += sets[truth == k, k].sum(), (truth == k).sum()
+    of_class = hits[:, 0] / hits[:, 1]
+    assert abs(hits[:, 0].sum() / hits[:, 1].sum() - 0.8) < 0.01
+    assert (np.abs(of_class - 0.8) < 0.02).all() == by_class
+
+
+def test_label_sets_are_told_in_every_form(doubting: Path, tmp_path: Path) -> None:
+    """A list of labels, likeliest first: as JSON, in a csv as JSON, on the terminal, in parquet."""
+    held = np.array([[0.1, 0.9]] * 40)
+    (doubting / HELD_OUT_FILE).write_bytes(as_bytes(HeldOutRows.of(held, np.zeros(40, dtype=int))))
+    run, texts = load_run(doubting), ["w1 w2", "w3 " * 30]
+    proba = run.predict_proba(texts)
+    expected = [
+        [run.labels[k] for k in row if p[k] >= 0.1]
+        for row, p in zip((-proba).argsort(axis=1), proba, strict=True)
+    ]
+    assert run.label_sets(proba, 0.9) == expected
+    options = [part for text in texts for part in ("--text", text)] + ["--conformal", "0.9"]
+    rows = json.loads(invoke(doubting, *options, "--json").stdout)
+    assert [row["label_set"] for row in rows] == expected
+    lines = invoke(doubting, *options).stdout.splitlines()
+    assert [line.split("\t")[3] for line in lines] == [
+        f"label_set={json.dumps(e)}" for e in expected
+    ]
+    for suffix in (".csv", ".parquet"):
+        invoke(doubting, *options, "--output", str(tmp_path / f"out{suffix}"))
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert [json.loads(row["label_set"]) for row in csv.DictReader(file)] == expected
+    assert pq.read_table(tmp_path / "out.parquet")["label_set"].to_pylist() == expected
+    with pytest.warns(LLMEmbedWarning, match="1 of 2 classes have too few held-out rows"):
+        by_class = run.label_sets(proba, 0.9, by_class=True)
+    assert all(run.labels[1] in one for one in by_class)
+    result = invoke(doubting, *options[:-1], "0.99")
+    assert "--conformal 0.99 takes 99 held-out rows, and the run" in result.stderr
+    assert (result.exit_code, result.stdout) == (1, "")
+    result = invoke(doubting, *options[:-1], "nan")
+    assert "--conformal is nan, and the share of sets" in result.stderr
+    assert invoke(doubting, *options, "--conformal-by", "x").exit_code == 2
+    assert invoke(doubting, "--text", "w1", "--conformal-by", "class").exit_code == 2
+
+
+@pytest.mark.parametrize("fusion", ["concat", "auto", "cooc"])
+def test_rows_are_judged_by_who_has_not_seen_them(make_cache: MakeCache, fusion: str) -> None:
+    """With labels drawn by lot the held-out rows are right by chance, those trained on are not."""
+    features, _ = clustered(150, 0)
+    labels = np.random.default_rng(5).integers(0, 3, 150).astype(np.int32)
+    cache = str(make_cache({"train": (features, labels), "test": clustered(60, 1)}))
+    options = {"val_fraction": 0.3, "epochs": 5} if fusion == "cooc" else {}
+    run = fit(FitConfig(cache=cache, fusion=fusion, baseline="none", **options))
+    assert run.held_out is not None
+    n, right = len(run.held_out.right), run.held_out.right.mean()
+    assert n == (150 if fusion != "cooc" else 45)
+    assert right < 1 / 3 + 4 * np.sqrt(2 / 9 / n)
+    if fusion != "cooc":
+        assert right == pytest.approx(run.metrics["per_seed"][0]["held_out_accuracy"])
+    assert run.metrics["abstain"]["n_held_out"] == n
+
+
+def test_the_evaluation_rows_decide_nothing(make_cache: MakeCache) -> None:
+    """Other labels of the evaluation split leave what a run keeps of held-out rows as it is."""
+    features, labels = clustered(60, 1)
+    kept = []
+    for name, shift in (("a", 0), ("b", 1)):
+        splits = {"train": clustered(90, 0), "test": (features, (labels + shift) % 3)}
+        cache = str(make_cache(splits, name=f"{name}.zarr"))
+        run = fit(FitConfig(cache=cache, fusion="concat", output=f"{cache}-run", baseline="none"))
+        kept.append((run.path / HELD_OUT_FILE).read_bytes())
+        loaded = load_run(run.path).held_out
+        assert loaded is not None
+        assert as_bytes(loaded) == kept[-1]
+    assert kept[0] == kept[1]
+    told = run.metrics["abstain"]["at"]["0.9"]
+    assert set(told) == {"threshold", "coverage", "eval_coverage", "eval_accuracy"}
+    assert told["eval_accuracy"] < 0.5 < told["coverage"]
+
+
+def test_what_is_refused_is_said_in_every_form(doubting: Path, tmp_path: Path) -> None:
+    """A text below the threshold has the label of --unknown and is marked, as no other is."""
+    run, texts = load_run(doubting), ["w1 w2", "w3 " * 30, "w7 w8 w9 w1 w5 w6 w2 w3 w4 w1 w9", "w5"]
+    proba = run.predict_proba(texts)
+    top, names = proba.max(axis=1), [run.labels[k] for k in proba.argmax(axis=1)]
+    middle = float(np.sort(top)[1:3].mean())
+    labels = np.zeros(100, dtype=np.int64)
+    held = np.array([[middle + 1e-4, 1 - middle]] * 50 + [[0.5, 0.5]] * 50)
+    labels[50:] = 1
+    (doubting / HELD_OUT_FILE).write_bytes(as_bytes(HeldOutRows.of(held, labels)))
+    run = load_run(doubting)
+    told = top >= middle
+    expected = [name if tells else "other" for name, tells in zip(names, told, strict=True)]
+    assert 0 < told.sum() < 4
+    assert run.predict(texts, abstain=0.95, unknown="other") == expected
+    assert run.predict(texts) == names
+    options = [part for text in texts for part in ("--text", text)]
+    options += ["--abstain", "0.95"]
+    rows = json.loads(invoke(doubting, *options, "--unknown", "other", "--json").stdout)
+    assert [row["label"] for row in rows] == expected
+    assert [row["abstained"] for row in rows] == (~told).tolist()
+    lines = invoke(doubting, *options).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [e.replace("other", "") for e in expected]
+    said = ["abstained=false" if tells else "abstained=true" for tells in told]
+    assert [line.split("\t")[3] for line in lines] == said
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        path = tmp_path / f"out{suffix}"
+        assert invoke(doubting, *options, "--output", str(path)).exit_code == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert [row["abstained"] for row in csv.DictReader(file)] == [str(not t) for t in told]
+    assert pq.read_table(tmp_path / "out.parquet")["abstained"].to_pylist() == (~told).tolist()
+
+
+@pytest.mark.parametrize("share", ["0", "1", "1.5", "-0.1", "nan"])
+def test_a_share_that_no_rule_keeps_is_refused(doubting: Path, share: str) -> None:
+    """0, 1, what lies beyond, and NaN are told with the value and what is allowed."""
+    result = invoke(doubting, "--text", "w1", "--abstain", share)
+    assert result.exit_code == 1
+    assert f"--abstain is {share}, and the share of answers that are to be right" in result.stderr
+    assert "lies between 0 and 1, both excluded" in result.stderr
+
+
+def test_a_share_that_is_out_of_reach_is_refused(doubting: Path, tmp_path: Path) -> None:
+    """One held-out row promises nothing; an old run has none; both are a sentence."""
+    folder = shutil.copytree(doubting, tmp_path / "run")
+    one = HeldOutRows.of(np.array([[1.0, 0.0]]), np.array([0]))
+    (folder / HELD_OUT_FILE).write_bytes(as_bytes(one))
+    with pytest.raises(ConfigError, match=r"--abstain 0\.6 is more than .* has 1 of 1 right"):
+        load_run(folder).predict(["w1"], abstain=0.6)
+    with pytest.raises(ConfigError, match="keeps no held-out rows, which --abstain needs"):
+        load_run(GOLDEN / "auto").predict(["w1"], abstain=0.6)
+    result = invoke(folder, "--text", "w1", "--unknown", "x")
+    assert result.exit_code == 2
+    assert "--unknown is for texts that --abstain leaves" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"top": None},
+        {"label": np.array([0, 9], dtype=np.int32)},
+        {"top": np.array([0.5, np.nan], dtype=np.float32)},
+        {"true": np.array([0.5], dtype=np.float32)},
+        {"right": np.array([1, 0], dtype=np.int32)},
+    ],
+)
+def test_damage_is_told(doubting: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    """Missing arrays, other types or lengths, and values out of range are refused as damage."""
+    path = shutil.copytree(doubting, tmp_path / "run") / HELD_OUT_FILE
+    path.write_bytes(as_bytes(HeldOutRows.of(*drawn(2, 0, 2))))
+    arrays = load_file(path) | change
+    save_file({name: array for name, array in arrays.items() if array is not None}, path)
+    with pytest.raises(RunFormatError, match=r"held_out\.safetensors is damaged"):
+        load_run(path.parent)
+    path.write_bytes(b"no")
+    with pytest.raises(RunFormatError, match=r"held_out\.safetensors is damaged"):
+        load_run(path.parent)
