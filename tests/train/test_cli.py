@@ -26,7 +26,7 @@ def test_fit_prints_a_table_or_one_json_document(make_cache: MakeCache, tmp_path
     assert "evaluated on     test, 60 examples" in table.stdout
     assert "seed 0: 2 of 2 epochs in 0:00:" in table.stderr
     assert "\r" not in table.stderr
-    assert f"run: {tmp_path / 'r'}" in table.stdout
+    assert table.stdout.endswith(f"run: {tmp_path / 'r'}\npage: {tmp_path / 'r' / 'report.html'}\n")
     document = json.loads(CliRunner().invoke(fit_main, [*options, "--json"]).stdout)
     assert (document["n_eval"], document["path"]) == (60, str(tmp_path / "r"))
 

@@ -27,8 +27,9 @@ def fit_main(config: FitConfig, *, as_json: bool, quiet: bool) -> None:
         answer(compared, table, as_json=as_json, quiet=quiet)
         return
     from llmembed.train import fit
+    from llmembed.train.verbs.fitting import REPORT_FILE
 
     run = fit(config, show_progress=not quiet)
     document = {"path": str(run.path), **run.metrics}
-    table = f"{metrics_table(run.metrics)}\nrun: {run.path}"
+    table = f"{metrics_table(run.metrics)}\nrun: {run.path}\npage: {run.path / REPORT_FILE}"
     answer(document, table, as_json=as_json, quiet=quiet)
