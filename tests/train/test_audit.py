@@ -363,7 +363,7 @@ def test_options_that_fit_nothing_are_refused(
 def test_a_disk_that_refuses_is_told(make_cache: MakeCache, tmp_path: Path) -> None:
     """Where no folder can be made, one sentence names the place and the reason."""
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunStorageError, match=r"not be written to .*audit: Not a directory"):
+    with pytest.raises(RunStorageError, match=r"audit/.* could not be written: Not a directory"):
         audited(make_cache(), tmp_path / "file")
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmembed.common.errors import ConfigError, RunStorageError, shown
-from llmembed.common.replace import replacing
+from llmembed.common.errors import ConfigError, shown
+from llmembed.common.replace import write_files
 from llmembed.train.reports.page import render, short
 from llmembed.train.runs.answers import defused
 
@@ -51,20 +51,12 @@ def save_audit(folder: Path, document: Mapping[str, Any], *, defuses_formulas: b
     Raises:
         RunStorageError: the disk failed or refused.
     """
-    files = {
-        TABLE_FILE: _csv(document, defuses_formulas=defuses_formulas),
-        PAGE_FILE: audit_page(document),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            with replacing(folder / name) as partial:
-                partial.write_text(content, encoding="utf-8", newline="")
-    except OSError as error:
-        raise RunStorageError(
-            f"the audit could not be written to {folder}: {error.strerror or error}. Make room or "
-            "check the permissions, or pass another --output."
-        ) from error
+    write_files(
+        {
+            folder / TABLE_FILE: _csv(document, defuses_formulas=defuses_formulas),
+            folder / PAGE_FILE: audit_page(document),
+        }
+    )
 
 
 def _csv(document: Mapping[str, Any], *, defuses_formulas: bool) -> str:
