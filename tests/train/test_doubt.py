@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
-from clustered import MakeCache, clustered
+from clustered import MakeCache, clustered, load
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -20,9 +21,10 @@ from safetensors.numpy import load_file, save_file
 from llmembed.common.errors import ConfigError, LLMEmbedWarning, RunFormatError
 from llmembed.train import FitConfig, Run, fit, load_run
 from llmembed.train.cli.predict import predict_main
+from llmembed.train.linear.domain import Domain
 from llmembed.train.measures import HeldOutRows
 from llmembed.train.measures.doubt import abstain_below, label_sets, set_threshold
-from llmembed.train.runs.held_out import HELD_OUT_FILE, as_bytes
+from llmembed.train.runs.held_out import DOMAIN_FILE, HELD_OUT_FILE, as_bytes
 
 GOLDEN = Path(__file__).parent.parent / "golden/run_format_1"
 
@@ -212,6 +214,88 @@ def test_what_is_refused_is_said_in_every_form(doubting: Path, tmp_path: Path) -
     with (tmp_path / "out.csv").open(newline="") as file:
         assert [row["abstained"] for row in csv.DictReader(file)] == [str(not t) for t in told]
     assert pq.read_table(tmp_path / "out.parquet")["abstained"].to_pylist() == (~told).tolist()
+
+
+def relative_distances(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """The definition: to the nearest class by the shared covariance, less to all by that of all."""
+
+    def inverse(rows: np.ndarray) -> np.ndarray:
+        covariance = rows.T @ rows / len(rows)
+        unit = np.eye(len(covariance)) * (0.1 * np.diag(covariance).mean() + 1e-6)
+        return np.linalg.inv(0.9 * covariance + unit)
+
+    means = np.stack([x[y == k].mean(axis=0) for k in np.unique(y)])
+    within, overall = inverse(x - means[np.searchsorted(np.unique(y), y)]), inverse(x - x.mean(0))
+    of_class = [np.einsum("nk,kl,nl->n", z - m, within, z - m) for m in means]
+    of_all = np.einsum("nk,kl,nl->n", z - x.mean(0), overall, z - x.mean(0))
+    return np.min(of_class, axis=0) - of_all
+
+
+def test_the_distance_is_the_published_one(make_cache: MakeCache) -> None:
+    """Shares are those of the formula, in float64, with held-out distances of the folds."""
+    data = load(FitConfig(cache=str(make_cache()), fusion="concat"))
+    domain = Domain.of(data, 3)
+    x, y = data.x.double().numpy(), data.y.numpy()
+    z = np.random.default_rng(0).normal(size=(200, x.shape[1])).astype(np.float32) * 1.5
+    far = relative_distances(x, y, z.astype(np.float64))
+    held_out = domain.distances.numpy()
+    expected = [(1 + (held_out >= one).sum()) / (len(x) + 1) for one in far]
+    np.testing.assert_allclose(domain.shares_as_far(torch.from_numpy(z)), expected, atol=0.012)
+    seen = np.sort(relative_distances(x, y, x))
+    assert np.median(held_out) > np.median(seen)  # which rows that the moments know are not
+    assert len(held_out) == len(x)
+
+
+def test_shares_are_as_likely_as_they_say(make_cache: MakeCache) -> None:
+    """Of new rows of the same kind a tenth have 0.1 or less; of a class never seen nearly all."""
+    splits = {"train": clustered(600, 0), "test": clustered(2000, 1)}
+    data = load(FitConfig(cache=str(make_cache(splits)), fusion="concat"))
+    domain = Domain.of(data, 0)
+    shares = domain.shares_as_far(data.x_eval)
+    for share in (0.05, 0.1, 0.5):
+        assert (shares <= share).mean() == pytest.approx(share, abs=0.035)
+    features, labels = clustered(400, 2, n_classes=4)
+    other = torch.from_numpy(np.concatenate([*features], axis=1)[labels == 3]).float()
+    assert (domain.shares_as_far(data.standardiser(other)) <= 0.1).mean() > 0.5
+
+
+def test_wide_features_are_projected(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more columns than the limit the directions of most difference stay; the seed draws."""
+    monkeypatch.setattr("llmembed.train.linear.domain.WIDTH", 12)
+    splits = {"train": clustered(600, 0), "test": clustered(2000, 1)}
+    data = load(FitConfig(cache=str(make_cache(splits)), fusion="concat"))
+    domain, again = Domain.of(data, 0), Domain.of(data, 0)
+    assert domain.projection.shape == (32, 12)
+    assert (domain.projection == again.projection).all()
+    kept = (data.x @ domain.projection).square().sum()
+    best = torch.linalg.svdvals(data.x)[:12].square().sum()
+    assert kept > 0.9 * best
+    assert (domain.shares_as_far(data.x_eval) <= 0.1).mean() == pytest.approx(0.1, abs=0.035)
+    assert (domain.shares_as_far(6 * data.x_eval.flip(1)) <= 0.1).mean() > 0.5
+
+
+def test_a_run_tells_texts_of_another_domain(texts_run: Run, tmp_path: Path) -> None:
+    """--ood gives the share and the note, those of Python; what is damaged or missing is told."""
+    run = load_run(texts_run.path)
+    texts = ["w1 w2", "w3 " * 300]
+    with pytest.warns(LLMEmbedWarning, match="cut at 64 tokens"):
+        shares = run.out_of_domain(texts)
+    assert ((shares > 0) & (shares <= 1)).all()
+    options = [part for text in (*texts, " ") for part in ("--text", text)]
+    rows = json.loads(invoke(run.path, *options, "--ood", "--json").stdout)
+    assert [row["out_of_domain"] for row in rows[:2]] == pytest.approx(shares.tolist(), abs=0.02)
+    assert [row["note"] for row in rows] == ["", "truncated", "empty"]
+    folder = shutil.copytree(run.path, tmp_path / "run")
+    arrays = load_file(folder / DOMAIN_FILE)
+    for change in ({"centre": arrays["centre"][1:]}, {"distances": arrays["distances"] * np.nan}):
+        save_file(arrays | change, folder / DOMAIN_FILE)
+        with pytest.raises(RunFormatError, match=r"domain\.safetensors is damaged"):
+            load_run(folder)
+    (folder / DOMAIN_FILE).unlink()
+    with pytest.raises(ConfigError, match="does not keep what --ood needs"):
+        load_run(folder).out_of_domain(["w1"])
 
 
 @pytest.mark.parametrize("share", ["0", "1", "1.5", "-0.1", "nan"])

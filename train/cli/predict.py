@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -68,6 +68,10 @@ class PredictConfig:
     by rows held out of the training. It may be empty: nothing known is like the text."""
     conformal_by: str = field(default="all", metadata={COMPLETES: lambda: ("all", "class")})
     """Keep the share over all texts, or over the texts of each class: all, class."""
+
+    ood: bool = False
+    """Give the share of training rows at least as far from the others as each text (0.01 or less:
+    likely of another domain), and note which texts are empty or were cut."""
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other."""
@@ -144,12 +148,19 @@ def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
     by_class = config.conformal_by == "class"
     if config.conformal is not None:
         run.check_sets(config.conformal, by_class=by_class)
-    proba = run.predict_proba(
-        given.texts, config.device, model=config.model, trust_remote_code=config.trust_remote_code
+    proba, far = run.judge(
+        given.texts,
+        config.device,
+        run.require_domain() if config.ood else None,
+        model=config.model,
+        trust_remote_code=config.trust_remote_code,
     )
-    doubts = {}
+    doubts: dict[str, list[Any]] = {}
     if config.conformal is not None:
         doubts["label_set"] = run.label_sets(proba, config.conformal, by_class=by_class)
+    if config.ood:
+        doubts["out_of_domain"] = far.round(6).tolist()
+        doubts["note"] = run.notes(given.texts)
     answers = Answers(
         texts=given.texts,
         labels=run.labels,

@@ -1,4 +1,4 @@
-"""What a run keeps of the rows that were held out of its training: a few numbers a row."""
+"""What a run keeps to doubt by: numbers of each held-out row, and what tells how far texts lie."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from llmembed.common.errors import ConfigError, RunFormatError
 from llmembed.common.regular import open_regular
+from llmembed.train.inputs import Feature
+from llmembed.train.linear.domain import MAX_ROWS, WIDTH, Domain
 from llmembed.train.measures import HeldOutRows
 from llmembed.train.runs.record import malformed
 
-HELD_OUT_FILE = "held_out.safetensors"
+HELD_OUT_FILE, DOMAIN_FILE = "held_out.safetensors", "domain.safetensors"
 _HEADER_BYTES = 1 << 20
 _ROW_BYTES = 16
 _TYPES = {"label": np.int32, "right": np.bool_, "top": np.float32, "true": np.float32}
@@ -61,6 +64,52 @@ def read_held_out(folder: Path, n_classes: int) -> HeldOutRows | None:
     ):
         raise malformed(path, "a label or a probability lies outside of its range")
     return held_out
+
+
+def domain_as_bytes(domain: Domain) -> bytes:
+    """Write it as a safetensors file, an array a field."""
+    return save({name: one.numpy() for name, one in vars(domain).items()})
+
+
+def most_domain_bytes(config: Mapping[str, Any]) -> int:
+    """Give the most bytes that the file of a run with this record has; 0 where it has none."""
+    if not config.get("domain"):
+        return 0
+    width = sum(Feature(**feature).hidden_size for feature in config["features"])
+    n = WIDTH * (width + 2 * WIDTH + len(config["labels"]) + 1) + MAX_ROWS
+    return 4 * n + _HEADER_BYTES
+
+
+def read_domain(folder: Path, width: int) -> Domain | None:
+    """Read it from a run's folder, for features of this width; None where the run has none.
+
+    Raises:
+        RunFormatError: the file is not what it should be.
+    """
+    path = folder / DOMAIN_FILE
+    try:
+        with open_regular(path, RunFormatError) as file:
+            found = load(file.read())
+        domain = Domain(**{name: torch.from_numpy(array) for name, array in found.items()})
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise malformed(path, str(error)) from error
+    k = min(width, WIDTH)
+    shapes = {
+        "projection": (0 if width == k else width, k),
+        "within": (k, k),
+        "overall": (k, k),
+        "means": (*domain.means.shape[:1], k),
+        "centre": (k,),
+        "distances": (domain.distances.numel(),),
+    }
+    for name, one in vars(domain).items():
+        if one.dtype != torch.float32 or tuple(one.shape) != shapes[name]:
+            raise malformed(path, f"{name} has the shape {tuple(one.shape)}, type {one.dtype}")
+        if not one.isfinite().all() or (name in {"means", "distances"} and not one.numel()):
+            raise malformed(path, f"{name} is empty, or holds something else than finite numbers")
+    return domain
 
 
 def require_held_out(held_out: HeldOutRows | None, path: Path, option: str) -> HeldOutRows:

@@ -56,6 +56,7 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
         "features": [feature._asdict() for feature in data.features],
         "labels": list(data.labels),
         "architecture": dataclasses.asdict(architecture),
+        "domain": True,
         "seed": trained.seed,
         "device": trained.device,
         "versions": {package: version(package) for package in _PACKAGES},

@@ -4,6 +4,7 @@
     model.safetensors    standardisation, fusion and head
     metrics.json         the figures
     held_out.safetensors what it said of training rows that it had not seen, for its doubts
+    domain.safetensors   what tells how far a text lies from those of the training
     predictions.parquet  row, label, predicted, a probability a class, of the evaluation rows;
                          their texts where `--store-texts` asks for it
     report.html          one page for people
@@ -51,6 +52,7 @@ from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Classifier
 from llmembed.train.inputs import Feature
 from llmembed.train.inputs.arguments import as_texts
+from llmembed.train.linear.domain import Domain
 from llmembed.train.measures import Floats, HeldOutRows
 from llmembed.train.measures.doubt import (
     abstain_below,
@@ -60,9 +62,13 @@ from llmembed.train.measures.doubt import (
     rows_kept,
 )
 from llmembed.train.runs.held_out import (
+    DOMAIN_FILE,
     HELD_OUT_FILE,
     as_bytes,
+    domain_as_bytes,
     most_bytes,
+    most_domain_bytes,
+    read_domain,
     read_held_out,
     require_held_out,
 )
@@ -88,6 +94,7 @@ _SHARED_FILES = (
     CONFIG_FILE,
     METRICS_FILE,
     MODEL_FILE,
+    DOMAIN_FILE,
     HELD_OUT_FILE,
     PREDICTIONS_FILE,
     ONNX_FILE,
@@ -117,6 +124,8 @@ class Run:
     """The classifier, on the CPU."""
     held_out: HeldOutRows | None = field(default=None, repr=False)
     """What it said of training rows that it had not seen; None where it keeps none."""
+    domain: Domain | None = None
+    """What tells how far a text lies from those of the training; None where it keeps none."""
     _backbones: Backbones = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -217,7 +226,54 @@ class Run:
             DataError: `texts` is a single string or holds something else than strings.
             ModelError: a backbone is missing, or is not the one the run was trained with.
         """
+        return self.judge(texts, device, model=model, trust_remote_code=trust_remote_code)[0]
+
+    def out_of_domain(
+        self,
+        texts: Sequence[str],
+        device: str = "auto",
+        *,
+        model: Places = None,
+        trust_remote_code: bool = False,
+    ) -> Floats:
+        """Give the share of training rows at least as far from the others as each text, `[N]`.
+
+        Of texts like those of the training, 1 % have 0.01 or less. Arguments and errors are those
+        of `predict_proba`.
+
+        Raises:
+            ConfigError: the run does not keep what tells it.
+        """
+        domain = self.require_domain()
+        return self.judge(texts, device, domain, model=model, trust_remote_code=trust_remote_code)[
+            1
+        ]
+
+    def require_domain(self) -> Domain:
+        """Give what tells how far a text lies from those of the training.
+
+        Raises:
+            ConfigError: the run does not keep it.
+        """
+        if self.domain is None:
+            raise ConfigError(
+                f"the run {self.path} is of an earlier version and does not keep what --ood needs. "
+                "Fit again."
+            )
+        return self.domain
+
+    def judge(
+        self,
+        texts: Sequence[str],
+        device: str = "auto",
+        domain: Domain | None = None,
+        *,
+        model: Places = None,
+        trust_remote_code: bool = False,
+    ) -> tuple[Floats, Floats]:
+        """Give what `predict_proba` does and, by a domain, what `out_of_domain` does, at once."""
         texts = as_texts(texts, "texts")
+        far = np.ones(len(texts))
         proba, start = np.empty((len(texts), len(self.labels))), 0
         remedy = "Free some of it, or pass --device cpu, in Python device='cpu'."
         features = self._backbones.features(
@@ -228,9 +284,25 @@ class Run:
             for x in features:
                 with torch.inference_mode():
                     of_block = self.classifier(x).double().softmax(dim=1)
+                    if domain is not None:
+                        z = self.classifier.standardise(x)
+                        far[start : start + len(x)] = domain.shares_as_far(z)
                 proba[start : start + len(x)] = of_block.numpy()
                 start += len(x)
-        return proba
+        return proba, far
+
+    def notes(self, texts: Sequence[str]) -> list[str]:
+        """Say of texts that were predicted which are `empty` and which were `truncated`.
+
+        Raises:
+            ConfigError: backbones are too large to be kept together.
+        """
+        count = self.token_counter()
+        cut = bool(texts) and count(texts).n_truncated > 0
+        return [
+            "truncated" if cut and count([text]).n_truncated else "" if text.strip() else "empty"
+            for text in texts
+        ]
 
     def label_sets(
         self, proba: Floats, coverage: float = 0.9, *, by_class: bool = False
@@ -412,6 +484,8 @@ def write_run(
         (folder / MODEL_FILE).write_bytes(content)  # save_file would make it the owner's alone
         if run.held_out is not None:
             (folder / HELD_OUT_FILE).write_bytes(as_bytes(run.held_out))
+        if run.domain is not None:
+            (folder / DOMAIN_FILE).write_bytes(domain_as_bytes(run.domain))
         write_predictions(folder / PREDICTIONS_FILE, predictions, run.labels)
         for name, content in files.items():
             (folder / name).write_bytes(content)
@@ -444,6 +518,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
                     CONFIG_FILE: lambda _: MAX_DOCUMENT_BYTES,
                     METRICS_FILE: lambda _: MAX_DOCUMENT_BYTES,
                     MODEL_FILE: _most_weight_bytes,
+                    DOMAIN_FILE: lambda folder: most_domain_bytes(read_json(folder / CONFIG_FILE)),
                     HELD_OUT_FILE: lambda folder: most_bytes(read_json(folder / METRICS_FILE)),
                 },
             )
@@ -507,6 +582,7 @@ def _load(folder: Path, place: Path) -> Run:
         metrics=metrics,
         classifier=classifier.eval(),
         held_out=read_held_out(folder, len(config["labels"])),
+        domain=read_domain(folder, sum(classifier.architecture.widths)),
     )
 
 

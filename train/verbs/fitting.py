@@ -27,6 +27,7 @@ from llmembed.train.fusions.tricks import import_meanwhile
 from llmembed.train.gradient import LOGS, check_logger, open_workspace
 from llmembed.train.inputs import FitData, load_data
 from llmembed.train.linear.devices import device_of
+from llmembed.train.linear.domain import Domain
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import solve_base, train_solved, train_stack
 from llmembed.train.measures import Floats, summarise
@@ -162,6 +163,7 @@ def _finish(
         metrics=metrics,
         classifier=outcome.best.classifier,
         held_out=outcome.best.held_out,
+        domain=Domain.of(data, config.seed),
     )
     sweep = find_sweep(config.run_path, data.fingerprint)
     parts = RunParts(config=record, metrics=metrics, predictions=predictions, sweep=sweep)

@@ -1,0 +1,152 @@
+"""Doubt: are answers right, and sets of labels complete, as often as held-out rows promise?
+
+Each data set is judged on its published test split, and on test rows drawn anew from all of its
+rows, which differ from the training rows by nothing but chance: what is missed on the first alone
+is what the data sets differ by. Where a folder has out-of-scope texts (a split `oos_test`), the
+out-of-domain share is told apart from the largest probability by the area under the ROC curve.
+
+    python benchmarks doubt --data clinc150=texts/clinc150 --data r8=texts/r8 --caches FOLDER
+                            [--model minilm] [--layers 6] [--draws 5] [--output FILE]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import torch
+from regression.suites import named
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from llmembed.cache_format import open_cache
+from llmembed.extract import ExtractConfig, extract
+from llmembed.train import FitConfig
+from llmembed.train.fusions.classifier import Trained
+from llmembed.train.inputs.data import FitData, load_data, read_features
+from llmembed.train.linear.domain import Domain
+from llmembed.train.measures.doubt import abstain_below, answered, label_sets
+from llmembed.train.verbs.fitting import train
+
+ABSTAIN, COVERAGES = (0.9, 0.95, 0.99), (0.8, 0.9, 0.95)
+OUT_OF_SCOPE = "oos_test"
+
+
+@harness.known_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Judge each data set, and print a table and the JSON line."""
+    parser = harness.command_line(__doc__)
+    add = parser.add_argument
+    add("--data", action="append", required=True, help="NAME=FOLDER of texts")
+    add(
+        "--caches", default=".", help="folder for the caches, which are made where they are missing"
+    )
+    add("--model", default="minilm")
+    add("--layers", default="6")
+    add("--draws", type=int, default=5, help="how often the test rows are drawn anew")
+    options = parser.parse_args(arguments)
+    print("| data | test rows | rule | asked | found | size |\n|---|---|---|---|---|---|")
+    document: dict[str, Any] = {"model": options.model, "layers": options.layers, "data": {}}
+    for name, folder in named(options.data).items():
+        cache = str(Path(options.caches) / f"{name}.zarr")
+        files = sorted(path.stem for path in Path(folder).glob("*.parquet"))
+        splits = tuple(one for one in ("train", "test", OUT_OF_SCOPE) if one in files)
+        extract(
+            ExtractConfig(
+                model=options.model,
+                layers=options.layers,
+                dataset=folder,
+                cache=cache,
+                split=splits,
+            )
+        )
+        document["data"][name] = judge(name, cache, options.draws)
+    harness.finish(document, options.output)
+    return 0
+
+
+def judge(name: str, cache: str, draws: int) -> dict[str, Any]:
+    """Fit on the published training rows and on drawn ones, and compare with what is promised."""
+    config = FitConfig(cache=cache, fusion="auto")
+    data = load_data(config.plan().reading)
+    published = train(config.plan(), data)
+    found: dict[str, Any] = {"published": kept_promises(published.best, data)}
+    redrawn = []
+    for seed in range(draws):
+        drawn = drawn_anew(data, seed)
+        redrawn.append(kept_promises(train(config.plan(), drawn).best, drawn))
+    found["drawn"] = [
+        {
+            key: float(np.mean([draw[k][key] for draw in redrawn]))
+            if key != "rule"
+            else row["rule"]
+            for key in row
+        }
+        for k, row in enumerate(redrawn[0] if redrawn else [])
+    ]
+    for rows, told in found.items():
+        for one in told:
+            figures = (f"{one[key]:.3f}" for key in ("asked", "found", "size"))
+            print(harness.row(name, rows, one["rule"], *figures), flush=True)
+    if OUT_OF_SCOPE in open_cache(cache).splits:
+        split = open_cache(cache)[OUT_OF_SCOPE]
+        other = published.data.standardiser(read_features(split, published.data.features))
+        found["out_of_scope"] = areas(published.best, published.data, other, config.seed)
+        print(found["out_of_scope"], flush=True)
+    return found
+
+
+def drawn_anew(data: FitData, seed: int) -> FitData:
+    """Divide all rows of both splits by chance, into as many of each as there are."""
+    x, y = torch.cat([data.x, data.x_eval]), torch.cat([data.y, data.y_eval])
+    order = np.random.default_rng(seed).permutation(len(x))
+    n = len(data.shares.train)
+    test = torch.from_numpy(order[n:])
+    shares = dataclasses.replace(data.shares, train=np.sort(order[:n]))
+    return dataclasses.replace(data, x=x, y=y, shares=shares, x_eval=x[test], y_eval=y[test])
+
+
+def kept_promises(trained: Trained, data: FitData) -> list[dict[str, Any]]:
+    """Compare what the held-out rows promise with what the test rows show."""
+    assert trained.held_out is not None
+    columns = trained.classifier.architecture.widths
+    assert sum(columns) == data.x_eval.shape[1]
+    proba = trained.classifier.logits_all(data.x_eval).softmax(dim=1).numpy()
+    labels = data.y_eval.numpy()
+    right, rows = proba.argmax(axis=1) == labels, []
+    for accuracy in ABSTAIN:
+        threshold = abstain_below(trained.held_out, accuracy)
+        told = answered(proba, 2 if threshold is None else threshold)
+        size, found = float(told.mean()), float(right[told].mean()) if told.any() else accuracy
+        rows.append({"rule": "abstain", "asked": accuracy, "found": found, "size": size})
+    for by_class in (False, True):
+        for coverage in COVERAGES:
+            sets = label_sets(trained.held_out, proba, coverage, by_class=by_class)
+            found, size = (
+                float(sets[np.arange(len(sets)), labels].mean()),
+                float(sets.sum(1).mean()),
+            )
+            rule = "sets by class" if by_class else "sets"
+            rows.append({"rule": rule, "asked": coverage, "found": found, "size": size})
+    return rows
+
+
+def areas(trained: Trained, data: FitData, other: Tensor, seed: int) -> dict[str, float]:
+    """Tell test rows from others by distance and by the largest probability: areas under the ROC."""
+    domain, classifier = Domain.of(data, seed), trained.classifier
+    scores = {
+        "out_of_domain": [domain.shares_as_far(x) for x in (data.x_eval, other)],
+        "max_probability": [
+            classifier.logits_all(x).softmax(dim=1).amax(dim=1).numpy()
+            for x in (data.x_eval, other)
+        ],
+    }
+    of = np.repeat([0, 1], [len(data.x_eval), len(other)])
+    found = {name: float(roc_auc_score(of, -np.concatenate(one))) for name, one in scores.items()}
+    told = {f"inside_at_{share:g}": share for share in (0.01, 0.05)}
+    inside = scores["out_of_domain"][0]
+    return found | {name: float((inside <= share).mean()) for name, share in told.items()}

@@ -1,0 +1,136 @@
+"""How far a text lies from all that was trained on: the relative Mahalanobis distance.
+
+The squared distance to the nearest mean of a class, by the covariance that the classes share, less
+the squared distance to the mean of all rows by the covariance of all (Ren et al., "A simple fix to
+Mahalanobis distance for improving near-OOD detection", 2021): what is odd in a text whatever it is
+about counts in both, and falls out.
+
+Standardised features of more than 384 columns are projected to the 384 directions in which 2,048
+rows differ most (Halko, Martinsson and Tropp, 2011, with one power step). At most 16,384 rows,
+drawn by the seed, say what is near; each is judged by the moments of the folds that it is not in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmembed.common.process import full_float32
+from llmembed.train.inputs import FitData, draw_folds
+from llmembed.train.inputs.shares import Rows
+from llmembed.train.linear.moments import Moments, Problem
+from llmembed.train.measures import Floats
+
+WIDTH = 384
+MAX_ROWS = 16_384
+_SKETCH_ROWS = 2048
+_CHUNK_ROWS = 4096
+_FOLDS = 5
+_SHRINKAGE = 0.1  # of either covariance, towards a multiple of the identity
+_LEAST = 1e-6  # added to either diagonal, where no column differs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """What tells how far a text is. K is F, the width of the features, or 384 if that is less."""
+
+    projection: Tensor
+    """float32 `[F, K]`; `[0, K]` where nothing is projected."""
+    within: Tensor
+    """float32 `[K, K]`, whitens by the covariance that the classes share."""
+    overall: Tensor
+    """float32 `[K, K]`, whitens by the covariance of all rows."""
+    means: Tensor
+    """float32 `[c, K]`, whitened means of the classes that occur."""
+    centre: Tensor
+    """float32 `[K]`, mean of all rows, whitened by that of all."""
+    distances: Tensor
+    """float32 `[n]`, of the rows, held out, in ascending order."""
+
+    @classmethod
+    @full_float32()
+    def of(cls, data: FitData, seed: int) -> Self:
+        """Take the statistics of the training rows."""
+        generator = np.random.default_rng(seed)
+        rows = data.shares.train
+        rows = np.sort(generator.permutation(rows)[:MAX_ROWS])
+        chunks = torch.split(torch.from_numpy(rows), _CHUNK_ROWS)
+        projection = _projection(data.x, rows, generator)
+        z = torch.cat([_project(data.x[chunk], projection) for chunk in chunks])
+        y = data.y[torch.from_numpy(rows)]
+        n_folds = min(_FOLDS, len(rows))
+        folds = draw_folds(y.numpy(), np.arange(len(rows)), n_folds, generator)
+        problem = Problem(
+            z, y, [torch.from_numpy(one) for one in folds], torch.ones(len(data.labels))
+        )
+        found = z.new_empty(len(rows))
+        for k, fold in enumerate(problem.folds):
+            found[fold] = _distances(z[fold], *_statistics(problem.moments.without(k)))
+        within, overall, means, centre = _statistics(problem.moments.total())
+        return cls(
+            projection=projection,
+            within=within,
+            overall=overall,
+            means=means,
+            centre=centre,
+            distances=found.sort().values,
+        )
+
+    @full_float32()
+    @torch.inference_mode()
+    def shares_as_far(self, standardised: Tensor) -> Floats:
+        """Give the share of rows, held out and this one, at least as far as each of `[N, F]`.
+
+        Returns:
+            float64 `[N]`, above 0: for a text as those of the training, any share is as likely.
+        """
+        z = _project(standardised, self.projection)
+        d = _distances(z, self.within, self.overall, self.means, self.centre)
+        nearer = torch.searchsorted(self.distances, d.contiguous())
+        n = len(self.distances)
+        found: Floats = ((n - nearer + 1).double() / (n + 1)).numpy()
+        return found
+
+
+def _projection(x: Tensor, rows: Rows, generator: np.random.Generator) -> Tensor:
+    if x.shape[1] <= WIDTH:
+        return x.new_empty(0, x.shape[1])
+    sketch = x[torch.from_numpy(np.sort(generator.permutation(rows)[:_SKETCH_ROWS]))]
+    start = torch.from_numpy(generator.standard_normal((len(sketch), WIDTH), dtype=np.float32))
+    directions = sketch.T @ (sketch @ torch.linalg.qr(sketch.T @ start).Q)
+    basis: Tensor = torch.linalg.qr(directions).Q
+    return basis
+
+
+def _project(x: Tensor, projection: Tensor) -> Tensor:
+    return x @ projection if len(projection) else x
+
+
+def _statistics(moments: Moments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give the whitening of classes and of all, `[K, K]` each, and the whitened means."""
+    n, gram = float(moments.n), moments.gram.double()
+    present = moments.counts > 0
+    means = moments.class_sums[present] / moments.counts[present, None]
+    between = means.T @ moments.class_sums[present]
+    within = _whitening((gram - between) / n)
+    overall = _whitening(gram / n - torch.outer(moments.mean, moments.mean))
+    parts = (within, overall, means @ within, moments.mean @ overall)
+    return tuple(part.float() for part in parts)  # type: ignore[return-value]
+
+
+def _whitening(covariance: Tensor) -> Tensor:
+    unit = torch.eye(len(covariance), dtype=covariance.dtype)
+    shift = _SHRINKAGE * covariance.diagonal().mean().clamp(min=0) + _LEAST
+    factor = torch.linalg.cholesky((1 - _SHRINKAGE) * covariance + shift * unit)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, unit, upper=False)
+    return inverse.T
+
+
+def _distances(z: Tensor, within: Tensor, overall: Tensor, means: Tensor, centre: Tensor) -> Tensor:
+    nearest = torch.cdist(z @ within, means).amin(dim=1).square()
+    relative: Tensor = nearest - (z @ overall - centre).square().sum(dim=1)
+    return relative
