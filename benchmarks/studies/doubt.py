@@ -136,7 +136,7 @@ def kept_promises(trained: Trained, data: FitData) -> list[dict[str, Any]]:
 
 
 def areas(trained: Trained, data: FitData, other: Tensor, seed: int) -> dict[str, float]:
-    """Tell test rows from others by distance and by the largest probability: areas under the ROC."""
+    """Tell test rows from others by distance and by the largest probability: areas under ROC."""
     domain, classifier = Domain.of(data, seed), trained.classifier
     scores = {
         "out_of_domain": [domain.shares_as_far(x) for x in (data.x_eval, other)],

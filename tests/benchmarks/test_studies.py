@@ -12,9 +12,11 @@ import pytest
 from clustered import clustered, write_cache
 from regression.places import Places
 from regression.suites import CachePlan, FitPlan, SourcePlan, load_suite
-from studies import ablation, audit, transfer
+from studies import ablation, audit, doubt, transfer
+from toy_model import save_toy_model, toy_texts
 
 from llmembed.cache_format import open_cache
+from llmembed.common.errors import LLMEmbedWarning
 from llmembed.train.fusions import HEADS
 
 pytestmark = pytest.mark.slow
@@ -156,3 +158,23 @@ def test_an_audit_is_held_to_the_labels_that_were_flipped(
     labels = np.zeros(300, np.int32)
     pq.write_table(pa.table({"label": labels, "true_label": true}), tmp_path / "train.parquet")
     assert audit.main(arguments) == 1
+
+
+def test_promises_are_compared_with_what_is_found(tmp_path: Path) -> None:
+    """Each rule is judged on published and drawn rows; others are told from the test."""
+    folder, output = tmp_path / "toy", tmp_path / "doubt.json"
+    folder.mkdir()
+    for split, n in (("train", 120), ("test", 60), ("oos_test", 20)):
+        texts = toy_texts(n)
+        labels = [-1 if split == "oos_test" else int(len(text.split()) > 10) for text in texts]
+        pq.write_table(pa.table({"text": texts, "label": labels}), folder / f"{split}.parquet")
+    (folder / "labels.json").write_text(json.dumps(["short", "long"]))
+    options = [f"--data=toy={folder}", f"--caches={tmp_path}", f"--output={output}", "--layers=2"]
+    model = str(save_toy_model(tmp_path / "model", "bert"))
+    with pytest.warns(LLMEmbedWarning):
+        assert doubt.main([*options, f"--model={model}", "--draws=2"]) == 0
+    found = json.loads(output.read_text())["data"]["toy"]
+    assert len(found["published"]) == len(found["drawn"]) == 9
+    assert {row["rule"] for row in found["drawn"]} == {"abstain", "sets", "sets by class"}
+    assert all(0 <= row["found"] <= 1 for row in found["drawn"])
+    assert 0 <= found["out_of_scope"]["out_of_domain"] <= 1

@@ -96,6 +96,18 @@ def test_a_run_goes_to_the_hub_and_back(hub: HubStandIn, run: Run) -> None:
     assert names == {"config.json", "metrics.json", "model.safetensors"}
 
 
+def test_what_a_run_doubts_by_goes_along(hub: HubStandIn, make_cache: MakeCache) -> None:
+    """Held-out rows and the domain are on the Hub, and a run from there has them."""
+    run = fit(FitConfig(cache=str(make_cache()), fusion="concat", baseline="none"))
+    run.push_to_hub(NAME)
+    loaded = load_run(NAME)
+    assert loaded.held_out is not None
+    assert loaded.domain is not None
+    for name in ("held_out.safetensors", "domain.safetensors"):
+        assert on_main(hub)[name] == (run.path / name).read_bytes()
+        assert (loaded.path / name).read_bytes() == (run.path / name).read_bytes()
+
+
 def test_nothing_of_this_machine_goes_along(hub: HubStandIn, run: Run) -> None:
     """No path and no address of the record is in any file; the last part of a path stays."""
     run.push_to_hub(NAME)
