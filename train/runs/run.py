@@ -124,7 +124,7 @@ class Run:
     """The classifier, on the CPU."""
     held_out: HeldOutRows | None = field(default=None, repr=False)
     """What it said of training rows that it had not seen; None where it keeps none."""
-    domain: Domain | None = None
+    domain: Domain | None = field(default=None, repr=False, compare=False)
     """What tells how far a text lies from those of the training; None where it keeps none."""
     _backbones: Backbones = field(init=False, repr=False, compare=False)
 
