@@ -92,7 +92,6 @@ def test_a_file_of_a_terabyte_is_not_read(run: Run) -> None:
         (("architecture", "widths", 0), 1e300, "disagree"),
         (("architecture", "n_classes"), 2**62, "n_classes lies outside of"),
         (("architecture", "n_classes"), True, "n_classes is of type bool"),
-        (("architecture", "fusion"), "nonesuch", "nonesuch"),
         (("architecture", "fusion"), ["concat"], "fusion is of type list"),
         (("architecture", "dropout"), 2, "dropout lies outside of"),
         (("features", 0, "layer"), -1, "layer lies outside of"),
