@@ -28,7 +28,7 @@ from llmembed.common.errors import ConfigError, EngineError
 from llmembed.train import Run, load_run
 from llmembed.train.cli.serve import serve_main
 from llmembed.train.serving.config import ServeConfig
-from llmembed.train.serving.server import RunClassifier, Server
+from llmembed.train.serving.server import RunClassifier, Server, _listen
 
 MOST_BYTES = 4000
 
@@ -377,3 +377,14 @@ def test_the_image_starts_what_there_is() -> None:
     assert start[0] == "llmembed-serve"
     assert serve_main.make_context("llmembed-serve", start[1:] + run).params["host"] == "0.0.0.0"  # noqa: S104
     assert ".venv*" in (root / ".dockerignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_answer_does_not_wait_for_the_client_to_confirm_its_first_part(host: str) -> None:
+    """Whoever connects gets each part at once (TCP_NODELAY)."""
+    with (
+        _listen(host, 0) as listener,
+        socket.create_connection(listener.getsockname()[:2]),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
