@@ -10,7 +10,8 @@ from llmembed.train.fusions import register_fusion, register_head
 
 if TYPE_CHECKING:
     from llmembed.train.fusions.mixing import Fusion
-    from llmembed.train.runs.run import Run, load_run
+    from llmembed.train.runs.folder import load_run
+    from llmembed.train.runs.run import Run
     from llmembed.train.verbs.auditing import run_audit
     from llmembed.train.verbs.comparing import compare_fusions
     from llmembed.train.verbs.estimator import LLMEmbedClassifier
@@ -23,7 +24,7 @@ _HOME = {
     "Run": "runs.run",
     "compare_fusions": "verbs.comparing",
     "fit": "verbs.fitting",
-    "load_run": "runs.run",
+    "load_run": "runs.folder",
     "run_audit": "verbs.auditing",
     "run_sweep": "verbs.sweeping",
 }

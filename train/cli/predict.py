@@ -140,7 +140,7 @@ def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
     """Classify new texts with a run."""
     let_waiting_threads_sleep()
     from llmembed.train.measures.doubt import answered
-    from llmembed.train.runs.run import load_run
+    from llmembed.train.runs.folder import load_run
 
     run = load_run(config.run)
     top_k, given = config.checked_top_k(run), config.given(run.text_column)

@@ -16,8 +16,14 @@ from llmembed.train.reports.baselines import NAMES as BASELINES
 from llmembed.train.reports.page import render
 from llmembed.train.reports.significance import FIGURES, N_SAMPLES, N_SWAPS, SEED, judge
 from llmembed.train.runs.predictions import PREDICTIONS_FILE, read_predictions
-from llmembed.train.runs.record import CONFIG_FILE, check_config, damage_told, no_run, read_json
-from llmembed.train.runs.run import METRICS_FILE
+from llmembed.train.runs.record import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    check_config,
+    damage_told,
+    no_run,
+    read_json,
+)
 
 METHOD = (
     "Intervals hold 95 %. Differences are those from the first run, on the same rows. p: exact "

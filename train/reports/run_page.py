@@ -24,8 +24,7 @@ from llmembed.train.reports.charts import Chart, Line, depth_chart, line_chart, 
 from llmembed.train.reports.page import figure, render
 from llmembed.train.reports.report import described_head, note_of_absent
 from llmembed.train.runs.predictions import PREDICTIONS_FILE, Predictions, read_predictions
-from llmembed.train.runs.record import CONFIG_FILE, DAMAGE, read_json
-from llmembed.train.runs.run import METRICS_FILE
+from llmembed.train.runs.record import CONFIG_FILE, DAMAGE, METRICS_FILE, read_json
 
 SWEEP_FILE = "sweep.json"
 _MOST_ROWS = 15  # of mistakes, and of rows it is least sure of

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What reading a document raises that is not as it was written."""
-CONFIG_FILE = "config.json"
+CONFIG_FILE, METRICS_FILE = "config.json", "metrics.json"
+MODEL_FILE, ONNX_FILE = "model.safetensors", "model.onnx"
 _MAX_BYTES = 1 << 30
 _MAX_FEATURES, _MAX_CLASSES = 1 << 13, 1 << 20
 _PACKAGES = ("llmembed-cache", "torch", "lightning", "numpy", "safetensors")
@@ -232,3 +233,9 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"the number {text[:20]} is not finite")
     return number
+
+
+def as_json(document: Mapping[str, Any]) -> bytes:
+    """Write a document as the files of a run hold it."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()

@@ -16,8 +16,9 @@ import uvicorn
 from llmembed.common.console import EXIT_INTERRUPTED
 from llmembed.common.errors import ConfigError, LLMEmbedWarning
 from llmembed.train.measures import Floats
+from llmembed.train.runs.folder import load_run
 from llmembed.train.runs.predict import Counted
-from llmembed.train.runs.run import Run, load_run
+from llmembed.train.runs.run import Run
 from llmembed.train.serving.app import Served, make_app
 from llmembed.train.serving.batcher import Batcher, Classifier
 from llmembed.train.serving.config import ServeConfig

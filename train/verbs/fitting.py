@@ -36,9 +36,10 @@ from llmembed.train.reports.baselines import measure_baselines, size_of_features
 from llmembed.train.reports.run_page import RunParts, find_sweep, report_page
 from llmembed.train.reports.texts import TextsNotFoundError, find_texts
 from llmembed.train.runs.export import check_can_export, onnx_of
+from llmembed.train.runs.folder import check_replaceable, write_run
 from llmembed.train.runs.predictions import Predictions
-from llmembed.train.runs.record import record_config
-from llmembed.train.runs.run import ONNX_FILE, Run, check_replaceable, write_run
+from llmembed.train.runs.record import ONNX_FILE, record_config
+from llmembed.train.runs.run import Run
 from llmembed.train.verbs.sweeping import choose_fusion
 
 REPORT_FILE = "report.html"
