@@ -30,7 +30,7 @@ from llmembed.common.errors import (
 from llmembed.common.process import owner
 from llmembed.common.replace import exchange, make_beside, put_in_place, recover, standing
 from llmembed.train import FitConfig, Run, fit, load_run
-from llmembed.train.runs import run as runs
+from llmembed.train.runs import folder as runs
 from llmembed.train.runs.folder import write_run
 from llmembed.train.runs.predictions import Predictions
 from llmembed.train.runs.record import read_json
