@@ -68,7 +68,6 @@ class PredictConfig:
     by rows held out of the training. It may be empty: nothing known is like the text."""
     conformal_by: str = field(default="all", metadata={COMPLETES: lambda: ("all", "class")})
     """Keep the share over all texts, or over the texts of each class: all, class."""
-
     ood: bool = False
     """Give the share of training rows at least as far from the others as each text (0.01 or less:
     likely of another domain), and note which texts are empty or were cut."""
