@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 from llmembed.cache_format.layout.arrays import RowSelection, StoredArray, allocate, read_column
 from llmembed.cache_format.layout.commits import SourceLayout, StoredSource, read_source
 from llmembed.cache_format.layout.schema import (
+    GROUP,
     LABEL,
+    LABEL_SETS,
     N_TOKENS,
     TEXT_HASH,
+    WEIGHT,
     ArrayKey,
     Header,
     array_name,
@@ -41,6 +44,7 @@ class Cache:
         sources: `SourceInfo` by name.
         created: when the cache was created, ISO 8601.
         versions: of the software that created the cache.
+        multilabel: whether a text may have several labels: `Split.label_sets`.
     """
 
     def __init__(self, store: Store, header: Header) -> None:
@@ -53,6 +57,7 @@ class Cache:
         self.sources = dict(sorted(header.sources.items()))
         self.created = header.created
         self.versions = header.versions
+        self.multilabel = any(split.label_sets for split in header.splits.values())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,13 +93,34 @@ class Split:
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
-        """int32 `[N]`: class index, -1 where unlabelled."""
-        return read_column(self._store, self.name, LABEL, self._info).copy()
+        """int32 `[N]`: class index, -1 where unlabelled, and where there are `label_sets`."""
+        return self._column(LABEL)
 
     @cached_property
     def text_hash(self) -> NDArray[np.uint64]:
         """uint64 `[N]`: xxh3-64 of the texts."""
-        return read_column(self._store, self.name, TEXT_HASH, self._info).copy()
+        return self._column(TEXT_HASH)
+
+    @cached_property
+    def label_sets(self) -> NDArray[np.int8] | None:
+        """int8 `[N, C]`: 1 where a text has the label, 0 where not, a row of -1 is unlabelled.
+
+        None where each text has one label.
+        """
+        return self._column(LABEL_SETS) if self._info.label_sets else None
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32] | None:
+        """float32 `[N]`: how much each example counts, at least 0; None if all count the same."""
+        return self._column(WEIGHT) if self._info.weights else None
+
+    @cached_property
+    def groups(self) -> NDArray[np.uint64] | None:
+        """uint64 `[N]`: examples that belong together have the same; None if none do.
+
+        It is the xxh3-64 of the group's text.
+        """
+        return self._column(GROUP) if self._info.groups else None
 
     @cached_property
     def arrays(self) -> Mapping[tuple[str, str, int], int]:
@@ -175,6 +201,9 @@ class Split:
         if allow_partial:
             return self._partial(stored, name, rows)
         return self._complete(stored, name, verify=verify).read(rows)
+
+    def _column(self, name: str) -> NDArray[Any]:
+        return read_column(self._store, self._header, self.name, name).copy()
 
     def _complete(self, stored: StoredSource, name: str, *, verify: bool = False) -> StoredArray:
         found = stored.commits(name)

@@ -24,14 +24,28 @@ import xxhash
 from numpy.typing import NDArray
 
 from llmembed.cache_format.layout.documents import CRC_BYTES, ArrayInfo, read_array_info
-from llmembed.cache_format.layout.schema import LABEL, MAX_COLUMN_ROWS, TEXT_HASH, SplitInfo
+from llmembed.cache_format.layout.schema import (
+    GROUP,
+    LABEL,
+    LABEL_SETS,
+    MAX_COLUMN_ROWS,
+    TEXT_HASH,
+    WEIGHT,
+    Header,
+)
 from llmembed.cache_format.stores import Buffer, LocalStore, Store
 from llmembed.common.errors import CacheCorruptError, CacheError, CacheFormatError, ConfigError
 
 Rows: TypeAlias = NDArray[Any]
 RowSelection: TypeAlias = "slice | Sequence[int] | NDArray[Any]"
 SHARD_BLOCKS = 64  # chunks of a shard of an archive
-COLUMN_DTYPES = {LABEL: "int32", TEXT_HASH: "uint64"}
+COLUMN_DTYPES = {
+    LABEL: "int32",
+    TEXT_HASH: "uint64",
+    LABEL_SETS: "int8",
+    WEIGHT: "float32",
+    GROUP: "uint64",
+}
 _FREE_ROWS = SHARD_BLOCKS * MAX_COLUMN_ROWS  # may be claimed without a file: damage is named singly
 _THREADS_PER_CORE = 2  # more than one: they wait for page faults (measured: 5.8 against 5.2 GB/s)
 _MAX_THREADS = 16
@@ -262,14 +276,16 @@ def require_rows(store: Store, split: str, n_rows: int) -> None:
         )
 
 
-def read_column(store: Store, split: str, name: str, info: SplitInfo) -> Rows:
-    """Read label or text_hash, `[N]`, verified by the digest that the root document states."""
+def read_column(store: Store, header: Header, split: str, name: str) -> Rows:
+    """Read a column, `[N]` or `[N, C]`, verified by the digest that the root document states."""
+    info = header.splits[split]
     require_rows(store, split, info.n_rows)
     array = StoredArray(store, f"{split}/{name}", info.n_rows)
-    if array.info.dtype != COLUMN_DTYPES[name] or len(array.info.shape) != 1:
-        array.require(COLUMN_DTYPES[name], ())
+    width = (len(header.dataset.labels),) if name == LABEL_SETS else ()
+    if (array.info.dtype, *array.info.shape[1:]) != (COLUMN_DTYPES[name], *width):
+        array.require(COLUMN_DTYPES[name], width)
     values = array.read()
-    if digest(values) != (info.labels if name == LABEL else info.texts):
+    if digest(values) != info.hash_of(name):
         raise CacheCorruptError(
             f"{store.location}/{array.key}: the values are not those that zarr.json states. "
             "Extract the cache again."

@@ -26,11 +26,16 @@ MAX_HIDDEN_SIZE = 2**20
 CRC_BYTES = 4
 MAX_DEPTH = 64  # levels of a document: ours have ten, and a recipe or provenance brings few
 MAX_PART_BYTES = 2**30  # of what is decoded at once, in an export
-FILL_VALUES: Mapping[str, JSON] = {"float16": "NaN", "float32": "NaN", "int32": -1, "uint64": 0}
+FILL_VALUES: Mapping[str, JSON] = {
+    "float16": "NaN",
+    "float32": "NaN",
+    "int8": -1,
+    "int32": -1,
+    "uint64": 0,
+}
 FEATURE_DTYPES = ("float16", "float32")
 _PLAIN_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _EXPORT_CODECS = frozenset({"bytes", "crc32c", "zstd", "blosc", "gzip", "sharding_indexed"})
-_DIMENSIONS = ("sample", "hidden")
 _DAMAGED = "The cache is damaged or was not written by llmembed-extract."
 _T = TypeVar("_T")
 
@@ -66,6 +71,10 @@ class Fields:
                 f"{self.where}: {key!r} is {short}, allowed is {low} to {high}. {_DAMAGED}"
             )
         return number
+
+    def optional(self, key: str, kind: type[_T]) -> _T | None:
+        """Return a field that may be absent, and else must have this JSON type."""
+        return self.get(key, kind) if key in self.value else None
 
     def fields(self, key: str) -> Fields:
         """Return a field that is an object itself."""
@@ -107,7 +116,7 @@ def parse(data: bytes, where: str) -> Fields:
 class ArrayInfo:
     """One Zarr array: all that is needed to find and decode its chunks."""
 
-    shape: tuple[int, ...]  # `[N]` or `[N, H]`
+    shape: tuple[int, ...]  # `[N]`, `[N, H]`, or `[N, C]` of int8
     chunk_rows: int  # chunks span the whole hidden size
     dtype: str  # one of `FILL_VALUES`
     plain: bool = True  # a chunk is raw little-endian rows and a crc32c: it can be mapped
@@ -122,6 +131,11 @@ class ArrayInfo:
     def fill_value(self) -> Any:
         """What rows that were not written hold, as a scalar of numpy."""
         return self.numpy_dtype.type(FILL_VALUES[self.dtype])
+
+    @property
+    def dimension_names(self) -> list[str]:
+        """What Zarr readers are told of each dimension."""
+        return ["sample", "class" if self.dtype == "int8" else "hidden"][: len(self.shape)]
 
     @property
     def row_bytes(self) -> int:
@@ -164,7 +178,7 @@ def array_document(info: ArrayInfo) -> dict[str, JSON]:
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": info.separator}},
         "fill_value": FILL_VALUES[info.dtype],
         "codecs": _PLAIN_CODECS,
-        "dimension_names": list(_DIMENSIONS[: len(info.shape)]),
+        "dimension_names": info.dimension_names,
         "attributes": {},
         "storage_transformers": [],
     }

@@ -38,6 +38,7 @@ from llmembed.common.errors import (
 )
 
 FORMAT_VERSION = 1
+MINOR_VERSION = 1  # what older readers may ignore, and writers may not
 MAX_LAYERS = 2**12
 CHUNK_TARGET_BYTES = 8 * 2**20
 MAX_BLOCKS = 2**24
@@ -45,7 +46,17 @@ MAX_BLOCK_ROWS = 1024
 MIN_BLOCK_ROWS = 64
 MAX_COLUMN_ROWS = 2**16
 LABEL, TEXT_HASH, N_TOKENS = "label", "text_hash", "n_tokens"
-RESERVED_NAMES = frozenset({LABEL, TEXT_HASH, N_TOKENS, "c", "zarr.json"})
+LABEL_SETS, WEIGHT, GROUP = "labels", "weight", "group"  # of minor version 1, where they are given
+UNLABELLED = -1
+COLUMN_FIELDS: Mapping[str, str] = {  # column of a split -> field of `SplitInfo` with its hash
+    LABEL: "labels",
+    TEXT_HASH: "texts",
+    LABEL_SETS: "label_sets",
+    WEIGHT: "weights",
+    GROUP: "groups",
+}
+_FIRST_RESERVED = frozenset({LABEL, TEXT_HASH, N_TOKENS, "c", "zarr.json"})  # by minor version 0
+RESERVED_NAMES = _FIRST_RESERVED | {LABEL_SETS, WEIGHT, GROUP}
 CONVENTION: Mapping[str, JSON] = {
     "name": "llmembed",
     "uuid": "5e0d3d0c-7a3f-4f0e-9a55-3c0b6f4b6a10",
@@ -79,20 +90,37 @@ class SourceInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInfo:
-    """The rows of a split: their number, and xxh3-128 of its columns text_hash and label."""
+    """The rows of a split: their number, and the xxh3-128 of each of its columns."""
 
     n_rows: int
-    texts: str
-    labels: str
+    texts: str  # of text_hash
+    labels: str  # of label
+    label_sets: str | None = None  # of labels; None where each text has one label at most
+    weights: str | None = None  # of weight; None where all rows weigh the same
+    groups: str | None = None  # of group; None where no rows belong together
+
+    def hash_of(self, column: str) -> str | None:
+        """xxh3-128 of a column; None if the split has none of that name."""
+        found: str | None = vars(self)[COLUMN_FIELDS[column]]
+        return found
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that the split has, label and text_hash first."""
+        return [name for name in COLUMN_FIELDS if self.hash_of(name) is not None]
+
+    def document(self) -> dict[str, JSON]:
+        """Make the part of the root document."""
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
-def check_name(kind: str, name: str) -> None:
+def check_name(kind: str, name: str, reserved: Collection[str] = RESERVED_NAMES) -> None:
     """Refuse the name of a split, source or pooling that may not become a folder of the cache."""
-    if len(name) > 100 or not _NAME.fullmatch(name) or name.casefold() in RESERVED_NAMES:
+    if len(name) > 100 or not _NAME.fullmatch(name) or name.casefold() in reserved:
         raise ConfigError(
             f"{name[:100]!r} cannot name a {kind}. Allowed are letters, digits, '_', '-' "
             f"and single dots inside, at most 100 characters, and none of "
-            f"{', '.join(sorted(RESERVED_NAMES))}. Choose another name."
+            f"{', '.join(sorted(reserved))}. Choose another name."
         )
 
 
@@ -132,13 +160,14 @@ def block_rows(n_rows: int, row_bytes: int) -> int:
     return 1 << (max(1, limit).bit_length() - 1)
 
 
-def column_rows(n_rows: int) -> int:
-    """Choose the chunk rows of label and text_hash: a power of two up to 65,536.
+def column_rows(n_rows: int, row_bytes: int = 1) -> int:
+    """Choose the chunk rows of a column: a power of two up to 65,536, with chunks of 8 MiB at most.
 
-    >>> column_rows(10), column_rows(5485), column_rows(10_000_000)
-    (64, 8192, 65536)
+    >>> column_rows(10), column_rows(5485), column_rows(10_000_000), column_rows(10_000_000, 1000)
+    (64, 8192, 65536, 8192)
     """
-    return max(MIN_BLOCK_ROWS, min(MAX_COLUMN_ROWS, 1 << max(0, n_rows - 1).bit_length()))
+    enough = max(MIN_BLOCK_ROWS, 1 << max(0, n_rows - 1).bit_length())
+    return min(enough, MAX_COLUMN_ROWS, 1 << ((CHUNK_TARGET_BYTES // row_bytes).bit_length() - 1))
 
 
 @dataclass(kw_only=True)
@@ -151,6 +180,7 @@ class Header:
     splits: dict[str, SplitInfo] = field(default_factory=dict)
     sources: dict[str, SourceInfo] = field(default_factory=dict)
     consolidated: Mapping[str, JSON] | None = None  # Zarr's, of all complete arrays; None: no array
+    minor_found: int = 0  # of the document that was read; it may be newer than what is known here
 
     @classmethod
     def new(cls, dataset: DatasetInfo) -> Header:
@@ -168,17 +198,34 @@ class Header:
             "created": self.created,
             "versions": self.versions,
             "dataset": vars(self.dataset),
-            "splits": {name: vars(split) for name, split in self.splits.items()},
+            "splits": {name: split.document() for name, split in self.splits.items()},
             "sources": sources,
         }
+        if any(split.columns != [LABEL, TEXT_HASH] for split in self.splits.values()):
+            content["minor"] = MINOR_VERSION
         content["digest"] = content_digest(content)
         document = group_document({"zarr_conventions": [CONVENTION], "llmembed": content})
         if self.consolidated is not None:
             document["consolidated_metadata"] = self.consolidated
         return document
 
+    @property
+    def is_newer(self) -> bool:
+        """Whether the cache may say more than is known here, which a writer would lose."""
+        return self.minor_found > MINOR_VERSION
+
+    def require_known(self, location: str) -> None:
+        """Refuse to write where something would be lost that a newer version put there."""
+        if self.is_newer:
+            raise CacheFormatError(
+                f"{location} is of cache format {FORMAT_VERSION}.{self.minor_found}; this version "
+                f"of llmembed reads it, but writes up to format {FORMAT_VERSION}.{MINOR_VERSION}. "
+                "Upgrade with `pip install --upgrade llmembed-cache`, or use another --cache."
+            )
+
     def save(self, store: Store) -> None:
         """Write the root document, unless it is there as it is."""
+        self.require_known(store.location)
         put_document(store, DOCUMENT, self.document())
 
     def fingerprint(
@@ -189,7 +236,7 @@ class Header:
         used = self.sources if sources is None else self.sources.keys() & sources
         identity = {
             "labels": self.dataset.labels,
-            "splits": {name: vars(self.splits[name]) for name in chosen},
+            "splits": {name: self.splits[name].document() for name in chosen},
             "sources": {name: self.sources[name].fingerprint for name in used},
         }
         return hashlib.sha256(dump(identity)).hexdigest()
@@ -238,6 +285,9 @@ def read_header(store: Store) -> Header | None:
                 n_rows=split.integer("n_rows", 0, MAX_ROWS),
                 texts=split.get("texts", str),
                 labels=split.get("labels", str),
+                label_sets=split.optional("label_sets", str),
+                weights=split.optional("weights", str),
+                groups=split.optional("groups", str),
             )
             for name, split in _named(fields, "split").items()
         },
@@ -252,6 +302,7 @@ def read_header(store: Store) -> Header | None:
             for name, source in _named(fields, "source").items()
         },
         consolidated=consolidated,
+        minor_found=fields.integer("minor", 0, 2**31) if "minor" in fields.value else 0,
     )
 
 
@@ -298,6 +349,6 @@ def _named(fields: Fields, kind: str) -> dict[str, Fields]:
 
 def _check_foreign_name(kind: str, name: str, where: str) -> None:
     try:
-        check_name(kind, name)
+        check_name(kind, name, _FIRST_RESERVED)
     except ConfigError as error:
         raise CacheFormatError(f"{where}: {error}") from error

@@ -19,7 +19,7 @@ import numpy as np
 from llmembed.cache_format.layout.arrays import SHARD_BLOCKS, StoredArray, encode
 from llmembed.cache_format.layout.commits import COMMITS, arrays_of, sources_of
 from llmembed.cache_format.layout.documents import DOCUMENT, dump, parse, parse_array
-from llmembed.cache_format.layout.schema import LABEL, TEXT_HASH, Header, require_header
+from llmembed.cache_format.layout.schema import Header, require_header
 from llmembed.cache_format.stores import MAX_DOCUMENT_BYTES, Store, open_store, translated
 from llmembed.cache_format.tools.verify import require_sound
 from llmembed.cache_format.writing import consolidate, refuse_if_held
@@ -90,7 +90,7 @@ def _require_complete(store: Store) -> Header:
 
 def _arrays(store: Store, header: Header) -> Iterator[StoredArray]:
     for split, info in sorted(header.splits.items()):
-        for name in (LABEL, TEXT_HASH):
+        for name in info.columns:
             yield StoredArray(store, f"{split}/{name}", info.n_rows)
     for source, name in arrays_of(sources_of(store, header)):
         yield source.array(name)
@@ -223,7 +223,7 @@ def _write_archive_array(array: StoredArray, path: Path) -> None:
         shards=(shard_rows, *width),
         compressors=[ZstdCodec(level=3), Crc32cCodec()],
         fill_value=info.fill_value,
-        dimension_names=["sample", "hidden"][: len(info.shape)],
+        dimension_names=info.dimension_names,
         zarr_format=3,
     )
     for start in range(0, array.n_rows, shard_rows):  # a shard is written whole: a part rewrites it

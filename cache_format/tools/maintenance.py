@@ -84,6 +84,7 @@ def remove(
     require_header(store)
     with WriterLock(store):
         header = require_header(store)
+        header.require_known(store.location)
         if pooling is None and not layers:
             removed = _remove_groups(store, header, split, source)
         else:
@@ -141,7 +142,14 @@ def _merge_one(target: PathLike, cache: Cache) -> int:
             writer.add_source(info)
         for name in cache.splits:
             split = cache[name]
-            writer.add_split(name, labels=split.labels, text_hash=split.text_hash)
+            writer.add_split(
+                name,
+                labels=split.labels,
+                text_hash=split.text_hash,
+                label_sets=split.label_sets,
+                weights=split.weights,
+                groups=split.groups,
+            )
             for source, layout in split.layouts.items():
                 for _, keys in itertools.groupby(layout.arrays, key=lambda key: key[0]):
                     plan = writer.plan(name, source, arrays=keys, dtype=layout.dtype)

@@ -6,14 +6,14 @@ values named. At the end, plain Zarr readers are told what is complete.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format.layout.arrays import COLUMN_DTYPES, encode, read_column
+from llmembed.cache_format.layout.arrays import COLUMN_DTYPES, encode
 from llmembed.cache_format.layout.commits import (
     COMMITS,
     INDEX,
@@ -31,9 +31,9 @@ from llmembed.cache_format.layout.documents import (
     parse,
     parse_array,
     put_document,
+    read_array_info,
 )
 from llmembed.cache_format.layout.schema import (
-    LABEL,
     N_TOKENS,
     TEXT_HASH,
     DatasetInfo,
@@ -45,7 +45,7 @@ from llmembed.cache_format.layout.schema import (
 )
 from llmembed.cache_format.stores import HIDDEN, Store
 from llmembed.cache_format.writing.plan import SplitPlan
-from llmembed.common.errors import CacheMismatchError, ConfigError, DataError
+from llmembed.common.errors import CacheMismatchError, ConfigError
 
 
 def check_free_name(kind: str, name: str, taken: Mapping[str, object]) -> None:
@@ -90,48 +90,6 @@ def check_dtype(known: str, given: str, where: str) -> None:
         )
 
 
-def checked_columns(
-    split: str, labels: NDArray[Any], text_hash: NDArray[Any], n_classes: int
-) -> dict[str, NDArray[Any]]:
-    """Give label int32 `[N]` and text_hash uint64 `[N]` of a split; refuse what is no class."""
-    labels, text_hash = np.asarray(labels), np.asarray(text_hash)
-    if labels.ndim != 1 or labels.shape != text_hash.shape:
-        raise DataError(
-            f"split {split!r} has labels of shape {labels.shape} and text hashes of shape "
-            f"{text_hash.shape}; one of each belongs to every example. Pass equal lengths."
-        )
-    if len(labels) and not -1 <= labels.min() <= labels.max() < n_classes:
-        wrong = np.flatnonzero((labels < -1) | (labels >= n_classes))
-        raise DataError(
-            f"split {split!r} has label {labels[wrong[0]]} in row {wrong[0]}; with {n_classes} "
-            f"classes, 0 to {n_classes - 1} are allowed, and -1 for unlabelled. Correct the label."
-        )
-    return {
-        LABEL: labels.astype("<i4", copy=False),
-        TEXT_HASH: text_hash.astype("<u8", copy=False),
-    }
-
-
-def check_grown(store: Store, split: str, info: SplitInfo, given: dict[str, NDArray[Any]]) -> None:
-    """Refuse columns that do not begin with the stored ones; name the first differing row."""
-    if len(given[LABEL]) < info.n_rows:
-        raise CacheMismatchError(
-            f"split {split!r} of {store.location} has {info.n_rows} rows, but "
-            f"{len(given[LABEL])} were given. Give the same data set, with more rows at its end "
-            "if it grew, or use another --cache."
-        )
-    for name, values in given.items():
-        stored = read_column(store, split, name, info)
-        differing = np.flatnonzero(stored != values[: info.n_rows])
-        if len(differing):
-            row = int(differing[0])
-            raise CacheMismatchError(
-                f"row {row} of split {split!r}: {store.location} has {name} {stored[row]}, but "
-                f"{values[row]} was given ({len(differing)} of {info.n_rows} rows differ). Give "
-                "the same data set in the same order, or use another --cache."
-            )
-
-
 def add_split(
     store: Store,
     header: Header,
@@ -143,26 +101,51 @@ def add_split(
 
     `known` is what the store has of it, None for a new one. The root comes last.
     """
+    n_rows = header.splits[split].n_rows
     if known is None:
         purge(store, split)
     else:
-        store.delete_below(f"{INDEX}/{split}")  # made for fewer rows
-    n_known = known.n_rows if known else 0
+        _refuse_archive(store, split)
+        if known.n_rows < n_rows:
+            store.delete_below(f"{INDEX}/{split}")  # made for fewer rows
     for name, values in columns.items():
-        key = f"{split}/{name}"
-        document, n_rows = store.get(f"{key}/{DOCUMENT}"), len(values)
-        if document is None:
-            dtype, shape = COLUMN_DTYPES[name], (n_rows,)
-            info = ArrayInfo(shape=shape, chunk_rows=column_rows(n_rows), dtype=dtype)
-        else:
-            stored = parse_array(document, f"{store.location}/{key}/{DOCUMENT}")
-            info = replace(stored, shape=(n_rows,))
-        for index in range(n_known // info.chunk_rows, info.n_chunks):
-            rows = values[index * info.chunk_rows : (index + 1) * info.chunk_rows]
-            store.put(f"{key}/{info.chunk_key(index)}", encode(info, rows))
-        put_document(store, f"{key}/{DOCUMENT}", array_document(info))
+        n_known = known.n_rows if known and known.hash_of(name) else None
+        if n_known != n_rows:
+            _add_column(store, f"{split}/{name}", COLUMN_DTYPES[name], values, n_known)
     put_document(store, f"{split}/{DOCUMENT}", group_document({}))
+    if header.consolidated is not None and known and known.n_rows == n_rows:
+        header.consolidated = consolidated_metadata(store, header)  # columns came, and no rows
     header.save(store)
+
+
+def _add_column(
+    store: Store, key: str, dtype: str, values: NDArray[Any], n_known: int | None
+) -> None:
+    """Write a column `[N]` or `[N, C]` from the chunk on that has rows which are not known.
+
+    `n_known` is None where the root names no such column, so that what lies there is leftover.
+    """
+    document = store.get(f"{key}/{DOCUMENT}")
+    if document is not None and n_known is not None:
+        stored = parse_array(document, f"{store.location}/{key}/{DOCUMENT}")
+        info = replace(stored, shape=values.shape)
+    else:
+        if document is not None:
+            store.delete_below(key)
+        n_rows = column_rows(len(values), values.itemsize * math.prod(values.shape[1:]))
+        info = ArrayInfo(shape=values.shape, chunk_rows=n_rows, dtype=dtype)
+    for index in range((n_known or 0) // info.chunk_rows, info.n_chunks):
+        rows = values[index * info.chunk_rows : (index + 1) * info.chunk_rows]
+        store.put(f"{key}/{info.chunk_key(index)}", encode(info, rows))
+    put_document(store, f"{key}/{DOCUMENT}", array_document(info))
+
+
+def _refuse_archive(store: Store, split: str) -> None:
+    if not read_array_info(store, f"{split}/{TEXT_HASH}").plain:
+        raise CacheMismatchError(
+            f"{store.location} is sharded or compressed: an export is only read. Extend the "
+            "cache it was made from, or convert it back with `llmembed-cache convert`."
+        )
 
 
 def add_source(store: Store, header: Header, source: str) -> None:
@@ -208,7 +191,8 @@ def consolidated_metadata(store: Store, header: Header) -> dict[str, JSON] | Non
         arrays = [key for key in source.layout.arrays if source.is_complete(array_name(key))]
         if arrays and source.is_complete(N_TOKENS):
             split = source.split
-            keys |= {split, f"{split}/{LABEL}", f"{split}/{TEXT_HASH}", source.key}
+            columns = header.splits[split].columns
+            keys |= {split, source.key, *(f"{split}/{name}" for name in columns)}
             names = {N_TOKENS, *(pooling for pooling, _ in arrays), *map(array_name, arrays)}
             keys |= {f"{source.key}/{name}" for name in names}
     if not keys:

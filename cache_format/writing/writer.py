@@ -26,14 +26,16 @@ from llmembed.cache_format.layout.commits import (
     read_source,
 )
 from llmembed.cache_format.layout.schema import (
+    GROUP,
     LABEL,
+    LABEL_SETS,
     N_TOKENS,
     TEXT_HASH,
+    WEIGHT,
     ArrayKey,
     DatasetInfo,
     Header,
     SourceInfo,
-    SplitInfo,
     array_name,
     block_rows,
     check_name,
@@ -43,6 +45,7 @@ from llmembed.cache_format.layout.schema import (
 from llmembed.cache_format.stores import open_store
 from llmembed.cache_format.writing import register
 from llmembed.cache_format.writing.blocks import sound_commits, write_block
+from llmembed.cache_format.writing.columns import checked_columns, merged
 from llmembed.cache_format.writing.lock import SharedLock, WriterLock, borrowed_lock, is_abandoned
 from llmembed.cache_format.writing.plan import Block, SplitPlan, checked_arrays, missing_blocks
 from llmembed.common.errors import CacheError, CacheSpaceError, ConfigError, DataError
@@ -111,7 +114,8 @@ class CacheWriter:
         Raises:
             CacheMismatchError: if the cache knows another source by that name.
         """
-        check_name("source", source.name)
+        if source.name not in self._header.sources:  # an older version may have allowed the name
+            check_name("source", source.name)
         self._begin()
         register.check_free_name("source", source.name, self._header.sources)
         known = self._header.sources.get(source.name)
@@ -122,31 +126,47 @@ class CacheWriter:
         if self._registers:
             register.add_source(self._store, self._header, source.name)
 
-    def add_split(self, name: str, *, labels: NDArray[Any], text_hash: NDArray[Any]) -> None:
+    def add_split(
+        self,
+        name: str,
+        *,
+        labels: NDArray[Any],
+        text_hash: NDArray[Any],
+        label_sets: NDArray[Any] | None = None,
+        weights: NDArray[Any] | None = None,
+        groups: NDArray[Any] | None = None,
+    ) -> None:
         """Register a split with its labels and texts; more rows at the end extend it.
+
+        Weights and groups are added to a split without them; one that has them keeps them.
 
         Args:
             name: "train", "test", ...
-            labels: int32 `[N]`, class index, -1 where unlabelled.
+            labels: int32 `[N]`, class index, -1 where unlabelled, and where there are label sets.
             text_hash: uint64 `[N]`, xxh3-64 of the UTF-8 text.
+            label_sets: int8 `[N, C]`, where a text may have several labels: 1 where it has the
+                label, 0 where not; a row of -1 is unlabelled.
+            weights: float32 `[N]`, finite and not negative: how much each example counts.
+            groups: uint64 `[N]`: which examples belong together.
 
         Raises:
             CacheMismatchError: if the cache has other rows; the first differing one is named.
-            DataError: if a label is no class.
+            DataError: if a label is no class, or another value is not allowed.
         """
-        check_name("split", name)
-        n_classes = len(self._header.dataset.labels)
-        columns = register.checked_columns(name, labels, text_hash, n_classes)
+        if name not in self._header.splits:
+            check_name("split", name)
+        given = {LABEL: labels, TEXT_HASH: text_hash, LABEL_SETS: label_sets}
+        given |= {WEIGHT: weights, GROUP: groups}
+        columns = checked_columns(name, len(self._header.dataset.labels), given)
         self._begin()
         register.check_free_name("split", name, self._header.splits)
-        known = self._header.splits.get(name)
-        texts, classes = digest(columns[TEXT_HASH]), digest(columns[LABEL])
-        info = SplitInfo(n_rows=len(columns[LABEL]), texts=texts, labels=classes)
+        known, info = (
+            self._header.splits.get(name),
+            merged(self._store, self._header, name, columns),
+        )
         self._text_hash[name] = columns[TEXT_HASH]
         if known == info:
             return
-        if known is not None:
-            register.check_grown(self._store, name, known, columns)
         self._header.splits[name] = info
         if self._registers:
             register.add_split(self._store, self._header, name, columns, known)
@@ -167,7 +187,7 @@ class CacheWriter:
         keys = checked_arrays(sources[source], arrays, dtype)
         info, hidden_size = splits[split], sources[source].hidden_size
         if split not in self._text_hash:
-            self._text_hash[split] = read_column(self._store, split, TEXT_HASH, info)
+            self._text_hash[split] = read_column(self._store, self._header, split, TEXT_HASH)
         text_hash = self._text_hash[split]
         will_be_empty = self._dry_run and self._overwrite
         stored = None if will_be_empty else read_source(self._store, split, info, source)
@@ -217,8 +237,12 @@ class CacheWriter:
             return False
         stored = read_source(self._store, plan.split, info, plan.source)
         listed = (self._header.consolidated or {"metadata": {}})["metadata"]
-        return stored is not None and all(
-            stored.is_indexed(name) and f"{stored.key}/{name}" in listed for name in plan.names
+        return (
+            stored is not None
+            and all(f"{plan.split}/{name}" in listed for name in info.columns)
+            and all(
+                stored.is_indexed(name) and f"{stored.key}/{name}" in listed for name in plan.names
+            )
         )
 
     @property
@@ -306,6 +330,7 @@ class CacheWriter:
 
     def _take_up(self, found: Header | None) -> None:
         if found is not None and not self._overwrite:
+            found.require_known(self._store.location)
             register.check_dataset(found.dataset, self._header.dataset, self._store.location)
             self._header = found
         elif found is not None and self._registers:
