@@ -68,7 +68,15 @@ class ExtractConfig:
     text_column: str | None = None
     """Column that holds the text, or two for pairs of texts: a,b; without it detected, and said."""
     label_column: str | None = None
-    """Column that holds the label; without it detected, and said."""
+    """Column that holds the label, or a list of labels; without it detected, and said. Several
+    columns a,b,c are one label each, 0 or 1."""
+    label_separator: str | None = None
+    """What parts the labels of a text that has several, such as a semicolon."""
+    weight_column: str | None = None
+    """Column that says how much each example counts: numbers from 0 on."""
+    group_column: str | None = None
+    """Column that says which examples belong together, such as an author: they are never trained on
+    and judged by at once."""
     unlabelled: str | None = None
     """What stands in the label column where there is no label: -1, ?, or '' for empty cells, which
     are refused without it."""
@@ -138,6 +146,11 @@ class ExtractConfig:
         if self.seed < 0:
             raise ConfigError(f"--seed is {self.seed}; it counts from 0. Pass 0 or more.")
         Dialect.of(vars(self))
+        if self.label_separator is not None and not self.label_separator.strip():
+            raise ConfigError(
+                f"--label-separator is {self.label_separator!r}; it parts the labels of a text. "
+                "Pass what stands between them, such as ';'."
+            )
         self._check_rank()
         self._check_engine()
 

@@ -58,6 +58,8 @@ class ExtractionPlan:
     """Measured speed of this machine; of several GPUs, that of one times their number."""
     seconds: float
     """Estimated time to compute."""
+    notes: tuple[str, ...]
+    """Several labels a text, weights and groups, where there are any."""
 
     def describe(self) -> str:
         """Tell the plan in a few lines."""
@@ -76,6 +78,7 @@ class ExtractionPlan:
                 f"layers     {', '.join(map(str, self.layers))}; {run}",
                 f"to write   {self.size_bytes / 1e9:,.3f} GB{free}",
                 f"time       about {self.seconds:,.0f} s at {self.tokens_per_s:,.0f} tokens/s",
+                *self.notes,
             )
         )
 
@@ -117,6 +120,7 @@ def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> E
         free_bytes=free_bytes,
         tokens_per_s=tokens_per_s,
         seconds=n_tokens / tokens_per_s if tokens_per_s else 0.0,
+        notes=tuple(task.corpus.notes),
     )
 
 

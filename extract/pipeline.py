@@ -53,9 +53,12 @@ def extract(
     engine = importlib.import_module(ENGINES[config.engine])
     plans, _ = task.plan_only()
     if not any(plan.blocks for plan in plans):
+        is_new = task.register()  # weights and groups may be, where no row is
         if task.rank is None and not _is_finished(task, plans):
             engine.finish(task)
-        return summary(task, Counts(), seconds=0.0)
+        done = summary(task, Counts(), seconds=0.0)
+        note = "What is new of the data set was added to its rows."
+        return dataclasses.replace(done, notes=(*done.notes, note)) if is_new else done
     work = engine.begin(task, plans, _cluster(config))
     start = time.perf_counter()
     n_rows = sum(plan.n_rows_missing for plan in plans)

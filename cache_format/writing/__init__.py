@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmembed.cache_format.writing.columns import check_weights
 from llmembed.cache_format.writing.lock import LOCK, SHARED, WriterLock, holders, refuse_if_held
 from llmembed.cache_format.writing.plan import Block, SplitPlan
 from llmembed.cache_format.writing.register import consolidate, consolidated_metadata
@@ -15,6 +16,7 @@ __all__ = [
     "SplitPlan",
     "UnitWriter",
     "WriterLock",
+    "check_weights",
     "consolidate",
     "consolidated_metadata",
     "holders",

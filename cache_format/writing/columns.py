@@ -58,7 +58,7 @@ def checked_columns(
     if LABEL_SETS in found:
         _check_label_sets(split, found[LABEL_SETS], labels)
     if WEIGHT in found:
-        _check_weights(split, found[WEIGHT])
+        check_weights(split, found[WEIGHT])
     return {
         name: values.astype(np.dtype(COLUMN_DTYPES[name]).newbyteorder("<"), order="C", copy=False)
         for name, values in found.items()
@@ -100,6 +100,24 @@ def merged(store: Store, header: Header, split: str, given: Columns) -> SplitInf
     return replace(info, weights=info.weights or known.weights, groups=info.groups or known.groups)
 
 
+def check_weights(split: str, weights: NDArray[Any]) -> None:
+    """Refuse weights `[N]` that are negative, not finite in float32, or 0 in all rows."""
+    with np.errstate(over="ignore", under="ignore"):
+        stored = weights.astype(np.float32)
+    vanished = (stored == 0) & (weights != 0)
+    wrong = np.flatnonzero(~np.isfinite(stored) | (stored < 0) | vanished)
+    if len(wrong):
+        raise DataError(
+            f"split {split!r}, row {wrong[0]}: the weight is {weights[wrong[0]]} ({len(wrong)} "
+            "rows in all); allowed are 0 and numbers from 1e-38 to 1e38. Correct the weight."
+        )
+    if len(stored) and not stored.any():
+        raise DataError(
+            f"split {split!r} has the weight 0 in all of its {len(stored)} rows, so that no row "
+            "counts. Give some row a weight."
+        )
+
+
 def _check_labels(split: str, labels: NDArray[Any], n_classes: int) -> None:
     if len(labels) and not -1 <= labels.min() <= labels.max() < n_classes:
         wrong = np.flatnonzero((labels < -1) | (labels >= n_classes))
@@ -130,23 +148,6 @@ def _check_label_sets(split: str, label_sets: NDArray[Any], labels: NDArray[Any]
         raise DataError(
             f"split {split!r}, row {wrong[0]} has the label {labels[wrong[0]]} beside its label "
             "set; where a text has several labels, the single one is -1. Pass -1 in all rows."
-        )
-
-
-def _check_weights(split: str, weights: NDArray[Any]) -> None:
-    with np.errstate(over="ignore", under="ignore"):
-        stored = weights.astype(np.float32)
-    vanished = (stored == 0) & (weights != 0)
-    wrong = np.flatnonzero(~np.isfinite(stored) | (stored < 0) | vanished)
-    if len(wrong):
-        raise DataError(
-            f"split {split!r}, row {wrong[0]}: the weight is {weights[wrong[0]]} ({len(wrong)} "
-            "rows in all); allowed are 0 and numbers from 1e-38 to 1e38. Correct the weight."
-        )
-    if len(stored) and not stored.any():
-        raise DataError(
-            f"split {split!r} has the weight 0 in all of its {len(stored)} rows, so that no row "
-            "counts. Give some row a weight."
         )
 
 

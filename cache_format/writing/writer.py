@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -84,6 +85,7 @@ class CacheWriter:
         self._registers = not dry_run and shared is None
         self._overwrite = overwrite
         self._is_open = False
+        self._dataset = dataset
         self._header = Header.new(dataset)
         self._lock: WriterLock | SharedLock | None = None
         self._text_hash: dict[str, NDArray[np.uint64]] = {}
@@ -168,6 +170,9 @@ class CacheWriter:
         if known == info:
             return
         self._header.splits[name] = info
+        if known is not None and known.columns != info.columns:  # say where they came from
+            told = {**self._dataset.provenance, **self._header.dataset.provenance}
+            self._header.dataset = replace(self._header.dataset, provenance=told)
         if self._registers:
             register.add_split(self._store, self._header, name, columns, known)
 

@@ -146,6 +146,7 @@ def _notes(task: Task, counts: Counts) -> list[str]:
     if counts.n_rows_computed and "text_column" in columns:
         text, label = columns["text_column"], columns["label_column"]
         notes.append(f"Text from column {text!r}, label from {label!r}.")
+    notes += task.corpus.notes
     notes += task.recipe.notes_on(counts.n_truncated, counts.n_empty)
     if counts.n_duplicates:
         notes.append(f"{counts.n_duplicates:,} texts stood there before and share one feature.")

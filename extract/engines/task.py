@@ -117,7 +117,7 @@ class Task:
         arrays = arrays_of(self.poolings, self.layers, self.source.n_layers)
         plans = []
         for split, examples in self.corpus.splits.items():
-            writer.add_split(split, labels=examples.labels, text_hash=examples.text_hash)
+            writer.add_split(split, text_hash=examples.text_hash, **examples.columns)
             dtype = self.recipe.dtype
             plans.append(writer.plan(split, self.source.name, arrays=arrays, dtype=dtype))
         return plans if self.rank is None else self.rank.part_of(plans)
@@ -132,8 +132,11 @@ class Task:
             writer.check_space(sum(plan.size_bytes for plan in plans))
             return plans, writer.free_bytes
 
-    def register(self) -> None:
+    def register(self) -> bool:
         """Make the cache ready for several writers; one of them does it, the others wait.
+
+        Returns:
+            Whether this process did it.
 
         Raises:
             CacheLockedError: a writer that shares nothing stays at work for a minute.
@@ -144,11 +147,12 @@ class Task:
                 with self.open_writer() as writer:
                     self.make_plans(writer)
                     writer.register()
-                    return
+                    return True
             except CacheLockedError:
                 if time.monotonic() > patient_until:
                     raise
                 time.sleep(0.1)
+        return False
 
     def _is_registered(self) -> bool:
         with self.open_writer(dry_run=True) as writer:

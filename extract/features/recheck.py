@@ -128,6 +128,7 @@ def _corpus(cache: Cache, dataset: str | None) -> Corpus:
             text_column=_recorded(origin, "text_column"),
             label_column=_recorded(origin, "label_column"),
             unlabelled=_recorded(origin, "unlabelled"),
+            label_separator=_recorded(origin, "label_separator"),
             dialect=Dialect.of(origin),
         )
     )

@@ -24,10 +24,13 @@ _TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "tit
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "topic")
 
 
-def label_column_of(columns: Sequence[str], asked: str | None, text_asked: str | None) -> str:
+def label_columns_of(
+    columns: Sequence[str], asked: str | None, text_asked: str | None
+) -> list[str]:
     """Name the column of labels: the one that is asked for, or the first of the usual ones.
 
-    Where the column of texts cannot be told either, one error asks for both.
+    Several that are asked for, with commas between, are a label each. Where the column of texts
+    cannot be told either, one error asks for both.
     """
     if asked is None:
         usual = {column.lower() for column in columns}
@@ -36,10 +39,16 @@ def label_column_of(columns: Sequence[str], asked: str | None, text_asked: str |
                 f"no column looks like the text or the label among {listed(columns)}. Name them "
                 "with --text-column NAME and --label-column NAME."
             )
-        return _usual("label", columns, LABEL_NAMES)
-    if asked not in columns:
-        raise ConfigError.unknown("column", asked, columns, "Pass one to --label-column.")
-    return asked
+        return [_usual("label", columns, LABEL_NAMES)]
+    if asked in columns:
+        return [asked]
+    names = [name.strip() for name in asked.split(",")]
+    for place, name in enumerate(names):
+        if name not in columns:
+            raise ConfigError.unknown("column", name, columns, "Pass one to --label-column.")
+        if name in names[:place]:
+            raise ConfigError(f"--label-column {asked} names {name!r} twice. Name each once.")
+    return names
 
 
 def text_columns_of(columns: Sequence[str], asked: str | None) -> list[str]:

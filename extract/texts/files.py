@@ -307,8 +307,8 @@ _INTEGER, _LONG, _DECIMAL, _NAN = "a number", "a long number", "a decimal number
 _ALONE: Mapping[str, str] = {
     "text with a lone surrogate": "Repair the encoding of that text.",
     "a number beyond 64 bits": "Write it as text, in quotes.",
-    "a list": "A text or label is one value. Name another column; or, where a text has several "
-    "labels, train with LLMEmbedClassifier (README, the same in Python).",
+    "a list": "A text is one value; where a text has several labels, each row has a list of texts "
+    "or of whole numbers. Write it so, or name another column.",
     "an object": "A text or label is one value. Name another column.",
 }
 """Kinds that no column of texts or labels can have, and what to do."""
@@ -331,6 +331,7 @@ _TYPES: tuple[tuple[frozenset[str], pa.DataType], ...] = (
     (frozenset({_INTEGER, _DECIMAL, _NAN}), pa.float64()),
 )
 """The type of a column whose values are all among these kinds, the first that fits."""
+_OF_LABELS = (pa.large_string(), pa.bool_(), pa.int64())  # what the lists of a column may hold
 
 
 def _read_json(path: Path) -> pa.Table:
@@ -348,6 +349,7 @@ def _read_json(path: Path) -> pa.Table:
 def _survey(path: Path) -> pa.Schema:
     """See what each column holds, and in which row first."""
     columns: dict[str, dict[str, int]] = {}
+    inside: dict[str, set[str]] = {}  # kinds in the lists of a column
     n_rows = n_values = 0
     for row, (members, _) in enumerate(_json_rows(path)):
         for name, value in members.items():
@@ -358,6 +360,8 @@ def _survey(path: Path) -> pa.Schema:
                     raise DataError(f"{path}, row {row}: {wrong}")
             kind = _kind(value)
             columns[name].setdefault(kind, row)
+            if kind is _LIST:
+                inside.setdefault(name, set()).update(map(_kind, value))
             if kind in {_LIST, _OBJECT} and _is_deep(value, _DEEPEST):
                 wrong = f"{name!r} is nested more than {_DEEPEST} deep. Repair the file."
                 raise DataError(f"{path}, row {row}: {wrong}")
@@ -367,12 +371,21 @@ def _survey(path: Path) -> pa.Schema:
             f"{path} has {len(columns)} different keys in {n_rows} rows, nearly all of them "
             "missing in each row. Write the same keys in all rows."
         )
-    return pa.schema([(name, _type(path, first)) for name, first in columns.items()])
+    found = {name: _type(path, first, inside.get(name, ())) for name, first in columns.items()}
+    return pa.schema(list(found.items()))
 
 
-def _type(path: Path, first: Mapping[str, int]) -> pa.DataType:
-    """Choose the type of a column from its kinds, each with the first row that has it."""
+def _type(path: Path, first: Mapping[str, int], inside: Iterable[str]) -> pa.DataType:
+    """Choose the type of a column from its kinds, each with the first row that has it.
+
+    A column of nothing but lists has a type where the lists may be labels.
+    """
     kinds = first.keys() - {_NULL}
+    if kinds == {_LIST}:
+        held = {*inside} - {_NULL}
+        fits = [kind for fitting, kind in _TYPES if held <= fitting]
+        if not held or (fits and fits[0] in _OF_LABELS):
+            return pa.large_list(fits[0])
     for fitting, kind in _TYPES:
         if kinds <= fitting:
             return kind

@@ -22,7 +22,7 @@ from llmembed.common.scratch import column_array, forget_pages
 from llmembed.common.splits import TRAIN
 
 UNLABELLED = -1
-_NO_LABEL = ""  # what stands for an empty cell, null and NaN
+NO_LABEL = ""  # what stands for an empty cell, null and NaN
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _AT_ONCE = 2**20
 
@@ -35,18 +35,24 @@ class Labels:
 
     names: tuple[str, ...]  # of the classes
     codes: Mapping[str, npt.NDArray[np.int32]]  # of each split, int32 `[N]`, -1 where unlabelled
+    # Of each split, int8 `[N, C]`, a row of -1 where unlabelled; None where a text has one label.
+    sets: Mapping[str, npt.NDArray[np.int8]] | None = None
 
     @property
     def labelled_splits(self) -> list[str]:
         """Those that have a label in some row."""
+        if self.sets is not None:
+            return [split for split, sets in self.sets.items() if (sets >= 0).any()]
         return [split for split, codes in self.codes.items() if (codes >= 0).any()]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Column:
+class EncodedColumn:
+    """A column with each distinct value as text."""
+
     split: str
     given: pa.ChunkedArray
-    names: tuple[str, ...]  # each distinct label as text, the first of them `_NO_LABEL`
+    names: tuple[str, ...]  # each distinct label as text, the first of them `NO_LABEL`
     indices: npt.NDArray[np.int32]  # index of the label of each row, int32 `[N]`
 
     @functools.cached_property
@@ -75,75 +81,100 @@ def encode_labels(
         DataError: a label is missing or not of a kind that can name a class, fewer than two
             classes are there, or a split has nothing but one label that is not trained on.
 
-    >>> encode_labels({"train": pa.chunked_array([["no", "yes", "no"]])})
-    Labels(names=('no', 'yes'), codes={'train': array([0, 1, 0], dtype=int32)})
+    >>> found = encode_labels({"train": pa.chunked_array([["no", "yes", "no"]])})
+    >>> found.names, found.codes["train"]
+    (('no', 'yes'), array([0, 1, 0], dtype=int32))
     """
-    encoded = [_encoded(split, column) for split, column in columns.items()]
-    absent = {_NO_LABEL}
-    if unlabelled is not None and not _is_missing(unlabelled):
+    found_columns = [encoded(split, column) for split, column in columns.items()]
+    absent = {NO_LABEL}
+    if unlabelled is not None and not is_missing(unlabelled):
         absent.add(unlabelled)
-    found = {name for column in encoded for name in column.names} - absent
+    found = {name for column in found_columns for name in column.names} - absent
+    names = usable_names(found, names)
+    if names is not None:
+        absent.add(str(UNLABELLED))
+    called = name_classes(found - absent, names)
+    taken = [column for column in found_columns if column.split in wanted or not wanted]
+    present = {
+        one.split: {label: n for label, n in sorted(one.counts.items()) if label not in absent}
+        for one in taken
+    }
+    _refuse_unusable(taken, present, called, unlabelled, is_chosen=bool(wanted))
+    for column in taken:
+        _tell_absent(column, absent, is_left_out=not (present[column.split] or wanted))
+    warn_of_doubtful(present, called)
+    if unlabelled and not any(unlabelled in column.names for column in taken):
+        warn(f"no row has the label {unlabelled!r} that --unlabelled names.")
+    code_of = {label: code for code, label in enumerate(called)} | dict.fromkeys(absent, UNLABELLED)
+    for column in found_columns:
+        codes = np.array([code_of[name] for name in column.names], dtype=np.int32)
+        for start in range(0, len(column.indices), _AT_ONCE):  # in place: a large split has no copy
+            part = column.indices[start : start + _AT_ONCE]
+            part[:] = codes[part]
+    return Labels(
+        names=tuple(called.values()), codes={one.split: one.indices for one in found_columns}
+    )
+
+
+def usable_names(found: Collection[str], names: Sequence[str] | None) -> Sequence[str] | None:
+    """Give the names of integer labels where they apply to these; else warn, and give None."""
     if names is not None and not all(map(_INTEGER.fullmatch, found)):
         example = min(label for label in found if not _INTEGER.fullmatch(label))
         warn(
             f"the data set names integer labels ({names[0]!r} is 0), but has the label "
             f"{example!r}: these names are not used, and each label names its own class."
         )
-        names = None
-    if names is not None:
-        absent.add(str(UNLABELLED))
-        called = {str(index): name for index, name in enumerate(names)}
-        if beyond := found - absent - called.keys():
-            raise DataError(
-                f"label {min(beyond)} has no name: the data set names {len(names)} classes "
-                f"(0-{len(names) - 1}). Add its name to labels.json or correct the label."
-            )
-    else:
+        return None
+    return names
+
+
+def name_classes(found: Collection[str], names: Sequence[str] | None) -> dict[str, str]:
+    """Map each label to the name of its class, in the order of the classes.
+
+    >>> name_classes({"10", "2"}, None), name_classes({"1"}, ["no", "yes"])
+    ({'2': '2', '10': '10'}, {'0': 'no', '1': 'yes'})
+    """
+    if names is None:
         numeric = all(map(_INTEGER.fullmatch, found))  # "01" comes before "1" in any case
         in_order = sorted(found, key=lambda name: (int(name) if numeric else 0, name))
-        called = {name: name for name in in_order}
-    taken = [column for column in encoded if column.split in wanted or not wanted]
-    present = {one.split: sorted(one.counts.keys() - absent) for one in taken}
-    _refuse_unusable(taken, present, called, unlabelled, is_chosen=bool(wanted))
-    for column in taken:
-        _tell_absent(column, absent, is_left_out=not (present[column.split] or wanted))
-    _warn_of_doubtful(taken, present, called)
-    if unlabelled and not any(unlabelled in column.names for column in taken):
-        warn(f"no row has the label {unlabelled!r} that --unlabelled names.")
-    code_of = {label: code for code, label in enumerate(called)} | dict.fromkeys(absent, UNLABELLED)
-    for column in encoded:
-        codes = np.array([code_of[name] for name in column.names], dtype=np.int32)
-        for start in range(0, len(column.indices), _AT_ONCE):  # in place: a large split has no copy
-            part = column.indices[start : start + _AT_ONCE]
-            part[:] = codes[part]
-    return Labels(
-        names=tuple(called.values()), codes={column.split: column.indices for column in encoded}
-    )
+        return {name: name for name in in_order}
+    called = {str(index): name for index, name in enumerate(names)}
+    if beyond := {*found} - called.keys():
+        raise DataError(
+            f"label {min(beyond)} has no name: the data set names {len(names)} classes "
+            f"(0-{len(names) - 1}). Add its name to labels.json or correct the label."
+        )
+    return called
 
 
-def _encoded(split: str, column: pa.ChunkedArray) -> _Column:
+def encoded(split: str, column: pa.ChunkedArray) -> EncodedColumn:
+    """Give each distinct value of a column as the text that names its class.
+
+    Raises:
+        DataError: a value is none that can name a class.
+    """
     if pa.types.is_nested(column.type):
         raise DataError(
-            f"split {split!r} has labels of type {column.type}, several to an example; a cache "
-            "holds one label an example. Name a column of single labels with --label-column, or "
-            "train on several with LLMEmbedClassifier (README, the same in Python)."
+            f"split {split!r} has labels of type {column.type}; a label is a string, an integer or "
+            "a boolean, and several to an example are one list of such. Name another column with "
+            "--label-column."
         )
     indices, n_before = column_array(len(column), np.int32), 0
-    places = {_NO_LABEL: 0}
+    places = {NO_LABEL: 0}
     for chunk in column.chunks:  # all in one could be more text than an Arrow array holds
         encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
         names = [_class_name(split, value) for value in encoded.dictionary.to_pylist()]
-        own = [places.setdefault(name, len(places)) for name in (*names, _NO_LABEL)]
+        own = [places.setdefault(name, len(places)) for name in (*names, NO_LABEL)]
         rows = encoded.indices.cast(pa.int64()).fill_null(len(names)).to_numpy()
         indices[n_before : n_before + len(chunk)] = np.array(own, dtype=np.int32)[rows]
         n_before += len(chunk)
         forget_pages()
-    return _Column(split=split, given=column, names=tuple(places), indices=indices)
+    return EncodedColumn(split=split, given=column, names=tuple(places), indices=indices)
 
 
 def _class_name(split: str, value: object) -> str:
-    if value is None or _is_missing(str(value)):
-        return _NO_LABEL
+    if value is None or is_missing(str(value)):
+        return NO_LABEL
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -156,13 +187,18 @@ def _class_name(split: str, value: object) -> str:
     )
 
 
-def _is_missing(text: str) -> bool:
-    return text.strip() in {"", "nan", "NaN"}  # the last two are what pandas writes
+def is_missing(text: str | None) -> bool:
+    """Tell whether a text stands for no value: an empty cell, or NaN as pandas writes it."""
+    return text is not None and text.strip() in {
+        "",
+        "nan",
+        "NaN",
+    }  # the last two are what pandas writes
 
 
 def _refuse_unusable(
-    columns: Sequence[_Column],
-    present: Mapping[str, Sequence[str]],
+    columns: Sequence[EncodedColumn],
+    present: Mapping[str, Mapping[str, int]],
     called: Mapping[str, str],
     unlabelled: str | None,
     *,
@@ -172,13 +208,13 @@ def _refuse_unusable(
     if not is_chosen and not any(present.values()):
         raise DataError("no row of any split has a label. Check --label-column.")
     for column in columns:
-        is_marked = unlabelled is not None and _is_missing(unlabelled)
-        if present[column.split] and _NO_LABEL in column.counts and not is_marked:
-            row = int(np.argmin(column.indices))  # _NO_LABEL is the first of the names
+        is_marked = is_missing(unlabelled)
+        if present[column.split] and NO_LABEL in column.counts and not is_marked:
+            row = int(np.argmin(column.indices))  # NO_LABEL is the first of the names
             value = column.given[row].as_py()
             raise DataError(
                 f"split {column.split!r}, row {row}: the label is "
-                f"{'missing' if value is None else repr(value)} ({column.counts[_NO_LABEL]} rows "
+                f"{'missing' if value is None else repr(value)} ({column.counts[NO_LABEL]} rows "
                 "in all). Remove such rows, or pass --unlabelled '' to keep them as unlabelled."
             )
     if len(called) < 2:
@@ -188,15 +224,16 @@ def _refuse_unusable(
         )
     trained = present.get(TRAIN)
     for split, labels in present.items():
-        if trained and not is_chosen and len(labels) == 1 and labels[0] not in trained:
+        only = next(iter(labels), "")
+        if trained and not is_chosen and len(labels) == 1 and only not in trained:
             raise DataError(
-                f"every label of split {split!r} is {labels[0]!r}, which no row of split {TRAIN!r} "
-                f"has. If it means that there is no label, pass --unlabelled {labels[0]!r}; if it "
+                f"every label of split {split!r} is {only!r}, which no row of split {TRAIN!r} "
+                f"has. If it means that there is no label, pass --unlabelled {only!r}; if it "
                 "is a class, name the splits to extract with --split."
             )
 
 
-def _tell_absent(column: _Column, absent: Collection[str], *, is_left_out: bool) -> None:
+def _tell_absent(column: EncodedColumn, absent: Collection[str], *, is_left_out: bool) -> None:
     counts = {name or "empty": n for name, n in column.counts.items() if name in absent}
     if counts:
         n_absent, n_rows = sum(counts.values()), len(column.indices)
@@ -207,10 +244,13 @@ def _tell_absent(column: _Column, absent: Collection[str], *, is_left_out: bool)
         )
 
 
-def _warn_of_doubtful(
-    columns: Sequence[_Column], present: Mapping[str, Sequence[str]], called: Mapping[str, str]
-) -> None:
-    """Warn of classes that look like one, and of those that no classifier can learn."""
+def warn_of_doubtful(present: Mapping[str, Mapping[str, int]], called: Mapping[str, str]) -> None:
+    """Warn of classes that look like one, and of those that no classifier can learn.
+
+    Args:
+        present: split -> label -> rows that have it, at least one.
+        called: label -> name of its class.
+    """
     first: dict[str, str] = {}
     alike = []
     occurring = {label for labels in present.values() for label in labels}
@@ -224,11 +264,11 @@ def _warn_of_doubtful(
             "Write them alike if they are one."
         )
     trained = present.get(TRAIN)
-    for column in columns:
-        untrained = [label for label in present[column.split] if trained and label not in trained]
+    for split, labels in present.items():
+        untrained = [label for label in labels if trained and label not in trained]
         if untrained:
-            counted = [f"{called[one]!r} ({column.counts[one]} rows)" for one in untrained]
+            counted = [f"{called[one]!r} ({labels[one]} rows)" for one in untrained]
             warn(
-                f"split {column.split!r} has labels that no row of split {TRAIN!r} has, so no "
+                f"split {split!r} has labels that no row of split {TRAIN!r} has, so no "
                 f"classifier can learn them: {listed(counted)}."
             )

@@ -78,7 +78,10 @@ class DatasetOptions:
     config: str | None = None  # configuration of a Hub data set
     splits: Sequence[str] = ()  # by any of their names; none means all labelled ones
     text_column: str | None = None  # one, or two with a comma between; None detects it
-    label_column: str | None = None  # None detects it
+    label_column: str | None = None  # several with commas between are of 0 and 1; None detects it
+    label_separator: str | None = None  # between the labels of a text that has several
+    weight_column: str | None = None  # how much each example counts
+    group_column: str | None = None  # which examples belong together
     unlabelled: str | None = None  # what stands there for no label; "" is empty, null or NaN
     limit: int | None = None  # examples a split, stratified by label
     seed: int = 0  # seed of that choice
@@ -90,7 +93,8 @@ class DatasetOptions:
 
         What later versions added is there only where it was given, since older caches lack it.
         """
-        later = {"config": self.config, "unlabelled": self.unlabelled}
+        names = ("config", "unlabelled", "label_separator", "weight_column", "group_column")
+        later = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in later.items() if value is not None}
         seed = self.seed if self.limit else None
         return {"limit": self.limit, "seed": seed, **self.dialect.given, **given}

@@ -303,10 +303,16 @@ def _names_of_column(schema: pa.Schema, column: str) -> list[str] | None:
     >>> about = json.dumps({"info": {"features": {"label": column}}})
     >>> _names_of_column(pa.schema([("label", "int64")], {"huggingface": about}), "label")
     ['neg', 'pos']
+    >>> about = json.dumps({"info": {"features": {"label": {"_type": "List", "feature": column}}}})
+    >>> _names_of_column(pa.schema([("label", "int64")], {"huggingface": about}), "label")
+    ['neg', 'pos']
     """
     try:
         described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         feature = described.get("info", {}).get("features", {}).get(column, {})
+        if isinstance(feature, list) and len(feature) == 1:  # how datasets wrote lists at first
+            feature = {"feature": feature[0]}
+        feature = feature.get("feature", feature)
         names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
     except (ValueError, RecursionError, AttributeError) as error:
         raise DataError(

@@ -118,7 +118,7 @@ def test_a_csv_that_cannot_be_used_is_refused(
         ({"text": ["a", None], "label": [0, 1]}, "split 'train', row 1: the text is missing"),
         ({"text": [1, 2], "label": [0, 1]}, "column 'text' of split 'train' holds int64, not text"),
         ({"text": ["a", "b"], "label": [0, None]}, "split 'train', row 1: the label is missing"),
-        ({"text": ["a", "b"], "label": [["x"], ["x", "y"]]}, "holds one label an example. Name a"),
+        ({"text": ["a", "b"], "label": [{"x": 1}, {"x": 2}]}, "a label is a string, an integer or"),
         ({"text": ["a", "b"], "label": [0.5, 1.0]}, "has the label 0.5, a float"),
     ],
 )

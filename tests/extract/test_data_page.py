@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -16,18 +17,19 @@ import pytest
 from llmembed.common.errors import DataError
 from llmembed.extract.cli import main
 from llmembed.extract.config import ExtractConfig
-from llmembed.extract.texts.corpora import load_corpus
+from llmembed.extract.texts.corpora import Examples, load_corpus
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
 
-def rows_of_table(first_column: str) -> list[list[str]]:
-    """Read a Markdown table by the start of its head."""
-    lines = PAGE[PAGE.index(f"| {first_column}") :].partition("\n\n")[0].splitlines()[2:]
+def rows_of_table(first_column: str, number: int = 0) -> list[list[str]]:
+    """Read a Markdown table by the start of its head; of several with one, by its number."""
+    rest = PAGE.split(f"| {first_column}")[number + 1]
+    lines = rest.partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-LABELS = rows_of_table("labels of train")
+LABELS = [*rows_of_table("labels of train"), *rows_of_table("labels of train", 1)]
 FILES = rows_of_table("files")
 
 
@@ -37,10 +39,16 @@ def write(path: Path, labels: list[Any], class_label: tuple[str, list[str]] | No
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
         return
+    if path.suffix == ".jsonl":
+        rows = ({"text": text, "label": label} for text, label in zip(texts, labels, strict=True))
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return
     table = pa.table({"text": texts, "lang": [0] * len(labels), "label": labels})
     if class_label is not None:
         column, names = class_label
-        features = {column: {"_type": "ClassLabel", "names": names}}
+        of_class: dict[str, Any] = {"_type": "ClassLabel", "names": names}
+        is_listed = pa.types.is_list(table.schema.field(column).type)
+        features = {column: {"_type": "List", "feature": of_class} if is_listed else of_class}
         about = json.dumps({"info": {"features": features}})
         table = table.replace_schema_metadata({"huggingface": about})
     pyarrow.parquet.write_table(table, path)
@@ -53,6 +61,14 @@ def config_of(options: str, **settings: Any) -> ExtractConfig:
     names = {"as_json", "quiet", "debug"}
     fields = {name: value for name, value in given.items() if name not in names}
     return ExtractConfig(**fields | settings)
+
+
+def indices_of(examples: Examples) -> str:
+    """Write the labels of a split as the page does."""
+    if examples.label_sets is None:
+        return " ".join(map(str, examples.labels.tolist()))
+    sets = (None if row[0] < 0 else np.flatnonzero(row).tolist() for row in examples.label_sets)
+    return json.dumps([*sets])
 
 
 @pytest.mark.filterwarnings("ignore::llmembed.common.errors.LLMEmbedWarning")
@@ -76,7 +92,7 @@ def test_labels_are_understood_as_the_page_says(tmp_path: Path, row: list[str]) 
         return
     corpus = load_corpus(config.dataset_options)
     assert ", ".join(corpus.labels) == classes.strip("`")
-    found = [" ".join(map(str, one.labels.tolist())) for one in corpus.splits.values()]
+    found = [indices_of(one) for one in corpus.splits.values()]
     assert found == re.findall(r"`(.+?)`", expected)
 
 

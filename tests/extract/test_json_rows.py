@@ -64,7 +64,7 @@ def test_a_column_has_the_type_of_its_values(
         ([1.5, 2**60], "holds a decimal number in row 0 and a long number in row 1"),
         (
             ["a", ["b"]],
-            "holds a list in row 1 of t.jsonl. A text or label is one value. Name",
+            "holds a list in row 1 of t.jsonl. A text is one value; where a text has",
         ),
         ([{"a": 1}], "holds an object in row 0 of t.jsonl. A text or label is"),
         ([1, 2**70], "holds a number beyond 64 bits in row 1 of t.jsonl. Write it as text, in quo"),

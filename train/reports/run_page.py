@@ -39,7 +39,7 @@ _OF_RECIPE = (
 )
 _OF_DATASET = (
     *("config", "text_column", "label_column", "unlabelled", "limit", "seed"),
-    *("delimiter", "csv_escape", "csv_quote"),
+    *("delimiter", "csv_escape", "csv_quote", "label_separator", "weight_column", "group_column"),
 )
 
 

@@ -25,7 +25,7 @@ MOST_ROWS = 200_000
 """Rows of all splits together, beyond which no report waits for them to be read."""
 
 
-_RECORDED = ("config", "text_column", "label_column", "unlabelled")
+_RECORDED = ("config", "text_column", "label_column", "unlabelled", "label_separator")
 
 
 class TextsNotFoundError(Exception):
