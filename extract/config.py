@@ -75,8 +75,8 @@ class ExtractConfig:
     weight_column: str | None = None
     """Column that says how much each example counts: numbers from 0 on."""
     group_column: str | None = None
-    """Column that says which examples belong together, such as an author: they are never trained on
-    and judged by at once."""
+    """Column that says which examples belong together, such as an author; the cache holds a hash of
+    each value."""
     unlabelled: str | None = None
     """What stands in the label column where there is no label: -1, ?, or '' for empty cells, which
     are refused without it."""

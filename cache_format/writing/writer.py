@@ -162,10 +162,8 @@ class CacheWriter:
         columns = checked_columns(name, len(self._header.dataset.labels), given)
         self._begin()
         register.check_free_name("split", name, self._header.splits)
-        known, info = (
-            self._header.splits.get(name),
-            merged(self._store, self._header, name, columns),
-        )
+        known = self._header.splits.get(name)
+        info = merged(self._store, self._header, name, columns)
         self._text_hash[name] = columns[TEXT_HASH]
         if known == info:
             return
