@@ -11,20 +11,25 @@ held-out ones (benchmarks/LOG.md).
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from llmembed.common.cluster import check_engine
-from llmembed.common.console import COMPLETES, FOLDER, GROUP
+from llmembed.common.console import COMPLETES, FOLDER, GROUP, REPEATED
 from llmembed.common.errors import ConfigError
 from llmembed.train.fusions import AUTO, FUSIONS, HEADS, choices
 
 DEFAULT_FOLDS, MIN_FOLDS = 5, 2
 FLOAT32 = "32-true"
+CLASS_WEIGHTS = ("none", "balanced")
+ClassWeight: TypeAlias = str | Mapping[str, float] | tuple[str, ...]
+"""none or balanced; a weight of each class named; or, as the commands take them, NAME=WEIGHT."""
 _CHOICES = {
-    "class_weight": ("none", "balanced"),
     "calibrate": ("temperature", "none"),
     "accelerator": ("auto", "cpu", "gpu", "mps"),
     "precision": (FLOAT32, "bf16-mixed", "16-mixed"),
@@ -107,7 +112,9 @@ class Reading:
     pooling: tuple[str, ...]
     memory_gb: float | None
     eval_split: str | None
-    class_weight: str
+    class_weight: str | Mapping[str, float]
+    ignore_weights: bool
+    ignore_groups: bool
     seed: int
     choose: str | None  # `Recipe.features`
     standardises: bool  # whether features get mean 0 and deviation 1, or keep their raw scales
@@ -230,8 +237,16 @@ class FitConfig:
     """Share of the fused vector that is dropped while training; 0.5 without it."""
     patience: int | None = None
     """Epochs without a lower validation loss before the fit stops; 6 without it."""
-    class_weight: str = "none"
-    """Weights of the classes in the loss: none, or balanced (inverse to their counts)."""
+    class_weight: ClassWeight = dataclasses.field(
+        default="none", metadata={REPEATED: "none|balanced|CLASS=WEIGHT"}
+    )
+    """Weights of the classes: none, balanced (inverse to their counts), or CLASS=WEIGHT, which is
+    repeatable, classes that are not named having 1; in Python a dict."""
+    ignore_weights: bool = False
+    """Count all rows alike, although the cache has weights of rows."""
+    ignore_groups: bool = False
+    """Divide rows as they come, although the cache says which belong together: without it no group
+    is on two sides of a fold or share."""
     seed: int = 0
     """Seed of the shares, the first weights, the order of batches and dropout."""
     n_seeds: int = 1
@@ -290,6 +305,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check each name and number once."""
+        object.__setattr__(self, "class_weight", _class_weight(self.class_weight))
         self._check_values()
         if self.compare:
             self.of_fusions()
@@ -524,8 +540,16 @@ class SweepConfig:
     """Head that judges: lda or ridge."""
     folds: int = DEFAULT_FOLDS
     """Stratified folds of the training rows."""
-    class_weight: str = "none"
-    """Weights of the classes: none, or balanced (inverse to their counts)."""
+    class_weight: ClassWeight = dataclasses.field(
+        default="none", metadata={REPEATED: "none|balanced|CLASS=WEIGHT"}
+    )
+    """Weights of the classes: none, balanced (inverse to their counts), or CLASS=WEIGHT, which is
+    repeatable, classes that are not named having 1; in Python a dict."""
+    ignore_weights: bool = False
+    """Count all rows alike, although the cache has weights of rows."""
+    ignore_groups: bool = False
+    """Divide rows as they come, although the cache says which belong together: without it no group
+    is on two sides of a fold or share."""
     seed: int = 0
     """Seed of the folds."""
     engine: str = dataclasses.field(default="local", metadata={GROUP: "Who computes"})
@@ -626,6 +650,46 @@ class AuditConfig:
         """
         name = f"{Path(self.cache.rstrip('/')).stem}-audit-{self.seed}"
         return Path("runs") / name if self.output is None else Path(self.output)
+
+
+def _class_weight(given: ClassWeight) -> str | dict[str, float]:
+    """Read weights of classes in any of their forms.
+
+    >>> _class_weight(("earn=2.5", "a=b=1")), _class_weight(("balanced",)), _class_weight(())
+    ({'earn': 2.5, 'a=b': 1.0}, 'balanced', 'none')
+    """
+    if isinstance(given, str):
+        given = (given,)
+    if not isinstance(given, Mapping):
+        if len(given) <= 1 and "".join(given) in {"", *CLASS_WEIGHTS}:
+            return "".join(given) or "none"
+        given = _named_weights(given)
+    for name, weight in given.items():
+        if not isinstance(weight, numbers.Real) or not 0 < float(weight) < math.inf:
+            raise ConfigError(
+                f"the class weight of {name!r} is {weight!r}, and a weight is a finite number above"
+                " 0. Pass one to --class-weight, or leave the class out, for 1."
+            )
+    return {str(name): float(weight) for name, weight in given.items()}
+
+
+def _named_weights(given: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for one in given:
+        name, equals, weight = one.rpartition("=")
+        if not equals:
+            remedy = "Pass one to --class-weight, or CLASS=WEIGHT for each class, without these."
+            raise ConfigError.unknown("class_weight", one, CLASS_WEIGHTS, remedy)
+        if name in found:
+            raise ConfigError(
+                f"--class-weight gives class {name!r} two weights, {found[name]} and {weight}. "
+                "Leave one of them out."
+            )
+        try:
+            found[name] = float(weight)
+        except ValueError:
+            found[name] = weight
+    return found
 
 
 def _fusions(*, learn: bool) -> tuple[str, ...]:

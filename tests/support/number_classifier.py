@@ -29,8 +29,14 @@ class WrittenNumbers:
 class NumberClassifier(LLMEmbedClassifier):
     """Takes numbers `[N, K]`."""
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
-        return super().fit(self._written(X, reset=True), y, sample_weight)
+    def fit(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any = None,
+        groups: Any = None,
+    ) -> Self:
+        return super().fit(self._written(X, reset=True), y, sample_weight, groups)
 
     def _scores(self, X: Any) -> Any:  # noqa: N803
         check_is_fitted(self)

@@ -15,7 +15,11 @@ from llmembed.train.config import FitConfig, Training
     [
         ("fusion", "cooq", "fusion 'cooq' does not exist; did you mean 'cooc'?"),
         ("head", "linea", "head 'linea' does not exist; did you mean 'linear'?"),
-        ("class_weight", "equal", "Known: none, balanced. Pass one to --class-weight."),
+        (
+            "class_weight",
+            "equal",
+            "Known: none, balanced. Pass one to --class-weight, or CLASS",
+        ),
         ("accelerator", "tpuu", "accelerator 'tpuu' does not exist"),
         ("precision", "8", "Known: 32-true, bf16-mixed, 16-mixed"),
         ("epochs", 0, "epochs 0 is out of range: it must lie between 1 and 1000000"),

@@ -28,6 +28,7 @@ from llmembed.common.scratch import scratch_array, scratch_folder
 from llmembed.common.splits import TRAIN
 from llmembed.train.config import Reading
 from llmembed.train.fusions.classifier import Architecture, Standardiser
+from llmembed.train.inputs.grouping import Groups
 from llmembed.train.inputs.select import Feature, select_features
 from llmembed.train.inputs.shares import (
     HELD_OUT_FRACTION,
@@ -35,7 +36,9 @@ from llmembed.train.inputs.shares import (
     Shares,
     choose_shares,
     draw_validation,
+    weights_of_rows,
 )
+from llmembed.train.inputs.weighing import weights_by_name
 from llmembed.train.measures import Floats
 
 GB = 1e9
@@ -63,6 +66,7 @@ class FitData:
     base_logits: Tensor | None = None  # float32 `[N, C]`, held out, of a base that a head completes
     sample_weights: Tensor | None = None  # float32 `[N]`, whatever the class; None weighs all alike
     class_weight: str | Floats  # weights of the classes: none, balanced, or float64 `[C]`
+    groups: Groups | None = None  # `[N]`, rows of one value belong together; None if none do
 
     def class_weights(self) -> Tensor:
         """Weigh each class, float32 `[C]`, such that the weights of the training rows have mean 1.
@@ -120,6 +124,7 @@ def load_each(readings: Sequence[Reading], *, read_evaluation: bool = True) -> I
     reading warns, so it should be one that has a validation share, if any has.
     """
     cache, first = open_cache(readings[0].cache), readings[0]
+    class_weight = weights_by_name(first.class_weight, cache.labels)
     shares_of = [_shares(cache, reading, warns=reading is first) for reading in readings]
     shares = shares_of[0]
     if read_evaluation and not len(shares.eval):
@@ -147,9 +152,10 @@ def load_each(readings: Sequence[Reading], *, read_evaluation: bool = True) -> I
         copied = reading is not readings[-1]
         n = split.n_rows if shares.validation_split is None else len(raw)
         x = _own(raw[:n], reading, copied=copied)
+        weights, groups = _weights(splits, shares, reading), _groups(splits, reading)
         standardiser = Standardiser(width)
         if reading.standardises:
-            standardiser = Standardiser.of(x, torch.from_numpy(shares.train))
+            standardiser = Standardiser.of(x, torch.from_numpy(shares.train), weights)
         standardiser.apply_(x)
         if read_evaluation and shares.held_out:
             x_eval = x[rows]
@@ -170,7 +176,9 @@ def load_each(readings: Sequence[Reading], *, read_evaluation: bool = True) -> I
             y=y[:n],
             x_eval=x_eval,
             y_eval=_labels(eval_split)[rows],
-            class_weight=reading.class_weight,
+            sample_weights=None if weights is None else weights[:n],
+            class_weight=class_weight,
+            groups=None if groups is None else groups[:n],
         )
 
 
@@ -179,6 +187,26 @@ def _shares(cache: Cache, reading: Reading, *, warns: bool) -> Shares:
         if not warns:
             warnings.simplefilter("ignore", LLMEmbedWarning)
         return choose_shares(cache, reading)
+
+
+def _weights(splits: Sequence[Split], shares: Shares, reading: Reading) -> Tensor | None:
+    """Weigh the rows of some splits one behind the other, float32 `[N]`, with a mean of 1."""
+    given = [weights_of_rows(split, reading) for split in splits]
+    if all(one is None for one in given):
+        return None
+    filled = [
+        np.ones(split.n_rows) if one is None else one
+        for split, one in zip(splits, given, strict=True)
+    ]
+    return proportions(np.concatenate(filled), np.concatenate([shares.train, shares.validation]))
+
+
+def _groups(splits: Sequence[Split], reading: Reading) -> Groups | None:
+    """Give the groups of a training split, and behind them 0, for the others are never divided."""
+    groups = None if reading.ignore_groups else splits[0].groups
+    if groups is None:
+        return None
+    return np.pad(groups, (0, sum(split.n_rows for split in splits[1:])))
 
 
 def _own(x: Tensor, reading: Reading, *, copied: bool) -> Tensor:
@@ -194,6 +222,7 @@ def data_in_memory(
     *,
     sample_weights: Floats | None = None,
     class_weights: Floats | None = None,
+    groups: Groups | None = None,
 ) -> FitData:
     """Make the data of a fit that trains on all rows and evaluates none; `x` is standardised.
 
@@ -205,9 +234,10 @@ def data_in_memory(
         features: what stands side by side in `x`.
         sample_weights: float64 `[N]`, weights above 0 of the rows; None weighs all alike.
         class_weights: float64 `[C]`, weights above 0 of the classes; None is what `reading` says.
+        groups: `[N]`, rows of one value belong together; None if none do.
     """
     rows, generator = np.arange(len(y)), np.random.default_rng(reading.seed)
-    train, validation = draw_validation(y, rows, labels, reading, generator)
+    train, validation = draw_validation(y, rows, labels, reading, generator, groups)
     weights = None if sample_weights is None else proportions(sample_weights)
     standardiser = Standardiser.of(x, torch.from_numpy(train), weights)
     return FitData(
@@ -228,7 +258,10 @@ def data_in_memory(
         x_eval=x[:0],
         y_eval=torch.from_numpy(y[:0]),
         sample_weights=weights,
-        class_weight=reading.class_weight if class_weights is None else class_weights,
+        class_weight=weights_by_name(reading.class_weight, labels)
+        if class_weights is None
+        else class_weights,
+        groups=groups,
     )
 
 
@@ -242,15 +275,18 @@ def columns_of(widths: Sequence[int], features: Sequence[int]) -> Tensor:
     return torch.cat([torch.arange(ends[k] - widths[k], ends[k]) for k in features])
 
 
-def proportions(weights: Floats) -> Tensor | None:
+def proportions(weights: Floats, counted: Rows | slice = slice(None)) -> Tensor | None:
     """Scale weights to a mean of 1, float32 `[N]`; None stands for weights that are all alike.
+
+    Only the rows that count have a say in what the mean is, and in whether they are alike.
 
     >>> proportions(np.array([1.0, 3.0])), proportions(np.array([2.0, 2.0]))
     (tensor([0.5000, 1.5000]), None)
     """
-    if not len(weights) or (weights == weights[0]).all():
+    given = weights[counted]
+    if not len(given) or (given == given[0]).all():
         return None
-    return torch.from_numpy(weights / weights.mean()).float()
+    return torch.from_numpy(weights / given.mean()).float()
 
 
 def read_features(

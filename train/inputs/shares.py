@@ -2,13 +2,15 @@
 
 Early stopping watches a stratified share of the training split, drawn once from the seed, so that
 several seeds are compared on the same rows; or the validation split, where there is one beside the
-split that is evaluated.
+split that is evaluated. Rows of one group stay on one side of whatever is drawn. Training rows of
+weight 0 are left out, as if they were not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,8 @@ from llmembed.cache_format import Cache, Split
 from llmembed.common.errors import ConfigError, DataError, warn
 from llmembed.common.splits import TEST, TRAIN, VALIDATION, draw_share, split_name
 from llmembed.train.config import Reading
+from llmembed.train.inputs.grouping import Groups, check_groups, deal_groups, draw_groups
+from llmembed.train.measures import Floats
 
 HELD_OUT_FRACTION = 0.1
 
@@ -35,17 +39,18 @@ class Shares:
     train_split: str  # split that the first two come from
     eval_split: str  # split that `eval` comes from: the training split where it is held out
     validation_split: str | None = None  # that of `validation`, where that is another one
+    told: Mapping[str, Any] = field(default_factory=dict)  # of weights and groups, for the record
 
     @property
     def held_out(self) -> bool:
         """Whether the evaluation rows were held out of the training split."""
         return self.eval_split == self.train_split
 
-    def record(self) -> dict[str, dict[str, str | int]]:
+    def record(self) -> dict[str, dict[str, Any]]:
         """Say which rows were called what."""
         held_out = f" ({HELD_OUT_FRACTION:.0%} held out)" if self.held_out else ""
         return {
-            "train": {"split": self.train_split, "n": len(self.train)},
+            "train": {"split": self.train_split, "n": len(self.train), **self.told},
             "validation": {
                 "split": self.validation_split or self.train_split,
                 "n": len(self.validation),
@@ -64,19 +69,20 @@ def choose_shares(cache: Cache, reading: Reading) -> Shares:
     if TRAIN not in cache.splits:
         raise ConfigError.unknown("split", TRAIN, cache.splits, "A fit trains on it.")
     split = cache[TRAIN]
-    labels, train = np.asarray(split.labels, dtype=np.int64), labelled_rows(split)
+    labels, train = np.asarray(split.labels, dtype=np.int64), _counted(split, reading)
+    groups = None if reading.ignore_groups else split.groups
     generator = np.random.default_rng(reading.seed)
     eval_split = _eval_split(cache, reading.eval_split)
     if eval_split == TRAIN:
-        train, held_out = draw_stratified(labels, train, HELD_OUT_FRACTION, generator)
+        train, held_out = draw_stratified(labels, train, HELD_OUT_FRACTION, generator, groups)
     else:
         held_out = labelled_rows(cache[eval_split])
     validation_split = _given_validation(cache, reading, eval_split)
     if validation_split is None:
-        train, validation = draw_validation(labels, train, cache.labels, reading, generator)
+        train, validation = draw_validation(labels, train, cache.labels, reading, generator, groups)
     else:
         _check_classes(labels[train], cache.labels)
-        validation = split.n_rows + _learnable(cache, validation_split, labels[train])
+        validation = split.n_rows + _learnable(cache, validation_split, labels[train], reading)
     shares = Shares(
         train=train,
         validation=validation,
@@ -84,8 +90,12 @@ def choose_shares(cache: Cache, reading: Reading) -> Shares:
         train_split=TRAIN,
         eval_split=eval_split,
         validation_split=validation_split,
+        told=_of_weights(split, train, reading)
+        | ({} if groups is None else {"n_groups": len(np.unique(groups[train]))}),
     )
     _warn_of_shared_texts(cache, shares)
+    if groups is not None:
+        _warn_of_shared_groups(cache, shares)
     return shares
 
 
@@ -95,10 +105,12 @@ def draw_validation(
     names: Sequence[str],
     reading: Reading,
     generator: np.random.Generator,
+    groups: Groups | None = None,
 ) -> tuple[Rows, Rows]:
     """Divide rows, int64 `[n]`, into those trained on and those that early stopping watches.
 
-    Few rows have no share to spare: unless one is asked for, all of them train, with one warning.
+    Groups, `[N]` as the labels, are kept whole. Few rows have no share to spare: unless one is
+    asked for, all of them train, with one warning.
 
     Raises:
         ConfigError: the validation share that is asked for would be empty.
@@ -106,7 +118,7 @@ def draw_validation(
     """
     _check_classes(labels[rows], names)
     fraction = reading.val_fraction
-    train, validation = draw_stratified(labels, rows, fraction, generator)
+    train, validation = draw_stratified(labels, rows, fraction, generator, groups)
     if fraction and not len(validation):
         empty = f"a validation share of {fraction} of {len(train)} examples is empty"
         if reading.needs_share:
@@ -123,9 +135,18 @@ def draw_validation(
 
 
 def draw_stratified(
-    labels: Rows, rows: Rows, fraction: float, generator: np.random.Generator
+    labels: Rows,
+    rows: Rows,
+    fraction: float,
+    generator: np.random.Generator,
+    groups: Groups | None = None,
 ) -> tuple[Rows, Rows]:
     """Divide rows into those kept and those drawn, class by class and never a whole class.
+
+    With groups, `[N]` as the labels, as nearly so as whole groups allow.
+
+    Raises:
+        DataError: rows are to be drawn, and all are of one group.
 
     >>> labels = np.array([0, 0, 0, 0, 1, 1, 2])
     >>> _, drawn = draw_stratified(labels, np.arange(7), 0.4, np.random.default_rng(0))
@@ -133,21 +154,35 @@ def draw_stratified(
     [0, 0, 1]
     """
     of_rows = labels[rows]
+    if groups is not None and fraction:
+        check_groups(groups[rows])
+        is_drawn = draw_groups(of_rows, groups[rows], fraction, generator)
+        return rows[~is_drawn], rows[is_drawn]
     shuffled = np.lexsort((generator.random(len(rows)), of_rows))
     is_drawn = draw_share(of_rows, fraction, shuffled, spared=1)
     return rows[~is_drawn], rows[is_drawn]
 
 
 def draw_folds(
-    labels: Rows, rows: Rows, n_folds: int, generator: np.random.Generator
+    labels: Rows,
+    rows: Rows,
+    n_folds: int,
+    generator: np.random.Generator,
+    groups: Groups | None = None,
 ) -> list[Rows]:
     """Divide rows into folds whose sizes, and sizes within each class, differ by at most one.
+
+    With groups, `[N]` as the labels, they differ by as little as whole groups allow.
 
     >>> labels = np.array([0, 0, 0, 0, 1, 1])
     >>> folds = draw_folds(labels, np.arange(6), 2, np.random.default_rng(0))
     >>> [labels[fold].tolist() for fold in folds]
     [[0, 0, 1], [0, 0, 1]]
     """
+    if groups is not None:
+        parts = [1 / n_folds] * n_folds
+        fold_of = deal_groups(labels[rows], groups[rows], parts, generator)
+        return [np.sort(rows[fold_of == fold]) for fold in range(n_folds)]
     shuffled = np.lexsort((generator.random(len(rows)), labels[rows]))
     return [np.sort(rows[shuffled[fold::n_folds]]) for fold in range(n_folds)]
 
@@ -167,6 +202,41 @@ def labelled_rows(split: Split) -> Rows:
             "left out."
         )
     return rows
+
+
+def weights_of_rows(split: Split, reading: Reading) -> Floats | None:
+    """Give the weights of a split's rows, float64 `[N]`; None where all count alike."""
+    stored = None if reading.ignore_weights else split.weights
+    return None if stored is None else stored.astype(np.float64)
+
+
+def _counted(split: Split, reading: Reading) -> Rows:
+    """List the labelled rows of a split whose weight is above 0.
+
+    Raises:
+        DataError: there is none.
+    """
+    rows, weights = labelled_rows(split), weights_of_rows(split, reading)
+    if weights is None:
+        return rows
+    kept = rows[weights[rows] > 0]
+    if not len(kept):
+        raise DataError(
+            f"all {len(rows)} labelled rows of split {split.name!r} have weight 0, which leaves "
+            "none to train on. Extract other weights with --weight-column, or pass "
+            "--ignore-weights."
+        )
+    return kept
+
+
+def _of_weights(split: Split, rows: Rows, reading: Reading) -> dict[str, Any]:
+    """Sum up the weights of the training rows for the record; nothing where there are none."""
+    weights = weights_of_rows(split, reading)
+    if weights is None:
+        return {}
+    left_out = int(((weights == 0) & (np.asarray(split.labels) >= 0)).sum())
+    low, high = float(weights[rows].min()), float(weights[rows].max())
+    return {"weights": {"min": low, "max": high, "n_left_out": left_out}}
 
 
 def _eval_split(cache: Cache, asked: str | None) -> str:
@@ -200,10 +270,10 @@ def _given_validation(cache: Cache, reading: Reading, eval_split: str) -> str | 
     return name if np.isin(cache[name].labels, known[known >= 0]).any() else None
 
 
-def _learnable(cache: Cache, name: str, trained: Rows) -> Rows:
+def _learnable(cache: Cache, name: str, trained: Rows, reading: Reading) -> Rows:
     """List the rows of a validation split whose class is trained on: others never score well."""
     split = cache[name]
-    rows = labelled_rows(split)
+    rows = _counted(split, reading)
     known = np.isin(np.asarray(split.labels)[rows], trained)
     if not known.all():
         warn(
@@ -243,4 +313,20 @@ def _warn_of_shared_texts(cache: Cache, shares: Shares) -> None:
             f"{n_shared} of {len(shares.eval)} evaluation rows have a text that also stands in "
             "the training rows. They are evaluated like all others, so the figures may be too "
             "good; remove them from the data set to be sure."
+        )
+
+
+def _warn_of_shared_groups(cache: Cache, shares: Shares) -> None:
+    """Count the evaluation rows whose group is trained on, where the data set divides the rows."""
+    trained, split = cache[shares.train_split].groups, cache[shares.eval_split]
+    if shares.held_out or trained is None or split.groups is None:
+        return
+    of_rows = split.groups[shares.eval]
+    seen = np.isin(of_rows, trained[shares.train])
+    if seen.any():
+        warn(
+            f"{len(np.unique(of_rows[seen]))} groups stand in the training rows and in the "
+            f"evaluation rows, in {int(seen.sum())} of {len(seen)} of these. They are evaluated "
+            "like all others, so the figures may be too good; divide the data set by groups to be "
+            "sure."
         )

@@ -7,11 +7,34 @@ occurs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmembed.common.errors import ConfigError
+from llmembed.train.measures import Floats
+
 SMALLEST = torch.finfo(torch.float32).tiny  # of a batch whose weights all vanish beside others
+
+
+def weights_by_name(given: str | Mapping[str, float], labels: Sequence[str]) -> str | Floats:
+    """Look up the weight of each class, float64 `[C]`; none and balanced stay as they are.
+
+    >>> weights_by_name({"no": 2.5}, ("yes", "no")).tolist()
+    [1.0, 2.5]
+
+    Raises:
+        ConfigError: a name is no class.
+    """
+    if isinstance(given, str):
+        return given
+    for name in given:
+        if name not in labels:
+            raise ConfigError.unknown("class", name, labels, "Name one in --class-weight.")
+    return np.array([given.get(name, 1.0) for name in labels])
 
 
 def weights_of(

@@ -62,8 +62,10 @@ class Domain:
         projection = _projection(data.x, rows, generator)
         z = torch.cat([_project(data.x[chunk], projection) for chunk in chunks])
         y = data.y[torch.from_numpy(rows)]
-        n_folds = min(_FOLDS, len(rows))
-        folds = draw_folds(y.numpy(), np.arange(len(rows)), n_folds, generator)
+        n_folds, groups = min(_FOLDS, len(rows)), None
+        if data.groups is not None and (n_groups := len(np.unique(data.groups[rows]))) > 1:
+            n_folds, groups = min(_FOLDS, n_groups), data.groups[rows]
+        folds = draw_folds(y.numpy(), np.arange(len(rows)), n_folds, generator, groups)
         problem = Problem(
             z, y, [torch.from_numpy(one) for one in folds], torch.ones(len(data.labels))
         )

@@ -7,9 +7,10 @@ The price is memory: k K^2 numbers. Products are float32 within a chunk of rows,
 float64, and what is kept is float32: for standardised features this agrees with float64 to 1e-6 of
 the diagonal. Of the symmetric product only the half below the diagonal is computed.
 
-A row that is alone in its class cannot be held out: without it there is no such class. It is scored
-by the classifier fitted to all rows. So it has no part in the held-out accuracy; losses and
-temperatures count it, since without it the class would have no row at all.
+A row that is alone in its class cannot be held out: without it there is no such class; nor can rows
+that one group keeps in one fold. They are scored by the classifier fitted to all rows. So they have
+no part in the held-out accuracy; losses and temperatures count them, since without them the class
+would have no row at all.
 """
 
 from __future__ import annotations
@@ -158,17 +159,21 @@ class Problem:
 
     @functools.cached_property
     def _is_alone(self) -> Tensor:
-        classes = self.y[self.taking_part]
-        return torch.bincount(classes)[classes] == 1
+        classes, n_folds = self.y[self.taking_part], len(self.folds)
+        sizes = torch.tensor([len(rows) for rows in self.folds], device=self.device)
+        of_fold = torch.arange(n_folds, device=self.device).repeat_interleave(sizes)
+        occurs = self.y.new_zeros(len(self.class_weights), n_folds)
+        occurs[classes, of_fold] = 1
+        return occurs.sum(dim=1)[classes] == 1
 
     @property
     def held_out(self) -> Tensor:
-        """Rows in folds that another row of their class can stand in for, int64 `[n]`."""
+        """Rows in folds whose class occurs in another fold too, int64 `[n]`."""
         return self.taking_part[~self._is_alone]
 
     @property
     def alone(self) -> Tensor:
-        """The other rows in folds, each the only one of its class, int64 `[n]`."""
+        """The other rows in folds, most each the only one of its class, int64 `[n]`."""
         return self.taking_part[self._is_alone]
 
     def own_weights(self, rows: Tensor) -> Tensor | None:

@@ -24,6 +24,7 @@ from llmembed.train.fusions import AUTO
 from llmembed.train.fusions.classifier import Classifier, Trained
 from llmembed.train.fusions.heads import LinearHead
 from llmembed.train.inputs import FitData, draw_folds, mean_loss
+from llmembed.train.inputs.grouping import check_groups
 from llmembed.train.linear.choice import Choice, choose_head
 from llmembed.train.linear.closed import LDA, LinearMap, without_absent
 from llmembed.train.linear.devices import device_of, fits, free_bytes, solving_bytes
@@ -270,13 +271,21 @@ def grid_of(method: Method, data: FitData, seed: int) -> Grid:
 
 
 def folds_of(method: Method, data: FitData, seed: int) -> list[Tensor]:
-    """Draw the stratified folds of the training rows: by default at most as many as rows."""
-    rows = data.shares.train
-    if len(rows) < method.folds:
+    """Draw the stratified folds of the training rows: by default at most as many as rows.
+
+    Raises:
+        ConfigError: there are fewer training rows, or groups of them, than folds.
+        DataError: all are of one group.
+    """
+    rows, groups = data.shares.train, data.groups
+    most, of = len(rows), "training rows"
+    if groups is not None:
+        most, of = check_groups(groups[rows]), "groups of training rows"
+    if most < method.folds:
         raise ConfigError(
-            f"{len(rows)} training rows can't be divided into {method.folds} folds. Pass a "
-            "smaller --folds, or extract more examples."
+            f"{most} {of} can't be divided into {method.folds} folds. Pass a smaller --folds, or "
+            "extract more examples."
         )
     generator = np.random.default_rng(seed)
-    folds = draw_folds(data.y.numpy(), rows, min(method.n_folds, len(rows)), generator)
+    folds = draw_folds(data.y.numpy(), rows, min(method.n_folds, most), generator, groups)
     return [torch.from_numpy(fold) for fold in folds]

@@ -47,6 +47,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{metrics['n_parameters']:,}"),
         ("seconds", f"{metrics['seconds']['total']:.1f}"),
     ]
+    figures[2:2] = _rows_told(metrics["splits"]["train"])
     watched = metrics["splits"]["validation"]
     if watched["split"] != metrics["splits"]["train"]["split"]:
         figures.insert(1, ("early stopping", f"{watched['split']}, {watched['n']} examples"))
@@ -56,6 +57,18 @@ def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         over = f"over {len(metrics['per_seed'])} seeds"
         figures.append((over, f"accuracy {spread['mean']:.4f} {deviation}"))
     return figures
+
+
+def _rows_told(train: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say that training rows were weighed or kept together; nothing where they were not."""
+    told = []
+    if "weights" in train:
+        weights = train["weights"]
+        left_out = f", {weights['n_left_out']} rows of 0 left out" * bool(weights["n_left_out"])
+        told.append(("weights of rows", f"{weights['min']:g} to {weights['max']:g}{left_out}"))
+    if "n_groups" in train:
+        told.append(("groups of rows", f"{train['n_groups']}, none on two sides of a fold"))
+    return told
 
 
 def _baselines(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -460,11 +460,16 @@ def _command(name: str, options: Mapping[str, Any]) -> str:
 
     >>> _command("llmembed-fit", {"cache": "my cache.zarr", "val_fraction": 0, "overwrite": True})
     "llmembed-fit --cache 'my cache.zarr' --val-fraction 0 --overwrite"
+    >>> _command("llmembed-fit", {"class_weight": {"earn": 2.5, "trade": 3.0}})
+    'llmembed-fit --class-weight earn=2.5 --class-weight trade=3'
     """
     words = [name]
     for option, value in options.items():
         if value is None or value is False:
             continue
-        words.append(f"--{option.replace('_', '-')}")
-        words += [] if value is True else [str(value)]
+        named = f"--{option.replace('_', '-')}"
+        if isinstance(value, Mapping):
+            words += [part for name in value for part in (named, f"{name}={value[name]:g}")]
+            continue
+        words += [named] if value is True else [named, str(value)]
     return shlex.join(words)

@@ -30,6 +30,7 @@ from llmembed.train.inputs.arguments import (
     as_texts,
     as_weights,
 )
+from llmembed.train.inputs.grouping import as_group_names
 from llmembed.train.linear.devices import device_of
 from llmembed.train.measures import Floats
 from llmembed.train.verbs.fitting import train
@@ -119,6 +120,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         X: Iterable[str],  # noqa: N803 - scikit-learn's name
         y: Iterable[Any],
         sample_weight: Iterable[float] | None = None,
+        groups: Iterable[Any] | None = None,
     ) -> Self:
         """Extract the features of texts and train on them.
 
@@ -131,11 +133,13 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             X: N texts: a list, an iterator, an array, a series, or a table of one column.
             y: N classes: strings, whole numbers or booleans.
             sample_weight: N weights of 0 or more; None weighs all texts alike.
+            groups: N values; texts of one, such as those of one author, stay on one side of the
+                folds and of the validation share. None divides texts as they come.
 
         Raises:
             ConfigError: a parameter is not allowed.
-            DataError: a text is no string, a class is missing, there is only one class, or a
-                weight is not allowed.
+            DataError: a text is no string, a class or a group is missing, there is only one class
+                or group, or a weight is not allowed.
             ModelError: the backbone cannot be used.
         """
         plan = self._fit_config().plan()
@@ -145,6 +149,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         if not texts:
             raise DataError("X must be a list of strings, and holds none. Pass some of each class.")
         weights = as_weights(sample_weight, len(texts))
+        group_of = None if groups is None else as_group_names(groups, len(texts))
         names, codes = np.unique(classes, return_inverse=True)
         of_names = None
         if isinstance(self.class_weight, Mapping):
@@ -170,6 +175,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             features,
             sample_weights=weights[kept],
             class_weights=None if of_names is None else of_names[np.isin(names, self.classes_)],
+            groups=None if group_of is None else group_of[kept],
         )
         outcome = train(plan, data)
         self.features_ = outcome.data.features
