@@ -18,6 +18,7 @@ A layer is read once, 1,024 rows at a time, into sums over its rows, so that mem
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -135,16 +136,27 @@ def _texts(split: Split) -> dict[str, Any]:
 
 
 def _shared_texts(splits: Sequence[Split]) -> Iterator[dict[str, Any]]:
-    """Count for each two splits the rows of the one whose text also stands in the other."""
-    for k, one in enumerate(splits):
-        for other in splits[k + 1 :]:
-            yield {
-                "splits": [one.name, other.name],
-                "n_rows": [
-                    int(np.isin(a.text_hash, b.text_hash).sum())
-                    for a, b in ((one, other), (other, one))
-                ],
-            }
+    """Count for each two splits the rows of the one whose text also stands in the other.
+
+    All splits are sorted together, once, and only texts of several splits are counted by each two.
+    """
+    sizes = [split.n_rows for split in splits]
+    of_split = np.repeat(np.arange(len(splits)), sizes)
+    hashes = np.concatenate([split.text_hash for split in splits])
+    pairs, n_rows = np.unique(
+        np.stack([np.unique(hashes, return_inverse=True)[1], of_split]), axis=1, return_counts=True
+    )
+    n_splits = np.bincount(pairs[0])
+    several = n_splits[pairs[0]] > 1
+    _, texts = np.unique(pairs[0, several], return_inverse=True)
+    counts = np.zeros((len(splits), int(texts.max(initial=-1)) + 1), dtype=np.float64)
+    counts[pairs[1, several], texts] = n_rows[several]
+    shared = counts @ (counts > 0).T
+    for k, other in itertools.combinations(range(len(splits)), 2):
+        yield {
+            "splits": [splits[k].name, splits[other].name],
+            "n_rows": [int(shared[k, other]), int(shared[other, k])],
+        }
 
 
 def _lengths(cache: Cache, split: Split, source: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{metrics['n_parameters']:,}"),
         ("seconds", f"{metrics['seconds']['total']:.1f}"),
     ]
-    figures[2:2] = _rows_told(metrics["splits"]["train"])
+    figures[2:2] = notes_of_rows(metrics)
     watched = metrics["splits"]["validation"]
     if watched["split"] != metrics["splits"]["train"]["split"]:
         figures.insert(1, ("early stopping", f"{watched['split']}, {watched['n']} examples"))
@@ -57,18 +57,6 @@ def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         over = f"over {len(metrics['per_seed'])} seeds"
         figures.append((over, f"accuracy {spread['mean']:.4f} {deviation}"))
     return figures
-
-
-def _rows_told(train: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say that training rows were weighed or kept together; nothing where they were not."""
-    told = []
-    if "weights" in train:
-        weights = train["weights"]
-        left_out = f", {weights['n_left_out']} rows of 0 left out" * bool(weights["n_left_out"])
-        told.append(("weights of rows", f"{weights['min']:g} to {weights['max']:g}{left_out}"))
-    if "n_groups" in train:
-        told.append(("groups of rows", f"{train['n_groups']}, none on two sides of a fold"))
-    return told
 
 
 def _baselines(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -95,6 +83,31 @@ def described_head(metrics: Mapping[str, Any]) -> str:
     if accuracy is not None:
         told = f"accuracy {accuracy:.4f} on the rows that chose it"
     return f"{kept['head']}{chosen}, {how}, {told}"
+
+
+def notes_of_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say what is to be known of the rows: weights, groups, evaluation rows that were near trained.
+
+    >>> notes_of_rows({"splits": {"train": {"n": 9, "n_groups": 3}}})
+    [('groups of rows', '3, none on two sides of a fold')]
+    """
+    train, told = metrics["splits"]["train"], []
+    if "weights" in train:
+        weights = train["weights"]
+        left_out = f", {weights['n_left_out']} rows of 0 left out" * bool(weights["n_left_out"])
+        told.append(("weights of rows", f"{weights['min']:g} to {weights['max']:g}{left_out}"))
+    if "n_groups" in train:
+        told.append(("groups of rows", f"{train['n_groups']}, none on two sides of a fold"))
+    near = (metrics.get("repeated") or {}).get("near", {"n": 0})
+    if near["n"]:
+        pairs = [f"{one['row']} to {one['train_row']}" for one in near["pairs"][:_MOST_NAMES]]
+        more = ", ..." if near["n"] > len(pairs) else ""
+        found = (
+            f"{near['n']} of {near['n_checked']} evaluation rows, by a cosine of "
+            f"{near['cosine']:g} to a training row: {', '.join(pairs)}{more}"
+        )
+        told.append(("near duplicates", found))
+    return told
 
 
 def note_of_absent(metrics: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from llmembed.train.measures.metrics import ECE_BINS
 from llmembed.train.reports.baselines import NAMES
 from llmembed.train.reports.charts import Chart, Line, depth_chart, line_chart, lines_over_depth
 from llmembed.train.reports.page import figure, render
-from llmembed.train.reports.report import described_head, note_of_absent
+from llmembed.train.reports.report import described_head, note_of_absent, notes_of_rows
 from llmembed.train.runs.predictions import PREDICTIONS_FILE, Predictions, read_predictions
 from llmembed.train.runs.record import CONFIG_FILE, DAMAGE, METRICS_FILE, read_json
 
@@ -120,13 +120,14 @@ def report_page(run: Path | RunParts, texts: Sequence[str] | None = None) -> str
         baselines=_told_baselines(metrics),
         seeds=_seeds(metrics),
         absent=note_of_absent(metrics),
+        notes=notes_of_rows(metrics),
         matrix=_matrix(config["labels"], metrics["confusion"]),
         confusions=_confusions(config["labels"], metrics["confusion"]),
         classes=[[name, *row.values()] for name, row in metrics["per_class"].items()],
         charts=[*_charts(parts)],
         of_rows=_shown_rows(parts, texts),
         stages=_stages(metrics),
-        shares=[[name, *share.values()] for name, share in metrics["splits"].items()],
+        shares=[[name, share["split"], share["n"]] for name, share in metrics["splits"].items()],
         commands=[*_commands(config)],
         options=[
             [name, figure(one)] for name, one in config["fit"].items() if one not in (None, [], ())

@@ -26,6 +26,7 @@ from llmembed.train.fusions.mixing import Concat, ScalarMix
 from llmembed.train.fusions.tricks import import_meanwhile
 from llmembed.train.gradient import LOGS, check_logger, open_workspace
 from llmembed.train.inputs import FitData, load_data
+from llmembed.train.inputs.near import find_repeated
 from llmembed.train.linear.devices import device_of
 from llmembed.train.linear.domain import Domain
 from llmembed.train.linear.ray_moments import joined_if_asked
@@ -149,7 +150,9 @@ def _finish(
         "eval": now - eval_started,
         "total": now - started,
     }
-    metrics["size"] = size_of_features(open_cache(config.cache), data)
+    cache = open_cache(config.cache)
+    metrics["size"] = size_of_features(cache, data)
+    metrics["repeated"] = find_repeated(cache, data) if len(data.y_eval) else None
     metrics["baselines"] = measure_baselines(data, config.cache, config.baseline)
     predictions = Predictions(
         rows=data.shares.eval,
