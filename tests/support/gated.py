@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -57,10 +58,14 @@ def expected(texts: Sequence[str]) -> Floats:
 
 
 @contextlib.contextmanager
-def serving(classifier: Gated, *, takes_pairs: bool = False, **options: int) -> Iterator[Server]:
+def serving(
+    classifier: Gated, *, takes_pairs: bool = False, doubts: Any = lambda _: {}, **options: int
+) -> Iterator[Server]:
     """Serve at a free port from another thread until the end of the block, which raises its end."""
     config = ServeConfig(run="", port=0, **options)
-    served = Served(name="<toy>", labels=LABELS, takes_pairs=takes_pairs, version="1")
+    served = Served(
+        name="<toy>", labels=LABELS, takes_pairs=takes_pairs, version="1", doubts=doubts
+    )
     ready = threading.Event()
     server = Server(config, served, classifier, lambda _: ready.set())
     with ThreadPoolExecutor(1) as thread:

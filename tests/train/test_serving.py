@@ -27,8 +27,9 @@ from toy_model import toy_texts
 from llmembed.common.errors import ConfigError, EngineError
 from llmembed.train import Run, load_run
 from llmembed.train.cli.serve import serve_main
+from llmembed.train.measures import HeldOutRows
 from llmembed.train.serving.config import ServeConfig
-from llmembed.train.serving.server import RunClassifier, Server, _listen
+from llmembed.train.serving.server import RunClassifier, Server, _listen, doubts_of
 
 MOST_BYTES = 4000
 
@@ -74,6 +75,47 @@ def test_answers_are_those_of_the_run(texts_run: Run) -> None:
     best = [[one["probability"] for one in labels] for labels in found]
     np.testing.assert_allclose(best, -np.sort(-alone, axis=1), atol=1e-5)
     assert {answer["n_truncated"] for answer in answers} == {0}
+
+
+def doubting(run: Run) -> Run:
+    """The run, as if of 200 held-out rows each had been as right as its probability says."""
+    generator = np.random.default_rng(0)
+    first = generator.random(200)
+    labels = (generator.random(200) > first).astype(int)
+    proba = np.stack([first, 1 - first], axis=1)
+    return dataclasses.replace(run, held_out=HeldOutRows.of(proba, labels))
+
+
+def test_doubts_stand_beside_the_classes(texts_run: Run) -> None:
+    """They are those of the run: what is too doubtful, and the set that holds the right label."""
+    run = doubting(load_run(texts_run.path))
+    config = ServeConfig(run="", abstain=0.8, conformal=0.9)
+    proba = np.array([[0.75, 0.25], [0.0, 1.0]])  # what the stand-in says of these texts
+    expected_sets = run.label_sets(proba, 0.9)
+    refused = (proba.max(axis=1) < run.abstain_below(0.8)).tolist()
+    with serving(Gated(), doubts=doubts_of(run, config)) as server:
+        body = {"texts": ["a b c d", "a"], "top_k": 1}
+        answer = httpx.post(f"{server.url}predict", json=body, trust_env=False).json()
+    told = answer["predictions"]
+    assert [one["label_set"] for one in told] == expected_sets
+    assert [one["abstained"] for one in told] == refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"abstain": 1.0}, "--abstain is 1, and the share of answers that are to be right lies"),
+        ({"conformal": float("nan")}, "--conformal is nan, and the share of sets"),
+        ({"abstain": 0.9999}, "--abstain 0.9999 is more than the run"),
+        ({"conformal": 0.9999}, r"--conformal 0.9999 takes 9,999 held-out rows"),
+    ],
+)
+def test_doubts_that_cannot_be_told_are_refused_at_the_start(
+    texts_run: Run, options: dict[str, float], message: str
+) -> None:
+    """Before the backbone is loaded, in one sentence."""
+    with pytest.raises(ConfigError, match=message):
+        doubts_of(doubting(texts_run), ServeConfig(run="", **options))  # type: ignore[arg-type]
 
 
 def test_the_most_probable_classes_come_first(client: httpx.Client) -> None:

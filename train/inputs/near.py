@@ -1,8 +1,9 @@
 """Evaluation rows that are nearly the same as a training row: they flatter the figures.
 
 Two rows are near where the cosine of their features is 0.98 or more, centred and scaled by the
-training rows, in the deepest layer that is read: of such pairs four in five share half of their runs
-of five letters, of those just below it half do (benchmarks/LOG.md). Rows of equal texts, told by their hashes, are counted apart.
+training rows, in the deepest layer that is read: of such pairs four in five share half of their
+runs of five letters, of those just below it half do (benchmarks/LOG.md). Rows
+of equal texts, told by their hashes, are counted apart.
 
 Products are made block by block. Beyond 50 billion multiplications, a second of two cores, only
 some evaluation rows are looked at, at equal distances, and the record says how many.

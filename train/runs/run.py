@@ -303,8 +303,9 @@ class Run:
         n, most = len(held_out.label), int(counts.max() if by_class else counts.sum())
         if rows_kept(most, coverage) > most:
             of = "any class, by class" if by_class else "all classes"
+            needed = math.ceil(round(coverage / (1 - coverage), 6))
             raise ConfigError(
-                f"--conformal {coverage:g} takes {math.ceil(coverage / (1 - coverage) - 1e-9):,} "
+                f"--conformal {coverage:g} takes {needed:,} "
                 f"held-out rows, and the run {self.path} keeps fewer of {of}: {n:,} in all. Pass a "
                 "smaller share, or fit on more rows."
             )

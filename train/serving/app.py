@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from llmembed.common.errors import DataError
+from llmembed.train.measures import Floats
 from llmembed.train.serving.batcher import READY, Answer, Batcher, BusyError, FailedError
 from llmembed.train.serving.bodies import (
     Predictions,
@@ -59,6 +60,8 @@ class Served:
     labels: Sequence[str]
     takes_pairs: bool
     version: str
+    doubts: Callable[[Floats], Mapping[str, Sequence[Any]]] = lambda _: {}
+    """Of probabilities `[N, C]`, further fields of each answer, by name."""
 
 
 def make_app(
@@ -90,12 +93,13 @@ def make_app(
         redoc_url=None,
         exception_handlers={HTTPException: _no_such_place},
     )
-    predict = _Predict(served.labels, batcher, metrics, limits)
+    predict = _Predict(served, batcher, metrics, limits)
     schema = predict.body.model_json_schema()
     app.post(
         "/predict",
         summary="Classify texts.",
         response_model=Predictions,
+        response_model_exclude_none=True,
         responses={
             code: {"model": Problem, "description": said} for code, said in _SAID_OF.items()
         },
@@ -132,11 +136,9 @@ def make_app(
 class _Predict:
     """POST /predict."""
 
-    def __init__(
-        self, labels: Sequence[str], batcher: Batcher, metrics: Metrics, limits: Limits
-    ) -> None:
+    def __init__(self, served: Served, batcher: Batcher, metrics: Metrics, limits: Limits) -> None:
         self.body = body_model(limits)
-        self._labels, self._batcher, self._metrics, self._limits = labels, batcher, metrics, limits
+        self._served, self._batcher, self._metrics, self._limits = served, batcher, metrics, limits
 
     async def answer(self, request: Request) -> Response:
         started = time.monotonic()
@@ -162,7 +164,9 @@ class _Predict:
             return _problem(500, str(error))
         except ClientDisconnect:
             return Response(status_code=_CLIENT_LEFT)
-        return JSONResponse(answer(found.proba, self._labels, asked.top_k, found.n_truncated))
+        doubts = self._served.doubts(found.proba)
+        told = answer(found.proba, self._served.labels, asked.top_k, found.n_truncated, doubts)
+        return JSONResponse(told)
 
 
 async def _unless_gone(request: Request, answering: Any) -> Answer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import numpy as np
@@ -37,6 +38,12 @@ class Prediction(BaseModel):
     """What is said of one text."""
 
     labels: list[Label] = Field(description="Classes, the most probable first.")
+    abstained: bool | None = Field(
+        default=None, description="With --abstain: whether it is too doubtful to be answered."
+    )
+    label_set: list[str] | None = Field(
+        default=None, description="With --conformal: classes among which the right one is."
+    )
 
 
 class Predictions(BaseModel):
@@ -129,9 +136,15 @@ def _short(value: Any) -> str:
 
 
 def answer(
-    proba: Floats, labels: Sequence[str], top_k: int | None, n_truncated: int
+    proba: Floats,
+    labels: Sequence[str],
+    top_k: int | None,
+    n_truncated: int,
+    doubts: Mapping[str, Sequence[Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Lay out `Predictions`, the most probable classes first; of equals, the first.
+
+    What is doubted is a value of each text, by the name of the field.
 
     >>> answer(np.array([[0.25, 0.75]]), ["no", "yes"], 1, 0)["predictions"]
     [{'labels': [{'label': 'yes', 'probability': 0.75}]}]
@@ -140,7 +153,8 @@ def answer(
     return {
         "predictions": [
             {"labels": [{"label": labels[c], "probability": row[c]} for c in order]}
-            for order, row in zip(orders, proba.tolist(), strict=True)
+            | {name: values[n] for name, values in doubts.items()}
+            for n, (order, row) in enumerate(zip(orders, proba.tolist(), strict=True))
         ],
         "n_truncated": n_truncated,
     }

@@ -6,8 +6,13 @@ from dataclasses import dataclass, field
 
 from llmembed.common.console import ARGUMENT, REPEATED
 from llmembed.common.errors import ConfigError
+from llmembed.train.measures.doubt import check_share
 
 _LEAST = {"port": 0}
+_SHARES = {
+    "abstain": "the share of answers that are to be right",
+    "conformal": "the share of sets that are to hold the right label",
+}
 _MOST = {"port": 65_535}
 
 
@@ -59,9 +64,18 @@ class ServeConfig:
     """Run the model code that a Hub repository brings."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    abstain: float | None = None
+    """Say of each text whether it is left without an answer (`abstained`), so that this share of
+    the others is right, such as 0.95; told by rows held out of the training."""
+    conformal: float | None = None
+    """Give each text the set of labels that holds the right one with this share (`label_set`),
+    such as 0.9; told by rows held out of the training."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that are out of range."""
+        for name, meaning in _SHARES.items():
+            if (value := getattr(self, name)) is not None:
+                check_share(value, f"--{name}", meaning)
         for name, value in vars(self).items():
             low, high = _LEAST.get(name, 1), _MOST.get(name, 2**31 - 1)
             if type(value) is int and not low <= value <= high:

@@ -10,12 +10,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import uvicorn
 
 from llmembed.common.console import EXIT_INTERRUPTED
 from llmembed.common.errors import ConfigError, LLMEmbedWarning
 from llmembed.train.measures import Floats
+from llmembed.train.measures.doubt import answered
 from llmembed.train.runs.folder import load_run
 from llmembed.train.runs.predict import Counted
 from llmembed.train.runs.run import Run
@@ -123,6 +125,7 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None]) -> None:
         labels=run.labels,
         takes_pairs=run.takes_pairs,
         version=version("llmembed-cache"),
+        doubts=doubts_of(run, config),
     )
     server = Server(config, served, RunClassifier(run, config), on_ready)
     _LOG.info("Loading the backbone; until then %shealthz answers 503.", server.url)
@@ -138,6 +141,27 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None]) -> None:
             # A thread that loads a backbone cannot be told to stop, and has nothing to lose.
             sys.stdout.flush()
             os._exit(EXIT_INTERRUPTED if sys.exception() else 0)
+
+
+def doubts_of(run: Run, config: ServeConfig) -> Callable[[Floats], dict[str, list[Any]]]:
+    """Make what tells the doubts that the config asks for, of probabilities `[N, C]`.
+
+    Raises:
+        ConfigError: the rows that the run held out do not reach a share, or it keeps none.
+    """
+    below = None if config.abstain is None else run.abstain_below(config.abstain)
+    if config.conformal is not None:
+        run.check_sets(config.conformal, by_class=False)
+
+    def tell(proba: Floats) -> dict[str, list[Any]]:
+        told: dict[str, list[Any]] = {}
+        if below is not None:
+            told["abstained"] = (~answered(proba, below)).tolist()
+        if config.conformal is not None:
+            told["label_set"] = run.label_sets(proba, config.conformal)
+        return told
+
+    return tell
 
 
 def _listen(host: str, port: int) -> socket.socket:
