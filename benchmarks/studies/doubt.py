@@ -3,7 +3,12 @@
 Each data set is judged on its published test split, and on test rows drawn anew from all of its
 rows, which differ from the training rows by nothing but chance: what is missed on the first alone
 is what the data sets differ by. Where a folder has out-of-scope texts (a split `oos_test`), the
-out-of-domain share is told apart from the largest probability by the area under the ROC curve.
+out-of-domain share is told apart from the largest probability by the area under the ROC curve,
+beside the distance to the k-th nearest training row (Sun et al., "Out-of-distribution detection
+with deep nearest neighbors", 2022: features of length 1).
+
+Each figure has the 95 % interval of a share of so many rows (Wilson): what is within it of the
+promise may be chance. That of the draws counts the rows of one draw, on the mean over all.
 
     python benchmarks doubt --data clinc150=texts/clinc150 --data r8=texts/r8 --caches FOLDER
                             [--model minilm] [--layers 6] [--draws 5] [--output FILE]
@@ -22,6 +27,7 @@ import torch
 from regression.suites import named
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from llmembed.cache_format import open_cache
 from llmembed.extract import ExtractConfig, extract
@@ -30,8 +36,10 @@ from llmembed.train.fusions.classifier import Trained
 from llmembed.train.inputs.data import FitData, load_data, read_features
 from llmembed.train.linear.domain import Domain
 from llmembed.train.measures.doubt import abstain_below, answered, label_sets
+from llmembed.train.measures.metrics import wilson_interval
 from llmembed.train.verbs.fitting import train
 
+NEIGHBOURS = (1, 10, 50)
 ABSTAIN, COVERAGES = (0.9, 0.95, 0.99), (0.8, 0.9, 0.95)
 OUT_OF_SCOPE = "oos_test"
 
@@ -49,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--layers", default="6")
     add("--draws", type=int, default=5, help="how often the test rows are drawn anew")
     options = parser.parse_args(arguments)
-    print("| data | test rows | rule | asked | found | size |\n|---|---|---|---|---|---|")
+    print(
+        "| data | test rows | rule | asked | found | size | 95 % |\n|---|---|---|---|---|---|---|"
+    )
     document: dict[str, Any] = {"model": options.model, "layers": options.layers, "data": {}}
     for name, folder in named(options.data).items():
         cache = str(Path(options.caches) / f"{name}.zarr")
@@ -90,8 +100,13 @@ def judge(name: str, cache: str, draws: int) -> dict[str, Any]:
     ]
     for rows, told in found.items():
         for one in told:
-            figures = (f"{one[key]:.3f}" for key in ("asked", "found", "size"))
-            print(harness.row(name, rows, one["rule"], *figures), flush=True)
+            n = round(one["n"])
+            low, high = wilson_interval(round(one["found"] * n), n) if n else (0.0, 1.0)
+            least = 0.0 if one["rule"] == "abstain" else low  # it promises so many or more
+            one |= {"ci95": [low, high], "within": least <= one["asked"] <= high}
+            figures = [f"{one[key]:.3f}" for key in ("asked", "found", "size")]
+            interval = f"{low:.3f}-{high:.3f}"
+            print(harness.row(name, rows, one["rule"], *figures, interval), flush=True)
     if OUT_OF_SCOPE in open_cache(cache).splits:
         split = open_cache(cache)[OUT_OF_SCOPE]
         other = published.data.standardiser(read_features(split, published.data.features))
@@ -122,7 +137,8 @@ def kept_promises(trained: Trained, data: FitData) -> list[dict[str, Any]]:
         threshold = abstain_below(trained.held_out, accuracy)
         told = answered(proba, 2 if threshold is None else threshold)
         size, found = float(told.mean()), float(right[told].mean()) if told.any() else accuracy
-        rows.append({"rule": "abstain", "asked": accuracy, "found": found, "size": size})
+        row = {"rule": "abstain", "asked": accuracy, "found": found, "size": size}
+        rows.append(row | {"n": int(told.sum())})
     for by_class in (False, True):
         for coverage in COVERAGES:
             sets = label_sets(trained.held_out, proba, coverage, by_class=by_class)
@@ -131,7 +147,8 @@ def kept_promises(trained: Trained, data: FitData) -> list[dict[str, Any]]:
                 float(sets.sum(1).mean()),
             )
             rule = "sets by class" if by_class else "sets"
-            rows.append({"rule": rule, "asked": coverage, "found": found, "size": size})
+            row = {"rule": rule, "asked": coverage, "found": found, "size": size}
+            rows.append(row | {"n": len(labels)})
     return rows
 
 
@@ -145,8 +162,17 @@ def areas(trained: Trained, data: FitData, other: Tensor, seed: int) -> dict[str
             for x in (data.x_eval, other)
         ],
     }
+    for k in NEIGHBOURS:
+        scores[f"nearest_{k}"] = [-nearest(x, data, k) for x in (data.x_eval, other)]
     of = np.repeat([0, 1], [len(data.x_eval), len(other)])
     found = {name: float(roc_auc_score(of, -np.concatenate(one))) for name, one in scores.items()}
     told = {f"inside_at_{share:g}": share for share in (0.01, 0.05)}
     inside = scores["out_of_domain"][0]
     return found | {name: float((inside <= share).mean()) for name, share in told.items()}
+
+
+def nearest(x: Tensor, data: FitData, k: int) -> np.ndarray:
+    """Give the distance of rows `[n, F]` of length 1 to the k-th nearest training row, `[n]`."""
+    trained = normalize(data.x[torch.from_numpy(data.shares.train)])
+    blocks = (torch.cdist(normalize(one), trained) for one in torch.split(x, 512))
+    return torch.cat([one.kthvalue(k, dim=1).values for one in blocks]).numpy()
