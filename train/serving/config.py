@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from llmembed.common.console import ARGUMENT, REPEATED
 from llmembed.common.errors import ConfigError
-from llmembed.train.measures.doubt import check_share
 
 _LEAST = {"port": 0}
 _SHARES = {
@@ -75,6 +74,8 @@ class ServeConfig:
         """Refuse numbers that are out of range."""
         for name, meaning in _SHARES.items():
             if (value := getattr(self, name)) is not None:
+                from llmembed.train.measures.doubt import check_share  # numpy, which --help spares
+
                 check_share(value, f"--{name}", meaning)
         for name, value in vars(self).items():
             low, high = _LEAST.get(name, 1), _MOST.get(name, 2**31 - 1)
