@@ -204,8 +204,8 @@ class FitConfig:
         default="auto", metadata={COMPLETES: lambda: (AUTO, *choices(HEADS))}
     )
     """Classifier on the fused vector: linear (softmax), mlp, ridge, lda. auto is linear with a
-    fusion that learns, lda with auto, else the best of ridge, lda and linear over folds of the
-    training rows."""
+    fusion that learns, lda beside some linear ones with auto, else the best of ridge, lda and
+    linear over folds of the training rows."""
     preset: str = dataclasses.field(default="none", metadata={COMPLETES: lambda: PRESETS})
     """paper: the published recipe to the letter, defects included: the last five layers in the
     cache on their raw scales, cooc of width 1024, its MLP, a softmax before the cross-entropy, Adam

@@ -9,8 +9,9 @@ from llmembed.cache_format import open_cache
 from llmembed.train import FitConfig, fit, load_run
 from llmembed.train.inputs.data import read_features
 from llmembed.train.linear.closed import LinearMap
-from llmembed.train.linear.solved import solve_base
+from llmembed.train.linear.solved import solve_base, train_stack
 from llmembed.train.linear.stacking import average, pick, spread
+from llmembed.train.verbs.sweeping import choose_fusion
 
 
 def test_a_weak_member_that_knows_something_else_is_picked() -> None:
@@ -64,3 +65,19 @@ def test_the_base_predicts_where_nothing_is_held_out(make_cache: MakeCache) -> N
     torch.testing.assert_close(classifier(x), logits, atol=1e-4, rtol=1e-4)
     hits = (logits.argmax(dim=1).numpy() == open_cache(cache)["test"].labels).mean()
     assert run.metrics["accuracy"] == pytest.approx(np.float64(hits))
+
+
+def test_what_a_stack_was_judged_as_holds_for_its_seed(make_cache: MakeCache) -> None:
+    """Of two seeds the first has the stack that the sweep judged; the other judges it again."""
+    cache = make_cache({"train": clustered(90, 0), "test": clustered(60, 1)})
+    config = FitConfig(cache=str(cache), fusion="auto", n_seeds=2)
+    data = load(config)
+    method = config.plan().method
+    chosen = choose_fusion(method, data)
+    judged = [member.weight * one.scores for member, one in chosen.members.items()]
+    first, second = (
+        train_stack(chosen.method, chosen.data, chosen.members, seed) for seed in (0, 1)
+    )
+    held_out = torch.stack(judged).sum(dim=0).argmax(dim=1) == data.y
+    assert first.details["held_out_accuracy"] == pytest.approx(held_out.float().mean().item())
+    assert second.details["n_members"] == first.details["n_members"] == len(judged)

@@ -3,9 +3,11 @@
 All fits (one a fold) share two matrix products a step, so five folds read the features once. Each
 minimises the weighted mean cross-entropy plus `penalty / 2 |W|^2`, with no penalty on the bias.
 
-The first guess of the inverse Hessian is the inverse of Boehning's bound, `1/2 X^T X / n + penalty
-I` (D. Boehning, "Multinomial logistic regression algorithm", 1992). With it L-BFGS (Liu and
-Nocedal, 1989) needs some ten steps where the plain method needs hundreds on hidden states.
+The first guess of the inverse Hessian is the inverse of `1/C X^T X / n + penalty I`: the Hessian
+where all C classes are as likely, which of two is Boehning's bound ("Multinomial logistic
+regression algorithm", 1992). With it L-BFGS (Liu and Nocedal, 1989) needs some ten steps where the
+plain method needs hundreds on hidden states. The bound, 1/2 whatever C is, takes twice as many with
+150 classes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ _MAX_STEPS = 300
 _MAX_HALVINGS = 12
 _SUFFICIENT = 1e-4  # share of the predicted decrease that a step must reach (Armijo)
 _TOLERANCE = 1e-6  # predicted further decrease of the loss, in nats
-_CURVATURE = 0.5  # Boehning's bound on the Hessian of the cross-entropy in the logits
 
 Evaluate: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 Pairs: TypeAlias = "deque[tuple[Tensor, Tensor, Tensor]]"
@@ -41,12 +42,20 @@ class SoftmaxSolver:
 
     STRENGTHS: ClassVar = tuple(10 ** (k / 2 - 4) for k in range(10))  # 0.0001 to 3.16
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def __init__(
+        self,
+        problem: Problem,
+        strengths: tuple[float, ...] | None = None,
+        *,
+        tolerance: float = _TOLERANCE,
+    ) -> None:
+        self.problem, self.tolerance = problem, tolerance
+        self.strengths = sorted(strengths or self.STRENGTHS, reverse=True)
         total = problem.moments.total()
         self._exact_mean, self._counts = total.mean, total.counts
         covariance = total.gram / total.n - torch.outer(total.mean, total.mean)
         self._mean, self._covariance = total.mean.float(), covariance.float()
+        self._curvature = 1 / len(total.counts)
         self._unit = float(unit_of(covariance, total.gram.diagonal().mean() / total.n, total.n))
 
     def held_out(self) -> Path:
@@ -59,13 +68,13 @@ class SoftmaxSolver:
         masks = self._masks(len(problem.folds) + bool(len(problem.alone)))
         for fold, rows in enumerate(problem.folds):
             masks[rows, fold] = 0  # a fit more, of all rows, is for those alone in their class
-        for strength in reversed(self.STRENGTHS):
+        for strength in self.strengths:
             theta = self._minimise(masks, strength, theta)
             paths.append(self._of_own_fold(self._scores(theta)))
             losses.append(problem.loss(paths[-1]))
             if losses[-3:] == sorted(losses[-3:]) and len(losses) > 2:
                 break
-        return Path(self.STRENGTHS[::-1][: len(paths)], torch.stack(paths))
+        return Path(tuple(self.strengths[: len(paths)]), torch.stack(paths))
 
     def solve(self, strength: float) -> LinearMap:
         """Fit all rows with one strength."""
@@ -105,19 +114,19 @@ class SoftmaxSolver:
         if theta is None:
             shape = (row_weights.shape[1], len(self._mean) + 1, len(self._counts))
             theta = masks.new_zeros(shape)
-        bound = _CURVATURE * self._covariance
-        trace = bound.trace() + _CURVATURE * self._mean.square().sum()
-        factor = factorise(bound, bound.new_tensor(penalty), trace).to(theta)
+        guess = self._curvature * self._covariance
+        trace = guess.trace() + self._curvature * self._mean.square().sum()
+        factor = factorise(guess, guess.new_tensor(penalty), trace).to(theta)
 
         def precondition(gradient: Tensor) -> Tensor:
             flat = gradient[:, :-1].transpose(0, 1).flatten(1)  # [P, K, C] -> [K, P C]
             solved = torch.cholesky_solve(flat, factor).reshape(len(factor), len(gradient), -1)
-            return torch.cat([solved.transpose(0, 1), gradient[:, -1:] / _CURVATURE], dim=1)
+            return torch.cat([solved.transpose(0, 1), gradient[:, -1:] / self._curvature], dim=1)
 
         def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
             return self._loss(theta, row_weights, penalty)
 
-        return _lbfgs(theta, evaluate, precondition)
+        return _lbfgs(theta, evaluate, precondition, self.tolerance)
 
     def _loss(self, theta: Tensor, row_weights: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
         """Give the loss, float64 `[P]`, and its gradient, `[P, K + 1, C]`."""
@@ -139,14 +148,19 @@ class SoftmaxSolver:
         return loss, torch.cat([of_weights, of_bias[:, None]], dim=1)
 
 
-def _lbfgs(theta: Tensor, evaluate: Evaluate, precondition: Callable[[Tensor], Tensor]) -> Tensor:
+def _lbfgs(
+    theta: Tensor,
+    evaluate: Evaluate,
+    precondition: Callable[[Tensor], Tensor],
+    tolerance: float,
+) -> Tensor:
     loss, gradient = evaluate(theta)
     pairs: Pairs = deque(maxlen=_HISTORY)
     scale = torch.ones_like(loss)
     for _ in range(_MAX_STEPS):
         direction = -_times_inverse_hessian(gradient, pairs, precondition, scale)
         slope = _dot(gradient, direction)
-        converged = slope > -2 * _TOLERANCE
+        converged = slope > -2 * tolerance
         if converged.all():
             break
         direction = torch.where(converged[:, None, None], 0.0, direction)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,14 +76,20 @@ def _choose(method: Method, data: FitData, grid: Grid) -> tuple[Problem, Choice]
 
 
 @full_float32()
-def train_stack(method: Method, data: FitData, members: Sequence[Member], seed: int) -> Trained:
+def train_stack(
+    method: Method, data: FitData, members: Mapping[Member, Candidate], seed: int
+) -> Trained:
     """Solve for the members of a stack, and average them; the seed draws the folds.
 
-    The sweep chose the members and their strengths, by the folds of the first seed.
+    The sweep chose the members and their strengths, by the folds of the first seed: what they were
+    judged as there holds for that seed, and by the folds of another they are judged again.
     """
     started = time.perf_counter()
     grid = grid_of(method, data, seed)
-    judged = ((member, grid.judge_again(member)) for member in members)
+    judged = (
+        (member, judged if seed == method.seed else grid.judge_again(member))
+        for member, judged in members.items()
+    )
     return _trained(method, data, seed, started, _solve_stack(grid, judged))
 
 
@@ -265,6 +271,7 @@ def grid_of(method: Method, data: FitData, seed: int) -> Grid:
         folds=folds,
         class_weights=weights,
         head=method.head if method.head in {"ridge", "lda"} else "lda",
+        is_softened=method.head == AUTO,
         summed_of=RayMoments(method, data, folds, weights) if method.engine == "ray" else None,
         sample_weights=None if own is None else own.to(device),
     )

@@ -27,6 +27,7 @@ class Member:
 
     fusion: str  # single, mean or concat
     features: tuple[int, ...]  # positions of its features
+    head: str  # ridge, lda or linear
     strength: float
     weight: float  # share of the mean
 

@@ -5,6 +5,10 @@ out; those that a stack of single features picks first, because they know what t
 form a pool whose Gram matrix is accumulated once, and concatenations grow along it: each is a
 leading block of that matrix, and its Cholesky factor one of the pool's.
 
+What a stack is picked from has softmax heads too, on the best single feature and on the pool: of
+many classes they know what a covariance that all classes share does not. They take steps where the
+others take a factorisation, so they are left out where a step is dear.
+
 The figure of the winner is the best of many on the rows that chose it, so it flatters.
 """
 
@@ -24,12 +28,16 @@ from llmembed.train.inputs import Feature, columns_of
 from llmembed.train.linear.choice import Choice, choose_strength
 from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, Ridge
 from llmembed.train.linear.moments import FoldMoments, Problem
+from llmembed.train.linear.softmax import SoftmaxSolver
 from llmembed.train.linear.stacking import Member, pick
 from llmembed.train.measures import fit_temperature, wilson_interval
 
 _KINDS: dict[str, type[Ridge | LDA]] = {"ridge": Ridge, "lda": LDA}
 _POOL_WIDTH = 8192  # of the pool's Gram matrix, 256 MiB a fold
 _LARGEST_SUBSET = 4
+_SOFTMAX_STRENGTHS = SoftmaxSolver.STRENGTHS[::2]
+_SOFTMAX_TOLERANCE = 1e-4  # nats; what is left of the optimum at 1e-6 takes half of the steps
+_MOST_PRODUCTS = 1e10  # of a step of a softmax head: a quarter of a second on two cores
 _NEIGHBOURS = 1  # strengths tried on either side of the one that suited the best single feature
 
 
@@ -39,6 +47,7 @@ class Candidate:
 
     fusion: str  # single, mean or concat
     features: tuple[int, ...]  # positions of its features
+    head: str  # ridge, lda or linear
     strength: float  # with the highest held-out accuracy
     accuracy: float  # held-out accuracy on the training rows, weighted as the fit is
     scores: Tensor = field(repr=False, compare=False)  # float32 `[N, C]`, held-out logits divided
@@ -65,6 +74,7 @@ class Grid(Problem):
 
     widths: tuple[int, ...]  # width of each feature
     head: str  # ridge or lda
+    is_softened: bool = False  # softmax heads are candidates too
     summed_of: Callable[[str, Sequence[int]], FoldMoments] | None = None  # elsewhere, on Ray
 
     def columns(self, features: Sequence[int]) -> Tensor:
@@ -89,6 +99,13 @@ class Grid(Problem):
         problem = self.problem(fusion, features, self.fuse(fusion, features))
         return ClosedSolver(_KINDS[self.head], problem, strengths)
 
+    def softmax_solver(
+        self, fusion: str, features: Sequence[int], strengths: tuple[float, ...]
+    ) -> SoftmaxSolver:
+        """Make what fits a softmax head to a candidate."""
+        problem = self.problem(fusion, features, self.fuse(fusion, features))
+        return SoftmaxSolver(problem, strengths, tolerance=_SOFTMAX_TOLERANCE)
+
     def solve(self, fusion: str, features: Sequence[int], strength: float) -> LinearMap:
         """Fit all rows in folds."""
         return self.solver(fusion, features).solve(strength)
@@ -99,6 +116,22 @@ class Grid(Problem):
         """Judge a candidate by its held-out accuracy."""
         solver = self.solver(fusion, features, strengths)
         return choose_strength(solver.problem, self.head, solver.held_out(), solver.solve)
+
+    def soften(
+        self,
+        fusion: str,
+        features: Sequence[int],
+        strengths: tuple[float, ...] = _SOFTMAX_STRENGTHS,
+    ) -> Candidate:
+        """Judge a softmax head on some features by its held-out accuracy."""
+        solver = self.softmax_solver(fusion, features, strengths)
+        choice = choose_strength(solver.problem, "linear", solver.held_out(), solver.solve)
+        return self.candidate(fusion, features, choice)
+
+    def products(self, features: Sequence[int]) -> int:
+        """Count the products of a step of a softmax head on a concatenation, all folds together."""
+        width = sum(self.widths[index] for index in features)
+        return len(self.x) * width * len(self.class_weights) * len(self.folds)
 
     def candidate(
         self,
@@ -112,6 +145,7 @@ class Grid(Problem):
         return Candidate(
             fusion=fusion,
             features=tuple(features),
+            head=choice.head,
             strength=choice.strength,
             accuracy=choice.accuracy,
             scores=choice.scores / temperature,
@@ -121,7 +155,10 @@ class Grid(Problem):
 
     def judge_again(self, member: Member) -> Candidate:
         """Judge a member of a stack with its strength, on these folds."""
-        choice = self.choose(member.fusion, member.features, strengths=(member.strength,))
+        strengths = (member.strength,)
+        if member.head == "linear":
+            return self.soften(member.fusion, member.features, strengths)
+        choice = self.choose(member.fusion, member.features, strengths)
         return self.candidate(member.fusion, member.features, choice)
 
     def pick(self, scores: Sequence[Tensor]) -> dict[int, float]:
@@ -146,7 +183,7 @@ def sweep(grid: Grid) -> list[Candidate]:
     pool, strength = _pool(grid, found), best_of(found).strength
     if len(every) > 1 and len(set(grid.widths)) == 1:
         found.append(judged("mean", every))
-    return [*found, *_grow(grid, pool, strength)]
+    return [*found, *_grow(grid, pool, strength), *_soften(grid, found, pool)]
 
 
 def stack_of(grid: Grid, candidates: Sequence[Candidate]) -> dict[Member, Candidate]:
@@ -156,6 +193,7 @@ def stack_of(grid: Grid, candidates: Sequence[Candidate]) -> dict[Member, Candid
         Member(
             fusion=candidates[index].fusion,
             features=candidates[index].features,
+            head=candidates[index].head,
             strength=candidates[index].strength,
             weight=share,
         ): candidates[index]
@@ -190,6 +228,21 @@ def _grow(grid: Grid, pool: Sequence[int], strength: float) -> Iterator[Candidat
         solve = functools.partial(solver.solve, width=width)
         choice = choose_strength(solver.problem, grid.head, path, solve)
         yield grid.candidate("concat", pool[:n], choice)
+
+
+def _soften(grid: Grid, found: Sequence[Candidate], pool: Sequence[int]) -> Iterator[Candidate]:
+    """Judge softmax heads on the best single feature, and on as much of the pool as is not dear."""
+    if not grid.is_softened:
+        return
+    features = best_of([one for one in found if one.fusion == "single"]).features
+    if grid.products(features) > _MOST_PRODUCTS:
+        return
+    single = grid.soften("single", features)
+    yield single
+    n = sum(grid.products(pool[:n]) <= _MOST_PRODUCTS for n in range(1, len(pool) + 1))
+    if n > 1:
+        near = _SOFTMAX_STRENGTHS.index(single.strength)
+        yield grid.soften("concat", pool[:n], _SOFTMAX_STRENGTHS[near : near + 2])
 
 
 def _near(strengths: tuple[float, ...], strength: float) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from llmembed.train.inputs import FitData, columns_of, load_data
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import grid_of
 from llmembed.train.linear.stacking import Member
-from llmembed.train.linear.sweep import Grid, best_of, stack_of, sweep
+from llmembed.train.linear.sweep import Candidate, Grid, best_of, stack_of, sweep
 from llmembed.train.reports.charts import depth_chart
 
 TABLE_FILE, PLOT_FILE = "sweep.json", "sweep.svg"
@@ -79,7 +79,8 @@ class Chosen:
     method: Method
     data: FitData
     record: dict[str, Any] | None  # what the record says of the choice; None where there was none
-    members: tuple[Member, ...] = ()  # of the stack, with positions in `data.features`
+    members: Mapping[Member, Candidate] = dataclasses.field(default_factory=dict)
+    """Of the stack, with positions in `data.features`, and what each was judged as."""
 
 
 def choose_fusion(method: Method, data: FitData) -> Chosen:
@@ -100,10 +101,10 @@ def choose_fusion(method: Method, data: FitData) -> Chosen:
         )
     stack = stack_of(grid, candidates)
     used = sorted({feature for member in stack for feature in member.features})
-    members = tuple(
-        dataclasses.replace(member, features=tuple(map(used.index, member.features)))
-        for member in stack
-    )
+    members = {
+        dataclasses.replace(member, features=tuple(map(used.index, member.features))): judged
+        for member, judged in stack.items()
+    }
     return Chosen(
         method=dataclasses.replace(method, fusion="concat"),
         data=_narrow(data, grid, used),
