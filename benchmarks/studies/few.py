@@ -24,65 +24,37 @@ where it was stopped; figures of a cache whose features or texts are others by n
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import harness
 import numpy as np
-import numpy.typing as npt
-import torch
 from regression.cases import one_thread
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
+from studies.in_memory import (
+    Ints,
+    Rows,
+    at_most,
+    eval_split_of,
+    identity,
+    predicted_by,
+    read_rows,
+)
 
 from llmembed.cache_format import Cache, open_cache
-from llmembed.common.splits import draw_share
 from llmembed.extract import Recipe
-from llmembed.train import FitConfig
-from llmembed.train.inputs import Feature, data_in_memory
 from llmembed.train.reports.texts import find_texts
-from llmembed.train.verbs.fitting import train
 
 BODY, MAX_LENGTH, MOST_STEPS = "minilm", 128, 1000
 SETFIT = "setfit"
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 Cell: TypeAlias = dict[str, list[float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """All rows of one source: what is drawn from, and what judges."""
-
-    features: tuple[Feature, ...]
-    labels: tuple[str, ...]
-    x: Floats
-    """`[N, F]`, features side by side."""
-    y: Ints
-    x_eval: Floats
-    y_eval: Ints
-
-    def drawn(self, rows: Ints) -> Rows:
-        """Keep some training rows."""
-        return dataclasses.replace(self, x=self.x[rows], y=self.y[rows])
-
-    def last(self) -> Rows:
-        """Keep the last layer."""
-        index = max(range(len(self.features)), key=lambda k: self.features[k].layer)
-        start = sum(one.hidden_size for one in self.features[:index])
-        columns = slice(start, start + self.features[index].hidden_size)
-        kept = (self.features[index],)
-        return dataclasses.replace(
-            self, features=kept, x=self.x[:, columns], x_eval=self.x_eval[:, columns]
-        )
 
 
 @harness.known_errors
@@ -115,13 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def study(name: str, options: Any, sizes: Sequence[int], data: dict[str, Any]) -> Iterator[None]:
     """Judge what the record does not have yet of a data set, a draw at a time."""
     cache = open_cache(options.caches / f"{name}.zarr")
-    eval_split = "test" if "test" in cache.splits else "validation"
-    judged = evaluation_rows(cache[eval_split].labels, options.test_rows)
-    labels, y = cache[eval_split].labels[judged], cache["train"].labels
+    split = cache[eval_split_of(cache)]
+    judged = at_most(split.labels, options.test_rows)
+    labels, y = split.labels[judged], cache["train"].labels
     methods = options.methods.split(",")
 
     def cells(method: str, source: str | None) -> Iterator[tuple[int, Cell, range]]:
-        of = _identity(cache, eval_split, source) | {"test_rows": options.test_rows}
+        of = identity(cache, source) | {"test_rows": options.test_rows}
         known = data.setdefault(name, {})
         label = f"{source}: {method}" if source else method
         if known.get(label, {}).get("of") != of:
@@ -131,7 +103,7 @@ def study(name: str, options: Any, sizes: Sequence[int], data: dict[str, Any]) -
             yield n, cell, range(len(cell["accuracy"]), options.draws)
 
     for source in options.sources.split(",") if options.sources else cache.sources:
-        rows = read_rows(cache, source, eval_split, judged)
+        rows = read_rows(cache, source, np.arange(len(y)), judged)
         for method in (one for one in METHODS if one in methods):
             for n, cell, seeds in cells(method, source):
                 for seed in seeds:
@@ -141,7 +113,7 @@ def study(name: str, options: Any, sizes: Sequence[int], data: dict[str, Any]) -
                     _keep(cell, predicted, labels, seconds)
                     yield
     for n, cell, seeds in cells(SETFIT, None) if options.setfit and SETFIT in methods else ():
-        for found in setfit_answers(options.setfit, cache, eval_split, judged, n, seeds):
+        for found in setfit_answers(options.setfit, cache, judged, n, seeds):
             _keep(cell, np.array(found["predicted"]), labels, found["seconds"])
             yield
 
@@ -157,47 +129,9 @@ def draw(y: Ints, n: int, seed: int) -> Ints:
     return np.sort(np.concatenate([generator.permutation(rows)[:n] for rows in classes]))
 
 
-def evaluation_rows(labels: npt.NDArray[np.int32], most: int) -> Ints:
-    """Draw the rows that judge, stratified and the same each time."""
-    rows = np.flatnonzero(labels >= 0)
-    if len(rows) <= most:
-        return rows
-    order = np.lexsort((np.random.default_rng(0).random(len(rows)), labels[rows]))
-    return rows[draw_share(labels[rows], most / len(rows), order)]
-
-
-def read_rows(cache: Cache, source: str, eval_split: str, judged: Ints) -> Rows:
-    """Read all features of a source."""
-    train_split, evaluated = cache["train"], cache[eval_split]
-    arrays = sorted(array for array in train_split.arrays if array[0] == source)
-    width = cache.sources[source].hidden_size
-
-    def side_by_side(split: Any) -> Floats:
-        parts = [split.features(layer, source, pooling) for _, pooling, layer in arrays]
-        return np.concatenate(parts, axis=1, dtype=np.float32)
-
-    return Rows(
-        features=tuple(Feature(*array, width) for array in arrays),
-        labels=cache.labels,
-        x=side_by_side(train_split),
-        y=np.asarray(train_split.labels, dtype=np.int64),
-        x_eval=side_by_side(evaluated)[judged],
-        y_eval=np.asarray(evaluated.labels, dtype=np.int64)[judged],
-    )
-
-
-def by_us(rows: Rows, **options: Any) -> Ints:
-    """Fit as `LLMEmbedClassifier` does, and label the evaluation rows."""
-    plan = FitConfig(cache="texts", accelerator="cpu", **options).plan()
-    x = torch.from_numpy(rows.x)
-    outcome = train(plan, data_in_memory(plan.reading, x, rows.y, rows.labels, rows.features))
-    starts = np.cumsum([0, *(one.hidden_size for one in rows.features)])
-    used = [rows.features.index(one) for one in outcome.data.features]
-    columns = np.concatenate([np.arange(starts[k], starts[k + 1]) for k in used])
-    classifier = outcome.best.classifier
-    new = classifier.standardise.apply_(torch.from_numpy(rows.x_eval[:, columns]))
-    predicted: Ints = classifier.logits_all(new).argmax(dim=1).numpy()
-    return predicted
+def _last(rows: Rows) -> Rows:
+    """Keep the last layer."""
+    return rows.at([max(range(len(rows.features)), key=lambda k: rows.features[k].layer)])
 
 
 def logistic(rows: Rows, *, scaler: Callable[[], Any]) -> Ints:
@@ -208,19 +142,20 @@ def logistic(rows: Rows, *, scaler: Callable[[], Any]) -> Ints:
 
 
 METHODS: dict[str, Callable[[Rows], Ints]] = {
-    "default": by_us,
-    "auto": functools.partial(by_us, fusion="auto"),
+    "default": predicted_by,
+    "auto": functools.partial(predicted_by, fusion="auto"),
     "logistic": functools.partial(logistic, scaler=StandardScaler),
-    "logistic-last": lambda rows: logistic(rows.last(), scaler=Normalizer),
+    "logistic-last": lambda rows: logistic(_last(rows), scaler=Normalizer),
 }
 
 
 def setfit_answers(
-    interpreter: str, cache: Cache, eval_split: str, judged: Ints, n: int, seeds: Sequence[int]
+    interpreter: str, cache: Cache, judged: Ints, n: int, seeds: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """Let SetFit label the evaluation rows from each draw: classes predicted, and seconds."""
     if not seeds:
         return
+    eval_split = eval_split_of(cache)
     texts = find_texts(cache, ["train", eval_split])
     y = np.asarray(cache["train"].labels, dtype=np.int64)
     draws = []
@@ -249,7 +184,10 @@ def table(data: Mapping[str, Any], sizes: Sequence[int]) -> str:
         for n in sizes
         if any(str(n) in one["sizes"] for one in methods.values())
     ]
-    lines = [harness.row("method", *map(", ".join, columns)), harness.row(*["---"] * (1 + len(columns)))]
+    lines = [
+        harness.row("method", *map(", ".join, columns)),
+        harness.row(*["---"] * (1 + len(columns))),
+    ]
     for method in dict.fromkeys(method for methods in data.values() for method in methods):
         cells = (data[name].get(method, {"sizes": {}})["sizes"].get(n) for name, n in columns)
         lines.append(harness.row(method, *map(_figure, cells)))
@@ -262,14 +200,6 @@ def _figure(cell: Cell | None) -> str:
         return ""
     error = statistics.stdev(found) / len(found) ** 0.5
     return f"{statistics.mean(found):.1f} ± {error:.1f}"
-
-
-def _identity(cache: Cache, eval_split: str, source: str | None) -> dict[str, Any]:
-    """Name what a method's figures depend on: texts, labels, and the features of a source."""
-    sources = {source} if source else set()
-    arrays = sorted(f"{p}/{k}" for own, p, k in cache["train"].arrays if own == source)
-    splits = {"train", eval_split}
-    return {"cache": cache.fingerprint_of(splits=splits, sources=sources), "features": arrays}
 
 
 def _keep(cell: Cell, predicted: Ints, y: Any, seconds: float) -> None:

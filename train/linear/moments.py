@@ -15,6 +15,7 @@ would have no row at all.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from llmembed.train.inputs import mean_loss, weights_of
 
 _CHUNK_ROWS = 4096
 _BLOCK_ROWS = 8192
+_SPAN_ROUNDING = 1e-9  # of the largest square: what float32 features leave unknown
+_LEAST_LENGTH = 1e-12  # where all rows are alike
 _BLOCK_COLUMNS = 384  # of a product: wide enough for its full speed
 
 
@@ -205,6 +208,24 @@ class Problem:
         own = self.own_weights(rows)
         weights = None if own is None else own.cpu().numpy()
         return find(scores[rows].cpu().numpy(), self.y[rows].cpu().numpy(), weights)
+
+
+def in_span(problem: Problem) -> tuple[Problem, Tensor]:
+    """Give the rows by their coordinates in the space that those in folds span.
+
+    A head whose penalty is the same in all directions has no weight outside of that space: of fewer
+    rows than columns nothing is lost, and all matrices are of the size of the rows.
+
+    Returns:
+        The problem, whose features are `[N, r]`, and an orthonormal basis, float32 `[K, r]`.
+    """
+    x = problem.features_of(problem.taking_part).double()
+    squares, vectors = torch.linalg.eigh(x @ x.T)
+    kept = squares >= _SPAN_ROUNDING * squares[-1]
+    lengths = squares[kept].sqrt().clamp(min=_LEAST_LENGTH)
+    basis = (x.T @ vectors[:, kept] / lengths).float()
+    own = torch.cat([block @ basis for _, block in problem.blocks()])
+    return dataclasses.replace(problem, x=own), basis
 
 
 def _times_transpose(x: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def solve_base(method: Method, data: FitData) -> Base:
         validation=shares.validation[:0],
     )
     grid = grid_of(method, dataclasses.replace(data, shares=everything), method.seed)
-    solved = _solve_stack(grid, stack_of(grid, sweep(grid)).items())
+    solved = _solve_stack(grid, stack_of(grid).items())
     held_out = solved.scores.nan_to_num()  # of rows without a label
     if not is_drawn:
         unseen = torch.from_numpy(shares.validation).to(grid.device)

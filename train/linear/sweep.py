@@ -9,6 +9,10 @@ What a stack is picked from has softmax heads too, on the best single feature an
 many classes they know what a covariance that all classes share does not. They take steps where the
 others take a factorisation, so they are left out where a step is dear.
 
+Of few rows nothing is chosen: what folds of them prefer is mostly chance. All features side by side
+and LDA, half shrunk in the space of the rows, do better than the layer, the strength or the stack
+that they pick (benchmarks/README.md).
+
 The figure of the winner is the best of many on the rows that chose it, so it flatters.
 """
 
@@ -27,7 +31,7 @@ from llmembed.train.fusions.tricks import map_on_cores
 from llmembed.train.inputs import Feature, columns_of
 from llmembed.train.linear.choice import Choice, choose_strength
 from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, Ridge
-from llmembed.train.linear.moments import FoldMoments, Problem
+from llmembed.train.linear.moments import FoldMoments, Problem, in_span
 from llmembed.train.linear.softmax import SoftmaxSolver
 from llmembed.train.linear.stacking import Member, pick
 from llmembed.train.measures import fit_temperature, wilson_interval
@@ -38,6 +42,8 @@ _LARGEST_SUBSET = 4
 _SOFTMAX_STRENGTHS = SoftmaxSolver.STRENGTHS[::2]
 _SOFTMAX_TOLERANCE = 1e-4  # nats; what is left of the optimum at 1e-6 takes half of the steps
 _MOST_PRODUCTS = 1e10  # of a step of a softmax head: a quarter of a second on two cores
+FEW_ROWS = 512  # fewer choose nothing
+_OF_FEW = 0.5  # strength of LDA then, in units of the variance a dimension that the rows span
 _NEIGHBOURS = 1  # strengths tried on either side of the one that suited the best single feature
 
 
@@ -153,8 +159,29 @@ class Grid(Problem):
             solve=solve or choice.solve,
         )
 
+    @property
+    def is_few(self) -> bool:
+        """Whether there are too few rows to choose by."""
+        few = len(self.taking_part) < FEW_ROWS
+        return few and self.head == "lda" and self.summed_of is None
+
+    def of_few(self) -> Candidate:
+        """Judge all features side by side at the strength for few rows."""
+        every = range(len(self.widths))
+        problem, basis = in_span(self.problem("concat", every, self.x))
+        solver = ClosedSolver(LDA, problem, (_OF_FEW,))
+        choice = choose_strength(problem, self.head, solver.held_out(), solver.solve)
+
+        def solve() -> LinearMap:
+            found = choice.solve()
+            return LinearMap(weight=found.weight @ basis.T.to(found.weight), bias=found.bias)
+
+        return self.candidate("concat", every, choice, solve)
+
     def judge_again(self, member: Member) -> Candidate:
         """Judge a member of a stack with its strength, on these folds."""
+        if self.is_few:
+            return self.of_few()
         strengths = (member.strength,)
         if member.head == "linear":
             return self.soften(member.fusion, member.features, strengths)
@@ -186,9 +213,18 @@ def sweep(grid: Grid) -> list[Candidate]:
     return [*found, *_grow(grid, pool, strength), *_soften(grid, found, pool)]
 
 
-def stack_of(grid: Grid, candidates: Sequence[Candidate]) -> dict[Member, Candidate]:
-    """Pick the stack with the lowest held-out loss: its members, and what each was judged as."""
-    shares = grid.pick([one.scores for one in candidates])
+def stack_of(
+    grid: Grid, candidates: Sequence[Candidate] | None = None
+) -> dict[Member, Candidate]:
+    """Pick the stack with the lowest held-out loss: its members, and what each was judged as.
+
+    Without candidates they are swept, where there are rows enough to choose by.
+    """
+    if grid.is_few:
+        candidates, shares = [grid.of_few()], {0: 1.0}
+    else:
+        candidates = sweep(grid) if candidates is None else candidates
+        shares = grid.pick([one.scores for one in candidates])
     return {
         Member(
             fusion=candidates[index].fusion,

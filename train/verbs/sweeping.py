@@ -91,15 +91,14 @@ def choose_fusion(method: Method, data: FitData) -> Chosen:
     if method.fusion != AUTO:
         return Chosen(method=method, data=data, record=None)
     grid = grid_of(method, data, method.seed)
-    candidates = sweep(grid)
     if method.head != AUTO and HEADS[method.head].is_trained:
-        best = best_of(candidates)
+        best = best_of(sweep(grid))
         return Chosen(
             method=dataclasses.replace(method, fusion=best.fusion),
             data=_narrow(data, grid, best.features),
             record=best.record(data.features, len(grid.held_out)),
         )
-    stack = stack_of(grid, candidates)
+    stack = stack_of(grid)
     used = sorted({feature for member in stack for feature in member.features})
     members = {
         dataclasses.replace(member, features=tuple(map(used.index, member.features))): judged
