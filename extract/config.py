@@ -37,7 +37,7 @@ class ExtractConfig:
     """Layers to store: 8,16,24,32; a range 1:33:4 with Python's meaning; all; last:5; -1 is the
     last, 0 the embeddings."""
     pooling: tuple[str, ...] = dataclasses.field(
-        default=("mean",), metadata={COMPLETES: lambda: POOLINGS}
+        default=("mean", "last"), metadata={COMPLETES: lambda: POOLINGS}
     )
     """Poolings over tokens, all in one pass: mean, last, first, max, weighted (position-weighted
     mean), mean_padded (pads to --max-length and counts them, as the paper did), pooler (BERT)."""

@@ -162,6 +162,7 @@ class Bench:
         config = ExtractConfig(
             model=str(self.folder),
             layers=",".join(map(str, layers)),
+            pooling=("mean",),
             dataset=str(file),
             max_length=min(MAX_LENGTH, self.config.max_position_embeddings),
             compute_dtype=str(self.dtype).removeprefix("torch."),

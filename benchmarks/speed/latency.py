@@ -67,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(options: Any, scratch: Path) -> Run:
     where: dict[str, Any] = {"dataset": options.dataset, "cache": str(scratch / "a.zarr")}
+    what: dict[str, Any] = {"layers": options.layers, "pooling": ("mean",), "max_length": 64}
     extract(
-        ExtractConfig(model=options.model, layers=options.layers, limit=64, max_length=64, **where),
+        ExtractConfig(model=options.model, limit=64, **what, **where),
         show_progress=False,
     )
     fitted = fit(FitConfig(cache=where["cache"], output=str(scratch / "run")), show_progress=False)

@@ -180,7 +180,12 @@ def _extract_here(model: str, layers: str, n_texts: str) -> dict[str, float]:
             file.write("text,label\n")
             file.writelines(f"{_text(row)},{'ab'[row % 2]}\n" for row in range(int(n_texts)))
         cache = f"{folder}/short.zarr"
-        short: dict[str, Any] = {"dataset": str(data_set), "cache": cache, "max_length": 32}
+        short: dict[str, Any] = {
+            "dataset": str(data_set),
+            "cache": cache,
+            "max_length": 32,
+            "pooling": ("mean",),
+        }
         done = extract(ExtractConfig(model=model, layers=layers, **short))
     return {
         "n_texts": int(n_texts),

@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ExtractConfig(
                 model=options.model,
                 layers=options.layers,
+                pooling=("mean",),
                 dataset=folder,
                 cache=cache,
                 split=splits,

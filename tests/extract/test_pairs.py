@@ -51,7 +51,7 @@ def test_pairs_are_joined_as_the_tokenizer_does(bert: Path, pairs: Path) -> None
     """BERT gets [CLS] a [SEP] b [SEP] with token types, one pair at a time as in any batch."""
     result = extract(config(bert, pairs))
     assert (result.n_rows, result.n_duplicates) == ({"train": 25}, 1)
-    features = open_cache(result.path)["train"].features(3)
+    features = open_cache(result.path)["train"].features(3, pooling="mean")
     tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
     model: Any = transformers.AutoModel.from_pretrained(bert).eval()
     for row, (first, second) in enumerate(zip(FIRST, SECOND, strict=True)):
@@ -68,7 +68,7 @@ def test_pairs_are_joined_as_the_tokenizer_does(bert: Path, pairs: Path) -> None
 def test_a_template_places_both_texts(llama: Path, pairs: Path) -> None:
     """With a template a pair is one text, in any order and with words around."""
     source = extract(config(llama, pairs, template="{text_b} w1 {text_a}"))
-    features = open_cache(source.path)["train"].features(3)
+    features = open_cache(source.path)["train"].features(3, pooling="mean")
     recipe = {**open_cache(source.path).sources["toy-llama"].recipe}
     plain = Extractor(
         recipe | {"template": None, "text_pair": False}, layers=[3], poolings=["mean"]

@@ -27,6 +27,7 @@ def config(llama: Path, write_csv: Any, tmp_path: Path) -> Any:
         settings: dict[str, Any] = {
             "model": str(llama),
             "layers": "1,3",
+            "pooling": ("mean",),
             "dataset": str(tmp_path / "toy.csv"),
             "cache": str(tmp_path / "toy.zarr"),
             "max_length": 16,
@@ -123,6 +124,16 @@ def test_a_second_backbone_shares_the_cache(config: Any, bert: Path) -> None:
     assert sorted(cache.sources) == ["toy-bert", "toy-llama"]
     assert cache["train"].layers("toy-bert", "first") == (1, 3)
     assert cache["train"].layers("toy-bert", "pooler") == (3,)
+
+
+def test_a_cache_of_means_gets_the_last_token(config: Any) -> None:
+    """Without --pooling both are stored; of a cache that has the mean it stays as it was."""
+    before = open_cache(extract(config()).path)["train"].features(3).copy()
+    cache = open_cache(extract(config(pooling=ExtractConfig.pooling)).path)
+    assert {pooling for _, pooling, _ in cache["train"].arrays} == {"mean", "last"}
+    np.testing.assert_array_equal(cache["train"].features(3, pooling="mean"), before)
+    with pytest.raises(ConfigError, match=r"2 poolings \(last, mean\); say which with pooling="):
+        cache["train"].features(3)
 
 
 def test_a_text_that_stands_twice_is_computed_once(config: Any, write_csv: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from sabotaged import POISON
-from toy_cache import tree
+from toy_cache import as_options, tree
 
 from llmembed.cache_format.tools import finalize
 from llmembed.common.errors import ExtractionError, LLMEmbedWarning, RowError
@@ -65,7 +65,7 @@ def test_rows_left_are_exit_4(
     settings: dict[str, Any], tmp_path: Path, poison: pytest.MonkeyPatch
 ) -> None:
     """A script can tell a run that is done but for some rows from one that failed."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    options = as_options(settings)
     result = CliRunner().invoke(main, [*options, "--cache", str(tmp_path / "c.zarr"), "--quiet"])
     assert (result.exit_code, result.stdout) == (4, "")
     warning, error = result.stderr.splitlines()

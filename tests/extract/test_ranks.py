@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from toy_cache import tree
+from toy_cache import as_options, tree
 
 from llmembed.cache_format import open_cache
 from llmembed.cache_format.cli import main as cache_main
@@ -31,7 +31,7 @@ from llmembed.extract.pipeline import prepare
 
 
 def command(settings: dict[str, Any], *more: object) -> list[str]:
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    options = as_options(settings)
     program = "from llmembed.extract.cli import main; main()"
     return [sys.executable, "-c", program, *options, *map(str, more)]
 

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_cache import as_options
 from zoo import save_animal
 
 from llmembed.common.errors import ConfigError, LLMEmbedWarning
@@ -189,7 +190,7 @@ def test_a_worker_knows_its_share_of_the_rows(
 
 def test_the_json_says_how_passes_were_run(settings: dict[str, Any], tmp_path: Path) -> None:
     """On a CPU: padded, as they are, by torch's attention, without a note; of no pass, nothing."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    options = as_options(settings)
     for expected in ((False, False, False, "sdpa"), (None, None, None, None)):
         result = CliRunner().invoke(main, [*options, f"--cache={tmp_path / 'c.zarr'}", "--json"])
         found = json.loads(result.stdout)

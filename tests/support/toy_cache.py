@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -100,3 +100,9 @@ def end_process(path: Path) -> None:
     holder = {"pid": os.getpid(), "host": platform.node(), "started": "1", "token": "x"}
     if (path / LOCK).exists():
         (path / LOCK).write_text(json.dumps(holder))
+
+
+def as_options(settings: Mapping[str, Any]) -> list[str]:
+    """Write settings of an extraction as a command takes them."""
+    values = {k: ",".join(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]

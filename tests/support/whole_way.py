@@ -22,7 +22,12 @@ def whole_way(folder: Path, model: Path, dataset: Path) -> dict[str, Any]:
 
     cache = str(folder / "topics.zarr")
     config = ExtractConfig(
-        model=str(model), layers="1,2", dataset=str(dataset), cache=cache, max_length=64
+        model=str(model),
+        layers="1,2",
+        pooling=("mean",),
+        dataset=str(dataset),
+        cache=cache,
+        max_length=64,
     )
     llmembed.extract.extract(config)
     features = [

@@ -123,7 +123,11 @@ def test_the_fusion_may_narrow_the_features(model: str) -> None:
 
 def test_parameters_are_those_of_the_configs() -> None:
     """Names and defaults are those of ExtractConfig and FitConfig."""
-    ours = {**LLMEmbedClassifier().get_params(), "class_weight": "none", "pooling": ("mean",)}
+    ours = {
+        **LLMEmbedClassifier().get_params(),
+        "class_weight": "none",
+        "pooling": ("mean", "last"),
+    }
     renamed = {"random_state": "seed"}
     fields = {
         field.name: field.default

@@ -93,7 +93,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     model: str = "smollm2-135m"
     layers: str | int | Sequence[int] = "8,16,24"
     _: dataclasses.KW_ONLY
-    pooling: str | Sequence[str] = "mean"
+    pooling: str | Sequence[str] = "mean,last"
     max_length: int = 512
     template: str | None = None
     compute_dtype: str = "auto"
