@@ -19,7 +19,8 @@ that are right one in n + 1 is expected not to be (after Platt, "Probabilistic o
 vector machines", 1999, section 2.2, who smooths the labels for the same reason).
 
 Everywhere logits are `[N, C]`, labels int64 `[N]`, the index of the true class, and weights `[N]`,
-of the rows; None weighs all alike.
+of the rows; None weighs all alike. Labels `[N, C]` of 0 and 1 are several a text: then each logit
+is one of N C decisions of its own, and T divides them all.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _FLAT = 1e-9  # variance of the logits: less is a tail, where rounding decides N
 _BRIER_GRID = np.exp(np.linspace(-1, 1, 41))  # of T, around that of the likelihood
 _TRAINED_GRID = np.exp(np.linspace(-1, 1, 81))  # of T
 _DEVIATION = 0.1  # of log T, of trained heads
+_MOST_DECISIONS = 1 << 16  # that T is fitted to, which they know to some 0.01
 
 
 def calibrate(logits: Logits, labels: Labels, weights: Weights = None) -> float:
@@ -50,6 +52,7 @@ def calibrate(logits: Logits, labels: Labels, weights: Weights = None) -> float:
     >>> round(calibrate(np.log([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1])), 6)
     1.0
     """
+    logits, labels, weights = _as_classes(logits, labels, weights)
 
     def brier(temperature: float) -> float:
         """Mean square distance from the true class, less its constant."""
@@ -72,6 +75,7 @@ def calibrate_trained(logits: Logits, labels: Labels, weights: Weights = None) -
     >>> [round(calibrate_trained(logits.repeat(n, 0), labels.repeat(n)), 2) for n in (1, 25, 2500)]
     [1.03, 1.22, 1.96]
     """
+    logits, labels, weights = _as_classes(logits, labels, weights)
     scores = _below_zero(logits)
     true = _true(scores, labels, weights)
 
@@ -95,6 +99,7 @@ def fit_temperature(logits: Logits, labels: Labels, weights: Weights = None) -> 
     >>> round(fit_temperature(2 * logits, np.array([0, 0, 0, 1])), 6)
     2.0
     """
+    logits, labels, weights = _as_classes(logits, labels, weights)
     scores = _below_zero(logits)
     true = _true(scores, labels, weights)
     spread = float(-scores.min(initial=0.0))
@@ -116,6 +121,24 @@ def fit_temperature(logits: Logits, labels: Labels, weights: Weights = None) -> 
         if abs(inverse - last) <= _PRECISE * last:
             break
     return 1 / inverse
+
+
+def _as_classes(logits: Logits, labels: Labels, weights: Weights) -> tuple[Logits, Labels, Weights]:
+    """View several labels a text as rows of two classes, no with logit 0 and yes, of some rows.
+
+    >>> _as_classes(np.array([[2.0, -1.0]]), np.array([[1, 0]]), None)[0].tolist()
+    [[0.0, 2.0], [0.0, -1.0]]
+    """
+    if labels.ndim == 1:
+        return logits, labels, weights
+    some = slice(None, None, -(-labels.size // _MOST_DECISIONS) or 1)
+    yes = logits[some].reshape(-1)
+    weights = None if weights is None else np.repeat(weights[some], labels.shape[1])
+    return (
+        np.stack([np.zeros_like(yes), yes], axis=1),
+        labels[some].reshape(-1).astype(np.int64),
+        weights,
+    )
 
 
 def _below_zero(logits: Logits) -> Floats:

@@ -92,9 +92,9 @@ def _per_class(confusion: Labels) -> list[dict[str, Any]]:
     """Give the figures of each class from `[C, C]`, whose rows are the true classes."""
     return [
         {
-            "precision": _share(hits, n_predicted),
-            "recall": _share(hits, n),
-            "f1": _share(2 * hits, n + n_predicted),
+            "precision": share(hits, n_predicted),
+            "recall": share(hits, n),
+            "f1": share(2 * hits, n + n_predicted),
             "n": n,
             "n_predicted": n_predicted,
         }
@@ -107,5 +107,6 @@ def _per_class(confusion: Labels) -> list[dict[str, Any]]:
     ]
 
 
-def _share(part: int, whole: int) -> float:
+def share(part: int, whole: int) -> float:
+    """Give a part of a whole; 0 of nothing."""
     return part / whole if whole else 0.0
