@@ -213,9 +213,7 @@ def sweep(grid: Grid) -> list[Candidate]:
     return [*found, *_grow(grid, pool, strength), *_soften(grid, found, pool)]
 
 
-def stack_of(
-    grid: Grid, candidates: Sequence[Candidate] | None = None
-) -> dict[Member, Candidate]:
+def stack_of(grid: Grid, candidates: Sequence[Candidate] | None = None) -> dict[Member, Candidate]:
     """Pick the stack with the lowest held-out loss: its members, and what each was judged as.
 
     Without candidates they are swept, where there are rows enough to choose by.
