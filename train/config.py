@@ -47,6 +47,7 @@ _RANGES = {
     "dropout": (0, 0.99),
     "patience": (1, 1_000_000),
     "sigma": (1e-9, 1e9),
+    "threshold": (0, 1),
     "memory_gb": (0, 1e9),
     "checkpoint_s": (0, 1e6),
     "seed": (0, 2**32 - 1),
@@ -133,6 +134,7 @@ class Method:
     folds: int
     val_fraction: float | None
     calibrate: str
+    threshold: float | None
     accelerator: str
     devices: str
     engine: str
@@ -255,6 +257,10 @@ class FitConfig:
     calibrate: str = "temperature"
     """Scaling of the probabilities on rows not fitted to (folds, or the validation share):
     temperature, or none."""
+    threshold: float | None = None
+    """Where a text may have several labels: the probability from which on each is given, such as
+    0.5. Without it, the one with the best F1 of each label on rows not fitted to (folds, or the
+    validation share)."""
     accelerator: str = dataclasses.field(
         default="auto", metadata={GROUP: "Device, memory, and who computes"}
     )
@@ -536,8 +542,9 @@ class SweepConfig:
     """Layers to use of those in the cache, as in llmembed-fit; without it, all."""
     pooling: tuple[str, ...] = ()
     """Poolings to use; without it, all of the cache."""
-    head: str = dataclasses.field(default="lda", metadata={GROUP: "Judge"})
-    """Head that judges: lda or ridge."""
+    head: str = dataclasses.field(default=AUTO, metadata={GROUP: "Judge"})
+    """Head that judges: lda, ridge, or auto, which is lda, and ridge where a text may have several
+    labels."""
     folds: int = DEFAULT_FOLDS
     """Stratified folds of the training rows."""
     class_weight: ClassWeight = dataclasses.field(
@@ -566,8 +573,9 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         """Check each name and number once."""
-        if self.head not in {"lda", "ridge"}:
-            raise ConfigError.unknown("head", self.head, ("lda", "ridge"), "Pass one to --head.")
+        if self.head not in {AUTO, "lda", "ridge"}:
+            allowed = (AUTO, "lda", "ridge")
+            raise ConfigError.unknown("head", self.head, allowed, "Pass one to --head.")
         if self.folds < MIN_FOLDS:
             raise ConfigError(f"--folds {self.folds} leaves nothing to fit on. Pass 2 or more.")
         self.as_fit()

@@ -28,6 +28,18 @@ def clustered(
     return (centres[:, labels] + noise).astype(np.float16), labels
 
 
+def of_sets(
+    n: int, seed: int, *, n_classes: int = 3, n_layers: int = len(LAYERS)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features `[L, N, H]` with a direction for each of several labels, and these, `[N, C]`."""
+    generator = np.random.default_rng(seed)
+    shares = 0.5 / np.arange(1, n_classes + 1)
+    sets = (generator.random((n, n_classes)) < shares).astype(np.int8)
+    directions = 3 * np.random.default_rng(98).normal(size=(n_layers, n_classes, HIDDEN_SIZE))
+    noise = generator.normal(size=(n_layers, n, HIDDEN_SIZE))
+    return (sets @ directions + 2 * noise).astype(np.float16), sets
+
+
 def source_info(name: str, hidden_size: int) -> SourceInfo:
     return SourceInfo(
         name=name,
@@ -54,7 +66,9 @@ def write_split(
     finish: bool = True,
 ) -> None:
     hashes = text_hash(split, len(classes)) if hashes is None else hashes
-    writer.add_split(split, labels=classes, text_hash=hashes)
+    several = {"label_sets": classes} if classes.ndim == 2 else {}
+    labels = np.full(len(classes), -1, np.int32) if several else classes
+    writer.add_split(split, labels=labels, text_hash=hashes, **several)
     plan = writer.plan(split, source, arrays=[("mean", 1 + k) for k in range(len(features))])
     for block in plan.blocks if finish else plan.blocks[:-1]:
         rows = slice(block.compute_from, block.stop)

@@ -225,6 +225,8 @@ def test_a_class_without_examples_stays_below_classes_far_apart() -> None:
         gram=x.T @ x,
         class_sums=torch.tensor([[-2.0], [2.0], [0.0]], dtype=torch.float64),
         counts=torch.tensor([2.0, 2.0, 0.0], dtype=torch.float64),
+        n=torch.tensor(4.0, dtype=torch.float64),
+        row_sums=torch.zeros(1, dtype=torch.float64),
     )
     scores = LDA(moments).solve(0.001).scores(torch.tensor([[0.0], [1.0]]))
     assert (scores.argmax(dim=1) < 2).all()

@@ -164,6 +164,7 @@ def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
         texts=given.texts,
         labels=run.labels,
         proba=proba,
+        thresholds=run.thresholds,
         with_all=config.proba,
         top_k=top_k,
         beside=given.beside,

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmembed.common.errors import ConfigError
@@ -17,7 +19,7 @@ from llmembed.common.process import full_float32
 from llmembed.common.registry import loaded
 from llmembed.train.fusions import FUSIONS, HEADS
 from llmembed.train.fusions.mixing import Concat, Fusion
-from llmembed.train.measures import HeldOutRows
+from llmembed.train.measures import Floats, HeldOutRows, Labels, Sets, decided, find_thresholds
 
 _CHUNK_ROWS = 8192
 _CACHED_NUMBERS = 1 << 17
@@ -88,6 +90,7 @@ class Architecture:
     widths: tuple[int, ...]  # width of each feature
     n_classes: int
     dropout: float  # share of the fused vector dropped while training
+    multilabel: bool = False  # whether a text may have several labels
 
 
 def make_fusion(name: str, widths: Sequence[int]) -> Fusion:
@@ -127,10 +130,13 @@ class Classifier(nn.Module):
     Attributes:
         architecture: what it was made from.
         temperature: what the logits are divided by; 1 until it is calibrated.
+        thresholds: float32 `[C]`, probabilities from which on labels are given; None where each
+            text has one.
         base: solved linear classifier whose logits the head adds to; None with most fusions.
     """
 
     temperature: Tensor
+    thresholds: Tensor | None
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -141,6 +147,8 @@ class Classifier(nn.Module):
             self.fusion.fused_width, architecture.n_classes, architecture.dropout
         )
         self.register_buffer("temperature", torch.tensor(1.0))
+        halves = torch.full((architecture.n_classes,), 0.5)
+        self.register_buffer("thresholds", halves if architecture.multilabel else None)
         self.base: nn.Linear | None = None
         if FUSIONS[architecture.fusion].completes_base:
             self.base = nn.Linear(sum(architecture.widths), architecture.n_classes)
@@ -160,6 +168,44 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Classify features as they lie in the cache, `[B, F]` -> logits `[B, C]`."""
         return self.logits(self.standardise(x))
+
+    def decide_by(
+        self,
+        proba: Floats,
+        sets: Sets,
+        n_trained: Labels,
+        *,
+        threshold: float | None = None,
+        weights: Floats | None = None,
+    ) -> None:
+        """Set from which probability on each of several labels is given.
+
+        Args:
+            proba: float64 `[n, C]`, of rows held out.
+            sets: `[n, C]`, their labels.
+            n_trained: int64 `[C]`, training rows with each label; without one it is never given.
+            threshold: that of all labels; None finds one for each by the rows.
+            weights: float64 `[n]`, of the rows; None weighs all alike.
+        """
+        assert self.thresholds is not None
+        found = np.full(sets.shape[1], threshold)
+        if threshold is None:
+            found = find_thresholds(proba, sets, weights)
+        self.thresholds.copy_(torch.from_numpy(np.where(n_trained > 0, found, 1.0)))
+
+    def decide(self, log_proba: Floats) -> Sets | None:
+        """Give the labels of each text, int8 `[n, C]`; None where it has one, the likeliest."""
+        if self.thresholds is None:
+            return None
+        return decided(np.exp(log_proba), self.thresholds.double().numpy())
+
+    def log_proba(self, logits: Tensor) -> Tensor:
+        """Turn logits `[B, C]` into log-probabilities: shares of 1, or each label's own."""
+        return logits.log_softmax(dim=1) if self.thresholds is None else F.logsigmoid(logits)
+
+    def proba(self, logits: Tensor) -> Tensor:
+        """Turn logits `[B, C]` into probabilities."""
+        return logits.softmax(dim=1) if self.thresholds is None else logits.sigmoid()
 
     @torch.inference_mode()
     def fuse_all(self, standardised: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from llmembed.train.gradient.module import (
 from llmembed.train.gradient.workspace import checkpoint_folder, find_checkpoint, make_logger
 from llmembed.train.inputs import FeatureBatches, FitData
 from llmembed.train.linear.devices import fits, free_bytes
-from llmembed.train.measures import HeldOutRows, calibrate, calibrate_trained
+from llmembed.train.measures import Floats, HeldOutRows, calibrate, calibrate_trained
 
 VALIDATION_ROWS = 1024  # of a batch, where the steps' are smaller
 
@@ -73,10 +73,11 @@ def _fit(
 ) -> Trained:
     """Train one classifier, then check, calibrate and describe it."""
     started, watches = time.perf_counter(), bool(len(data.shares.validation))
-    epochs, folder, logger = Epochs(), None, None
+    least = MIN_IMPROVEMENT / (len(data.labels) if data.multilabel else 1)  # of a mean over labels
+    epochs, folder, logger = Epochs(least), None, None
     callbacks: list[pl.Callback] = [epochs]
     if watches:
-        callbacks.append(EarlyStopping(LOSS, MIN_IMPROVEMENT, plan.training.patience))
+        callbacks.append(EarlyStopping(LOSS, least, plan.training.patience))
     if workspace is not None and not plan.trainer.fast_dev_run:
         folder = workspace / checkpoint_folder(plan, data, seed, sigma)
         callbacks.append(SaveLast(folder, plan.checkpoint_s))
@@ -111,10 +112,12 @@ def _fit(
     if plan.method.calibrate == "temperature" and watches:
         _calibrate(data, classifier)
     held_out = None
-    if watches:
-        rows = torch.from_numpy(data.shares.validation)
-        logits = classifier.logits_all(data.x, rows, data.base_logits)
-        held_out = HeldOutRows.of(logits.softmax(dim=1).numpy(), data.y[rows].numpy())
+    rows = torch.from_numpy(data.shares.validation)
+    proba = classifier.proba(classifier.logits_all(data.x, rows, data.base_logits)).numpy()
+    if data.multilabel:
+        _set_thresholds(plan, data, classifier, proba)
+    elif watches:
+        held_out = HeldOutRows.of(proba, data.y[rows].numpy())
     saturated = classifier.fusion.saturated
     return Trained(
         seed=seed,
@@ -203,6 +206,18 @@ def _calibrate(data: FitData, classifier: Classifier) -> None:
     find = calibrate if of_probabilities else calibrate_trained  # no temperature near 1 suits them
     own = None if data.sample_weights is None else data.sample_weights[rows].numpy()
     classifier.temperature.fill_(find(logits, data.y[rows].numpy(), own))
+
+
+def _set_thresholds(plan: Plan, data: FitData, classifier: Classifier, proba: Floats) -> None:
+    """Set the thresholds of labels by the probabilities `[n, C]` of the validation share."""
+    rows, own = torch.from_numpy(data.shares.validation), data.sample_weights
+    classifier.decide_by(
+        proba,
+        data.y[rows].numpy(),
+        data.y[torch.from_numpy(data.shares.train)].sum(dim=0).numpy(),
+        threshold=plan.method.threshold,
+        weights=None if own is None else own[rows].numpy(),
+    )
 
 
 def _choose_sigma(fits: Sequence[Trained]) -> Trained:

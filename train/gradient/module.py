@@ -24,7 +24,7 @@ from llmembed.train.inputs import Batch
 from llmembed.train.inputs.weighing import SMALLEST, mean_loss, weights_of
 
 LOSS = "val_loss"
-MIN_IMPROVEMENT = 1e-3  # nats; less is noise of a small share
+MIN_IMPROVEMENT = 1e-3  # nats a text; less is noise of a small share
 
 
 class ClassifierModule(pl.LightningModule):
@@ -107,8 +107,9 @@ class Epochs(pl.Callback):
 
     _KEPT = ("loss", "best", "_weights", "_rows")
 
-    def __init__(self) -> None:
+    def __init__(self, min_improvement: float = MIN_IMPROVEMENT) -> None:
         self.loss, self.best, self.last_loss = math.inf, 0, math.inf
+        self._min_improvement = min_improvement
         self._weights: Mapping[str, Tensor] | None = None
         self._rows: list[dict[str, float]] = []
 
@@ -125,7 +126,7 @@ class Epochs(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare the epoch with the best one so far."""
         self.last_loss = trainer.callback_metrics[LOSS].item()
-        if self.last_loss < self.loss - MIN_IMPROVEMENT:
+        if self.last_loss < self.loss - self._min_improvement:
             self.loss = self.last_loss
             self.best = 0 if trainer.sanity_checking else trainer.current_epoch + 1
             weights = pl_module.state_dict()

@@ -11,6 +11,7 @@ from llmembed.train.inputs.data import (
     read_features,
 )
 from llmembed.train.inputs.select import Feature
+from llmembed.train.inputs.sets import strata_of, targets_of
 from llmembed.train.inputs.shares import draw_folds
 from llmembed.train.inputs.weighing import mean_loss, weights_of
 
@@ -26,5 +27,7 @@ __all__ = [
     "load_each",
     "mean_loss",
     "read_features",
+    "strata_of",
+    "targets_of",
     "weights_of",
 ]

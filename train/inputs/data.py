@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llmembed.cache_format import Cache, SourceInfo, Split, open_cache
-from llmembed.common.errors import CacheSpaceError, DataError, LLMEmbedWarning, warn
+from llmembed.common.errors import CacheSpaceError, ConfigError, DataError, LLMEmbedWarning, warn
 from llmembed.common.progress import phase
 from llmembed.common.registry import loaded
 from llmembed.common.scratch import scratch_array, scratch_folder
@@ -30,6 +30,7 @@ from llmembed.train.config import Reading
 from llmembed.train.fusions.classifier import Architecture, Standardiser
 from llmembed.train.inputs.grouping import Groups
 from llmembed.train.inputs.select import Feature, select_features
+from llmembed.train.inputs.sets import Targets, targets_of
 from llmembed.train.inputs.shares import (
     HELD_OUT_FRACTION,
     Rows,
@@ -60,20 +61,38 @@ class FitData:
     shares: Shares  # rows of `x` that train and validate
     standardiser: Standardiser  # statistics of the training share
     x: Tensor  # float32 `[N, F]`, standardised: rows of the training, then of a validation split
-    y: Tensor  # int64 `[N]`, labels of these rows, -1 where there is none
+    # int64 `[N]`, labels of these rows, -1 where there is none; where a text may have several,
+    # `[N, C]`, 1 for those that it has
+    y: Tensor
     x_eval: Tensor  # float32 `[n, F]`, standardised features of the evaluation rows
-    y_eval: Tensor  # int64 `[n]`, labels of the evaluation rows
+    y_eval: Tensor  # int64 `[n]` or `[n, C]`, labels of the evaluation rows
     base_logits: Tensor | None = None  # float32 `[N, C]`, held out, of a base that a head completes
     sample_weights: Tensor | None = None  # float32 `[N]`, whatever the class; None weighs all alike
     class_weight: str | Floats  # weights of the classes: none, balanced, or float64 `[C]`
     groups: Groups | None = None  # `[N]`, rows of one value belong together; None if none do
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a text may have several labels."""
+        return self.y.ndim == 2
 
     def class_weights(self) -> Tensor:
         """Weigh each class, float32 `[C]`, such that the weights of the training rows have mean 1.
 
         Balanced, class c has `n / (C n_c)`, C being the classes that occur, n_c the sum of the
         sample weights of its rows, n that of all.
+
+        Raises:
+            ConfigError: there are weights, and a text may have several labels.
         """
+        if self.multilabel:
+            if not (isinstance(self.class_weight, str) and self.class_weight == "none"):
+                raise ConfigError(
+                    f"class_weight {self.class_weight!r} would weigh texts by their one class, and "
+                    "here a text may have several labels, whose thresholds do what weights would. "
+                    "Leave it out."
+                )
+            return torch.ones(len(self.labels))
         rows = torch.from_numpy(self.shares.train)
         weights = None if self.sample_weights is None else self.sample_weights[rows].double()
         counts = torch.bincount(self.y[rows], weights, minlength=len(self.labels)).double()
@@ -94,6 +113,7 @@ class FitData:
             widths=tuple(feature.hidden_size for feature in self.features),
             n_classes=len(self.labels),
             dropout=dropout,
+            multilabel=self.multilabel,
         )
 
     def to(self, device: torch.device) -> Self:
@@ -216,7 +236,7 @@ def _own(x: Tensor, reading: Reading, *, copied: bool) -> Tensor:
 def data_in_memory(
     reading: Reading,
     x: Tensor,
-    y: Rows,
+    y: Targets,
     labels: Sequence[str],
     features: Sequence[Feature],
     *,
@@ -229,7 +249,7 @@ def data_in_memory(
     Args:
         reading: of which only the validation share, the weights of the classes and the seed count.
         x: float32 `[N, F]`, features side by side.
-        y: int64 `[N]`, classes.
+        y: int64 `[N]`, classes; where a text may have several labels, `[N, C]`, 1 for those.
         labels: names of the C classes.
         features: what stands side by side in `x`.
         sample_weights: float64 `[N]`, weights above 0 of the rows; None weighs all alike.
@@ -420,7 +440,7 @@ class FeatureBatches:
 
 
 def _labels(split: Split) -> Tensor:
-    return torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
+    return torch.from_numpy(targets_of(split))
 
 
 def _check_finite(block: np.ndarray, feature: Feature, split: Split, rows: Rows | slice) -> None:

@@ -20,6 +20,7 @@ from llmembed.common.errors import ConfigError, DataError, warn
 from llmembed.common.splits import TEST, TRAIN, VALIDATION, draw_share, split_name
 from llmembed.train.config import Reading
 from llmembed.train.inputs.grouping import Groups, check_groups, deal_groups, draw_groups
+from llmembed.train.inputs.sets import Targets, check_sets, strata_of, targets_of
 from llmembed.train.measures import Floats
 
 HELD_OUT_FRACTION = 0.1
@@ -69,20 +70,23 @@ def choose_shares(cache: Cache, reading: Reading) -> Shares:
     if TRAIN not in cache.splits:
         raise ConfigError.unknown("split", TRAIN, cache.splits, "A fit trains on it.")
     split = cache[TRAIN]
-    labels, train = np.asarray(split.labels, dtype=np.int64), _counted(split, reading)
+    targets, train = targets_of(split), _counted(split, reading)
     groups = None if reading.ignore_groups else split.groups
     generator = np.random.default_rng(reading.seed)
     eval_split = _eval_split(cache, reading.eval_split)
     if eval_split == TRAIN:
-        train, held_out = draw_stratified(labels, train, HELD_OUT_FRACTION, generator, groups)
+        strata = strata_of(targets)
+        train, held_out = draw_stratified(strata, train, HELD_OUT_FRACTION, generator, groups)
     else:
         held_out = labelled_rows(cache[eval_split])
     validation_split = _given_validation(cache, reading, eval_split)
     if validation_split is None:
-        train, validation = draw_validation(labels, train, cache.labels, reading, generator, groups)
+        train, validation = draw_validation(
+            targets, train, cache.labels, reading, generator, groups
+        )
     else:
-        _check_classes(labels[train], cache.labels)
-        validation = split.n_rows + _learnable(cache, validation_split, labels[train], reading)
+        _check_classes(targets[train], cache.labels)
+        validation = split.n_rows + _learnable(cache, validation_split, targets[train], reading)
     shares = Shares(
         train=train,
         validation=validation,
@@ -100,7 +104,7 @@ def choose_shares(cache: Cache, reading: Reading) -> Shares:
 
 
 def draw_validation(
-    labels: Rows,
+    targets: Targets,
     rows: Rows,
     names: Sequence[str],
     reading: Reading,
@@ -109,16 +113,18 @@ def draw_validation(
 ) -> tuple[Rows, Rows]:
     """Divide rows, int64 `[n]`, into those trained on and those that early stopping watches.
 
+    They are stratified by class, or by the rarest label of each.
+
     Groups, `[N]` as the labels, are kept whole. Few rows have no share to spare: unless one is
     asked for, all of them train, with one warning.
 
     Raises:
         ConfigError: the validation share that is asked for would be empty.
-        DataError: there is only one class.
+        DataError: there is only one class, or of several labels a text there is none.
     """
-    _check_classes(labels[rows], names)
+    _check_classes(targets[rows], names)
     fraction = reading.val_fraction
-    train, validation = draw_stratified(labels, rows, fraction, generator, groups)
+    train, validation = draw_stratified(strata_of(targets), rows, fraction, generator, groups)
     if fraction and not len(validation):
         empty = f"a validation share of {fraction} of {len(train)} examples is empty"
         if reading.needs_share:
@@ -129,8 +135,8 @@ def draw_validation(
             f"{empty}, so all of them train, for {reading.epochs} epochs, and the "
             "probabilities are not calibrated. Pass a larger --val-fraction, or more examples."
         )
-    elif fraction:
-        _warn_of_single(labels[rows], names)
+    elif fraction and targets.ndim == 1:
+        _warn_of_single(targets[rows], names)
     return train, validation
 
 
@@ -189,7 +195,7 @@ def draw_folds(
 
 def labelled_rows(split: Split) -> Rows:
     """List the rows of a split that have a label; the others are left out with one warning."""
-    rows = np.flatnonzero(np.asarray(split.labels) >= 0).astype(np.int64)
+    rows = np.flatnonzero(strata_of(targets_of(split)) >= 0).astype(np.int64)
     n_unlabelled = split.n_rows - len(rows)
     if not len(rows):
         raise DataError(
@@ -266,14 +272,16 @@ def _given_validation(cache: Cache, reading: Reading, eval_split: str) -> str | 
     name = _named(cache, VALIDATION)
     if not reading.val_fraction or reading.draws or name in {None, eval_split}:
         return None
-    known = np.unique(cache[TRAIN].labels)
-    return name if np.isin(cache[name].labels, known[known >= 0]).any() else None
+    known = np.unique(strata_of(targets_of(cache[TRAIN])))
+    return name if np.isin(strata_of(targets_of(cache[name])), known[known >= 0]).any() else None
 
 
-def _learnable(cache: Cache, name: str, trained: Rows, reading: Reading) -> Rows:
+def _learnable(cache: Cache, name: str, trained: Targets, reading: Reading) -> Rows:
     """List the rows of a validation split whose class is trained on: others never score well."""
     split = cache[name]
     rows = _counted(split, reading)
+    if trained.ndim == 2:
+        return rows
     known = np.isin(np.asarray(split.labels)[rows], trained)
     if not known.all():
         warn(
@@ -283,7 +291,10 @@ def _learnable(cache: Cache, name: str, trained: Rows, reading: Reading) -> Rows
     return rows[known]
 
 
-def _check_classes(labels: Rows, names: Sequence[str]) -> None:
+def _check_classes(labels: Targets, names: Sequence[str]) -> None:
+    if labels.ndim == 2:
+        check_sets(labels, names)
+        return
     present = np.unique(labels)
     if len(present) == 1:
         raise DataError(

@@ -2,7 +2,8 @@
 
 A fit counts both, and so do its choices by held-out rows. Standardisation and temperature count the
 rows' own alone: weights of classes bend a classifier on purpose, and don't say how often a class
-occurs.
+occurs. Where a text may have several labels, classes weigh the same, and the loss is the mean over
+its decisions.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def weights_of(
     >>> weights_of(y, rows, torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0, 3.0])).tolist()
     [1.0, 6.0]
     """
-    weights = class_weights[y[rows]]
+    weights = class_weights.new_ones(len(y[rows])) if y.ndim == 2 else class_weights[y[rows]]
     return weights if sample_weights is None else weights * sample_weights[rows]
 
 
@@ -58,10 +59,16 @@ def mean_loss(
 ) -> Tensor:
     """Average the cross-entropy of `[n, C]`, by weights of classes `[C]` and of rows `[n]`.
 
+    Of several labels a text, y is `[n, C]`, 0 and 1, and the cross-entropy that of each label.
+
     >>> logits, y = torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([0, 1])
     >>> round(mean_loss(logits, y, sample_weights=torch.tensor([1.0, 0.0])).item(), 4)
     0.6931
     """
+    if y.ndim == 2:
+        losses = F.binary_cross_entropy_with_logits(logits, y.to(logits), reduction="none")
+        weights = losses.new_ones(len(y)) if sample_weights is None else sample_weights
+        return (losses.mean(dim=1) * weights).sum() / weights.sum().clamp(min=SMALLEST)
     if sample_weights is None:
         return F.cross_entropy(logits, y, weight=class_weights)
     losses = F.cross_entropy(logits, y, weight=class_weights, reduction="none")

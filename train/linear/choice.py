@@ -13,8 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, Path, Ridge
+from llmembed.train.linear.closed import (
+    LDA,
+    ClosedSolver,
+    LinearMap,
+    OneVsRestRidge,
+    Path,
+    Ridge,
+)
 from llmembed.train.linear.moments import Problem
+from llmembed.train.linear.sigmoid import SigmoidSolver
 from llmembed.train.linear.softmax import SoftmaxSolver
 
 SOLVERS: dict[str, Callable[[Problem], ClosedSolver | SoftmaxSolver]] = {
@@ -22,6 +30,11 @@ SOLVERS: dict[str, Callable[[Problem], ClosedSolver | SoftmaxSolver]] = {
     "lda": functools.partial(ClosedSolver, LDA),
     "linear": SoftmaxSolver,
 }
+ONE_VS_REST: dict[str, Callable[[Problem], ClosedSolver | SoftmaxSolver]] = {
+    "ridge": functools.partial(ClosedSolver, OneVsRestRidge),
+    "linear": SigmoidSolver,
+}
+"""Those of several labels a text."""
 
 _ROUNDING = 2**-16
 """Scores nearer than this part of the largest are a tie, which rounding decides either way."""
@@ -36,7 +49,8 @@ class Choice:
     strength: float
     """Strength with the highest held-out accuracy; of equals the strongest that fits its rows."""
     accuracy: float
-    """Held-out accuracy, weighted as the fit is; 0 where no row can be held out."""
+    """Held-out accuracy, weighted as the fit is; 0 where no row can be held out. Of several labels
+    a text the loss, less than 0 (`Problem.merits`)."""
     scores: Tensor
     """float32 `[N, C]`, held-out scores."""
     solve: Callable[[], LinearMap]
@@ -47,7 +61,7 @@ def choose_head(problem: Problem, heads: Sequence[str]) -> Choice:
     """Try all strengths of some heads; of equals the head that is named first wins."""
     choices = []
     for head in heads:
-        solver = SOLVERS[head](problem)
+        solver = (ONE_VS_REST if problem.multilabel else SOLVERS)[head](problem)
         choices.append(choose_strength(problem, head, solver.held_out(), solver.solve))
     return max(choices, key=lambda choice: choice.accuracy)
 
@@ -70,13 +84,13 @@ def choose_strength(
         solve: fits all rows with a strength.
     """
     solve = functools.cache(solve)
-    accuracies = problem.accuracies(path.scores, problem.held_out)
+    accuracies = problem.merits(path.scores, problem.held_out)
     accuracy = max(accuracies)
     equals = [k for k, found in enumerate(accuracies) if found == accuracy]
     equals.sort(key=lambda k: -path.strengths[k])
     best, best_fitted = equals[0], -1.0
     rows, alone = problem.taking_part, problem.alone
-    for k in equals if len(equals) > 1 else []:
+    for k in equals if len(equals) > 1 and not problem.multilabel else []:
         linear = solve(path.strengths[k])
         blocks = problem.blocks(linear.weight.shape[1])
         scores = torch.cat([linear.scores(x) for _, x in blocks])

@@ -81,8 +81,11 @@ class ClosedForm:
         right, solved = right.to(self.matrix.dtype).to(factor), []
         for width in widths:
             weight = torch.cholesky_solve(right[:width], factor[:width, :width]).T.double()
-            solved.append(without_absent(weight, self._bias(weight), self.moments.counts))
+            solved.append(self._finished(weight, self._bias(weight)))
         return solved
+
+    def _finished(self, weight: Tensor, bias: Tensor) -> LinearMap:
+        return without_absent(weight, bias, self.moments.counts)
 
     def _system(self, strength: float) -> tuple[Tensor, Tensor]:
         """Give the shift s and the right side B, float64 `[K, C]`."""
@@ -110,6 +113,16 @@ class Ridge(ClosedForm):
     def _bias(self, weight: Tensor) -> Tensor:
         mean = self._mean[: weight.shape[1]]
         return 2 * self.moments.counts / self.moments.n - 1 - weight @ mean
+
+
+class OneVsRestRidge(Ridge):
+    """Least squares for each of several labels a text: no label excludes another.
+
+    A label that no row has keeps its bias of -1: it is as improbable as that makes it.
+    """
+
+    def _finished(self, weight: Tensor, bias: Tensor) -> LinearMap:
+        return LinearMap(weight=weight, bias=bias)
 
 
 class LDA(ClosedForm):

@@ -11,6 +11,9 @@ A row that is alone in its class cannot be held out: without it there is no such
 that one group keeps in one fold. They are scored by the classifier fitted to all rows. So they have
 no part in the held-out accuracy; losses and temperatures count them, since without them the class
 would have no row at all.
+
+Where a text may have several labels, each is a problem of its own with the same Gram matrix: rows
+with the label and all others. No row is alone then, for there are the others.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from torch import Tensor
 
 from llmembed.common.progress import phase
 from llmembed.train.inputs import mean_loss, weights_of
+from llmembed.train.measures import fit_temperature
 
 _CHUNK_ROWS = 4096
 _BLOCK_ROWS = 8192
@@ -44,16 +48,15 @@ class Moments:
     """float64 `[C, K]`, sum of `w x` over the rows of each class."""
     counts: Tensor
     """float64 `[C]`, sum of w over the rows of each class."""
-
-    @property
-    def n(self) -> Tensor:
-        """Sum of w over all rows, float64."""
-        return self.counts.sum()
+    n: Tensor
+    """float64, sum of w over all rows."""
+    row_sums: Tensor
+    """float64 `[K]`, sum of `w x` over all rows."""
 
     @property
     def mean(self) -> Tensor:
         """Mean of the rows, float64 `[K]`."""
-        return self.class_sums.sum(dim=0) / self.n
+        return self.row_sums / self.n
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,10 @@ class FoldMoments:
     """float64 `[k, C, K]`."""
     counts: Tensor
     """float64 `[k, C]`."""
+    n: Tensor
+    """float64 `[k]`."""
+    row_sums: Tensor
+    """float64 `[k, K]`."""
 
     def total(self) -> Moments:
         """Moments of all rows; the Gram matrix is float64."""
@@ -73,6 +80,8 @@ class FoldMoments:
             gram=self.gram.sum(dim=0, dtype=torch.float64),
             class_sums=self.class_sums.sum(dim=0),
             counts=self.counts.sum(dim=0),
+            n=self.n.sum(),
+            row_sums=self.row_sums.sum(dim=0),
         )
 
     def without(self, fold: int) -> Moments:
@@ -85,6 +94,8 @@ class FoldMoments:
             gram=gram,
             class_sums=self.class_sums[others].sum(dim=0),
             counts=self.counts[others].sum(dim=0),
+            n=self.n[others].sum(),
+            row_sums=self.row_sums[others].sum(dim=0),
         )
 
 
@@ -99,7 +110,7 @@ class Problem:
     x: Tensor
     """float32 `[N, K]`, features, on the device or in memory."""
     y: Tensor
-    """int64 `[N]`, classes."""
+    """int64 `[N]`, classes; where a text may have several labels, `[N, C]`, 1 for those."""
     folds: list[Tensor]
     """int64 `[n]` each, the rows of a fold; rows in none take no part."""
     class_weights: Tensor
@@ -135,9 +146,10 @@ class Problem:
                 moments.append(self._moments(rows))
                 progress.count(1)
         return FoldMoments(
-            gram=torch.stack([one.gram for one in moments]),
-            class_sums=torch.stack([one.class_sums for one in moments]),
-            counts=torch.stack([one.counts for one in moments]),
+            **{
+                name: torch.stack([getattr(one, name) for one in moments])
+                for name in vars(moments[0])
+            }
         )
 
     def _moments(self, rows: Tensor) -> Moments:
@@ -145,15 +157,39 @@ class Problem:
         gram = self.class_weights.new_zeros(width, width)
         class_sums = gram.new_zeros(n_classes, width, dtype=torch.float64)
         counts = gram.new_zeros(n_classes, dtype=torch.float64)
+        n, row_sums = counts.new_zeros(()), class_sums.new_zeros(width)
         for index, chunk in enumerate(torch.split(rows, _CHUNK_ROWS)):
             block = self.features_of(chunk)
             weights = self.weights_of(chunk)[:, None]
-            of_class = weights * F.one_hot(self.y[chunk], n_classes)
+            has = self.y[chunk] if self.multilabel else F.one_hot(self.y[chunk], n_classes)
+            of_class = weights * has
             class_sums += of_class.T @ block
             counts += of_class.sum(dim=0, dtype=torch.float64)
+            n += weights.sum(dtype=torch.float64)
+            if self.multilabel:  # else each row is in the sums of its class
+                row_sums += weights[:, 0] @ block
             product = _times_transpose(block.mul_(weights.sqrt()))
             gram = gram.double().add_(product) if index else product
-        return Moments(gram=gram.float(), class_sums=class_sums, counts=counts)
+        return Moments(
+            gram=gram.float(),
+            class_sums=class_sums,
+            counts=counts,
+            n=n if self.multilabel else counts.sum(),
+            row_sums=row_sums if self.multilabel else class_sums.sum(dim=0),
+        )
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a text may have several labels."""
+        return self.y.ndim == 2
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Count the rows in folds of each class, int64 `[C]`."""
+        y = self.y[self.taking_part]
+        if self.multilabel:
+            return y.sum(dim=0)
+        return torch.bincount(y, minlength=len(self.class_weights))
 
     @functools.cached_property
     def taking_part(self) -> Tensor:
@@ -163,6 +199,8 @@ class Problem:
     @functools.cached_property
     def _is_alone(self) -> Tensor:
         classes, n_folds = self.y[self.taking_part], len(self.folds)
+        if self.multilabel:
+            return classes.new_zeros(len(classes), dtype=torch.bool)
         sizes = torch.tensor([len(rows) for rows in self.folds], device=self.device)
         of_fold = torch.arange(n_folds, device=self.device).repeat_interleave(sizes)
         occurs = self.y.new_zeros(len(self.class_weights), n_folds)
@@ -186,6 +224,15 @@ class Problem:
     def weights_of(self, rows: Tensor) -> Tensor:
         """Weigh some rows, float32 `[n]`."""
         return weights_of(self.y, rows, self.class_weights, self.sample_weights)
+
+    def merits(self, scores: Tensor, rows: Tensor) -> list[float]:
+        """Say how good each of `[S, N, C]` is on some rows, more being better.
+
+        It is the accuracy, or of several labels the loss at the best temperature, less than 0.
+        """
+        if not self.multilabel:
+            return self.accuracies(scores, rows)
+        return [-self.loss(one / self.temperature(one, fit_temperature)) for one in scores]
 
     def accuracies(self, scores: Tensor, rows: Tensor) -> list[float]:
         """Give the weighted accuracy of each of `[S, N, C]` on some rows; 0 of no rows."""

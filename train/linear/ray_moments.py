@@ -27,7 +27,7 @@ from llmembed.common.errors import DataError, EngineError, LLMEmbedError
 from llmembed.common.process import full_float32
 from llmembed.train.config import Method
 from llmembed.train.fusions.classifier import Standardiser, make_fusion
-from llmembed.train.inputs import Feature, FitData, columns_of, read_features
+from llmembed.train.inputs import Feature, FitData, columns_of, read_features, targets_of
 from llmembed.train.inputs.data import GB, memory_limit
 from llmembed.train.linear.moments import FoldMoments, Problem
 
@@ -110,7 +110,7 @@ def sums_of(share: Share) -> dict[str, npt.NDArray[Any]]:
     split = cache[share.split]
     x = read_features(split, share.features, share.rows, share.memory_gb)
     fusion = make_fusion(share.fusion, [feature.hidden_size for feature in share.features])
-    y = torch.from_numpy(split.labels[share.rows].astype(np.int64))
+    y = torch.from_numpy(targets_of(split)[share.rows])
     with torch.inference_mode():
         fused = fusion(share.standardiser.apply_(x))
         problem = Problem(
@@ -153,9 +153,8 @@ def _added(parts: Sequence[dict[str, npt.NDArray[Any]]], device: torch.device) -
         sum(part["gram"][fold].astype(np.float64) for part in parts).astype(np.float32)
         for fold in range(len(parts[0]["gram"]))
     ]
-    class_sums, counts = (sum(part[name] for part in parts) for name in ("class_sums", "counts"))
+    sums = {name: sum(part[name] for part in parts) for name in parts[0] if name != "gram"}
     return FoldMoments(
         gram=torch.from_numpy(np.stack(grams)).to(device),
-        class_sums=torch.from_numpy(class_sums).to(device),
-        counts=torch.from_numpy(counts).to(device),
+        **{name: torch.from_numpy(one).to(device) for name, one in sums.items()},
     )

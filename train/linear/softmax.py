@@ -55,7 +55,7 @@ class SoftmaxSolver:
         self._exact_mean, self._counts = total.mean, total.counts
         covariance = total.gram / total.n - torch.outer(total.mean, total.mean)
         self._mean, self._covariance = total.mean.float(), covariance.float()
-        self._curvature = 1 / len(total.counts)
+        self._curvature = self._guess_curvature()
         self._unit = float(unit_of(covariance, total.gram.diagonal().mean() / total.n, total.n))
 
     def held_out(self) -> Path:
@@ -112,8 +112,7 @@ class SoftmaxSolver:
         row_weights = masks / masks.sum(dim=0)
         penalty = strength * self._unit
         if theta is None:
-            shape = (row_weights.shape[1], len(self._mean) + 1, len(self._counts))
-            theta = masks.new_zeros(shape)
+            theta = masks.new_zeros(self._shape(row_weights.shape[1]))
         guess = self._curvature * self._covariance
         trace = guess.trace() + self._curvature * self._mean.square().sum()
         factor = factorise(guess, guess.new_tensor(penalty), trace).to(theta)
@@ -134,18 +133,32 @@ class SoftmaxSolver:
         loss = penalty / 2 * weights.double().square().sum(dim=(1, 2))
         flat = theta.new_zeros(weights.shape[1], of_bias.numel())  # [K, P C]
         for rows, x in self.problem.blocks():
-            log_proba, own = self._scores_of(x, theta).log_softmax(dim=2), row_weights[rows]
-            true = self.problem.y[rows].clamp(min=0)[:, None, None].expand(-1, own.shape[1], 1)
-            losses = -log_proba.gather(2, true)[:, :, 0] * own
-            loss += losses.sum(dim=0, dtype=torch.float64)
-            residual = log_proba.exp_()
-            residual.scatter_add_(2, true, -torch.ones_like(true, dtype=residual.dtype))
+            own = row_weights[rows]
+            losses, residual = self._losses(self._scores_of(x, theta), self.problem.y[rows])
+            loss += (losses * own).sum(dim=0, dtype=torch.float64)
             residual *= own[:, :, None]
             of_bias += residual.sum(dim=0)
             flat += x.T @ residual.flatten(1)
         product = flat.reshape(-1, *of_bias.shape).transpose(0, 1)
         of_weights = product - self._mean[:, None] * of_bias[:, None, :] + penalty * weights
         return loss, torch.cat([of_weights, of_bias[:, None]], dim=1)
+
+    def _guess_curvature(self) -> float:
+        """Guess the curvature of the loss in the logits of a class."""
+        return 1 / len(self._counts)
+
+    def _shape(self, n_fits: int) -> tuple[int, int, int]:
+        """Give the shape of the weights of P fits."""
+        return n_fits, len(self._mean) + 1, len(self._counts)
+
+    def _losses(self, scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the loss of n rows in each fit, `[n, P]`, and its gradient in the scores."""
+        log_proba = scores.log_softmax(dim=2)
+        true = y.clamp(min=0)[:, None, None].expand(-1, scores.shape[1], 1)
+        losses = -log_proba.gather(2, true)[:, :, 0]
+        residual = log_proba.exp_()
+        residual.scatter_add_(2, true, -torch.ones_like(true, dtype=residual.dtype))
+        return losses, residual
 
 
 def _lbfgs(

@@ -23,7 +23,7 @@ from llmembed.train.config import Method
 from llmembed.train.fusions import AUTO
 from llmembed.train.fusions.classifier import Classifier, Trained
 from llmembed.train.fusions.heads import LinearHead
-from llmembed.train.inputs import FitData, draw_folds, mean_loss
+from llmembed.train.inputs import FitData, draw_folds, mean_loss, strata_of
 from llmembed.train.inputs.grouping import check_groups
 from llmembed.train.linear.choice import Choice, choose_head
 from llmembed.train.linear.closed import LDA, LinearMap, without_absent
@@ -32,7 +32,7 @@ from llmembed.train.linear.moments import Problem
 from llmembed.train.linear.ray_moments import RayMoments
 from llmembed.train.linear.stacking import Member, average, spread
 from llmembed.train.linear.sweep import Candidate, Grid, best_of, stack_of, sweep
-from llmembed.train.measures import HeldOutRows, calibrate
+from llmembed.train.measures import HeldOutRows, calibrate, share_right
 
 _CHUNK_ROWS = 8192
 _SHRINKAGE = 0.1
@@ -72,7 +72,10 @@ def train_solved(method: Method, data: FitData, seed: int) -> Trained:
 def _choose(method: Method, data: FitData, grid: Grid) -> tuple[Problem, Choice]:
     fusion = Classifier(data.architecture(method.fusion, "linear")).eval()
     problem = grid.problem(method.fusion, range(len(data.features)), fusion.fuse_all(grid.x))
-    return problem, choose_head(problem, method.solved_heads)
+    heads = method.solved_heads
+    if data.multilabel:
+        heads = tuple(head for head in heads if head != "lda")
+    return problem, choose_head(problem, heads)
 
 
 @full_float32()
@@ -208,9 +211,10 @@ def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Sol
         maps.append(spread(candidate.solve(), member.fusion, columns, grid.x.shape[1]))
         factors.append(member.weight / candidate.temperature)
     mean = average(maps, factors)
-    counts = torch.bincount(grid.y[grid.taking_part], minlength=scores.shape[1])
+    if not grid.multilabel:
+        mean = without_absent(mean.weight, mean.bias, grid.class_counts)
     return _Solved(
-        linear=without_absent(mean.weight, mean.bias, counts),
+        linear=mean,
         head=grid.head,
         scores=scores,
         problem=grid,
@@ -231,8 +235,19 @@ def _trained(method: Method, data: FitData, seed: int, started: float, solved: _
     own = problem.own_weights(held_out)
     logits = scores[held_out].double() / float(classifier.temperature)
     loss = mean_loss(logits, problem.y[held_out], None, None if own is None else own.double())
-    (accuracy,) = problem.accuracies(scores[None], held_out)
-    proba, y = logits.softmax(dim=1).cpu().numpy(), problem.y[held_out].cpu().numpy()
+    proba, y = classifier.proba(logits).cpu().numpy(), problem.y[held_out].cpu().numpy()
+    if problem.multilabel:
+        assert classifier.thresholds is not None
+        classifier.decide_by(
+            proba,
+            y,
+            problem.class_counts.cpu().numpy(),
+            threshold=method.threshold,
+            weights=None if own is None else own.cpu().numpy(),
+        )
+        accuracy = share_right(proba, y, classifier.thresholds.double().numpy())
+    else:
+        (accuracy,) = problem.accuracies(scores[None], held_out)
     return Trained(
         seed=seed,
         classifier=classifier,
@@ -246,7 +261,7 @@ def _trained(method: Method, data: FitData, seed: int, started: float, solved: _
             # Flattering: on these rows strength and members were chosen.
             "held_out_accuracy": accuracy if len(held_out) else None,
         },
-        held_out=HeldOutRows.of(proba, y) if len(held_out) else None,
+        held_out=HeldOutRows.of(proba, y) if len(held_out) and not problem.multilabel else None,
     )
 
 
@@ -270,11 +285,16 @@ def grid_of(method: Method, data: FitData, seed: int) -> Grid:
         widths=tuple(feature.hidden_size for feature in data.features),
         folds=folds,
         class_weights=weights,
-        head=method.head if method.head in {"ridge", "lda"} else "lda",
-        is_softened=method.head == AUTO,
+        head=method.head if method.head in {"ridge", "lda"} else _judge_of(data),
+        is_softened=method.head == AUTO and not data.multilabel,
         summed_of=RayMoments(method, data, folds, weights) if method.engine == "ray" else None,
         sample_weights=None if own is None else own.to(device),
     )
+
+
+def _judge_of(data: FitData) -> str:
+    """Name the head that judges features where none is asked for."""
+    return "ridge" if data.multilabel else "lda"
 
 
 def folds_of(method: Method, data: FitData, seed: int) -> list[Tensor]:
@@ -294,5 +314,6 @@ def folds_of(method: Method, data: FitData, seed: int) -> list[Tensor]:
             "extract more examples."
         )
     generator = np.random.default_rng(seed)
-    folds = draw_folds(data.y.numpy(), rows, min(method.n_folds, most), generator, groups)
+    strata = strata_of(data.y.numpy())
+    folds = draw_folds(strata, rows, min(method.n_folds, most), generator, groups)
     return [torch.from_numpy(fold) for fold in folds]

@@ -30,7 +30,7 @@ from llmembed.common.process import full_float32
 from llmembed.train.fusions.tricks import map_on_cores
 from llmembed.train.inputs import Feature, columns_of
 from llmembed.train.linear.choice import Choice, choose_strength
-from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, Ridge
+from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, OneVsRestRidge, Ridge
 from llmembed.train.linear.moments import FoldMoments, Problem, in_span
 from llmembed.train.linear.softmax import SoftmaxSolver
 from llmembed.train.linear.stacking import Member, pick
@@ -55,22 +55,28 @@ class Candidate:
     features: tuple[int, ...]  # positions of its features
     head: str  # ridge, lda or linear
     strength: float  # with the highest held-out accuracy
-    accuracy: float  # held-out accuracy on the training rows, weighted as the fit is
+    # held-out accuracy on the training rows, weighted as the fit is; of several labels a text the
+    # loss, less than 0 (`Problem.merits`)
+    accuracy: float
     scores: Tensor = field(repr=False, compare=False)  # float32 `[N, C]`, held-out logits divided
     temperature: float  # by this
     solve: Callable[[], LinearMap] = field(repr=False, compare=False)  # for scores not divided
 
-    def record(self, names: Sequence[Feature], n_rows: int) -> dict[str, Any]:
+    def record(
+        self, names: Sequence[Feature], n_rows: int, *, multilabel: bool = False
+    ) -> dict[str, Any]:
         """Give the row of the table, with the 95 % interval of the accuracy on so many rows."""
-        low, high = 0.0, 1.0
-        if n_rows:
-            low, high = wilson_interval(round(self.accuracy * n_rows), n_rows)
+        told: dict[str, Any] = {"nll": -self.accuracy}
+        if not multilabel:
+            low, high = 0.0, 1.0
+            if n_rows:
+                low, high = wilson_interval(round(self.accuracy * n_rows), n_rows)
+            told = {"accuracy": self.accuracy, "accuracy_ci95": [low, high]}
         return {
             "fusion": self.fusion,
             "features": [names[index]._asdict() for index in self.features],
             "strength": self.strength,
-            "accuracy": self.accuracy,
-            "accuracy_ci95": [low, high],
+            **told,
         }
 
 
@@ -82,6 +88,11 @@ class Grid(Problem):
     head: str  # ridge or lda
     is_softened: bool = False  # softmax heads are candidates too
     summed_of: Callable[[str, Sequence[int]], FoldMoments] | None = None  # elsewhere, on Ray
+
+    @property
+    def kind(self) -> type[Ridge | LDA]:
+        """What its head is solved as."""
+        return OneVsRestRidge if self.multilabel else _KINDS[self.head]
 
     def columns(self, features: Sequence[int]) -> Tensor:
         """List the columns of some features, int64 `[c]`."""
@@ -103,7 +114,7 @@ class Grid(Problem):
     ) -> ClosedSolver:
         """Make what solves the problem of a candidate."""
         problem = self.problem(fusion, features, self.fuse(fusion, features))
-        return ClosedSolver(_KINDS[self.head], problem, strengths)
+        return ClosedSolver(self.kind, problem, strengths)
 
     def softmax_solver(
         self, fusion: str, features: Sequence[int], strengths: tuple[float, ...]
@@ -256,7 +267,7 @@ def _grow(grid: Grid, pool: Sequence[int], strength: float) -> Iterator[Candidat
     """Judge the concatenations of the first two of the pool, the first three, and so on."""
     if len(pool) < 2:
         return
-    solver = grid.solver("concat", pool, _near(_KINDS[grid.head].STRENGTHS, strength))
+    solver = grid.solver("concat", pool, _near(grid.kind.STRENGTHS, strength))
     ends = [*itertools.accumulate(grid.widths[k] for k in pool)][1:]
     for n, (width, path) in enumerate(zip(ends, solver.held_out_of(ends), strict=True), start=2):
         solve = functools.partial(solver.solve, width=width)

@@ -22,7 +22,7 @@ import numpy as np
 from llmembed.cache_format import Cache, open_cache
 from llmembed.common.replace import replacing
 from llmembed.train.inputs import FitData
-from llmembed.train.measures import Floats, Labels, summarise
+from llmembed.train.measures import Floats, Labels, summarise, summarise_sets
 from llmembed.train.reports.texts import TextsNotFoundError, find_texts
 
 NAMES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}
@@ -44,7 +44,7 @@ class Examples:
     rows: Labels
     """int64 `[N]`."""
     y: Labels
-    """int64 `[N]`, index of the class of each."""
+    """int64 `[N]`, index of the class of each; of several labels a text `[N, C]`."""
 
 
 def measure_baselines(data: FitData, place: str, kind: str) -> dict[str, dict[str, Any]]:
@@ -97,9 +97,16 @@ def settings() -> dict[str, Any]:
 
 
 def _majority(train: Examples, judged: Examples, labels: Sequence[str]) -> dict[str, Any]:
-    """Judge the shares of the classes in the training rows, each counted once more."""
-    counts = np.bincount(train.y, minlength=len(labels)) + 1.0
-    log_proba = np.tile(np.log(counts / counts.sum()), (len(judged.y), 1))
+    """Judge the shares of the classes in the training rows, each counted once more.
+
+    Of several labels a text, those that half of the rows have are given, or none.
+    """
+    if train.y.ndim == 1:
+        counts = np.bincount(train.y, minlength=len(labels)) + 1.0
+        n = counts.sum()
+    else:
+        counts, n = train.y.sum(axis=0) + 1.0, len(train.y) + 2.0
+    log_proba = np.tile(np.log(counts / n), (len(judged.y), 1))
     return {
         **_figures(log_proba, judged.y, labels),
         "label": labels[int(counts.argmax())],
@@ -108,7 +115,10 @@ def _majority(train: Examples, judged: Examples, labels: Sequence[str]) -> dict[
 
 
 def _figures(log_proba: Floats, y: Labels, labels: Sequence[str]) -> dict[str, Any]:
-    summary = summarise(log_proba, y, labels)
+    if y.ndim == 1:
+        summary = summarise(log_proba, y, labels)
+    else:
+        summary = summarise_sets(log_proba, y, labels, np.full(len(labels), 0.5))
     return {name: summary[name] for name in _FIGURES}
 
 
@@ -165,13 +175,20 @@ def _tfidf(
         "--baseline none leaves it out",
         f"{len(train.rows):,}",
     )
-    model = OneVsRestClassifier(LogisticRegression(**_FIT)).fit(x, train.y)
     proba = np.full((len(judged.rows), len(labels)), 1 / (len(train.rows) + len(labels)))
-    x = vectorizer.transform([texts[judged.split][row] for row in judged.rows])
-    proba[:, model.classes_] = model.predict_proba(x)
-    tiny = np.finfo(np.float64).tiny
+    given = vectorizer.transform([texts[judged.split][row] for row in judged.rows])
+    if train.y.ndim == 1:
+        model = OneVsRestClassifier(LogisticRegression(**_FIT)).fit(x, train.y)
+        proba[:, model.classes_] = model.predict_proba(given)
+        proba /= proba.sum(axis=1, keepdims=True)
+    else:
+        counts = train.y.sum(axis=0)
+        proba[:, counts == len(train.y)] = 1 - proba[0, 0]
+        for k in np.flatnonzero((counts > 0) & (counts < len(train.y))):
+            one = LogisticRegression(**_FIT).fit(x, train.y[:, k])
+            proba[:, k] = one.predict_proba(given)[:, 1]
     return {
-        **_figures(np.log(np.maximum(proba / proba.sum(1, keepdims=True), tiny)), judged.y, labels),
+        **_figures(np.log(np.maximum(proba, np.finfo(np.float64).tiny)), judged.y, labels),
         "n_train": len(train.rows),
         "n_features": x.shape[1],
         "settings": settings(),

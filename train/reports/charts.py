@@ -157,6 +157,14 @@ def lines_over_depth(points: Iterable[tuple[Any, ...]]) -> list[Line]:
 def depth_chart(table: Mapping[str, Any]) -> Chart:
     """Draw of a sweep's single features a line for each source and pooling."""
     singles = [row for row in table["candidates"] if row["fusion"] == "single"]
+    if "nll" in table["best"]:
+        return line_chart(
+            "Loss over depth",
+            "Mean surprise at the labels of held-out training rows, of each single layer.",
+            lines_over_depth([(row["features"][0], row["nll"]) for row in singles]),
+            x="layer",
+            y="held-out NLL",
+        )
     points = [(row["features"][0], row["accuracy"], *row["accuracy_ci95"]) for row in singles]
     lines = lines_over_depth(points)
     return line_chart(

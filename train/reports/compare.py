@@ -11,7 +11,7 @@ import numpy as np
 
 from llmembed.common.errors import ConfigError, shown
 from llmembed.common.replace import standing
-from llmembed.train.measures import Floats, Labels
+from llmembed.train.measures import Floats, Labels, Sets
 from llmembed.train.reports.baselines import NAMES as BASELINES
 from llmembed.train.reports.page import render
 from llmembed.train.reports.significance import FIGURES, N_SAMPLES, N_SWAPS, SEED, judge
@@ -44,8 +44,9 @@ class Evaluated:
     eval_split: str
     described: Mapping[str, Any]  # what `--json` says of it besides name and figures
     rows: Labels  # int64 `[N]`, row in the evaluation split
-    labels: Labels  # int64 `[N]`, index of the true class
+    labels: Labels  # int64 `[N]`, index of the true class, or of several labels a text `[N, C]`
     proba: Floats  # float64 `[N, C]`
+    predicted: Sets | None  # `[N, C]`, labels that are given, where a text may have several
 
 
 def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
@@ -64,7 +65,8 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
     runs = [read_run(path) for path in paths]
     for run in runs[1:]:
         _check_comparable(runs[0], run)
-    judged = judge(runs[0].labels, [run.proba for run in runs])
+    given = [run.predicted for run in runs if run.predicted is not None]
+    judged = judge(runs[0].labels, [run.proba for run in runs], given or None)
     return {
         "eval_split": runs[0].eval_split,
         "n_eval": len(runs[0].rows),
@@ -111,6 +113,7 @@ def read_run(path: Path) -> Evaluated:
             rows=rows,
             labels=labels,
             proba=proba,
+            predicted=None if found.predicted is None else found.predicted[order],
         )
 
 
@@ -147,6 +150,8 @@ def _check_comparable(one: Evaluated, other: Evaluated) -> None:
         found = f"the one on {splits[0]}, the other on {splits[1]}"
     elif one.config["labels"] != other.config["labels"]:
         found = "their classes differ"
+    elif (one.predicted is None) != (other.predicted is None):
+        found = "in one of them a text may have several labels"
     elif caches[0].get("fingerprint") != caches[1].get("fingerprint"):
         if None in texts:
             found = "at least one, of an earlier version, does not say on which texts"
@@ -155,7 +160,8 @@ def _check_comparable(one: Evaluated, other: Evaluated) -> None:
     if not found and not np.array_equal(one.rows, other.rows):
         found = f"{len(one.rows)} and {len(other.rows)} rows are not the same ones"
     if not found and not np.array_equal(one.labels, other.labels):
-        row = int(one.rows[np.argmax(one.labels != other.labels)])
+        differ = (one.labels != other.labels).reshape(len(one.rows), -1).any(axis=1)
+        row = int(one.rows[np.argmax(differ)])
         found = f"the label of row {row} differs"
     if found:
         raise ConfigError(

@@ -9,6 +9,12 @@ from llmembed.common.errors import shown
 
 _MOST_CLASSES = 20
 _MOST_NAMES = 5
+FIGURES_OF_SETS = {
+    "micro_f1": "micro F1",
+    "samples_f1": "samples F1",
+    "ranking_precision": "LRAP",
+}
+"""What is told besides of a run in which a text may have several labels, and how it is called."""
 _BASELINES = {"majority": "majority class", "tfidf": "TF-IDF + LR"}
 
 
@@ -35,12 +41,14 @@ def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not metrics["n_eval"]:
         return [head, ("evaluated on", "nothing, since all rows train")]
     low, high = metrics["accuracy_ci95"]
+    interval = f"95 % interval {low:.4f}-{high:.4f}"
     absent = note_of_absent(metrics)
     figures = [
         head,
         ("evaluated on", f"{metrics['eval_split']}, {metrics['n_eval']} examples"),
-        ("accuracy", f"{metrics['accuracy']:.4f}  (95 % interval {low:.4f}-{high:.4f})"),
+        ("accuracy", f"{metrics['accuracy']:.4f}  ({_of_all(metrics)}{interval})"),
         ("macro F1", f"{metrics['macro_f1']:.4f}" + (f"  ({absent})" if absent else "")),
+        *_figures_of_sets(metrics),
         ("NLL", f"{metrics['nll']:.4f}  (uncalibrated {metrics['nll_uncalibrated']:.4f})"),
         ("ECE", f"{metrics['ece']:.4f}  (uncalibrated {metrics['ece_uncalibrated']:.4f})"),
         *_baselines(metrics.get("baselines", {})),
@@ -57,6 +65,21 @@ def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         over = f"over {len(metrics['per_seed'])} seeds"
         figures.append((over, f"accuracy {spread['mean']:.4f} {deviation}"))
     return figures
+
+
+def is_of_sets(metrics: Mapping[str, Any]) -> bool:
+    """Tell whether these are the figures of a run in which a text may have several labels."""
+    return "samples_f1" in metrics
+
+
+def _of_all(metrics: Mapping[str, Any]) -> str:
+    return "all labels of a text right; " if is_of_sets(metrics) else ""
+
+
+def _figures_of_sets(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not is_of_sets(metrics):
+        return []
+    return [(heading, f"{metrics[name]:.4f}") for name, heading in FIGURES_OF_SETS.items()]
 
 
 def _baselines(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -17,12 +17,19 @@ import numpy.typing as npt
 
 from llmembed.common.errors import LLMEmbedError
 from llmembed.train.config import FitConfig
-from llmembed.train.measures import wilson_interval
+from llmembed.train.measures import names_of, wilson_interval
 from llmembed.train.measures.metrics import ECE_BINS
+from llmembed.train.measures.sets import as_decisions, f1_of_rows
 from llmembed.train.reports.baselines import NAMES
 from llmembed.train.reports.charts import Chart, Line, depth_chart, line_chart, lines_over_depth
 from llmembed.train.reports.page import figure, render
-from llmembed.train.reports.report import described_head, note_of_absent, notes_of_rows
+from llmembed.train.reports.report import (
+    FIGURES_OF_SETS,
+    described_head,
+    is_of_sets,
+    note_of_absent,
+    notes_of_rows,
+)
 from llmembed.train.runs.predictions import PREDICTIONS_FILE, Predictions, read_predictions
 from llmembed.train.runs.record import CONFIG_FILE, DAMAGE, METRICS_FILE, read_json
 
@@ -106,6 +113,7 @@ def report_page(run: Path | RunParts, texts: Sequence[str] | None = None) -> str
     parts = parts_of(run) if isinstance(run, Path) else run
     config, metrics = parts.config, parts.metrics
     architecture = config["architecture"]
+    of_sets = is_of_sets(metrics)
     dataset = config["cache"].get("dataset")
     where = f" on {dataset}" if dataset else ""
     fusion = "stack" if "members" in metrics.get("chosen", {}) else architecture["fusion"]
@@ -121,9 +129,10 @@ def report_page(run: Path | RunParts, texts: Sequence[str] | None = None) -> str
         seeds=_seeds(metrics),
         absent=note_of_absent(metrics),
         notes=notes_of_rows(metrics),
-        matrix=_matrix(config["labels"], metrics["confusion"]),
-        confusions=_confusions(config["labels"], metrics["confusion"]),
+        matrix=None if of_sets else _matrix(config["labels"], metrics["confusion"]),
+        confusions=[] if of_sets else _confusions(config["labels"], metrics["confusion"]),
         classes=[[name, *row.values()] for name, row in metrics["per_class"].items()],
+        of_sets=of_sets,
         charts=[*_charts(parts)],
         of_rows=_shown_rows(parts, texts),
         stages=_stages(metrics),
@@ -158,6 +167,7 @@ def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
     cards = [
         ("Accuracy", metrics["accuracy"], _interval(*metrics["accuracy_ci95"])),
         ("Macro F1", metrics["macro_f1"], "mean over the classes"),
+        *_cards_of_sets(metrics),
         ("NLL", metrics["nll"], f"uncalibrated {metrics['nll_uncalibrated']:.4f}"),
         ("ECE", metrics["ece"], f"uncalibrated {metrics['ece_uncalibrated']:.4f}"),
     ]
@@ -167,6 +177,16 @@ def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
             note = f"whose accuracy is {row['accuracy']:.4f}"
             cards.append((f"Points over {NAMES[key]}", f"{gain:+.1f}", note))
     return cards
+
+
+def _cards_of_sets(metrics: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+    if not is_of_sets(metrics):
+        return []
+    notes = ("all labels of all texts together", "mean over the texts", "labels in their order")
+    named = zip(FIGURES_OF_SETS.items(), notes, strict=True)
+    return [
+        (heading[0].upper() + heading[1:], metrics[name], note) for (name, heading), note in named
+    ]
 
 
 def _standings(metrics: Mapping[str, Any]) -> list[list[Any]]:
@@ -266,10 +286,13 @@ def _confusions(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> list[
 def _charts(parts: RunParts) -> Iterator[Chart]:
     metrics, predictions = parts.metrics, parts.predictions
     if metrics["n_eval"]:
-        confidence = np.exp(predictions.log_proba.max(axis=1))
-        is_right = predictions.log_proba.argmax(axis=1) == predictions.labels
+        proba, labels = np.exp(predictions.log_proba), predictions.labels
+        if is_of_sets(metrics):
+            proba, labels = as_decisions(proba, labels)
+        confidence, is_right = proba.max(axis=1), proba.argmax(axis=1) == labels
         yield _reliability(confidence, is_right)
-        yield _coverage(confidence, is_right)
+        if not is_of_sets(metrics):
+            yield _coverage(confidence, is_right)
     kept = next(row for row in metrics["per_seed"] if row["kept"])
     if kept.get("losses"):
         yield from _learning(kept["losses"])
@@ -355,6 +378,44 @@ def _feature_shares(features: Sequence[Mapping[str, Any]], shares: Mapping[str, 
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """What is told of each evaluation row."""
+
+    true: Sequence[str]
+    predicted: Sequence[str]
+    confidence: npt.NDArray[Any]
+    is_wrong: npt.NDArray[Any]
+    figure: npt.NDArray[Any]
+    heads: tuple[str, str]  # of the confidence and the figure
+
+
+def _judged(predictions: Predictions, labels: Sequence[str]) -> _Judged:
+    proba = np.exp(predictions.log_proba)
+    best = proba.argmax(axis=1)
+    return _Judged(
+        true=[labels[k] for k in predictions.labels],
+        predicted=[labels[k] for k in best],
+        confidence=proba.max(axis=1),
+        is_wrong=best != predictions.labels,
+        figure=np.take_along_axis(proba, predictions.labels[:, None], axis=1)[:, 0],
+        heads=("probability", "of the true class"),
+    )
+
+
+def _judged_sets(predictions: Predictions, labels: Sequence[str]) -> _Judged:
+    proba, sets, given = np.exp(predictions.log_proba), predictions.labels, predictions.predicted
+    assert given is not None
+    return _Judged(
+        true=[", ".join(names) for names in names_of(sets, labels)],
+        predicted=[", ".join(names) for names in names_of(given, labels)],
+        confidence=np.maximum(proba, 1 - proba).mean(axis=1),
+        is_wrong=(sets != given).any(axis=1),
+        figure=f1_of_rows(given.astype(np.int64), sets),
+        heads=("mean probability", "F1"),
+    )
+
+
 def _shown_rows(parts: RunParts, texts: Sequence[str] | None) -> dict[str, Any]:
     """List the mistakes it is most sure of, and the rows it is least sure of."""
     predictions, labels = parts.predictions, parts.config["labels"]
@@ -362,20 +423,19 @@ def _shown_rows(parts: RunParts, texts: Sequence[str] | None) -> dict[str, Any]:
         texts_of = dict(zip(predictions.rows.tolist(), predictions.texts, strict=True))
     else:
         texts_of = {row: texts[row] for row in predictions.rows.tolist()} if texts else {}
-    proba = np.exp(predictions.log_proba)
-    best, confidence = proba.argmax(axis=1), proba.max(axis=1)
-    by_confidence = np.argsort(-confidence, kind="stable")
-    is_wrong = (best != predictions.labels)[by_confidence]
+    judged = (_judged if predictions.predicted is None else _judged_sets)(predictions, labels)
+    by_confidence = np.argsort(-judged.confidence, kind="stable")
+    is_wrong = judged.is_wrong[by_confidence]
 
     def listed(chosen: npt.NDArray[Any]) -> list[list[Any]]:
         return [
             [
                 str(predictions.rows[k]),
                 *([texts_of[int(predictions.rows[k])]] if texts_of else []),
-                labels[predictions.labels[k]],
-                labels[best[k]],
-                float(confidence[k]),
-                float(proba[k, predictions.labels[k]]),
+                judged.true[k],
+                judged.predicted[k],
+                float(judged.confidence[k]),
+                float(judged.figure[k]),
             ]
             for k in chosen.tolist()
         ]
@@ -383,7 +443,7 @@ def _shown_rows(parts: RunParts, texts: Sequence[str] | None) -> dict[str, Any]:
     return {
         "heads": [
             *("row", *(["text"] if texts_of else [])),
-            *("true", "predicted", "probability", "of the true class"),
+            *("true", "predicted", *judged.heads),
         ],
         "mistakes": listed(by_confidence[is_wrong][:_MOST_ROWS]),
         "uncertain": listed(by_confidence[::-1][:_MOST_ROWS]),

@@ -10,7 +10,11 @@ Intervals of a difference are Student's t over the rows for accuracy and NLL, an
 normal, over the same bootstrap samples for both. What is drawn is drawn with a fixed seed. Of
 several tests of one figure the p-values are corrected after S. Holm (1979).
 
-Everywhere labels are int64 `[N]`, the index of the true class, and probabilities float64 `[N, C]`.
+Where a text may have several labels, accuracy is that of all its labels together, NLL and ECE are
+means over its C decisions, and F1 counts the labels that are given.
+
+Everywhere labels are int64 `[N]`, the index of the true class, or of several labels `[N, C]`, and
+probabilities float64 `[N, C]`.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse, stats
 
-from llmembed.train.measures import Floats, Labels, wilson_interval
+from llmembed.train.measures import Floats, Labels, Sets, wilson_interval
 from llmembed.train.measures.metrics import ECE_BINS, Z_95
+from llmembed.train.measures.sets import losses_of_rows
 
 FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "nll": "NLL", "ece": "ECE"}
 N_SAMPLES, N_SWAPS, SEED = 1_000, 9_999, 0
@@ -69,6 +74,26 @@ class Answers:
             },
         )
 
+    @classmethod
+    def of_sets(cls, sets: Labels, proba: Floats, given: Sets) -> Answers:
+        """Take answers of several labels a text apart; `given` are the `[N, C]` predicted ones."""
+        n, n_classes = proba.shape
+        confidence, is_yes = np.maximum(proba, 1 - proba), proba > 0.5
+        bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+        gaps = ((is_yes == (sets > 0)) - confidence) / n_classes
+        rows = np.repeat(np.arange(n), n_classes)
+        both = np.concatenate([sets * given, sets + given], axis=1).astype(np.float64)
+        return cls(
+            of_rows={
+                "accuracy": (sets == given).all(axis=1).astype(np.float64),
+                "nll": losses_of_rows(proba, sets),
+            },
+            summands={
+                "macro_f1": sparse.csr_array(both),
+                "ece": sparse.csr_array((gaps.ravel(), (rows, bins.ravel())), shape=(n, ECE_BINS)),
+            },
+        )
+
 
 def _macro_f1(sums: Floats, _n: int) -> Floats:
     """From sums `[..., 2 C]`: hits, and rows of the class plus rows that are called it."""
@@ -88,15 +113,26 @@ def _ece(sums: Floats, n: int) -> Floats:
 _OF_SUMS: dict[str, Figure] = {"macro_f1": _macro_f1, "ece": _ece}
 
 
-def judge(labels: Labels, probas: Sequence[Floats]) -> list[dict[str, Any]]:
+def judge(
+    labels: Labels, probas: Sequence[Floats], given: Sequence[Sets] | None = None
+) -> list[dict[str, Any]]:
     """Give each classifier's figures with 95 % intervals, and its differences from the first.
+
+    Args:
+        labels: of the rows.
+        probas: of each classifier.
+        given: of several labels a text those that each classifier gives, `[N, C]`.
 
     Returns:
         For each classifier `{figure: value, figure_ci95: (low, high), ..., "against_first":
         {figure: {"difference", "ci95", "p", "p_holm"}}}`, the last None for the first. An interval
         of a single row is None, and its t-test has p = 1.
     """
-    answers = [Answers.of(labels, proba) for proba in probas]
+    if given is None:
+        answers = [Answers.of(labels, proba) for proba in probas]
+    else:
+        pairs = zip(probas, given, strict=True)
+        answers = [Answers.of_sets(labels, proba, own) for proba, own in pairs]
     n = len(labels)
     drawn = {
         name: _bootstrapped([one.summands[name] for one in answers], figure)

@@ -7,6 +7,7 @@ terminal gets their control characters escaped.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import re
@@ -37,6 +38,8 @@ class Answers:
     texts: Sequence[str]
     labels: Sequence[str]  # names of the C classes
     proba: Floats  # float64 `[N, C]`, the probability of each class
+    # float64 `[C]`, from which on labels are given; None where each text has one, the likeliest
+    thresholds: Floats | None = None
     with_all: bool  # whether the probability of every class is told, not of the likeliest alone
     top_k: int = 0  # so many of the likeliest are told too, in this order
     beside: pa.Table | None = None  # columns that stood beside the texts, `[N]`
@@ -76,16 +79,38 @@ class Answers:
         """
         names = self._named
         doubts = [*_by_row(self._doubts)] or [{}] * len(names)
+        sure = self._probabilities(4)
         for n, (text, values, top) in enumerate(
             zip(self.texts, self.proba, self._top, strict=True)
         ):
             said = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in doubts[n].items()]
-            yield "\t".join(map(shown, (names[n], f"{values.max():.4f}", text, *said)))
+            first = ", ".join(names[n]) if isinstance(names[n], list) else names[n]
+            told = sure[n] if isinstance(sure[n], list) else [sure[n]]
+            numbers = ", ".join(f"{one:.4f}" for one in told)
+            yield "\t".join(map(shown, (first, numbers, text, *said)))
             for index in range(len(values)) if self.with_all else top:
                 yield f"  {shown(self.labels[index])}\t{values[index]:.4f}"
 
+    @functools.cached_property
+    def _given(self) -> list[list[int]]:
+        """Indices of the labels that each text is given, where it may have several."""
+        from llmembed.train.measures import likeliest_first
+
+        assert self.thresholds is not None
+        return likeliest_first(self.proba, self.thresholds)
+
+    def _probabilities(self, digits: int) -> list[Any]:
+        """Give the probability of what each text is called, of several labels a list."""
+        rounded: list[Any] = self.proba.round(digits).tolist()
+        if self.thresholds is None:
+            return [max(row) for row in rounded]
+        pairs = zip(rounded, self._given, strict=True)
+        return [[row[index] for index in given] for row, given in pairs]
+
     @property
-    def _named(self) -> list[str]:
+    def _named(self) -> list[Any]:
+        if self.thresholds is not None:
+            return [[self.labels[index] for index in row] for row in self._given]
         named = [self.labels[index] for index in self.proba.argmax(axis=1)]
         refused = [False] * len(named) if self.refused is None else self.refused
         return [self.unknown if no else name for name, no in zip(named, refused, strict=True)]
@@ -108,7 +133,7 @@ class Answers:
         ours: dict[str, Any] = {
             "text": list(self.texts),
             "label": self._named,
-            "probability": self.proba.max(axis=1, initial=0).round(_DIGITS).tolist(),
+            "probability": self._probabilities(_DIGITS),
         }
         ours |= {**self._doubts, **told}
         names = [] if self.beside is None else self.beside.column_names

@@ -13,6 +13,8 @@ _FIGURES = {
     "accuracy": ("Accuracy", "accuracy"),
     "macro_f1": ("Macro F1", "f1"),
     "micro_f1": ("Micro F1", "f1"),
+    "samples_f1": ("Samples F1", "f1"),
+    "ranking_precision": ("Label ranking average precision", None),
     "nll": ("Negative log-likelihood", None),
     "ece": ("Expected calibration error", None),
 }
@@ -25,7 +27,7 @@ _TEMPLATE = """---
 
 # {{ name }}
 
-Classifies texts into {{ n_labels }} classes: fusion {{ fusion }}, head {{ head }}, trained with
+{{ task }}: fusion {{ fusion }}, head {{ head }}, trained with
 [llmembed](https://pypi.org/project/llmembed-cache/) on hidden states of a frozen language model.
 
 ## Use
@@ -76,7 +78,7 @@ Cache {{ fingerprint }}. Seed {{ seed }}. Made with {{ versions }}.
 ## Limits
 
 - The figures hold for texts like those of the evaluation rows; for others nothing was measured.
-- Every text gets one of the classes above, also one that belongs to none of them.
+- {{ limit }}
 - Texts are cut at the number of tokens above.
 - What the language model and the training texts are biased to, the answers are, too.
 - {{ licence }}
@@ -124,6 +126,7 @@ def card_of(
         eval_results=results or None,
     )
     names, architecture = record["labels"], record["architecture"]
+    multilabel = bool(architecture.get("multilabel"))
     more = f" and {len(names) - _MOST_LABELS} more" if len(names) > _MOST_LABELS else ""
     versions = record.get("versions", {})
     card = ModelCard.from_template(
@@ -131,7 +134,12 @@ def card_of(
         template_str=_TEMPLATE,
         name=name,
         place=place,
-        n_labels=len(names),
+        task=f"Gives texts those of {len(names)} labels that fit"
+        if multilabel
+        else f"Classifies texts into {len(names)} classes",
+        limit="A text may get several of the labels above, or none; each has its own threshold."
+        if multilabel
+        else "Every text gets one of the classes above, also one that belongs to none of them.",
         fusion=_cell(architecture["fusion"]),
         head=_cell(architecture["head"]),
         version=versions.get("llmembed-cache", ""),

@@ -2,7 +2,8 @@
 
 Standardisation, fusion, head and temperature are in the graph: features go in as they lie in a
 cache, side by side in the order of the run's config.json, and probabilities come out. The model's
-metadata names features and classes. The backbone is not part of it.
+metadata names features and classes, and where a text may have several the thresholds of these. The
+backbone is not part of it.
 """
 
 from __future__ import annotations
@@ -41,9 +42,13 @@ def onnx_of(classifier: Classifier, record: Mapping[str, Any]) -> bytes:
     """
     check_can_export()
     width = sum(classifier.architecture.widths)
-    model = to_onnx(nn.Sequential(classifier, nn.Softmax(dim=1)).eval(), width)
+    thresholds = classifier.thresholds
+    last = nn.Softmax(dim=1) if thresholds is None else nn.Sigmoid()
+    model = to_onnx(nn.Sequential(classifier, last).eval(), width)
     for key in ("labels", "features"):
         model.metadata_props.add(key=key, value=json.dumps(record[key]))
+    if thresholds is not None:
+        model.metadata_props.add(key="thresholds", value=json.dumps(thresholds.tolist()))
     return bytes(model.SerializeToString())
 
 

@@ -57,7 +57,7 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
         "features": [feature._asdict() for feature in data.features],
         "labels": list(data.labels),
         "architecture": dataclasses.asdict(architecture),
-        "domain": True,
+        "domain": not data.multilabel,
         "seed": trained.seed,
         "device": trained.device,
         "versions": {package: version(package) for package in _PACKAGES},
@@ -212,6 +212,8 @@ def _architecture(stored: Any) -> Architecture:
     _of(str, architecture.fusion, "fusion")
     _of(str, architecture.head, "head")
     _whole(architecture.n_classes, "n_classes", 1, _MAX_CLASSES)
+    if not isinstance(architecture.multilabel, bool):
+        raise TypeError("multilabel is no truth value")
     if not 0 <= _of((int, float), architecture.dropout, "dropout") < 1:
         raise ValueError("dropout lies outside of 0 to 1")
     return architecture

@@ -24,7 +24,7 @@ from llmembed.train.fusions.classifier import Classifier
 from llmembed.train.inputs import Feature
 from llmembed.train.inputs.arguments import as_texts
 from llmembed.train.linear.domain import Domain
-from llmembed.train.measures import Floats, HeldOutRows
+from llmembed.train.measures import Floats, HeldOutRows, likeliest_first
 from llmembed.train.measures.doubt import (
     abstain_below,
     answered,
@@ -111,6 +111,12 @@ class Run:
         """Whether a text is a pair, joined by U+001F."""
         return any(source["recipe"].get("text_pair") for source in self.config["sources"].values())
 
+    @property
+    def thresholds(self) -> Floats | None:
+        """Probabilities from which on labels are given, float64 `[C]`; None if a text has one."""
+        found = self.classifier.thresholds
+        return None if found is None else found.double().numpy()
+
     def token_counter(self) -> Callable[[Sequence[str]], Counted]:
         """Make what counts tokens, once a prediction has loaded the backbones.
 
@@ -128,8 +134,11 @@ class Run:
         trust_remote_code: bool = False,
         abstain: float | None = None,
         unknown: str = "",
-    ) -> list[str]:
+    ) -> list[str] | list[list[str]]:
         """Name the class of each text; other arguments and errors are those of `predict_proba`.
+
+        Where a text may have several labels, it is a list of those that are given, the likeliest
+        first, which may be empty.
 
         With `abstain` only so many are named that this share of the names is right, which rows held
         out of training tell; what is not named is `unknown`. A ConfigError says where they do not
@@ -137,6 +146,9 @@ class Run:
         """
         below = None if abstain is None else self.abstain_below(abstain)
         proba = self.predict_proba(texts, device, model=model, trust_remote_code=trust_remote_code)
+        if self.thresholds is not None:
+            given = likeliest_first(proba, self.thresholds)
+            return [[self.labels[index] for index in row] for row in given]
         named = [self.labels[index] for index in proba.argmax(axis=1)]
         if below is None:
             return named
@@ -150,6 +162,7 @@ class Run:
             ConfigError: the rows held out of training do not reach it, or the run has none.
         """
         check_share(accuracy, "--abstain", "the share of answers that are to be right")
+        self._refuse_sets("--abstain")
         held_out = require_held_out(self.held_out, self.path, "--abstain")
         found = abstain_below(held_out, accuracy)
         if found is None:
@@ -170,6 +183,8 @@ class Run:
         trust_remote_code: bool = False,
     ) -> Floats:
         """Give float64 `[N, C]`, the probability of each class for each text.
+
+        Where a text may have several labels, each has a probability of its own.
 
         Args:
             texts: N texts.
@@ -213,12 +228,21 @@ class Run:
         Raises:
             ConfigError: the run does not keep it.
         """
+        self._refuse_sets("--ood")
         if self.domain is None:
             raise ConfigError(
                 f"the run {self.path} is of an earlier version and does not keep what --ood needs. "
                 "Fit again."
             )
         return self.domain
+
+    def _refuse_sets(self, option: str) -> None:
+        if self.thresholds is not None:
+            raise ConfigError(
+                f"{option} is for runs in which each text has one label, and in the run "
+                f"{self.path} it may have several. Leave it out; --proba tells how sure it is of "
+                "each label."
+            )
 
     def judge(
         self,
@@ -241,7 +265,7 @@ class Run:
         with full_float32(), memory_told(remedy), contextlib.closing(features):
             for x in features:
                 with torch.inference_mode():
-                    of_block = self.classifier(x).double().softmax(dim=1)
+                    of_block = self.classifier.proba(self.classifier(x).double())
                     if domain is not None:
                         z = self.classifier.standardise(x)
                         far[start : start + len(x)] = domain.shares_as_far(z)
@@ -298,6 +322,7 @@ class Run:
             ConfigError: as `label_sets` does.
         """
         check_share(coverage, "--conformal", "the share of sets that are to hold the right label")
+        self._refuse_sets("--conformal")
         held_out = require_held_out(self.held_out, self.path, "--conformal")
         counts = np.bincount(held_out.label, minlength=len(self.labels))
         n, most = len(held_out.label), int(counts.max() if by_class else counts.sum())

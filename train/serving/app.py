@@ -62,6 +62,7 @@ class Served:
     version: str
     doubts: Callable[[Floats], Mapping[str, Sequence[Any]]] = lambda _: {}
     """Of probabilities `[N, C]`, further fields of each answer, by name."""
+    thresholds: Floats | None = None
 
 
 def make_app(
@@ -165,8 +166,8 @@ class _Predict:
         except ClientDisconnect:
             return Response(status_code=_CLIENT_LEFT)
         doubts = self._served.doubts(found.proba)
-        told = answer(found.proba, self._served.labels, asked.top_k, found.n_truncated, doubts)
-        return JSONResponse(told)
+        said = (asked.top_k, found.n_truncated, doubts, self._served.thresholds)
+        return JSONResponse(answer(found.proba, self._served.labels, *said))
 
 
 async def _unless_gone(request: Request, answering: Any) -> Answer:

@@ -12,7 +12,7 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from llmembed.common.errors import shown
-from llmembed.train.measures import Floats
+from llmembed.train.measures import Floats, likeliest_first
 from llmembed.train.serving.config import Limits
 
 _HOW = 'Send {"texts": ["...", ...]}, as /docs tells.'
@@ -43,6 +43,11 @@ class Prediction(BaseModel):
     )
     label_set: list[str] | None = Field(
         default=None, description="With --conformal: classes among which the right one is."
+    )
+    given: list[str] | None = Field(
+        default=None,
+        description="Labels that the text is given, the most probable first, where a text may have "
+        "several; else missing, and it is the first class.",
     )
 
 
@@ -141,6 +146,7 @@ def answer(
     top_k: int | None,
     n_truncated: int,
     doubts: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+    thresholds: Floats | None = None,
 ) -> dict[str, Any]:
     """Lay out `Predictions`, the most probable classes first; of equals, the first.
 
@@ -150,11 +156,12 @@ def answer(
     [{'labels': [{'label': 'yes', 'probability': 0.75}]}]
     """
     orders = np.argsort(-proba, axis=1, kind="stable")[:, :top_k].tolist()
-    return {
-        "predictions": [
-            {"labels": [{"label": labels[c], "probability": row[c]} for c in order]}
-            | {name: values[n] for name, values in doubts.items()}
-            for n, (order, row) in enumerate(zip(orders, proba.tolist(), strict=True))
-        ],
-        "n_truncated": n_truncated,
-    }
+    told: list[dict[str, Any]] = [
+        {"labels": [{"label": labels[c], "probability": row[c]} for c in order]}
+        | {name: values[n] for name, values in doubts.items()}
+        for n, (order, row) in enumerate(zip(orders, proba.tolist(), strict=True))
+    ]
+    if thresholds is not None:
+        for one, given in zip(told, likeliest_first(proba, thresholds), strict=True):
+            one["given"] = [labels[c] for c in given]
+    return {"predictions": told, "n_truncated": n_truncated}

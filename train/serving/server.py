@@ -123,6 +123,7 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None]) -> None:
     served = Served(
         name=run.path.resolve().name,
         labels=run.labels,
+        thresholds=run.thresholds,
         takes_pairs=run.takes_pairs,
         version=version("llmembed-cache"),
         doubts=doubts_of(run, config),

@@ -84,6 +84,11 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     if config.split not in cache.splits:
         raise ConfigError.unknown("split", config.split, cache.splits, "Pass one to --split.")
     split = cache[config.split]
+    if split.label_sets is not None:
+        raise ConfigError(
+            f"split {config.split!r} of {config.cache} has several labels a text, and an audit "
+            "looks for texts whose one label is wrong. Audit a cache of one label a text."
+        )
     rows = labelled_rows(split)
     y = np.asarray(split.labels, dtype=np.int64)[rows]
     features = select_features(cache, split, plan.reading)

@@ -20,18 +20,19 @@ from llmembed.common.errors import ConfigError
 from llmembed.common.process import memory_told, peak_memory_bytes
 from llmembed.train.config import FitConfig, Plan
 from llmembed.train.fusions import FUSIONS
-from llmembed.train.fusions.classifier import Trained
+from llmembed.train.fusions.classifier import Classifier, Trained
 from llmembed.train.fusions.heads import LinearHead
 from llmembed.train.fusions.mixing import Concat, ScalarMix
 from llmembed.train.fusions.tricks import import_meanwhile
 from llmembed.train.gradient import LOGS, check_logger, open_workspace
 from llmembed.train.inputs import FitData, load_data
 from llmembed.train.inputs.near import find_repeated
+from llmembed.train.inputs.sets import check_method
 from llmembed.train.linear.devices import device_of
 from llmembed.train.linear.domain import Domain
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import solve_base, train_solved, train_stack
-from llmembed.train.measures import Floats, summarise
+from llmembed.train.measures import summarise, summarise_sets
 from llmembed.train.measures.doubt import report_abstaining
 from llmembed.train.reports.baselines import measure_baselines, size_of_features
 from llmembed.train.reports.run_page import RunParts, find_sweep, report_page
@@ -154,10 +155,12 @@ def _finish(
     metrics["size"] = size_of_features(cache, data)
     metrics["repeated"] = find_repeated(cache, data) if len(data.y_eval) else None
     metrics["baselines"] = measure_baselines(data, config.cache, config.baseline)
+    log_proba = outcome.best.classifier.log_proba(logits[outcome.kept]).numpy()
     predictions = Predictions(
         rows=data.shares.eval,
         labels=data.y_eval.numpy(),
-        log_proba=_log_proba(logits[outcome.kept]),
+        log_proba=log_proba,
+        predicted=outcome.best.classifier.decide(log_proba),
         texts=texts,
     )
     record = record_config(config, data, outcome.best)
@@ -167,7 +170,7 @@ def _finish(
         metrics=metrics,
         classifier=outcome.best.classifier,
         held_out=outcome.best.held_out,
-        domain=Domain.of(data, config.seed),
+        domain=None if data.multilabel else Domain.of(data, config.seed),
     )
     sweep = find_sweep(config.run_path, data.fingerprint)
     parts = RunParts(config=record, metrics=metrics, predictions=predictions, sweep=sweep)
@@ -188,9 +191,11 @@ def train(
     writes checkpoints and logs to the folder `workspace`, if there is one.
 
     Raises:
-        ConfigError: there is no such device, memory runs out, or the training diverges.
+        ConfigError: there is no such device, memory runs out, the training diverges, or the method
+            is not for the number of labels that a text may have.
     """
     device = device_of(plan.method.accelerator, plan.method.devices)
+    check_method(plan.method, multilabel=data.multilabel)
     ways = ["fewer --layers"]
     ways += [] if plan.method.solved_heads else ["a smaller --batch-size"]
     ways += [] if device.type == "cpu" else ["--accelerator cpu"]
@@ -223,18 +228,23 @@ def _train(plan: Plan, data: FitData, workspace: Path | None, *, show_progress: 
     return Outcome(data=data, trained=trained, chosen=chosen.record)
 
 
-def _log_proba(logits: Tensor) -> Floats:
-    log_proba: Floats = logits.log_softmax(dim=1).numpy()
-    return log_proba
+def _summary(classifier: Classifier, logits: Tensor, data: FitData) -> dict[str, Any]:
+    """Compute the figures of logits, float64 `[n, C]`, of the evaluation rows."""
+    log_proba, y = classifier.log_proba(logits).numpy(), data.y_eval.numpy()
+    if classifier.thresholds is None:
+        return summarise(log_proba, y, data.labels)
+    return summarise_sets(log_proba, y, data.labels, classifier.thresholds.double().numpy())
 
 
 def _metrics(outcome: Outcome, logits: Sequence[Tensor]) -> dict[str, Any]:
     data, trained, kept = outcome.data, outcome.trained, outcome.kept
     labels, classifier = data.y_eval.numpy(), outcome.best.classifier
-    summaries = [summarise(_log_proba(one), labels, data.labels) for one in logits]
+    summaries = [
+        _summary(one.classifier, own, data) for one, own in zip(trained, logits, strict=True)
+    ]
     temperature = float(classifier.temperature)
-    held_out, proba = outcome.best.held_out, np.exp(_log_proba(logits[kept]))
-    uncalibrated = summarise(_log_proba(logits[kept] * temperature), labels, data.labels)
+    held_out, proba = outcome.best.held_out, classifier.proba(logits[kept]).numpy()
+    uncalibrated = _summary(classifier, logits[kept] * temperature, data)
     return {
         "eval_split": data.shares.record()["eval"]["split"],
         **summaries[kept],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -16,6 +17,7 @@ from llmembed.common.replace import check_place, write_files
 from llmembed.train.config import Method, SweepConfig
 from llmembed.train.fusions import AUTO, HEADS
 from llmembed.train.inputs import FitData, columns_of, load_data
+from llmembed.train.inputs.sets import check_method
 from llmembed.train.linear.ray_moments import joined_if_asked
 from llmembed.train.linear.solved import grid_of
 from llmembed.train.linear.stacking import Member
@@ -49,6 +51,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
     remedy = "Pass fewer --layers, or set CUDA_VISIBLE_DEVICES= to sweep on the CPU."
     with joined_if_asked(plan.method), memory_told(remedy):
         data = load_data(plan.reading, read_evaluation=False)
+        check_method(plan.method, multilabel=data.multilabel)
         read_s = time.perf_counter() - started
         grid = grid_of(plan.method, data, config.seed)
         n_rows = len(grid.held_out)
@@ -58,12 +61,15 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
                 "so none can be held out to judge a feature. Extract two examples a class or more."
             )
         candidates = sweep(grid)
+    record = functools.partial(
+        Candidate.record, names=data.features, n_rows=n_rows, multilabel=data.multilabel
+    )
     table = {
         "cache": {"fingerprint": data.fingerprint},
         "sweep": dataclasses.asdict(config),
         "n_rows": n_rows,
-        "candidates": [one.record(data.features, n_rows) for one in candidates],
-        "best": best_of(candidates).record(data.features, n_rows),
+        "candidates": [record(one) for one in candidates],
+        "best": record(best_of(candidates)),
         "seconds": {"read": read_s, "total": time.perf_counter() - started},
     }
     document = json.dumps(table, indent=2, allow_nan=False) + "\n"
@@ -96,7 +102,7 @@ def choose_fusion(method: Method, data: FitData) -> Chosen:
         return Chosen(
             method=dataclasses.replace(method, fusion=best.fusion),
             data=_narrow(data, grid, best.features),
-            record=best.record(data.features, len(grid.held_out)),
+            record=best.record(data.features, len(grid.held_out), multilabel=data.multilabel),
         )
     stack = stack_of(grid)
     used = sorted({feature for member in stack for feature in member.features})
@@ -131,11 +137,15 @@ def table_of(result: Mapping[str, Any]) -> str:
     """Lay out a sweep for reading: every single feature, then the best of the others."""
     singles = [row for row in result["candidates"] if row["fusion"] == "single"]
     others = [row for row in result["candidates"] if row["fusion"] != "single"]
-    others.sort(key=lambda row: -row["accuracy"])
-    lines = ["held out  95 % interval   features"]
+    multilabel = "nll" in result["best"]
+    others.sort(key=lambda row: row["nll"] if multilabel else -row["accuracy"])
+    lines = ["NLL held out  features" if multilabel else "held out  95 % interval   features"]
     for row in singles + others[:_MOST_OTHERS]:
-        low, high = row["accuracy_ci95"]
         mark = "  <- best" if row == result["best"] else ""
+        if multilabel:
+            lines.append(f"{row['nll']:12.4f}  {describe(row)}{mark}")
+            continue
+        low, high = row["accuracy_ci95"]
         lines.append(f"{row['accuracy']:8.4f}  {low:.4f}-{high:.4f}  {describe(row)}{mark}")
     note = "The best was chosen on these rows, so its figure flatters; llmembed-fit evaluates."
     return "\n".join([*lines, note])
