@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from clustered import clustered, write_cache
+from clustered import clustered, of_sets, write_cache
 from regression.places import Places
 from regression.suites import CachePlan, FitPlan, SourcePlan, load_suite
-from studies import ablation, audit, doubt, transfer
+from studies import ablation, audit, doubt, several, transfer
 from toy_model import save_toy_model, toy_texts
 
 from llmembed.cache_format import open_cache
@@ -178,3 +178,15 @@ def test_promises_are_compared_with_what_is_found(tmp_path: Path) -> None:
     assert {row["rule"] for row in found["drawn"]} == {"abstain", "sets", "sets by class"}
     assert all(0 <= row["found"] <= 1 for row in found["drawn"])
     assert 0 <= found["out_of_scope"]["out_of_domain"] <= 1
+
+
+def test_several_labels_stand_beside_one_vs_rest(tmp_path: Path) -> None:
+    """Both ways have all figures on the same rows, ours with thresholds of its own."""
+    splits = {"train": of_sets(150, 0), "test": of_sets(80, 1)}
+    cache, output = write_cache(tmp_path / "toy.zarr", splits), tmp_path / "several.json"
+    line = [f"--cache={cache}", f"--output={output}", "--rows=120", "--head=linear"]
+    assert several.main([*line, "--fusion=concat"]) == 0
+    found = json.loads(output.read_text())
+    assert (found["n_train"], found["n_test"], found["labels"]) == (120, 80, 3)
+    assert {*found["ways"]} == {"ours", "one-vs-rest", "one-vs-rest, thresholds"}
+    assert all(0.5 < way["micro_f1"] <= 1 for way in found["ways"].values())
