@@ -95,12 +95,52 @@ def test_several_labels_a_text_are_a_classifier_each(
     assert (predicted[:, 0] == 1 - predicted[:, 1]).all()
 
 
-def test_several_labels_a_text_are_refused_by_one_classifier(
+LABELS = np.stack([CLASSES == "cocoa", np.arange(60) % 4 == 0], axis=1).astype(int)
+"""The second is no matter of the texts."""
+
+
+@pytest.mark.parametrize("options", [{}, {"head": "linear"}, {"fusion": "cooc", "head": "auto"}])
+def test_several_labels_a_text(classifier: LLMEmbedClassifier, options: dict[str, Any]) -> None:
+    """Of an indicator matrix such matrices are predicted, of probabilities from thresholds on."""
+    fitted = classifier.set_params(**options).fit(TEXTS, LABELS)
+    assert fitted.classes_.tolist() == [0, 1]
+    proba, predicted = fitted.predict_proba(TEXTS), fitted.predict(TEXTS)
+    assert proba.shape == predicted.shape == (60, 2)
+    assert not np.allclose(proba.sum(axis=1), 1)
+    assert (predicted[:, 0] == LABELS[:, 0]).mean() > 0.9
+    np.testing.assert_array_equal(fitted.decision_function(TEXTS) >= 0, predicted)
+    assert fitted.score(TEXTS, LABELS) == (predicted == LABELS).all(axis=1).mean()
+    again = pickle.loads(pickle.dumps(fitted))  # noqa: S301 - our own
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), proba)
+
+
+def test_labels_may_be_named(classifier: LLMEmbedClassifier) -> None:
+    """Lists of labels and a table with a column a label give the same classifier as a matrix."""
+    expected = classifier.fit(TEXTS, LABELS).predict_proba(TEXTS)
+    names = [[name for name, has in zip(("a", "b"), row, strict=True) if has] for row in LABELS]
+    for given in (names, pd.DataFrame(LABELS, columns=["a", "b"])):
+        fitted = clone(classifier).fit(TEXTS, given)
+        assert fitted.classes_.tolist() == ["a", "b"]
+        np.testing.assert_array_equal(fitted.predict_proba(TEXTS), expected)
+
+
+def test_a_threshold_of_several_labels(classifier: LLMEmbedClassifier) -> None:
+    """It is that of every label; weights of classes are refused, and a threshold of one label."""
+    fitted = classifier.set_params(threshold=0.3).fit(TEXTS, LABELS)
+    proba = fitted.predict_proba(TEXTS)
+    np.testing.assert_array_equal(fitted.predict(TEXTS), proba >= np.float32(0.3))
+    with pytest.raises(ConfigError, match=r"--threshold 0\.3 would do nothing"):
+        clone(classifier).fit(TEXTS, CLASSES)
+    with pytest.raises(ConfigError, match="class_weight 'balanced' would weigh texts by their one"):
+        clone(classifier).set_params(class_weight="balanced").fit(TEXTS, LABELS)
+
+
+def test_several_classes_a_text_are_refused_by_one_classifier(
     classifier: LLMEmbedClassifier,
 ) -> None:
-    """An indicator matrix is named with its shape, and the wrapper that takes it."""
+    """A matrix of classes is named with its shape, and the wrapper that takes it."""
     with pytest.raises(DataError, match=r"y has the shape \(60, 3\), several .*MultiOutputClass"):
-        classifier.fit(TEXTS, np.eye(3, dtype=int).repeat(20, axis=0) | [1, 0, 0])
+        classifier.fit(TEXTS, np.arange(180).reshape(60, 3) % 4)
 
 
 def test_a_fit_by_gradient(model: str) -> None:

@@ -92,6 +92,53 @@ def as_classes(y: Any) -> npt.NDArray[Any]:
     return np.asarray(values) if array.dtype == object and False in first_row else array
 
 
+def as_sets(y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Give the names of C labels, and int64 `[N, C]`, 1 for those of a text.
+
+    A matrix of 0 and 1 has a column a label, which a table names; lists of labels, one a text, name
+    them themselves.
+
+    >>> names, sets = as_sets([["b"], [], ["a", "b"]])
+    >>> names.tolist(), sets.tolist()
+    (['a', 'b'], [[0, 1], [0, 0], [1, 1]])
+
+    Raises:
+        DataError: a value of the matrix is neither 0 nor 1, or labels are of different kinds.
+    """
+    if are_lists(y):
+        labels = as_classes([name for names in y for name in names])
+        names, codes = np.unique(labels, return_inverse=True)
+        sets = np.zeros((len(y), len(names)), dtype=np.int64)
+        sets[np.repeat(np.arange(len(y)), [len(own) for own in y]), codes] = 1
+        return names, sets
+    columns = getattr(y, "columns", None)
+    matrix = np.asarray(y.toarray() if hasattr(y, "toarray") else y)
+    wrong = ~np.isin(matrix, (0, 1))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0].tolist()
+        raise DataError(
+            f"y holds {_shown(matrix[row, column])} in row {row}, column {column}; a matrix of "
+            "several labels a text has 1 where the text has the label, else 0. Pass such, or a "
+            "list of labels for each text."
+        )
+    names = np.arange(matrix.shape[1]) if columns is None else np.asarray(columns)
+    return names, matrix.astype(np.int64)
+
+
+def are_lists(y: Any) -> bool:
+    """Tell whether y lists the labels of each text, and is no matrix of 0 and 1.
+
+    >>> are_lists([["a"], []]), are_lists([[0, 1], [1, 1]]), are_lists(["a", "b"])
+    (True, False, False)
+    """
+    if not isinstance(y, list | tuple) or not all(isinstance(row, list | tuple | Set) for row in y):
+        return False
+    is_matrix = len({len(row) for row in y}) == 1 and all(
+        not isinstance(value, str) and value in (0, 1) for row in y for value in row
+    )
+    return bool(y) and not is_matrix
+
+
 def as_weights(sample_weight: Any, n_texts: int) -> Floats:
     """Give the weights of N texts, float64 `[N]`, none below 0 and not all 0; None is 1 each."""
     if sample_weight is None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llmembed.cache_format import Cache, SourceInfo, Split, open_cache
-from llmembed.common.errors import CacheSpaceError, ConfigError, DataError, LLMEmbedWarning, warn
+from llmembed.common.errors import CacheSpaceError, DataError, LLMEmbedWarning, warn
 from llmembed.common.progress import phase
 from llmembed.common.registry import loaded
 from llmembed.common.scratch import scratch_array, scratch_folder
@@ -30,7 +30,7 @@ from llmembed.train.config import Reading
 from llmembed.train.fusions.classifier import Architecture, Standardiser
 from llmembed.train.inputs.grouping import Groups
 from llmembed.train.inputs.select import Feature, select_features
-from llmembed.train.inputs.sets import Targets, targets_of
+from llmembed.train.inputs.sets import Targets, targets_of, weights_of_sets
 from llmembed.train.inputs.shares import (
     HELD_OUT_FRACTION,
     Rows,
@@ -87,11 +87,7 @@ class FitData:
         """
         if self.multilabel:
             if not (isinstance(self.class_weight, str) and self.class_weight == "none"):
-                raise ConfigError(
-                    f"class_weight {self.class_weight!r} would weigh texts by their one class, and "
-                    "here a text may have several labels, whose thresholds do what weights would. "
-                    "Leave it out."
-                )
+                raise weights_of_sets(self.class_weight)
             return torch.ones(len(self.labels))
         rows = torch.from_numpy(self.shares.train)
         weights = None if self.sample_weights is None else self.sample_weights[rows].double()

@@ -65,6 +65,14 @@ def check_sets(targets: Targets, names: Sequence[str]) -> None:
             )
 
 
+def weights_of_sets(class_weight: object) -> ConfigError:
+    """Make the error for weights of classes, where a text may have several labels."""
+    return ConfigError(
+        f"class_weight {class_weight!r} would weigh texts by their one class, and here a text may "
+        "have several labels, whose thresholds do what weights would. Leave it out."
+    )
+
+
 def check_method(method: Method, *, multilabel: bool) -> None:
     """Refuse what is not for the number of labels that a text may have.
 

@@ -1,9 +1,9 @@
 """Texts in, classes out, with scikit-learn's conventions: here both stages meet.
 
 The estimator extracts the features of its texts and trains on them as `llmembed-fit` does, all rows
-but the validation share being trained on. Several labels to a text (an indicator matrix `[N, C]`)
-are several classifiers: scikit-learn's `MultiOutputClassifier` around this one fits them, and with
-`cache` computes the features once.
+but the validation share being trained on. Several labels a text come as an indicator matrix
+`[N, C]`, or as a list of labels for each; the predictions are such a matrix. Several targets of
+several classes each are fitted by scikit-learn's `MultiOutputClassifier` around this one.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Architecture, Classifier
 from llmembed.train.inputs import Feature, data_in_memory
 from llmembed.train.inputs.arguments import (
+    are_lists,
     as_class_weights,
     as_classes,
     as_list_option,
     as_seed,
+    as_sets,
     as_texts,
     as_weights,
 )
 from llmembed.train.inputs.grouping import as_group_names
+from llmembed.train.inputs.sets import weights_of_sets
 from llmembed.train.linear.devices import device_of
-from llmembed.train.measures import Floats
+from llmembed.train.measures import Floats, decided
 from llmembed.train.verbs.fitting import train
 
 if TYPE_CHECKING:
@@ -76,7 +79,9 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         patience: epochs without a lower validation loss before the fit stops.
         class_weight: None, "balanced" (`n / (C n_c)` for class c, n_c being the sum of the sample
             weights of its texts and n that of all), or a dict of weights, a class that is not in
-            it having 1.
+            it having 1. Of several labels a text, None.
+        threshold: of several labels a text the probability from which on each is given; None is
+            that with the best F1 of each label on rows not fitted to.
         accelerator: Lightning's accelerator for the fit.
         random_state: of the shares, the first weights, the order of batches and dropout: a seed,
             or None, a RandomState or a Generator of numpy, which draw another at every fit.
@@ -85,7 +90,8 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     columns.
 
     Attributes:
-        classes_: the C classes, sorted.
+        classes_: the C classes, sorted; the columns of an indicator matrix, by number, or by name
+            where a table has them.
         features_: what the classifier takes of the backbone, side by side.
         classifier_: the classifier, in torch and float64.
     """
@@ -112,6 +118,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     dropout: float | None = FitConfig.dropout
     patience: int | None = FitConfig.patience
     class_weight: str | Mapping[Any, float] | None = None
+    threshold: float | None = FitConfig.threshold
     accelerator: str = FitConfig.accelerator
     random_state: Any = FitConfig.seed
 
@@ -131,7 +138,8 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
         Args:
             X: N texts: a list, an iterator, an array, a series, or a table of one column.
-            y: N classes: strings, whole numbers or booleans.
+            y: N classes: strings, whole numbers or booleans. Where a text may have several, an
+                indicator matrix `[N, C]`, or N lists of them.
             sample_weight: N weights of 0 or more; None weighs all texts alike.
             groups: N values; texts of one, such as those of one author, stay on one side of the
                 folds and of the validation share. None divides texts as they come.
@@ -144,19 +152,25 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         """
         plan = self._fit_config().plan()
         device_of(plan.method.accelerator, plan.method.devices)
-        texts, classes = as_texts(X), _one_class_each(y)
-        check_consistent_length(texts, classes)
+        texts, (names, codes) = as_texts(X), _classes(y)
+        check_consistent_length(texts, codes)
         if not texts:
             raise DataError("X must be a list of strings, and holds none. Pass some of each class.")
         weights = as_weights(sample_weight, len(texts))
         group_of = None if groups is None else as_group_names(groups, len(texts))
         names, codes = np.unique(classes, return_inverse=True)
         of_names = None
-        if isinstance(self.class_weight, Mapping):
+        if codes.ndim == 2:
+            if self.class_weight is not None:
+                raise weights_of_sets(self.class_weight)
+        elif isinstance(self.class_weight, Mapping):
             of_names = as_class_weights(self.class_weight, names)
         kept = np.flatnonzero(weights if of_names is None else weights * of_names[codes])
-        self.classes_, codes = np.unique(classes[kept], return_inverse=True)
-        if len(self.classes_) < 2:
+        self.classes_, codes = names, codes[kept]
+        if codes.ndim == 1:
+            present, codes = np.unique(codes, return_inverse=True)
+            self.classes_ = names[present]
+        if codes.ndim == 1 and len(self.classes_) < 2:
             found = f"1 class, {self.classes_.tolist()[0]!r}," if len(kept) else "no class"
             raise DataError(
                 f"y has {found} in the {len(kept)} texts whose weight is above 0; a classifier "
@@ -186,19 +200,28 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     def decision_function(self, X: Iterable[str]) -> Floats:  # noqa: N803
         """Give the scores whose softmax are the probabilities, float64 `[N, C]`.
 
-        Of two classes it is one score a text, `[N]`: the log-odds of the second class.
+        Of two classes it is one score a text, `[N]`: the log-odds of the second class. Of several
+        labels a text it is how far the log-odds of each lie above those of its threshold.
         """
         scores = self._scores(X)
+        if self.classifier_.thresholds is not None:
+            found: Floats = scores - torch.logit(self.classifier_.thresholds, 1e-12).numpy()
+            return found
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict_proba(self, X: Iterable[str]) -> Floats:  # noqa: N803
         """Give float64 `[N, C]`, the probability of each class for each text."""
-        proba: Floats = torch.from_numpy(self._scores(X)).softmax(dim=1).numpy()
+        proba: Floats = self.classifier_.proba(torch.from_numpy(self._scores(X))).numpy()
         return proba
 
     def predict(self, X: Iterable[str]) -> npt.NDArray[Any]:  # noqa: N803
-        """Give the class of each text."""
-        best = self._scores(X).argmax(axis=1)
+        """Give the class of each text; of several labels an indicator matrix, int64 `[N, C]`."""
+        scores = self._scores(X)
+        if self.classifier_.thresholds is not None:
+            proba = self.classifier_.proba(torch.from_numpy(scores)).numpy()
+            thresholds = self.classifier_.thresholds.double().numpy()
+            return decided(proba, thresholds).astype(np.int64)
+        best = scores.argmax(axis=1)
         predicted: npt.NDArray[Any] = self.classes_[best]
         return predicted
 
@@ -234,6 +257,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
         tags.no_validation = True
+        tags.classifier_tags.multi_label = True
         return tags
 
     def _scores(self, X: Iterable[str]) -> Floats:  # noqa: N803
@@ -281,6 +305,14 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         return FitConfig(cache="texts", seed=as_seed(self.random_state), **options)
 
 
+def _classes(y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Give the names of C classes, and the index of each text's, `[N]`, or its labels, `[N, C]`."""
+    if are_lists(y) or (len(np.shape(y)) == 2 and type_of_target(y) == "multilabel-indicator"):
+        return as_sets(y)
+    names, codes = np.unique(_one_class_each(y), return_inverse=True)
+    return names, codes
+
+
 def _one_class_each(y: Any) -> npt.NDArray[Any]:
     if getattr(y, "shape", ())[1:] == (1,):
         y = column_or_1d(y, warn=True)
@@ -288,8 +320,8 @@ def _one_class_each(y: Any) -> npt.NDArray[Any]:
     check_classification_targets(classes)
     if type_of_target(classes).startswith("multi") and classes.ndim > 1:
         raise DataError(
-            f"y has the shape {classes.shape}, several labels to a text; a fit takes one class a "
-            "text. Wrap it, MultiOutputClassifier(LLMEmbedClassifier(cache=...)) of scikit-learn, "
-            "to fit one for each label; the cache keeps the features."
+            f"y has the shape {classes.shape}, several classes to a text; a fit takes one class a "
+            "text, or several labels as 0 and 1. Wrap it, MultiOutputClassifier(LLMEmbedClassifier("
+            "cache=...)) of scikit-learn, to fit one for each column; the cache keeps the features."
         )
     return classes
