@@ -134,11 +134,9 @@ def _as_classes(logits: Logits, labels: Labels, weights: Weights) -> tuple[Logit
     some = slice(None, None, -(-labels.size // _MOST_DECISIONS) or 1)
     yes = logits[some].reshape(-1)
     weights = None if weights is None else np.repeat(weights[some], labels.shape[1])
-    return (
-        np.stack([np.zeros_like(yes), yes], axis=1),
-        labels[some].reshape(-1).astype(np.int64),
-        weights,
-    )
+    # A column after the other in memory: sums over two numbers a row take three times as long.
+    columns = np.stack([np.zeros_like(yes), yes])
+    return columns.T, labels[some].reshape(-1).astype(np.int64), weights
 
 
 def _below_zero(logits: Logits) -> Floats:
