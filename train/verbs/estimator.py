@@ -158,7 +158,6 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             raise DataError("X must be a list of strings, and holds none. Pass some of each class.")
         weights = as_weights(sample_weight, len(texts))
         group_of = None if groups is None else as_group_names(groups, len(texts))
-        names, codes = np.unique(classes, return_inverse=True)
         of_names = None
         if codes.ndim == 2:
             if self.class_weight is not None:
