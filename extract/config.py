@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from llmembed.common.cluster import check_engine
-from llmembed.common.console import COMPLETES, FOLDER, GROUP, OR_PLACE
+from llmembed.common.console import COMPLETES, FOLDER, GROUP, OR_PLACE, REPEATED
 from llmembed.common.errors import ConfigError
 from llmembed.common.layers import check_layers
 from llmembed.extract.backbones.models import MODELS
@@ -13,6 +13,7 @@ from llmembed.extract.backbones.recipe import check_options
 from llmembed.extract.engines import ENGINES
 from llmembed.extract.features.poolings import POOLINGS
 from llmembed.extract.texts import DATASETS, DatasetOptions, Dialect
+from llmembed.extract.texts.prompts import AUTO, PRESETS, check_prompts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,12 @@ class ExtractConfig:
     )
     """Poolings over tokens, all in one pass: mean, last, first, max, weighted (position-weighted
     mean), mean_padded (pads to --max-length and counts them, as the paper did), pooler (BERT)."""
+    prompts: tuple[str, ...] = dataclasses.field(
+        default=(), metadata={REPEATED: "SET or TEXT", COMPLETES: lambda: [*PRESETS, AUTO]}
+    )
+    """Prompts behind each text, whose last tokens are features of their own beside --pooling; may
+    be repeated. A set (sentiment, topic, intent, general, eol, meta-eol, or auto: of the names
+    of the classes), or the words themselves. A causal model reads the text once for all of them."""
     max_length: int = 512
     """Tokens kept of each text."""
     template: str | None = None
@@ -131,6 +138,7 @@ class ExtractConfig:
         check_layers(self.layers)
         for pooling in self.pooling:
             _ = POOLINGS[pooling]  # refuses what does not exist
+        check_prompts(self.prompts)
         check_options(vars(self))
         if self.cache is not None and self.cache.startswith("hf://"):
             from llmembed.cache_format.stores import refuse_pieces

@@ -39,7 +39,7 @@ class ExtractionPlan:
     tokens: Mapping[str, float]
     """min, median, p95 and max tokens a text."""
     n_tokens: int
-    """Tokens to compute, scaled up from the sample."""
+    """Tokens to compute, those of prompts included, scaled up from the sample."""
     n_truncated: int
     """Sampled texts that are longer than max_length."""
     padding_share: float
@@ -96,7 +96,9 @@ def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> E
     sample = extractor.tokenize(texts) if texts else Tokenized(ids=[])
     lengths = sample.n_tokens.tolist() or [0]
     n_rows_missing = sum(plan.n_rows_missing for plan in plans)
-    n_tokens = round(float(np.mean(lengths)) * n_rows_missing)
+    computed = extractor.n_computed(np.array(lengths, dtype=np.int32))
+    n_tokens = round(float(computed.mean()) * n_rows_missing)
+    planned = extractor.prepare(sample)
     tokens_per_s = _measure(extractor, sample) * max(1, sum(map(bool, task.groups)))
     return ExtractionPlan(
         path=task.cache,
@@ -112,7 +114,7 @@ def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> E
         },
         n_tokens=n_tokens,
         n_truncated=sample.n_truncated,
-        padding_share=padding_share(lengths, extractor.plan(lengths)) if texts else 0.0,
+        padding_share=padding_share(planned.lengths, planned.batches),
         layers=task.layers,
         n_layers_run=max(layers, default=0),
         n_layers=task.source.n_layers,
@@ -138,10 +140,10 @@ def _measure(extractor: Extractor, sample: Tokenized) -> float:
     """Time batches of middling length, after one to warm up, in real tokens a second."""
     if not sample.ids:
         return 0.0
-    batches = extractor.plan(sample.n_tokens.tolist())
+    batches = extractor.prepare(sample).batches
     middle = len(batches) // 2
     extractor.compute(sample.take(batches[middle]))
     timed = sample.take(np.concatenate(batches[middle : middle + _TIMED_BATCHES]))
     start = time.perf_counter()
     extractor.compute(timed)
-    return int(timed.n_tokens.sum()) / (time.perf_counter() - start)
+    return int(extractor.n_computed(timed.n_tokens).sum()) / (time.perf_counter() - start)

@@ -30,6 +30,7 @@ from llmembed.extract.engines.outcome import Counts, Extraction, summary
 from llmembed.extract.engines.task import Cluster, Placement, Rank, Task
 from llmembed.extract.features.poolings import POOLINGS
 from llmembed.extract.texts.corpora import Corpus, load_corpus
+from llmembed.extract.texts.prompts import pooling_of, resolve_prompts
 
 
 def extract(
@@ -86,6 +87,9 @@ def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
     corpus = corpus or load_corpus(config.dataset_options)
     cache = config.cache or f"{corpus.name}.zarr"
     recipe, layers = resolve_recipe(config, cache, text_pair=corpus.text_pair)
+    prompts = resolve_prompts(config.prompts, corpus.labels)
+    if prompts:
+        recipe.refuse_prompts(prompts)
     rank = None
     if config.rank is not None and config.world is not None:
         rank = Rank(number=config.rank, world=config.world)
@@ -101,9 +105,10 @@ def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
             recipe=recipe.record,
             hidden_size=recipe.shape.hidden_size,
             n_layers=recipe.shape.n_layers,
+            prompts=prompts,
         ),
         layers=layers,
-        poolings=config.pooling,
+        poolings=(*config.pooling, *map(pooling_of, prompts)),
         cache=cache,
         overwrite=config.overwrite,
         placement=Placement(

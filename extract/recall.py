@@ -37,6 +37,7 @@ from llmembed.extract.pipeline import extract, resolve_recipe
 from llmembed.extract.texts import describe_bad_text
 from llmembed.extract.texts.corpora import Corpus, Examples
 from llmembed.extract.texts.labels import UNLABELLED
+from llmembed.extract.texts.prompts import pooling_of, resolve_prompts
 
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
@@ -64,7 +65,11 @@ class TextFeatures:
         digest = hashlib.sha256(identity.encode()).hexdigest()
         self.source = f"{self.recipe.found.name}-{digest[:8]}"
         self.hidden_size = self.recipe.shape.hidden_size
-        self.arrays = arrays_of(sorted(config.pooling), self._layers, self.recipe.shape.n_layers)
+        self._prompts = resolve_prompts(config.prompts)
+        self._poolings = sorted({*config.pooling, *map(pooling_of, self._prompts)})
+        if self._prompts:
+            self.recipe.refuse_prompts(self._prompts)
+        self.arrays = arrays_of(self._poolings, self._layers, self.recipe.shape.n_layers)
         self._config = dataclasses.replace(
             config, source=self.source, compute_dtype=self.recipe.compute_dtype
         )
@@ -121,7 +126,8 @@ class TextFeatures:
                 self._extractor = Extractor(
                     self.recipe,
                     layers=self._layers,
-                    poolings=self._config.pooling,
+                    poolings=self._poolings,
+                    prompts=self._prompts,
                     device=self._config.device,
                     token_budget=self._config.token_budget,
                     expected_fingerprint=self._fingerprint,

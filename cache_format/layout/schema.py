@@ -86,6 +86,7 @@ class SourceInfo:
     recipe: Mapping[str, JSON]  # what predict needs to rebuild the extraction; no identity
     hidden_size: int  # H, the width of every layer
     n_layers: int  # of the whole model: 0..n_layers exist, 0 is the embedding
+    prompts: Mapping[str, JSON] = field(default_factory=dict)  # name -> text behind each text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +193,7 @@ class Header:
 
     def document(self) -> dict[str, JSON]:
         """Make the root's `zarr.json`."""
-        sources = {name: _without("name", vars(one)) for name, one in self.sources.items()}
+        sources = {name: _source_content(one) for name, one in self.sources.items()}
         content = {
             "format": FORMAT_VERSION,
             "created": self.created,
@@ -201,7 +202,8 @@ class Header:
             "splits": {name: split.document() for name, split in self.splits.items()},
             "sources": sources,
         }
-        if any(split.columns != [LABEL, TEXT_HASH] for split in self.splits.values()):
+        has_columns = any(one.columns != [LABEL, TEXT_HASH] for one in self.splits.values())
+        if has_columns or any(source.prompts for source in self.sources.values()):
             content["minor"] = MINOR_VERSION
         content["digest"] = content_digest(content)
         document = group_document({"zarr_conventions": [CONVENTION], "llmembed": content})
@@ -298,6 +300,7 @@ def read_header(store: Store) -> Header | None:
                 recipe=source.get("recipe", dict),
                 hidden_size=source.integer("hidden_size", 1, MAX_HIDDEN_SIZE),
                 n_layers=source.integer("n_layers", 0, MAX_LAYERS),
+                prompts=_prompts(source),
             )
             for name, source in _named(fields, "source").items()
         },
@@ -338,6 +341,23 @@ def _not_a_cache(location: str) -> CacheFormatError:
 
 def _without(key: str, content: Mapping[str, JSON]) -> dict[str, JSON]:
     return {name: value for name, value in content.items() if name != key}
+
+
+def _source_content(source: SourceInfo) -> dict[str, JSON]:
+    content = _without("name", vars(source))
+    return content if source.prompts else _without("prompts", content)
+
+
+def _prompts(source: Fields) -> dict[str, JSON]:
+    """Read the prompts of a source, which caches without any do not have."""
+    if "prompts" not in source.value:
+        return {}
+    prompts: dict[str, JSON] = source.get("prompts", dict)
+    for name, text in prompts.items():
+        _check_foreign_name("prompt", name, source.where)
+        if not isinstance(text, str):
+            raise CacheFormatError(f"{source.where}: prompt {name!r} is no text.")
+    return prompts
 
 
 def _named(fields: Fields, kind: str) -> dict[str, Fields]:

@@ -42,6 +42,8 @@ def tree(description: dict[str, JSON]) -> Iterator[str]:
     for name, source in description["sources"].items():
         identity = ", ".join(f"{_text(k)}={_text(v)}" for k, v in source["fingerprint"].items())
         yield f"  source {name}: hidden size {source['hidden_size']}, {identity}"
+        for prompt, text in source["prompts"].items():
+            yield f"    prompt {prompt}: {_text(text)}"
     for name, split in description["splits"].items():
         told = "".join(f", {_text(one)}" for one in _told_columns(split))
         yield f"  {name}/  {split['n_rows']} rows{told}"

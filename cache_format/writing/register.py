@@ -81,6 +81,18 @@ def check_source(known: SourceInfo, given: SourceInfo, location: str) -> None:
         )
 
 
+def with_prompts(known: SourceInfo, given: SourceInfo, location: str) -> SourceInfo:
+    """Add the prompts of the given source to a known one; refuse another text of a known name."""
+    for name, text in given.prompts.items():
+        if known.prompts.get(name, text) != text:
+            raise CacheMismatchError(
+                f"prompt {name!r} of source {known.name!r} in {location} is "
+                f"{known.prompts[name]!r}, but {text!r} was given. Change a word of the prompt, or "
+                "use another --source name."
+            )
+    return replace(known, prompts=dict(sorted({**known.prompts, **given.prompts}.items())))
+
+
 def check_dtype(known: str, given: str, where: str) -> None:
     """Refuse another dtype than the stored one."""
     if known != given:

@@ -123,6 +123,10 @@ class CacheWriter:
         known = self._header.sources.get(source.name)
         if known is not None:
             register.check_source(known, source, self._store.location)
+            merged = register.with_prompts(known, source, self._store.location)
+            self._header.sources[source.name] = merged
+            if merged != known and self._registers:
+                self._header.save(self._store)
             return
         self._header.sources[source.name] = source
         if self._registers:
@@ -230,6 +234,7 @@ class CacheWriter:
             header is not None
             and header.splits == self._header.splits
             and header.sources.keys() == self._header.sources.keys()
+            and all(header.sources[k].prompts == v.prompts for k, v in self._header.sources.items())
             and all(register.has_arrays(self._store, plan) for plan in self._plans.values())
         )
 

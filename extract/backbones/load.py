@@ -234,14 +234,25 @@ def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelSh
 
 def attention_of(shape: ModelShape, *, trust_remote_code: bool = False) -> str:
     """Name the attention that transformers chooses for a model, without its weights."""
+    model = _without_weights(shape, trust_remote_code=trust_remote_code)
+    return str(model.config._attn_implementation)  # noqa: SLF001
+
+
+def says_it_sees_ahead(shape: ModelShape, *, trust_remote_code: bool = False) -> bool:
+    """Tell, without its weights, whether a model says that tokens see those behind them."""
+    model = _without_weights(shape, trust_remote_code=trust_remote_code)
+    said = [getattr(module, "is_causal", None) for module in (*model.modules(), model.config)]
+    return any(value is False for value in said)
+
+
+def _without_weights(shape: ModelShape, *, trust_remote_code: bool) -> Any:
     models: Any = transformers.AutoModel
     with quiet(), torch.device("meta"):
-        model = models.from_config(
+        return models.from_config(
             _cut(shape.config, shape.n_layers, 1),
             attn_implementation=attention_for(shape.config),
             trust_remote_code=trust_remote_code,
         )
-    return str(model.config._attn_implementation)  # noqa: SLF001
 
 
 def has_token_types(config: Any) -> bool:
@@ -355,7 +366,7 @@ def load_backbone(
         quantize=quantize,
         widens=widens,
         first_position=_first_position(shape.config),
-        shareable=on_cpu and not (widens or all_gpus) and _keeps_positions(model.config),
+        shareable=on_cpu and not (widens or all_gpus) and keeps_positions(model.config),
     )
 
 
@@ -439,7 +450,7 @@ def _find_blocks(files: ModelFiles, model: torch.nn.Module, n_kept: int) -> torc
     )
 
 
-def _keeps_positions(config: Any) -> bool:
+def keeps_positions(config: Any) -> bool:
     """Tell whether rotary positions are the same for texts of every length.
 
     transformers changes those of the other kinds inside the model, pass by pass.

@@ -257,6 +257,45 @@ class Recipe:
             notes.append(f"{n_empty:,} empty {texts} got the feature of the lone token {token!r}.")
         return notes
 
+    def refuse_prompts(self, prompts: Mapping[str, str]) -> None:
+        """Refuse prompts that cannot stand behind a text of this model.
+
+        Raises:
+            ConfigError: it reads texts in both directions, or has no token or no position for one.
+        """
+        from llmembed.extract.backbones.load import says_it_sees_ahead
+
+        if says_it_sees_ahead(self.shape, trust_remote_code=self.trust_remote_code):
+            raise no_prompts_behind(self.files.name)
+        for prompt in prompts.values():
+            self._refuse_without_room(prompt, len(self.suffix(prompt)))
+
+    def suffix(self, prompt: str) -> tuple[int, ...]:
+        """Tokenise what stands behind a text, without special tokens."""
+        encoded = self.tokenizer(prompt, add_special_tokens=False, verbose=False)
+        return tuple(encoded["input_ids"])
+
+    @functools.cached_property
+    def n_closing(self) -> int:
+        """Special tokens that the tokenizer puts behind a text."""
+        encoded = self.tokenizer("a", return_special_tokens_mask=True, verbose=False)
+        mask = encoded["special_tokens_mask"]
+        return int(mask[::-1].index(0)) if 0 in mask else 0
+
+    def _refuse_without_room(self, prompt: str, n_tokens: int) -> None:
+        limit, name = self.shape.max_positions, self.files.name
+        if not n_tokens:
+            raise ConfigError(
+                f"prompt {prompt!r} has no token in the vocabulary of {name}. Pass another one to "
+                "--prompts."
+            )
+        if limit is not None and self.max_length + n_tokens > limit:
+            raise ConfigError(
+                f"prompt {prompt!r} of {n_tokens} tokens behind a text of --max-length "
+                f"{self.max_length} is more than the {limit} positions of {name}. Pass "
+                f"--max-length {max(1, limit - n_tokens)} or less."
+            )
+
     def within_positions(self) -> Self:
         """Lower `max_length` to what the model has positions for, with a warning that says both."""
         limits = [self.shape.max_positions, self.tokenizer.model_max_length, _UNBOUNDED]
@@ -268,6 +307,15 @@ class Recipe:
             f"are cut at {limit} tokens."
         )
         return dataclasses.replace(self, max_length=limit)
+
+
+def no_prompts_behind(name: str) -> ConfigError:
+    """Make the error for a model in which a token sees those behind it."""
+    return ConfigError(
+        f"--prompts stand behind a text that is read before them, and {name} reads texts in both "
+        "directions. Put the prompt around the text by --template '{text} ...', or pass a causal "
+        "model to --model."
+    )
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:

@@ -174,6 +174,7 @@ class Task:
             self.recipe,
             layers=layers,
             poolings=self.poolings,
+            prompts=self.source.prompts,
             **dataclasses.asdict(self.placement),
             expected_fingerprint=expected,
             n_rows=n_rows,

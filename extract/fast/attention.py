@@ -7,6 +7,8 @@ them.
 
 On CUDA, of texts packed behind each other: torch's kernel for texts of various lengths, so that no
 pad is ever computed. All else goes to `sdpa`.
+
+Of texts with branches behind them (see `branched_texts`), which all read the keys of their text.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from transformers.masking_utils import sdpa_mask
 from llmembed.common.errors import ModelError
 
 PRODUCTS, PACKED = "llmembed-products", "llmembed-packed"
+BRANCHED = "llmembed-branched"
 _QUERY_BLOCK = 128
 """Queries that are computed together. Scores of later keys in a block are computed for nothing."""
 
 _packed: ContextVar[tuple[Tensor, int] | None] = ContextVar("packed", default=None)
+_branched: ContextVar[tuple[int, Tensor] | None] = ContextVar("branched", default=None)
 _compared: ContextVar[list[Tensor] | None] = ContextVar("compared", default=None)
 
 
@@ -49,6 +53,20 @@ def packed_texts(bounds: Tensor, longest: int) -> Iterator[None]:
         yield
     finally:
         _packed.reset(before)
+
+
+@contextlib.contextmanager
+def branched_texts(width: int, sees: Tensor) -> Iterator[None]:
+    """Let models that `use_branches` attend so meanwhile: texts in columns, branches behind them.
+
+    The first `width` columns are causal; `sees` tells what each later one meets of all columns,
+    bool `[B, 1, P, width + P]`.
+    """
+    before = _branched.set((width, sees))
+    try:
+        yield
+    finally:
+        _branched.reset(before)
 
 
 @contextlib.contextmanager
@@ -95,17 +113,24 @@ def use_packing(model: Any) -> None:
     model.set_attn_implementation(PACKED)
 
 
+def use_branches(model: Any) -> None:
+    """Let a model that attends by `sdpa` or products attend by `attend`, without any mask."""
+    transformers.AttentionInterface.register(BRANCHED, attend)
+    model.set_attn_implementation(BRANCHED)
+
+
 @contextlib.contextmanager
 def unpacked(model: Any) -> Iterator[None]:
-    """Let a model attend by `sdpa` meanwhile, with all masks, if it `use_packing`."""
-    packs = attends_by(model) == PACKED
-    if packs:
+    """Let a model attend by `sdpa` meanwhile, with all masks, if ours makes none."""
+    before = attends_by(model)
+    maskless = before in (PACKED, BRANCHED)
+    if maskless:
         model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        if packs:
-            model.set_attn_implementation(PACKED)
+        if maskless:
+            model.set_attn_implementation(before)
 
 
 def attends_by(model: Any) -> str | None:
@@ -150,6 +175,9 @@ def attend(
             apart = (found - expected).float().norm(dim=(1, 2))
             differences.append((apart / expected.float().norm(dim=(1, 2)).clamp(min=1e-12)).max())
         return found[None], None
+    if usual and (branched := _branched.get()) is not None:
+        how = {"scaling": scaling, **others}
+        return _attend_with_branches(module, query, key, value, *branched, **how), None
     plain = query.shape[2] == key.shape[2] and query.device.type == "cpu" and usual
     if attention_mask is None and causal and plain and query.dtype == torch.bfloat16:
         return causal_attention(query, key, value, scaling), None
@@ -157,6 +185,28 @@ def attend(
         module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **others
     )
     return attended
+
+
+def _attend_with_branches(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    width: int,
+    sees: Tensor,
+    **how: Any,
+) -> Tensor:
+    """Attend within texts, and from their branches to them and themselves: `[B, T, n_heads, D]`."""
+    outside = _branched.set(None)
+    try:
+        q, k, v = (states[:, :, :width] for states in (query, key, value))
+        texts, _ = attend(module, q, k, v, None, is_causal=True, **how)
+    finally:
+        _branched.reset(outside)
+    branches, _ = sdpa_attention_forward(
+        module, query[:, :, width:], key, value, sees, is_causal=False, **how
+    )
+    return torch.cat([texts, branches], dim=1)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

@@ -13,6 +13,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,13 @@ from llmembed.extract.features.batching import (
     positions_of,
     step_of,
 )
+from llmembed.extract.features.branches import (
+    Branches,
+    branched_hidden_states,
+    refuse_seeing_ahead,
+    renamed,
+    share_texts,
+)
 from llmembed.extract.features.forward import Pooled, Tokenized, pooled_hidden_states, to_device
 from llmembed.extract.features.packing import (
     are_compiled,
@@ -45,7 +53,7 @@ from llmembed.extract.features.packing import (
     packed_hidden_states,
     try_packing,
 )
-from llmembed.extract.features.poolings import POOLINGS, arrays_of
+from llmembed.extract.features.poolings import arrays_of, spec_of
 from llmembed.extract.features.selfcheck import allowed, check_first_batch
 from llmembed.extract.features.sizes import (
     TokenBudget,
@@ -54,6 +62,7 @@ from llmembed.extract.features.sizes import (
     tokens_that_fit,
 )
 from llmembed.extract.texts import describe_bad_text, fill
+from llmembed.extract.texts.prompts import pooling_of
 from llmembed.extract.texts.templates import is_unicode
 
 Features = dict[tuple[str, int], npt.NDArray[np.floating[Any]]]
@@ -94,6 +103,8 @@ class Way:
     """Passes were recorded as CUDA graphs and replayed."""
     attention: str
     """What transformers calls the attention that ran."""
+    prompts_share: bool | None = None
+    """Texts were read once for all prompts, not once for each; None where there are none."""
     why_padded: str = ""
     """Why a GPU computed pads, if one did."""
 
@@ -105,7 +116,8 @@ class Extractor:
         recipe: what to load and how to treat texts: a `Recipe`, or the mapping that a cache or a
             run recorded of one.
         layers: layers to compute.
-        poolings: poolings to compute.
+        poolings: poolings to compute, those of prompts too.
+        prompts: suffixes by name, as a cache or a run recorded them of the source.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         token_budget: tokens a batch, pads included; None chooses for the device, on a GPU by the
             memory that is free beside the weights.
@@ -123,6 +135,7 @@ class Extractor:
         *,
         layers: Sequence[int],
         poolings: Sequence[str],
+        prompts: Mapping[str, str] = MappingProxyType({}),
         device: str = "auto",
         token_budget: int | None = None,
         all_gpus: bool = False,
@@ -133,7 +146,10 @@ class Extractor:
         recipe.refuse_other(expected_fingerprint or {})
         recipe.warn_of_other_versions()
         self.recipe, self.layers, self.poolings = recipe, tuple(layers), tuple(poolings)
-        on_device, specs = resolve_device(device), [POOLINGS[name] for name in poolings]
+        prompts = {n: text for n, text in prompts.items() if pooling_of(n) in self.poolings}
+        self._branches = Branches.of(recipe, prompts) if prompts else None
+        self._plain = [name for name in poolings if name not in map(pooling_of, prompts)]
+        on_device, specs = resolve_device(device), [spec_of(name) for name in poolings]
         if on_device.type == "cpu":
             keep_freed_memory()
         needs_pooler = any(spec.home is None for spec in specs)
@@ -149,6 +165,7 @@ class Extractor:
             needs_pooler=needs_pooler,
             trust_remote_code=recipe.trust_remote_code,
         )
+        self._shares = self._share_texts(all_gpus)
         self._budget = TokenBudget(token_budget or self._suitable_budget())
         self._step = step_of(self.token_budget)
         self.n_lanes = min(_LANES, torch.get_num_threads()) if self.backbone.shareable else 1
@@ -177,6 +194,7 @@ class Extractor:
             compiled=self._compiled and are_compiled(self.backbone),
             cuda_graphs=self._recorder is not None and self._recorder.n_recorded > 0,
             attention=self._attention,
+            prompts_share=None if self._branches is None else self._shares,
             why_padded=self._why_padded,
         )
 
@@ -217,10 +235,21 @@ class Extractor:
         tell_launched("beside empty texts others had other features")
         return None
 
+    def _share_texts(self, all_gpus: bool) -> bool:
+        """Let the model read each text once for all prompts, if there are any, and if it can."""
+        if self._branches is None:
+            return False
+        refuse_seeing_ahead(self.backbone, self.recipe.files.name)
+        if all_gpus or self._pads_all:
+            return False
+        with quiet(), full_float32():
+            return share_texts(self.backbone, self._branches, self.recipe.max_length)
+
     def _reason_to_pad(self, all_gpus: bool, needs_pooler: bool) -> str:
         """Let the model run packed texts, or say why it does not."""
         reasons = {
             "its blocks lie on several GPUs": all_gpus,
+            "prompts read the keys of padded texts": self._shares,
             "a pooling that was asked for reads the pads": self._pads_all,
             "pooling pooler is a part of the model": needs_pooler,
             f"its attention is {self._attention!r}, not 'sdpa'": self._attention != "sdpa",
@@ -301,10 +330,26 @@ class Extractor:
 
     def prepare(self, texts: Tokenized) -> Planned:
         """Plan the batches of tokenised texts, in any thread: the device is not needed."""
-        shortest = self.recipe.max_length if self._pads_all else 0
-        lengths, budget = [max(shortest, len(ids)) for ids in texts.ids], self.token_budget
+        lengths, budget = self._lengths(texts.n_tokens), self.token_budget
         batches = self.plan(lengths)
         return Planned(texts=texts, lengths=lengths, token_budget=budget, batches=batches)
+
+    def _lengths(self, n_tokens: npt.NDArray[np.int32]) -> list[int]:
+        """Give the positions that texts of so many tokens take in a padded batch."""
+        shortest, behind = self.recipe.max_length if self._pads_all else 0, 0
+        if self._branches is not None:
+            behind = len(self._branches.paths) if self._shares else self._branches.longest
+        return [max(shortest, n) + behind for n in n_tokens.tolist()]
+
+    def n_computed(self, n_tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Count the tokens that are computed for texts of so many, those of prompts included."""
+        computed = n_tokens.astype(np.int64)
+        if self._branches is None:
+            return computed
+        if self._shares:
+            return computed + len(self._branches.paths)
+        begin, suffixes = self._branches.begin(computed), self._branches.suffixes.values()
+        return computed * bool(self._plain) + sum(begin + len(ids) for ids in suffixes)
 
     def compute(
         self,
@@ -400,7 +445,8 @@ class Extractor:
                 eager: Any = torch.compiler.set_stance if self._compiled else contextlib.nullcontext
                 with eager("force_eager"):
                     name, wanted = self.recipe.files.name, self._wanted()
-                    check_first_batch(self.backbone, name, texts, pooled, wanted)
+                    behind = self._behind(texts)
+                    check_first_batch(self.backbone, name, texts, pooled, wanted, behind)
                 self._checked = True
         except MemoryError:
             return None
@@ -410,8 +456,25 @@ class Extractor:
             return None
         return pooled
 
+    def _behind(self, texts: Tokenized) -> dict[str, Tokenized]:
+        """Put each prompt behind each text, by the pooling that it makes."""
+        if self._branches is None:
+            return {}
+        return {name: self._branches.behind(texts, name) for name in self._branches.suffixes}
+
     def _run(self, texts: Tokenized, width: int) -> Pooled:
-        what = (self.backbone, texts, self.layers, self.poolings)
+        if self._branches is not None and self._shares:
+            what = (self.backbone, texts, self.layers, self._plain, self._branches)
+            width -= len(self._branches.paths)
+            return branched_hidden_states(*what, width=width, pad=self.recipe.pad_token)
+        behind = 0 if self._branches is None else self._branches.longest
+        pooled = self._run_texts(texts, self._plain, width - behind) if self._plain else {}
+        for name, prompted in self._behind(texts).items():
+            pooled |= renamed(self._run_texts(prompted, ["last"], width), name)
+        return pooled
+
+    def _run_texts(self, texts: Tokenized, poolings: Sequence[str], width: int) -> Pooled:
+        what = (self.backbone, texts, self.layers, poolings)
         if not self._packs:
             return pooled_hidden_states(*what, width=width, pad=self.recipe.pad_token)
         n_tokens = int(texts.n_tokens.sum())

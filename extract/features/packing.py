@@ -41,7 +41,7 @@ from llmembed.extract.features.forward import (
 )
 from llmembed.extract.features.selfcheck import agree, allowed
 
-_SPANS = ("sliding_window", "local_attention", "attention_chunk_size")
+SPANS = ("sliding_window", "local_attention", "attention_chunk_size")
 """Names that configurations give to how many tokens a layer sees at once."""
 
 
@@ -188,7 +188,7 @@ def _trial_texts(config: Any, max_length: int) -> list[list[int]]:
 
     The tokens are no model's pad.
     """
-    spans = [getattr(config, name, None) or max_length for name in _SPANS]
+    spans = [getattr(config, name, None) or max_length for name in SPANS]
     longer = [min(2 * span, max_length) for span in spans if span < max_length]
     draw = np.random.default_rng(0).integers
     return [draw(5, 16, size=n).tolist() for n in (7, *longer, 2, 4)]

@@ -45,6 +45,15 @@ for _name, _spec in {
     POOLINGS.register(_name, _spec)
 
 
+def spec_of(pooling: str) -> PoolingSpec:
+    """Give the facts of a pooling; that of a prompt has those of the pooling before its dot.
+
+    >>> spec_of("last.it-was-64c6ad").home == spec_of("last").home
+    True
+    """
+    return POOLINGS[pooling if pooling in POOLINGS else pooling.partition(".")[0]]
+
+
 def register_pooling(name: str, **facts: bool) -> Callable[[_Function], _Function]:
     """Make a function a pooling; the facts are those of `PoolingSpec`, each False if not given.
 
@@ -76,5 +85,5 @@ def arrays_of(
         (pooling, layer)
         for pooling in poolings
         for layer in layers
-        if layer == n_layers or not POOLINGS[pooling].last_layer_only
+        if layer == n_layers or not spec_of(pooling).last_layer_only
     ]

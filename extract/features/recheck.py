@@ -150,7 +150,7 @@ def _extractor(cache: Cache, model: str) -> tuple[str, Extractor]:
             arrays = [key for split in cache.splits for key in cache[split].arrays]
             poolings = sorted({pooling for of, pooling, _ in arrays if of == name})
             layers = sorted({layer for of, _, layer in arrays if of == name})
-            return name, Extractor(recipe, layers=layers, poolings=poolings)
+            return name, Extractor(recipe, layers=layers, poolings=poolings, prompts=source.prompts)
         differing.append(f"{name} (another {', '.join(other)})")
     raise CacheMismatchError(
         f"{model} is none of the sources of {cache.path}: {'; '.join(differing)}. Pass the model "

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from llmembed.extract.features.forward import (
     pooled_hidden_states,
 )
 from llmembed.extract.features.pooling import pool
-from llmembed.extract.features.poolings import POOLINGS
+from llmembed.extract.features.poolings import POOLINGS, spec_of
 
 TOLERANCE: Mapping[str, float] = {
     "float32": 1e-4,
@@ -55,7 +56,7 @@ def allowed(compute_dtype: str | torch.dtype, quantize: str | None, pooling: str
     (0.0001, 0.3)
     """
     arithmetic = _arithmetic(compute_dtype, quantize)
-    rough = arithmetic != "float32" and not POOLINGS[pooling].smooth
+    rough = arithmetic != "float32" and not spec_of(pooling).smooth
     return TOLERANCE[arithmetic] * (_UNAVERAGED if rough else 1.0)
 
 
@@ -79,10 +80,12 @@ def check_first_batch(
     texts: Tokenized,
     pooled: Pooled,
     wanted: Iterable[tuple[str, int]],
+    prompted: Mapping[str, Tokenized] | None = None,
 ) -> None:
     """Refuse a backbone that lacks wanted features, or gives others for texts alone.
 
-    Texts are the longest first.
+    Texts are the longest first; `prompted` are they with a prompt behind, by the pooling that this
+    makes.
 
     Raises:
         ExtractionError: naming pooling, layer, the difference and the tolerance.
@@ -99,7 +102,7 @@ def check_first_batch(
                 f"{backbone.hidden_size}. Leave it out of --layers."
             )
     for index in sorted({0, len(texts.ids) - 1}):
-        alone = _alone(backbone, texts.take(np.array([index])), pooled)
+        alone = _all_alone(backbone, texts, np.array([index]), pooled, prompted or {})
         for (pooling, layer), expected in alone.items():
             feature = pooled[pooling, layer][index]
             if not (feature.isfinite().all() or expected.isfinite().all()):
@@ -114,6 +117,24 @@ def check_first_batch(
                     "stored. Pass --token-budget 1 to compute every text alone, or report this "
                     "architecture."
                 )
+
+
+def _all_alone(
+    backbone: Backbone,
+    texts: Tokenized,
+    index: npt.NDArray[np.int64],
+    keys: Iterable[tuple[str, int]],
+    prompted: Mapping[str, Tokenized],
+) -> dict[tuple[str, int], Tensor]:
+    """Compute features of one text, and of it with each prompt behind it, each alone."""
+    keys = list(keys)
+    plain = [key for key in keys if key[0] not in prompted]
+    features = _alone(backbone, texts.take(index), plain) if plain else {}
+    for pooling, behind in prompted.items():
+        layers = [layer for name, layer in keys if name == pooling]
+        found = _alone(backbone, behind.take(index), [("last", layer) for layer in layers])
+        features |= {(pooling, layer): feature for (_, layer), feature in found.items()}
+    return features
 
 
 def _alone(

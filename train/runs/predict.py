@@ -206,6 +206,7 @@ class Backbones:
         from llmembed.extract import Extractor
         from llmembed.extract.backbones.load import resolve_device
         from llmembed.extract.features.poolings import POOLINGS
+        from llmembed.extract.texts.prompts import pooling_of
 
         key = (str(resolve_device(device)), place)
         if source in self._loaded and self._loaded[source][0] == key:
@@ -218,15 +219,18 @@ class Backbones:
             recipe |= {"model": place, "revision": None}
             expected = {key: value for key, value in expected.items() if key not in _WHERE_FOUND}
         own = [feature for feature in wanted if feature.source == source]
+        prompts = stored.get("prompts", {})
+        known = [*POOLINGS, *map(pooling_of, prompts)]
         for feature in own:
-            if feature.pooling not in POOLINGS:
+            if feature.pooling not in known:
                 remedy = "Install the package that registers it (llmembed.poolings), or fit again."
-                raise RunFormatError.unknown("pooling", feature.pooling, POOLINGS, remedy)
+                raise RunFormatError.unknown("pooling", feature.pooling, known, remedy)
         try:
             extractor = Extractor(
                 recipe,
                 layers=sorted({feature.layer for feature in own}),
                 poolings=sorted({feature.pooling for feature in own}),
+                prompts=prompts,
                 device=device,
                 expected_fingerprint=expected,
             )

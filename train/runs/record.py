@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from llmembed.train.fusions.classifier import Architecture, Trained
 from llmembed.train.inputs import Feature
 
 if TYPE_CHECKING:
+    from llmembed.cache_format import SourceInfo
     from llmembed.train.inputs import FitData
 
 FORMAT = 1
@@ -51,7 +52,7 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
             "provenance": dict(data.provenance),
         },
         "sources": {
-            name: {key: dict(getattr(data.sources[name], key)) for key in ("recipe", "fingerprint")}
+            name: _source(data.sources[name], {f.pooling for f in data.features})
             for name in dict.fromkeys(feature.source for feature in data.features)
         },
         "features": [feature._asdict() for feature in data.features],
@@ -67,6 +68,17 @@ def record_config(config: FitConfig, data: FitData, trained: Trained) -> dict[st
             if (package := registry.brought_by(name)) is not None
         },
     }
+
+
+def _source(info: SourceInfo, poolings: Collection[str]) -> dict[str, Any]:
+    """Say what makes the features of a source: its recipe, and the prompts that are used."""
+    parts = {key: dict(getattr(info, key)) for key in ("recipe", "fingerprint")}
+    asked = {name: text for name, text in info.prompts.items() if _has_prompt(poolings, name)}
+    return parts | ({"prompts": asked} if asked else {})
+
+
+def _has_prompt(poolings: Collection[str], name: str) -> bool:
+    return any(pooling.partition(".")[2] == name for pooling in poolings)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -192,6 +204,8 @@ def _features(config: Mapping[str, Any]) -> list[Feature]:
     for source in sources.values():
         for key in ("recipe", "fingerprint"):
             _of(dict, _of(dict, source, "a source")[key], key)
+        for name, text in _of(dict, source.get("prompts", {}), "prompts").items():
+            _of(str, text, f"prompt {name!r:.40}")
     features = [Feature(**_of(dict, feature, "a feature")) for feature in stored]
     for feature in features:
         _of(str, feature.source, "source")

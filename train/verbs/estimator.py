@@ -60,6 +60,9 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         model: backbone: an alias, a Hub id, or a local folder or GGUF file.
         layers: layers to use: 16, [8, 16, 24], or a string: 8,16,24; a range; last:5; all.
         pooling: poolings over tokens, a list or separated by commas.
+        prompts: prompts behind each text, whose last tokens are features too: a set (sentiment,
+            topic, intent, general, eol, meta-eol, or auto: of the names of the classes), a prompt
+            itself, or a list of them.
         max_length: tokens kept of each text.
         template: format string around each text, with the field {text}.
         compute_dtype: arithmetic of the backbone.
@@ -100,6 +103,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     layers: str | int | Sequence[int] = "8,16,24"
     _: dataclasses.KW_ONLY
     pooling: str | Sequence[str] = "mean,last"
+    prompts: str | Sequence[str] = ()
     max_length: int = 512
     template: str | None = None
     compute_dtype: str = "auto"
@@ -175,7 +179,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 f"y has {found} in the {len(kept)} texts whose weight is above 0; a classifier "
                 "needs two. Pass texts of another class."
             )
-        self.text_features_ = self._text_features()
+        self.text_features_ = self._text_features([str(name) for name in self.classes_])
         made = self.text_features_
         features = [
             Feature(made.source, pooling, layer, made.hidden_size) for pooling, layer in made.arrays
@@ -281,14 +285,17 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             parts = [arrays[feature.pooling, feature.layer] for feature in features]
             yield torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
 
-    def _text_features(self) -> TextFeatures:
+    def _text_features(self, labels: Sequence[str]) -> TextFeatures:
         from llmembed.extract import ExtractConfig, TextFeatures
+        from llmembed.extract.texts.prompts import resolve_prompts
 
         given = self.get_params(deep=False)
         own = (_FIT_OPTIONS - _SHARED) | {"class_weight", "random_state"}
         options = {name: value for name, value in given.items() if name not in own}
         poolings = as_list_option(self.pooling).split(",")
         options["pooling"] = tuple(part.strip() for part in poolings)
+        prompts = [self.prompts] if isinstance(self.prompts, str) else self.prompts
+        options["prompts"] = tuple(resolve_prompts(prompts, labels).values())
         return TextFeatures(ExtractConfig(**options | {"layers": as_list_option(self.layers)}))
 
     def _fit_config(self) -> FitConfig:
