@@ -76,8 +76,10 @@ def a_run(folder: Path, model: str) -> Run:
         rows = [(text, ("other", "oil")[text.startswith(WORDS[:5])]) for text in texts]
         csv.writer(file).writerows([("text", "label"), *rows])
     cache = str(folder / "texts.zarr")
-    where = {"dataset": str(path), "cache": cache}
-    extract(ExtractConfig(model=model, layers="-1", pooling=("mean",), **where))
+    wanted = ExtractConfig(
+        model=model, layers="-1", pooling=("mean",), dataset=str(path), cache=cache
+    )
+    extract(wanted)
     return fit(FitConfig(cache=cache, fusion="mean", output=str(folder / "run")))
 
 

@@ -90,7 +90,7 @@ def study(name: str, options: Any, sizes: Sequence[int], data: dict[str, Any]) -
     cache = open_cache(options.caches / f"{name}.zarr")
     split = cache[eval_split_of(cache)]
     judged = at_most(split.labels, options.test_rows)
-    labels, y = split.labels[judged], cache["train"].labels
+    labels, y = split.labels[judged], np.asarray(cache["train"].labels, dtype=np.int64)
     methods = options.methods.split(",")
 
     def cells(method: str, source: str | None) -> Iterator[tuple[int, Cell, range]]:
