@@ -13,9 +13,8 @@ each source stand
 `setfit` starts from the texts with MiniLM as body, in an environment of its own, since it may want
 other versions of what we use (`pip install setfit`, 1.2.0, ran with transformers 5.24).
 
-    llmembed-extract --dataset texts/mr --cache PLACE/mr.zarr --model minilm --layers all \
-        --max-length 128
-    llmembed-extract --dataset texts/mr --model smollm2-135m --layers 3:31:3 ...
+The caches are those of `domains`, whose help has the commands that make them.
+
     python benchmarks few --caches PLACE --data mr,sst2 [--rows 8,16,64] [--draws 10]
                           [--setfit venv/bin/python] [--quick]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,12 @@ import pytest
 from clustered import clustered, of_sets, write_cache
 from regression.places import Places
 from regression.suites import CachePlan, FitPlan, SourcePlan, load_suite
-from studies import ablation, audit, doubt, several, transfer
+from studies import ablation, audit, domains, doubt, few, several, transfer
 from toy_model import save_toy_model, toy_texts
 
 from llmembed.cache_format import open_cache
 from llmembed.common.errors import LLMEmbedWarning
+from llmembed.extract import ExtractConfig, extract
 from llmembed.train.fusions import HEADS
 
 pytestmark = pytest.mark.slow
@@ -190,3 +193,78 @@ def test_several_labels_stand_beside_one_vs_rest(tmp_path: Path) -> None:
     assert (found["n_train"], found["n_test"], found["labels"]) == (120, 80, 3)
     assert {*found["ways"]} == {"ours", "one-vs-rest", "one-vs-rest, thresholds"}
     assert all(0.5 < way["micro_f1"] <= 1 for way in found["ways"].values())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two languages with texts, and the caches of two sources beside them."""
+    model = str(save_toy_model(tmp_path / "model", "bert"))
+    (tmp_path / "caches").mkdir()
+    for k, name in enumerate(("tweet_sentiment_a", "tweet_sentiment_b")):
+        (tmp_path / name).mkdir()
+        for split, rows in (("train", slice(k, 50 + k)), ("test", slice(60, 90))):
+            texts = toy_texts(90)[rows]
+            labels = [int(len(text.split()) > 10) for text in texts]
+            table = pa.table({"text": texts, "label": labels})
+            pq.write_table(table, tmp_path / name / f"{split}.parquet")
+        for source, layers in (("llm", "1,2"), ("encoder", "2")):
+            extract(
+                ExtractConfig(
+                    model=model,
+                    layers=layers,
+                    source=source,
+                    dataset=str(tmp_path / name),
+                    cache=str(tmp_path / "caches" / f"{name}.zarr"),
+                    pooling=("mean",),
+                )
+            )
+    return tmp_path
+
+
+def test_domains_are_compared_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every method has a figure with its interval, each language is tested on each; all are kept."""
+    arguments = [f"--caches={folder / 'caches'}", f"--output={folder / 'found.json'}"]
+    arguments += ["--source=llm", "--encoder=encoder", "--layers=1,2", "--quick"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LLMEmbedWarning)
+        assert domains.main(arguments) == 0
+        found = json.loads((folder / "found.json").read_text())
+        assert domains.main(arguments) == 0
+    assert json.loads((folder / "found.json").read_text()) == found
+    assert found["data"].keys() == {"tweet_sentiment_a", "tweet_sentiment_b"}
+    for entry in found["data"].values():
+        assert entry.keys() == domains.METHODS.keys()
+        for one in entry.values():
+            assert one["interval"][0] <= one["accuracy"] <= one["interval"][1]
+            assert one["n"] == 30
+    assert len(found["transfer"]) == 2 * 2 * 2
+    assert "| mean |" in capsys.readouterr().out
+    assert domains.main([*arguments, "--layers=1"]) == 1
+    assert "Pass two or more to --layers" in capsys.readouterr().err
+
+
+def test_few_texts_are_drawn_and_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A draw is made once; SetFit's answers come from the interpreter that is named."""
+    stand_in = folder / "setfit"
+    stand_in.write_text(
+        f"#!{sys.executable}\nimport json, sys\nasked = json.load(sys.stdin)\n"
+        "for draw in asked['draws']:\n"
+        "    print(json.dumps({'predicted': [0] * len(asked['new']), 'seconds': 1.0}))\n"
+    )
+    stand_in.chmod(0o755)
+    arguments = [f"--caches={folder / 'caches'}", f"--output={folder / 'few.json'}"]
+    arguments += ["--data=tweet_sentiment_a", "--rows=4", "--draws=2", f"--setfit={stand_in}"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LLMEmbedWarning)
+        assert few.main(arguments) == 0
+        found = json.loads((folder / "few.json").read_text())["data"]["tweet_sentiment_a"]
+        assert few.main([*arguments, "--draws=3"]) == 0
+    more = json.loads((folder / "few.json").read_text())["data"]["tweet_sentiment_a"]
+    assert more.keys() == {
+        *(f"{s}: {m}" for s in ("llm", "encoder") for m in few.METHODS),
+        "setfit",
+    }
+    for method, one in more.items():
+        assert one["sizes"]["4"]["accuracy"][:2] == found[method]["sizes"]["4"]["accuracy"]
+        assert len(one["sizes"]["4"]["accuracy"]) == 3
+    assert "| llm: default |" in capsys.readouterr().out

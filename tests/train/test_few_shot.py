@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clustered import LABELS, MakeCache, clustered
 from toy_model import save_toy_model
 
@@ -75,6 +76,55 @@ def test_few_rows_are_evaluated_on_a_test_split(make_cache: MakeCache, tmp_path:
     cache = make_cache(splits, labels=LABELS[:2])
     config = FitConfig(cache=str(cache), fusion="mean", output=str(tmp_path / "r"))
     assert fit(config).metrics["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("fusion", ["auto", "cooc"])
+def test_few_rows_choose_nothing(make_cache: MakeCache, tmp_path: Path, fusion: str) -> None:
+    """Of fewer rows than columns all features are one LDA, half shrunk in the space of the rows."""
+    splits = {"train": clustered(40, 0, n_layers=5), "test": clustered(60, 1, n_layers=5)}
+    run = fit(FitConfig(cache=str(make_cache(splits)), fusion=fusion, output=str(tmp_path / "r")))
+    (x, y), (new, _) = splits.values()
+    x, new = (np.concatenate(one, axis=1, dtype=np.float64) for one in (x, new))
+    expected = half_shrunk_lda(x, y, new)
+    scores = run.classifier(torch.from_numpy(new).float()).detach().double().numpy()
+    scores -= scores.mean(axis=1, keepdims=True)
+    # cooc takes the scale of the columns from the rows that it does not watch.
+    least = 0.99999 if fusion == "auto" else 0.999
+    assert np.corrcoef(scores.ravel(), expected.ravel())[0, 1] > least
+    if fusion == "auto":
+        (member,) = run.metrics["chosen"]["members"]
+        assert (member["fusion"], member["features"]) == ("concat", (0, 1, 2, 3, 4))
+
+
+def half_shrunk_lda(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Score `[n, K]` by the definition, with matrices of the size of the columns."""
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    x, new = (x - mean) / scale, (new - mean) / scale
+    means = np.stack([x[y == label].mean(axis=0) for label in np.unique(y)])
+    within = np.cov((x - means[y]).T, bias=True)
+    of_dimension = np.trace(within) / np.linalg.matrix_rank(x)
+    covariance = (within + of_dimension * np.eye(len(within))) / 2
+    weights = np.linalg.solve(covariance, means.T)
+    prior = np.log(np.bincount(y) / len(y))
+    scores = new @ weights - (means.T * weights).sum(axis=0) / 2 + prior
+    return scores - scores.mean(axis=1, keepdims=True)
+
+
+def test_few_rows_need_proof_that_cooc_adds_to_its_base(
+    make_cache: MakeCache, tmp_path: Path
+) -> None:
+    """Without proof what was trained is taken back, and the record says so; of more rows never."""
+    taken_back = {}
+    for n in (40, 90):
+        splits = {"train": clustered(n, 0, n_layers=5), "test": clustered(60, 1, n_layers=5)}
+        cache = make_cache(splits, name=f"{n}.zarr")
+        run = fit(FitConfig(cache=str(cache), output=str(tmp_path / f"r{n}")))
+        (record,) = run.metrics["per_seed"]
+        taken_back[n] = record.get("taken_back", False)
+        assert 0 <= record["val_loss"] < 2
+        if taken_back[n]:
+            assert not run.classifier.state_dict()["head.logits.weight"].any()
+    assert taken_back == {40: True, 90: False}
 
 
 SIZES = {"train": 4, "test": 40}

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import scipy.stats
 import torch
+import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.loggers import WandbLogger
@@ -25,6 +27,7 @@ from llmembed.common.errors import ConfigError, LLMEmbedWarning
 from llmembed.train.config import Plan
 from llmembed.train.fusions import AUTO, HEADS
 from llmembed.train.fusions.classifier import Classifier, Trained
+from llmembed.train.fusions.heads import LinearHead
 from llmembed.train.fusions.tricks import small_steps
 from llmembed.train.gradient.module import (
     LOSS,
@@ -38,8 +41,9 @@ from llmembed.train.gradient.module import (
     seed_draws,
 )
 from llmembed.train.gradient.workspace import checkpoint_folder, find_checkpoint, make_logger
-from llmembed.train.inputs import FeatureBatches, FitData
+from llmembed.train.inputs import FeatureBatches, FitData, mean_loss
 from llmembed.train.linear.devices import fits, free_bytes
+from llmembed.train.linear.sweep import are_few
 from llmembed.train.measures import Floats, HeldOutRows, calibrate, calibrate_trained
 
 VALIDATION_ROWS = 1024  # of a batch, where the steps' are smaller
@@ -109,6 +113,9 @@ def _fit(
             f"the training diverged: the loss became NaN or infinite with lr {plan.training.lr}. "
             "Pass a smaller --lr."
         )
+    val_loss, taken_back = epochs.loss, watches and _adds_nothing_sure(data, classifier)
+    if taken_back:
+        val_loss = _take_back(data, classifier)
     if plan.method.calibrate == "temperature" and watches:
         _calibrate(data, classifier)
     held_out = None
@@ -122,7 +129,7 @@ def _fit(
     return Trained(
         seed=seed,
         classifier=classifier,
-        val_loss=epochs.loss if watches else None,
+        val_loss=val_loss if watches else None,
         fit_s=time.perf_counter() - started,
         device=str(device),
         details={
@@ -130,6 +137,7 @@ def _fit(
             "n_epochs": trainer.current_epoch,
             "losses": epochs.losses,
             "saturated_share": None if saturated is None else saturated.item(),
+            **({"taken_back": True} if taken_back else {}),
             **({} if sigma is None else {"sigma": sigma}),
         },
         held_out=held_out,
@@ -197,6 +205,54 @@ def _run(
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from error
         raise
+
+
+def _adds_nothing_sure(data: FitData, classifier: Classifier) -> bool:
+    """Say whether few rows leave it open that a head adds anything to its base.
+
+    The few of them that are watched let a head pass that fits its own rows alone, epoch after epoch
+    anew. So it has to lower their loss beyond chance.
+    """
+    n_rows = len(data.shares.train) + len(data.shares.validation)
+    completes = data.base_logits is not None and isinstance(classifier.head, LinearHead)
+    if data.multilabel or not completes or not are_few(n_rows, data.x.shape[1]):
+        return False
+    rows = torch.from_numpy(data.shares.validation)
+    with_head, base = (
+        F.cross_entropy(logits, data.y[rows], reduction="none")
+        for logits in (
+            classifier.logits_all(data.x, rows, data.base_logits),
+            data.base_logits[rows].double(),
+        )
+    )
+    return not is_gain((base - with_head).numpy())
+
+
+def is_gain(differences: Floats) -> bool:
+    """Say whether the mean of float64 `[n]` is above 0 beyond chance: a t-test at 5 %.
+
+    >>> import numpy as np
+    >>> is_gain(np.array([0.5, 0.4, 0.6])), is_gain(np.array([0.5, -0.4, 0.3]))
+    (True, False)
+    >>> is_gain(np.array([0.5]))
+    False
+    """
+    n = len(differences)
+    if n < 2:
+        return False
+    error = float(differences.std(ddof=1)) / math.sqrt(n)
+    return float(differences.mean()) > error * float(scipy.stats.t.ppf(0.95, n - 1))
+
+
+def _take_back(data: FitData, classifier: Classifier) -> float:
+    """Leave the base alone, and give its loss on the rows that are watched."""
+    assert isinstance(classifier.head, LinearHead)
+    assert data.base_logits is not None
+    classifier.head.logits.weight.data.zero_()
+    classifier.head.logits.bias.data.zero_()
+    rows = torch.from_numpy(data.shares.validation)
+    own = None if data.sample_weights is None else data.sample_weights[rows]
+    return mean_loss(data.base_logits[rows], data.y[rows], data.class_weights(), own).item()
 
 
 def _calibrate(data: FitData, classifier: Classifier) -> None:

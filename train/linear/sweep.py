@@ -42,7 +42,7 @@ _LARGEST_SUBSET = 4
 _SOFTMAX_STRENGTHS = SoftmaxSolver.STRENGTHS[::2]
 _SOFTMAX_TOLERANCE = 1e-4  # nats; what is left of the optimum at 1e-6 takes half of the steps
 _MOST_PRODUCTS = 1e10  # of a step of a softmax head: a quarter of a second on two cores
-FEW_ROWS = 512  # fewer choose nothing
+_FEW_ROWS = 512  # fewer choose nothing
 _OF_FEW = 0.5  # strength of LDA then, in units of the variance a dimension that the rows span
 _NEIGHBOURS = 1  # strengths tried on either side of the one that suited the best single feature
 
@@ -172,8 +172,8 @@ class Grid(Problem):
 
     @property
     def is_few(self) -> bool:
-        """Whether there are too few rows to choose by."""
-        few = len(self.taking_part) < FEW_ROWS
+        """Whether there are too few rows to choose by, and fewer than columns."""
+        few = are_few(len(self.taking_part), sum(self.widths))
         return few and self.head == "lda" and self.summed_of is None
 
     def of_few(self) -> Candidate:
@@ -204,6 +204,15 @@ class Grid(Problem):
         rows = self.taking_part
         held_out = [one[rows] for one in scores]
         return pick(held_out, self.y[rows], self.class_weights, self.own_weights(rows))
+
+
+def are_few(n_rows: int, n_columns: int) -> bool:
+    """Say whether there are too few training rows to choose by.
+
+    >>> are_few(160, 2688), are_few(160, 64), are_few(600, 2688)
+    (True, False, False)
+    """
+    return n_rows < min(_FEW_ROWS, n_columns)
 
 
 @full_float32()
