@@ -622,6 +622,9 @@ class AuditConfig:
     """Head that judges: ridge, lda, linear, or auto, as in llmembed-fit."""
     folds: int = 0
     """Stratified folds of the rows; 0 is 5, or one a row where there are fewer rows."""
+    ignore_groups: bool = False
+    """Divide rows as they come, although the cache says which belong together: without it no group
+    is in two folds, and no row is judged by what its group has taught."""
     seed: int = 0
     """Seed of the folds."""
     output: str | None = dataclasses.field(

@@ -18,11 +18,13 @@ from clustered import HIDDEN_SIZE, LABELS, MakeCache, clustered, source_info, wr
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-from llmembed.cache_format import CacheWriter, DatasetInfo
+from llmembed.cache_format import CacheWriter, DatasetInfo, open_cache
 from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning, RunStorageError
 from llmembed.train import AuditConfig, FitConfig, fit, run_audit
 from llmembed.train.cli.audit import audit_main
-from llmembed.train.inputs import draw_folds
+from llmembed.train.inputs import FitData, data_in_memory, draw_folds, read_features
+from llmembed.train.inputs.select import select_features
+from llmembed.train.linear.solved import judge_held_out
 from llmembed.train.measures import calibrate
 from llmembed.train.measures.confident import confident_joint, doubts
 
@@ -321,6 +323,77 @@ def test_a_row_alone_in_its_class_is_not_judged(tmp_path: Path) -> None:
     (row,) = (row for row in document["rows"] if row["row"] == 5)
     assert (row["score"], row["suggested"], row["reasons"]) == (None, None, ["outlier"])
     assert document["n_alone"] == 1
+
+
+def write_groups(path: Path, labels: np.ndarray, groups: np.ndarray) -> Path:
+    """Write clustered features of these labels, and which rows belong together."""
+    features, _ = clustered(len(labels), 0)
+    with CacheWriter(path, dataset=DatasetInfo(name="t", labels=LABELS, provenance={})) as writer:
+        writer.add_source(source_info("tiny", HIDDEN_SIZE))
+        columns = {"labels": labels, "groups": groups.astype(np.uint64)}
+        writer.add_split("train", text_hash=np.arange(len(labels), dtype=np.uint64), **columns)
+        plan = writer.plan("train", "tiny", arrays=[("mean", 1), ("mean", 2)])
+        for block in plan.blocks:
+            rows = slice(block.compute_from, block.stop)
+            arrays = {("mean", k + 1): features[k, rows] for k in range(2)}
+            tokens = np.full(block.stop - block.compute_from, 3, dtype=np.int32)
+            writer.write(plan, block, n_tokens=tokens, features=arrays)
+        writer.finish("train", "tiny")
+    return path
+
+
+@pytest.mark.parametrize("fusion", SOLVED)
+def test_no_row_is_judged_by_its_group(tmp_path: Path, fusion: str) -> None:
+    """Groups are divided as a fit divides them, and as rows come where they are ignored."""
+    groups = np.arange(90) // 5
+    path = write_groups(tmp_path / "c.zarr", clustered(90, 0)[1], groups)
+    found = []
+    for ignored in (False, True):
+        judged = audited(path, tmp_path, fusion=fusion, ignore_groups=ignored)
+        method = FitConfig(cache=str(path), fusion=fusion).plan().method
+        data = data_of(path, None if ignored else groups, fusion)
+        expected = judge_held_out(method, data).details
+        assert judged["held_out_accuracy"] == pytest.approx(expected["held_out_accuracy"])
+        assert judged["temperature"] == pytest.approx(expected["temperature"])
+        found.append(judged["temperature"])
+    assert found[0] != found[1]
+
+
+def data_of(path: Path, groups: np.ndarray | None, fusion: str) -> FitData:
+    """All rows of the training split, as an audit reads them."""
+    cache, reading = open_cache(path), FitConfig(cache=str(path), fusion=fusion).plan().reading
+    split = cache["train"]
+    features = select_features(cache, split, reading)
+    y = np.asarray(split.labels, dtype=np.int64)
+    x = read_features(split, features)
+    return data_in_memory(reading, x, y, LABELS, features, groups=groups)
+
+
+def test_a_class_of_one_group_is_not_judged(tmp_path: Path) -> None:
+    """All its rows are in one fold, and the class is named once."""
+    labels = clustered(60, 0)[1]
+    groups = np.where(labels == 2, 1000, np.arange(60))
+    path = write_groups(tmp_path / "c.zarr", labels, groups)
+    with pytest.warns(LLMEmbedWarning, match=r"1 classes .* or one group, .* not judged: trade\."):
+        document = audited(path, tmp_path)
+    assert document["n_alone"] == 20
+
+
+@pytest.mark.parametrize(
+    ("n_groups", "options", "error", "message"),
+    [
+        (1, {}, DataError, "all 60 training rows are of one group, so none can be held out"),
+        (3, {"folds": 4}, ConfigError, "3 groups of training rows can't be divided into 4 folds"),
+    ],
+)
+def test_groups_that_an_audit_cannot_divide(
+    tmp_path: Path, n_groups: int, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """One group, or fewer than folds, is refused; ignored, they are no obstacle."""
+    path = write_groups(tmp_path / "c.zarr", clustered(60, 0)[1], np.arange(60) % n_groups)
+    with pytest.raises(error, match=message):
+        audited(path, tmp_path, **options)
+    assert audited(path, tmp_path, ignore_groups=True, **options)["n_rows"] == 60
 
 
 UNUSABLE = {

@@ -37,7 +37,10 @@ _LEAST_CONFUSED = 2  # rows of each of the two
 
 @dataclass(frozen=True, kw_only=True)
 class _Findings:
-    """What is thought of N rows; of a row that is alone in its class no label is judged."""
+    """What is thought of N rows.
+
+    No label is judged of a row alone in its class, or whose class is one group.
+    """
 
     seem: Labels
     """int64 `[N]`, the class that each seems to be of; its own where no label is judged."""
@@ -73,9 +76,10 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
 
     Raises:
         CacheError: the cache is missing, malformed, incomplete or damaged.
-        ConfigError: an option does not fit the cache, there are fewer rows than folds, memory runs
-            out, or the output is a file.
-        DataError: no row has a label, all have one, none can be held out, or a feature is NaN.
+        ConfigError: an option does not fit the cache, there are fewer rows, or groups of them, than
+            folds, memory runs out, or the output is a file.
+        DataError: no row has a label, all have one label or group, none can be held out, or a
+            feature is NaN.
         RunStorageError: the disk failed or refused.
     """
     started = time.perf_counter()
@@ -90,11 +94,12 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
             "looks for texts whose one label is wrong. Audit a cache of one label a text."
         )
     rows = labelled_rows(split)
+    groups = None if config.ignore_groups or split.groups is None else split.groups[rows]
     y = np.asarray(split.labels, dtype=np.int64)[rows]
     features = select_features(cache, split, plan.reading)
     with memory_told("Pass fewer --layers, or set CUDA_VISIBLE_DEVICES= to audit on the CPU."):
         x = read_features(split, features, rows)
-        data = data_in_memory(plan.reading, x, y, cache.labels, features)
+        data = data_in_memory(plan.reading, x, y, cache.labels, features, groups=groups)
         read_s = time.perf_counter() - started
         held_out = judge_held_out(plan.method, data)
     found = _examine(held_out, y, split.text_hash[rows], cache.labels)
@@ -129,13 +134,15 @@ def _examine(
     judged = np.setdiff1d(np.arange(len(y)), alone)
     if not len(judged):
         raise DataError(
-            f"each of the {len(y)} rows is the only one of its class, so none can be held out to "
-            "judge its label. Extract two examples a class or more."
+            f"each of the {len(y)} rows is the only one of its class, or in its only group, so "
+            "none can be held out to judge its label. Extract two examples a class or more, of two "
+            "groups."
         )
     if len(alone):
+        single = [names[k] for k in np.unique(y[alone])]
         warn(
-            f"{len(alone)} classes have one row each, which can't be held out, so their labels are "
-            f"not judged: {listed([names[k] for k in y[alone]])}."
+            f"{len(single)} classes have one row each, or one group, which can't be held out, so "
+            f"their labels are not judged: {listed(single)}."
         )
     proba = held_out.logits.double().softmax(dim=1).cpu().numpy()
     joint = confident_joint(proba[judged], y[judged])
