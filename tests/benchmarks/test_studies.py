@@ -222,7 +222,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_domains_are_compared_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every method has a figure with its interval, each language is tested on each; all are kept."""
+    """Every method has a figure with its interval, each language is tested on each; all kept."""
     arguments = [f"--caches={folder / 'caches'}", f"--output={folder / 'found.json'}"]
     arguments += ["--source=llm", "--encoder=encoder", "--layers=1,2", "--quick"]
     with warnings.catch_warnings():

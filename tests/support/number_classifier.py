@@ -42,7 +42,7 @@ class NumberClassifier(LLMEmbedClassifier):
         check_is_fitted(self)
         return super()._scores(self._written(X, reset=False))
 
-    def _text_features(self) -> Any:
+    def _text_features(self, labels: Sequence[str]) -> Any:
         return WrittenNumbers(self.n_features_in_)
 
     def _written(self, X: Any, *, reset: bool) -> list[str]:  # noqa: N803

@@ -107,24 +107,17 @@ def _fit(
     _warn_of_max_time(plan, trainer, seed)
     classifier = classifier.cpu().eval()
     classifier.standardise.load_state_dict(data.standardiser.state_dict())
-    finite = all(bool(weight.isfinite().all()) for weight in classifier.parameters())
-    if not finite or (watches and not epochs.best and not math.isfinite(epochs.last_loss)):
-        raise ConfigError(
-            f"the training diverged: the loss became NaN or infinite with lr {plan.training.lr}. "
-            "Pass a smaller --lr."
-        )
+    _refuse_diverged(plan, classifier, epochs, watches=watches)
     val_loss, taken_back = epochs.loss, watches and _adds_nothing_sure(data, classifier)
     if taken_back:
         val_loss = _take_back(data, classifier)
     if plan.method.calibrate == "temperature" and watches:
         _calibrate(data, classifier)
-    held_out = None
     rows = torch.from_numpy(data.shares.validation)
     proba = classifier.proba(classifier.logits_all(data.x, rows, data.base_logits)).numpy()
     if data.multilabel:
         _set_thresholds(plan, data, classifier, proba)
-    elif watches:
-        held_out = HeldOutRows.of(proba, data.y[rows].numpy())
+    tells = watches and not data.multilabel
     saturated = classifier.fusion.saturated
     return Trained(
         seed=seed,
@@ -140,8 +133,17 @@ def _fit(
             **({"taken_back": True} if taken_back else {}),
             **({} if sigma is None else {"sigma": sigma}),
         },
-        held_out=held_out,
+        held_out=HeldOutRows.of(proba, data.y[rows].numpy()) if tells else None,
     )
+
+
+def _refuse_diverged(plan: Plan, classifier: Classifier, epochs: Epochs, *, watches: bool) -> None:
+    finite = all(bool(weight.isfinite().all()) for weight in classifier.parameters())
+    if not finite or (watches and not epochs.best and not math.isfinite(epochs.last_loss)):
+        raise ConfigError(
+            f"the training diverged: the loss became NaN or infinite with lr {plan.training.lr}. "
+            "Pass a smaller --lr."
+        )
 
 
 def _trainer(plan: Plan, callbacks: list[pl.Callback], logger: Any, *, has_bar: bool) -> pl.Trainer:
@@ -214,8 +216,9 @@ def _adds_nothing_sure(data: FitData, classifier: Classifier) -> bool:
     anew. So it has to lower their loss beyond chance.
     """
     n_rows = len(data.shares.train) + len(data.shares.validation)
-    completes = data.base_logits is not None and isinstance(classifier.head, LinearHead)
-    if data.multilabel or not completes or not are_few(n_rows, data.x.shape[1]):
+    if data.base_logits is None or not isinstance(classifier.head, LinearHead):
+        return False
+    if data.multilabel or not are_few(n_rows, data.x.shape[1]):
         return False
     rows = torch.from_numpy(data.shares.validation)
     with_head, base = (
