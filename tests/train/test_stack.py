@@ -8,7 +8,6 @@ from clustered import MakeCache, clustered, load
 from llmembed.cache_format import open_cache
 from llmembed.train import FitConfig, fit, load_run
 from llmembed.train.inputs.data import read_features
-from llmembed.train.linear import sweep as sweeping
 from llmembed.train.linear.closed import LinearMap
 from llmembed.train.linear.solved import solve_base, train_stack
 from llmembed.train.linear.stacking import average, pick, spread
@@ -68,11 +67,8 @@ def test_the_base_predicts_where_nothing_is_held_out(make_cache: MakeCache) -> N
     assert run.metrics["accuracy"] == pytest.approx(np.float64(hits))
 
 
-def test_what_a_stack_was_judged_as_holds_for_its_seed(
-    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_stack_was_judged_as_holds_for_its_seed(make_cache: MakeCache) -> None:
     """Of two seeds the first has the stack that the sweep judged; the other judges it again."""
-    monkeypatch.setattr(sweeping, "FEW_ROWS", 0)
     cache = make_cache({"train": clustered(90, 0), "test": clustered(60, 1)})
     config = FitConfig(cache=str(cache), fusion="auto", n_seeds=2)
     data = load(config)

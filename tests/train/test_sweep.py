@@ -94,12 +94,6 @@ def softened() -> Grid:
     return dataclasses.replace(make_grid(), is_softened=True)
 
 
-@pytest.fixture
-def many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows so few that nothing is chosen by them elsewhere are enough here."""
-    monkeypatch.setattr(sweeping, "FEW_ROWS", 0)
-
-
 def softmax_heads(grid: Grid) -> list[Candidate]:
     return [one for one in sweep(grid) if one.head == "linear"]
 
@@ -134,7 +128,6 @@ def test_a_softmax_head_is_near_scikit_learns_optimum() -> None:
         assert loss_of(linear.weight.numpy(), linear.bias.numpy()) < optimum + 1e-3
 
 
-@pytest.mark.usefixtures("many_rows")
 def test_the_first_member_has_the_lowest_held_out_loss_of_all() -> None:
     """Whatever its head is: a look at every candidate finds the same."""
     grid = softened()
@@ -147,7 +140,6 @@ def test_the_first_member_has_the_lowest_held_out_loss_of_all() -> None:
     assert first is candidates[int(torch.stack(losses).argmin())]
 
 
-@pytest.mark.usefixtures("many_rows")
 def test_a_member_judged_again_is_what_it_was() -> None:
     """On the same folds, whatever its head is."""
     grid = softened()
