@@ -152,6 +152,11 @@ def _notes(task: Task, counts: Counts) -> list[str]:
         notes.append(f"{counts.n_duplicates:,} texts stood there before and share one feature.")
     for reason in sorted({way.why_padded for way in counts.ways} - {""}):
         notes.append(f"Texts were padded, neither packed nor compiled: {reason}.")
+    if any(way.prompts_share is False for way in counts.ways):
+        notes.append(
+            f"{task.recipe.found.name} read each text once for every prompt, which costs that many "
+            "passes: what its tokens share is not plain attention to all before them."
+        )
     if task.rank is not None:
         share = f"This was rank {task.rank.number} of {task.rank.world}."
         notes.append(f"{share} When all have ended: llmembed-cache finalize {task.cache}")
