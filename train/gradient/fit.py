@@ -113,12 +113,12 @@ def _fit(
         val_loss = _take_back(data, classifier)
     if plan.method.calibrate == "temperature" and watches:
         _calibrate(data, classifier)
+    saturated = classifier.fusion.saturated  # by the rows that are watched, not by none
     rows = torch.from_numpy(data.shares.validation)
     proba = classifier.proba(classifier.logits_all(data.x, rows, data.base_logits)).numpy()
     if data.multilabel:
         _set_thresholds(plan, data, classifier, proba)
     tells = watches and not data.multilabel
-    saturated = classifier.fusion.saturated
     return Trained(
         seed=seed,
         classifier=classifier,
