@@ -450,6 +450,7 @@ def test_the_texts_of_such_a_cache_are_found_again(
 def test_the_command_takes_them(several: dict[str, Any], tmp_path: Path) -> None:
     """Options of the command are those of the config; a bad weight is one line."""
     given = {name.replace("_", "-"): value for name, value in several.items()}
+    given["pooling"] = ",".join(given["pooling"])
     line = [f"--{name}={value}" for name, value in given.items()]
     result = CliRunner().invoke(main, [*line, f"--cache={tmp_path / 'c'}"])
     assert result.exit_code == 0, result.output

@@ -116,7 +116,10 @@ def test_a_sweep_reads_no_evaluation_split(make_cache: MakeCache, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head": "mlp"}, "head 'mlp' does not exist. Known: lda, ridge. Pass one to --head."),
+        (
+            {"head": "mlp"},
+            "head 'mlp' does not exist. Known: auto, lda, ridge. Pass one to --head.",
+        ),
         ({"folds": 1}, "--folds 1 leaves nothing to fit on. Pass 2 or more."),
         ({"class_weight": "equal"}, "class_weight 'equal' does not exist"),
     ],

@@ -33,6 +33,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> LLMEmbedClassifier:
         "1,2",
         fusion="mean",
         head="lda",
+        pooling="mean",
         max_length=64,
         cache=str(folder / "texts.zarr"),
         device="cpu",

@@ -51,7 +51,7 @@ def test_rows_hold_lists() -> None:
 
 def test_a_server_tells_what_is_given() -> None:
     """Beside all labels by their probability; of runs of one label a text there is no such word."""
-    told = answer(PROBA, LABELS, 2, 0, HALF)
+    told = answer(PROBA, LABELS, 2, 0, thresholds=HALF)
     assert [one["given"] for one in told["predictions"]] == [["fear", "joy"], []]
     assert told["predictions"][0]["labels"][0] == {"label": "fear", "probability": 0.75}
     Predictions.model_validate(told)

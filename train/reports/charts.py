@@ -157,7 +157,7 @@ def lines_over_depth(points: Iterable[tuple[Any, ...]]) -> list[Line]:
 def depth_chart(table: Mapping[str, Any]) -> Chart:
     """Draw of a sweep's single features a line for each source and pooling."""
     singles = [row for row in table["candidates"] if row["fusion"] == "single"]
-    if "nll" in table["best"]:
+    if any("nll" in row for row in singles):
         return line_chart(
             "Loss over depth",
             "Mean surprise at the labels of held-out training rows, of each single layer.",

@@ -214,7 +214,8 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
     def predict_proba(self, X: Iterable[str]) -> Floats:  # noqa: N803
         """Give float64 `[N, C]`, the probability of each class for each text."""
-        proba: Floats = self.classifier_.proba(torch.from_numpy(self._scores(X))).numpy()
+        scores = torch.from_numpy(self._scores(X))  # refuses what is not fitted
+        proba: Floats = self.classifier_.proba(scores).numpy()
         return proba
 
     def predict(self, X: Iterable[str]) -> npt.NDArray[Any]:  # noqa: N803
@@ -313,7 +314,9 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
 def _classes(y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Give the names of C classes, and the index of each text's, `[N]`, or its labels, `[N, C]`."""
-    if are_lists(y) or (len(np.shape(y)) == 2 and type_of_target(y) == "multilabel-indicator"):
+    if are_lists(y) or (
+        len(getattr(y, "shape", ())) == 2 and type_of_target(y) == "multilabel-indicator"
+    ):
         return as_sets(y)
     names, codes = np.unique(_one_class_each(y), return_inverse=True)
     return names, codes

@@ -53,7 +53,8 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         data = load_data(plan.reading, read_evaluation=False)
         check_method(plan.method, multilabel=data.multilabel)
         read_s = time.perf_counter() - started
-        grid = grid_of(plan.method, data, config.seed)
+        # One head judges all, so that layers are compared and not heads.
+        grid = dataclasses.replace(grid_of(plan.method, data, config.seed), is_softened=False)
         n_rows = len(grid.held_out)
         if not n_rows:
             raise DataError(
