@@ -36,13 +36,7 @@ from typing import Any
 
 import harness
 import numpy as np
-from regression.cases import one_thread
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from studies.in_memory import (
+from in_memory import (
     Ints,
     Rows,
     at_most,
@@ -51,6 +45,12 @@ from studies.in_memory import (
     predicted_by,
     read_rows,
 )
+from regression.cases import one_thread
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from llmembed.cache_format import Cache, open_cache
 from llmembed.common.errors import ConfigError

@@ -34,11 +34,7 @@ from typing import Any, TypeAlias
 
 import harness
 import numpy as np
-from regression.cases import one_thread
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
-from studies.in_memory import (
+from in_memory import (
     Ints,
     Rows,
     at_most,
@@ -47,6 +43,10 @@ from studies.in_memory import (
     predicted_by,
     read_rows,
 )
+from regression.cases import one_thread
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
 
 from llmembed.cache_format import Cache, open_cache
 from llmembed.extract import Recipe
@@ -166,7 +166,7 @@ def setfit_answers(
     recipe = Recipe(model=BODY, max_length=MAX_LENGTH, compute_dtype="float32", dtype="float16")
     asked = {"model": str(recipe.files.folder), "max_length": MAX_LENGTH, "draws": draws}
     asked["new"] = [texts[eval_split][row] for row in judged]
-    command = [interpreter, str(Path(__file__).with_name("setfit_draws.py"))]
+    command = [interpreter, str(harness.HERE / "setfit_draws.py")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
         process.stdin.write(json.dumps(asked))
