@@ -216,6 +216,7 @@ def folder(tmp_path: Path) -> Path:
                     dataset=str(tmp_path / name),
                     cache=str(tmp_path / "caches" / f"{name}.zarr"),
                     pooling=("mean",),
+                    max_length=64,
                 )
             )
     return tmp_path
