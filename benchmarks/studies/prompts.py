@@ -14,7 +14,8 @@ of parquet or csv files. All answers are compared after timing.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ import numpy as np
 from speed.extract import machine, relative_error
 
 from llmembed.extract import Extractor, Recipe
+from llmembed.extract.features.branches import Branches
+from llmembed.extract.features.extractor import Features
+from llmembed.extract.features.forward import Tokenized
 from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
-from llmembed.extract.texts.prompts import pooling_of, resolve_prompts
+from llmembed.extract.texts.prompts import resolve_prompts
 
 BARS = {"r8": harness.most(1.15), "sst2": harness.most(1.6)}
 """Time with the prompts over time without."""
@@ -47,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     layers = [int(layer) for layer in options.layers.split(",")]
     what = (options.model, layers, resolve_prompts([options.prompts]), options.compute_dtype)
-    ways = extractors(*what)
+    ours, ways = make_ways(*what)
+    how_long = (options.n_tokens, options.rounds)
     document = {
         "benchmark": "prompts",
         "model": options.model,
@@ -56,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "compute_dtype": options.compute_dtype,
         "machine": machine(),
         "data": {
-            name: measure(ways, read(options.data / name, split), options.n_tokens, options.rounds)
+            name: measure(ours, ways, read(options.data / name, split), *how_long)
             for name, split in _SPLITS.items()
         },
     }
@@ -64,21 +69,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     harness.finish(document, options.output)
 
 
-def extractors(
+Way = Callable[[Tokenized], Features]
+
+
+def make_ways(
     model: str, layers: Sequence[int], prompts: Mapping[str, str], compute_dtype: str
-) -> dict[str, Extractor]:
-    """Load three ways: without prompts, with them in one pass, and with a pass for each."""
+) -> tuple[Extractor, dict[str, Way]]:
+    """Load two backbones: without prompts, with them in one pass, and with a pass for each.
+
+    The extractor is the one that takes all prompts in one pass.
+    """
     recipe = Recipe(model=model, max_length=2048, compute_dtype=compute_dtype, dtype="float32")
-    recipe = recipe.within_positions()
-    named = [*_PLAIN, *map(pooling_of, prompts)]
-    how: dict[str, Any] = {"layers": layers, "device": "cpu"}
-    made = {
-        "plain": Extractor(recipe, poolings=_PLAIN, **how),
-        "one pass": Extractor(recipe, poolings=named, prompts=prompts, **how),
-        "a pass each": Extractor(recipe, poolings=named, prompts=prompts, share=False, **how),
-    }
-    assert made["one pass"].way.prompts_share
-    return made
+    recipe, how = recipe.within_positions(), {"layers": layers, "device": "cpu"}
+    branches = Branches.of(recipe, prompts)
+    plain = Extractor(recipe, poolings=_PLAIN, **how)
+    ours = Extractor(recipe, poolings=[*_PLAIN, *branches.suffixes], prompts=prompts, **how)
+    assert ours.way.prompts_share
+
+    def a_pass_each(texts: Tokenized) -> Features:
+        found = plain.compute(texts)
+        for pooling in branches.suffixes:
+            behind = plain.compute(branches.behind(texts, pooling))
+            found |= {(pooling, layer): behind["last", layer] for layer in layers}
+        return found
+
+    return ours, {"plain": plain.compute, "one pass": ours.compute, "a pass each": a_pass_each}
 
 
 def read(folder: Path, split: str) -> list[str]:
@@ -89,26 +104,21 @@ def read(folder: Path, split: str) -> list[str]:
 
 
 def measure(
-    ways: Mapping[str, Extractor], texts: Sequence[str], n_tokens: int, rounds: int
+    ours: Extractor, ways: Mapping[str, Way], texts: Sequence[str], n_tokens: int, rounds: int
 ) -> dict[str, Any]:
     """Time all ways on the first texts that have so many tokens together, in turns."""
-    ours = ways["one pass"]
     tokenized = ours.tokenize(texts)
     n_texts = 1 + int(np.searchsorted(np.cumsum(tokenized.n_tokens), n_tokens))
     some = tokenized.take(np.arange(min(n_texts, len(texts))))
-    features = {name: way.compute(some) for name, way in ways.items()}  # warms up, too
-    seconds = harness.by_turns(
-        {name: lambda way=way: way.compute(some) for name, way in ways.items()}, rounds
-    )
-    cpu = harness.by_turns(
-        {
-            name: lambda way=way: harness.cpu_seconds(lambda: way.compute(some))[0]
-            for name, way in ways.items()
-        },
-        rounds,
-    )
-    pairs = [(features["one pass"][key], expected) for key, expected in features["plain"].items()]
-    pairs += [(features["one pass"][key], it) for key, it in features["a pass each"].items()]
+    features = {name: way(some) for name, way in ways.items()}  # warms up, too
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            spent, (taken, _) = harness.cpu_seconds(partial(harness.timed, partial(way, some)))
+            seconds[name].append(taken)
+            cpu[name].append(spent)
+    found, expected = features["one pass"], features["a pass each"]
     return {
         "n_texts": len(some.ids),
         "n_tokens": int(some.n_tokens.sum()),
@@ -117,7 +127,7 @@ def measure(
         "time": harness.ratio(seconds["one pass"], seconds["plain"]),
         "cpu_time": harness.ratio(cpu["one pass"], cpu["plain"]),
         "a_pass_each": harness.ratio(seconds["a pass each"], seconds["plain"]),
-        "relative_error": max(relative_error(found, expected) for found, expected in pairs),
+        "relative_error": max(relative_error(found[key], expected[key]) for key in expected),
     }
 
 
