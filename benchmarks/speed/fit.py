@@ -30,8 +30,8 @@ import harness
 import numpy as np
 import torch
 from harness import least, most
-from speed import fit_gradient, fit_solved
 from speed.cache import write_cache
+from speed.fitting import gradient, solved
 from studies import fit_accuracy
 
 from llmembed.train import FitConfig
@@ -117,24 +117,24 @@ def _accuracy(options: argparse.Namespace) -> Measured:
 def _solved(options: argparse.Namespace) -> Measured:
     names = ["r8"] if options.caches is None else options.data_set or ("mr", "sst2", "r8")
     configs = [_config(name, options) for name in names]
-    return fit_solved.measure(configs, ONE_LAYER, options.repeats)
+    return solved.measure(configs, ONE_LAYER, options.repeats)
 
 
 def _large(options: argparse.Namespace) -> Measured:
     path, n_rows = options.scratch / "large.zarr", options.rows or 67_349
     write_features(path, {"llm": 5}, n_rows, options.hidden_size or 4096, n_classes=2)
-    return fit_solved.measure_large(path, options.device)
+    return solved.measure_large(path, options.device)
 
 
 def _gradient(options: argparse.Namespace) -> Measured:
-    return fit_gradient.measure(_config("r8", options), options.repeats)
+    return gradient.measure(_config("r8", options), options.repeats)
 
 
 def _authors(options: argparse.Namespace) -> Measured:
     path = options.scratch / "authors.zarr"
     size = options.rows or 4096, options.hidden_size or 4096
     write_features(path, PAPER_SOURCES, *size, n_classes=2)
-    return fit_gradient.measure_authors(path, options.repeats)
+    return gradient.measure_authors(path, options.repeats)
 
 
 def _commands(options: argparse.Namespace) -> Measured:
