@@ -80,7 +80,8 @@ def make_ways(
     The extractor is the one that takes all prompts in one pass.
     """
     recipe = Recipe(model=model, max_length=2048, compute_dtype=compute_dtype, dtype="float32")
-    recipe, how = recipe.within_positions(), {"layers": layers, "device": "cpu"}
+    recipe = recipe.within_positions()
+    how: dict[str, Any] = {"layers": layers, "device": "cpu"}
     branches = Branches.of(recipe, prompts)
     plain = Extractor(recipe, poolings=_PLAIN, **how)
     ours = Extractor(recipe, poolings=[*_PLAIN, *branches.suffixes], prompts=prompts, **how)

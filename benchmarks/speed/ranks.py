@@ -93,6 +93,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
             "dataset": arguments.dataset,
             "split": "train",
             "limit": arguments.n_texts,
+            "pooling": "mean",
             "max_length": 32,  # the texts are longer, so that the ranks have equal shares
             "compute_dtype": arguments.compute_dtype,
             "cache": folder / f"{world}.zarr",
@@ -138,6 +139,7 @@ def plan(arguments: argparse.Namespace, folder: Path, n_rows: int) -> dict[str, 
     path = folder / "texts.parquet"
     write_texts(path, n_rows)
     config = {
+        "pooling": ["mean"],
         "model": arguments.model,
         "layers": arguments.layers,
         "dataset": str(path),
