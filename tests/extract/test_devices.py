@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from sabotaged import POISON, before_first_record, fatal_to_worker, in_processes
-from toy_cache import tree
+from toy_cache import as_options, tree
 
 from llmembed.common.errors import (
     CacheSpaceError,
@@ -68,8 +68,8 @@ def started(config: ExtractConfig, pipe: Path) -> Iterator[tuple[subprocess.Pope
     )
     given = {name: value for name, value in vars(config).items() if value is not None}
     names = ("model", "layers", "dataset", "cache", "max_length", "compute_dtype", "token_budget")
-    names += ("device", "devices")
-    line = [f"--{name.replace('_', '-')}={given[name]}" for name in names]
+    names += ("device", "devices", "pooling")
+    line = as_options({name: given[name] for name in names})
     command = subprocess.Popen(
         [sys.executable, "-c", program, *line],
         stderr=subprocess.PIPE,
