@@ -314,9 +314,8 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
 def _classes(y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Give the names of C classes, and the index of each text's, `[N]`, or its labels, `[N, C]`."""
-    if are_lists(y) or (
-        len(getattr(y, "shape", ())) == 2 and type_of_target(y) == "multilabel-indicator"
-    ):
+    is_table = not are_lists(y) and np.asarray(y, dtype=object).ndim == 2
+    if are_lists(y) or (is_table and type_of_target(y) == "multilabel-indicator"):
         return as_sets(y)
     names, codes = np.unique(_one_class_each(y), return_inverse=True)
     return names, codes
