@@ -17,7 +17,7 @@ import pytest
 import ray
 from faulty_proxy import faulty_proxy
 from sabotaged import before_first_record, fatal_to_worker, in_workers, two_units
-from toy_cache import tree
+from toy_cache import as_options, tree
 
 from llmembed.cache_format.stores import open_store
 from llmembed.common.errors import ConfigError, LLMEmbedWarning, RowError
@@ -106,7 +106,7 @@ def test_a_killed_driver_is_started_again_with_more_workers(
         "cli.main()"
     )
     options = settings | {"cache": on_ray.cache, "engine": "ray", "address": cluster.address}
-    line = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    line = as_options(options)
     killed = subprocess.run([sys.executable, "-c", program, *line], check=False)
     assert killed.returncode == -signal.SIGKILL
     result = extract(on_ray)
