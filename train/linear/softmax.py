@@ -27,7 +27,7 @@ _HISTORY = 10
 _MAX_STEPS = 300
 _MAX_HALVINGS = 12
 _SUFFICIENT = 1e-4  # share of the predicted decrease that a step must reach (Armijo)
-_TOLERANCE = 1e-6  # predicted further decrease of the loss, in nats
+_TOLERANCE = 5e-7  # predicted further decrease of the loss, in nats; 1e-7 is lost in float32
 
 Evaluate: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 Pairs: TypeAlias = "deque[tuple[Tensor, Tensor, Tensor]]"

@@ -314,8 +314,9 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
 def _classes(y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Give the names of C classes, and the index of each text's, `[N]`, or its labels, `[N, C]`."""
-    is_table = not are_lists(y) and np.asarray(y, dtype=object).ndim == 2
-    if are_lists(y) or (is_table and type_of_target(y) == "multilabel-indicator"):
+    if are_lists(y) or (
+        np.asarray(y, dtype=object).ndim == 2 and type_of_target(y) == "multilabel-indicator"
+    ):
         return as_sets(y)
     names, codes = np.unique(_one_class_each(y), return_inverse=True)
     return names, codes
