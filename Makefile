@@ -11,7 +11,7 @@ PROJECT ?= -e .
 RAY ?= ray
 INSTALL := $(BIN)/pip --disable-pip-version-check install --progress-bar off
 
-.PHONY: install install-demo demo docs test test-slow test-ray test-small-cpu test-browser check lint types bench bench-full clean
+.PHONY: install install-demo demo docs test test-slow test-ray test-small-cpu test-browser campaign check lint types bench bench-full clean
 
 # What the demo needs: the commands, weights and texts.
 install-demo: $(VENV)/.installed-demo
@@ -74,6 +74,10 @@ test-small-cpu: install
 # The site of docs/ and pages in Debian's Chromium, which are skipped without it.
 test-browser: install
 	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m browser tests/browser
+
+# Everything that goes wrong, on purpose, in some two hours; the table of it is docs/reliability.md.
+campaign: install
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest tests/faults --long 3600 --reliability docs/reliability.md
 
 # mypy cannot see through an editable install of mapped packages; these links show it the way.
 types:

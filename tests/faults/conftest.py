@@ -1,0 +1,117 @@
+"""Which line of `fault_lines` a test states, how often it tried, and the table of all of them.
+
+pytest tests/faults --reliability docs/reliability.md
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from fault_lines import GROUPS
+
+TRIES = "tries"
+LINE = "line"
+
+
+@dataclass
+class Tally:
+    """What became of the tests of one line."""
+
+    tries: int = 0
+    seconds: float = 0.0
+    outcomes: set[str] = field(default_factory=set)
+
+    @property
+    def outcome(self) -> str:
+        if "failed" in self.outcomes:
+            return "**not as expected**"
+        if "passed" in self.outcomes:
+            return "as expected"
+        return "; ".join(sorted(self.outcomes)) or "no test"
+
+
+class Table:
+    """Gathers the reports of a session and writes the page."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        of = dict(report.user_properties)
+        for line in str(of.get(LINE, "")).split():
+            tally = self._tallies[line]
+            tally.seconds += report.duration
+            if report.when == "call" or report.outcome != "passed":
+                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+                tally.outcomes.add(reason if report.outcome == "skipped" else report.outcome)
+            if report.when == "call" and report.outcome == "passed":
+                tally.tries += int(str(of.get(TRIES, 1)))
+
+    def pytest_sessionfinish(self) -> None:
+        total = sum(tally.tries for tally in self._tallies.values())
+        made = (
+            f"{dt.datetime.now(dt.UTC):%Y-%m-%d} by {os.cpu_count()} cores of {_cpu()}, "
+            f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+        )
+        text = [
+            "# Reliability",
+            "",
+            "What was broken on purpose, how often, and what followed. "
+            f"`make campaign` made this page on {made}: {total:,} tries.",
+        ]
+        for group, lines in GROUPS.items():
+            text += ["", f"## {group}", "", "| | fault | what must follow | tries | outcome | s |"]
+            text += ["|---|---|---|--:|---|--:|"]
+            text += [
+                f"| {line} | {fault} | {after} "
+                f"| {tally.tries:,} | {tally.outcome} | {tally.seconds:.1f} |"
+                for line, (fault, after) in lines.items()
+                for tally in [self._tallies[line]]
+            ]
+        self._path.write_text("\n".join([*text, ""]), encoding="utf-8")
+
+
+def _cpu() -> str:
+    about = Path("/proc/cpuinfo")
+    if about.is_file():
+        for line in about.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.machine()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reliability", type=Path, help="File that the table of all faults is written to."
+    )
+    parser.addoption(
+        "--long",
+        type=float,
+        default=20.0,
+        help="Seconds that the long run takes. [default: %(default)s]",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (path := config.getoption("reliability", None)) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Table(path))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("fault"):
+            item.user_properties.append((LINE, " ".join(mark.args)))
+
+
+@pytest.fixture
+def tries(record_property: Callable[[str, object], None]) -> Callable[[int], None]:
+    """Say how many faults, kills or inputs one test tried; without it a test is one try."""
+    return lambda number: record_property(TRIES, number)
