@@ -192,7 +192,7 @@ class Bench:
             def extract() -> int:
                 with task.open_writer() as writer:
                     (plan,) = task.make_plans(writer)
-                    return extract_blocks(task, writer, plan, extractor, look_back=True).n_tokens
+                    return extract_blocks(task, writer, plan, extractor).n_tokens
 
             seconds, n_tokens = harness.timed(extract)
         return n_tokens / seconds

@@ -4,9 +4,8 @@ A block is tokenised, batched and computed as a whole. Beside the device, one th
 plans the next block, and another waits for the last one and writes it: on a GPU a block is launched
 before the features of the last one are there. So memory does not grow with the data set.
 
-A text that stood in the split before is not computed again: its feature is read. Who does a part of
-the blocks looks back within a block only, since the blocks before belong to others; what such a
-block holds depends on its rows alone.
+A text that stands twice in a block is computed once. No block takes a feature of another: what it
+holds depends on its rows alone, so whoever computes it writes the same bytes.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from llmembed.cache_format import Block, CacheWriter, SplitPlan, open_cache
+from llmembed.cache_format import Block, CacheWriter, SplitPlan
 from llmembed.cache_format.writing import UnitWriter
 from llmembed.common.errors import LLMEmbedWarning, RowError
 from llmembed.common.process import return_freed_memory
@@ -29,7 +28,7 @@ from llmembed.extract.engines.outcome import Counts
 from llmembed.extract.engines.task import Task
 from llmembed.extract.features.extractor import Extractor, Features, Planned
 from llmembed.extract.features.forward import Tokenized
-from llmembed.extract.texts.corpora import DifferentTexts, first_occurrences
+from llmembed.extract.texts.corpora import DifferentTexts
 
 T = TypeVar("T")
 
@@ -53,7 +52,6 @@ def extract_blocks(
     extractor: Extractor,
     *,
     on_batch: Callable[[int, int], None] = lambda *_: None,
-    look_back: bool,
 ) -> Counts:
     """Compute and commit the blocks of a plan, in order; go on where a row has no feature.
 
@@ -63,13 +61,11 @@ def extract_blocks(
         plan: the blocks to do.
         extractor: for all missing layers.
         on_batch: called with the number of rows and real tokens of each batch that is launched.
-        look_back: take the features of texts that stood in blocks before, which are all committed.
 
     Returns:
         What was done, and what keeps blocks from being done.
     """
-    originals = first_occurrences(task.corpus.splits[plan.split]) if look_back else None
-    done = _Blocks(task, writer, plan, extractor, on_batch, originals).done()
+    done = _Blocks(task, writer, plan, extractor, on_batch).done()
     return done + Counts(ways=(extractor.way,))
 
 
@@ -83,50 +79,37 @@ class _Blocks:
         plan: SplitPlan,
         extractor: Extractor,
         on_batch: Callable[[int, int], None],
-        originals: npt.NDArray[np.int64] | None,
     ) -> None:
-        self._examples, self._cache = task.corpus.splits[plan.split], task.cache
+        self._examples = task.corpus.splits[plan.split]
         self._writer, self._plan, self._extractor = writer, plan, extractor
-        self._on_batch, self._originals, self._counts = on_batch, originals, Counts()
+        self._on_batch, self._counts = on_batch, Counts()
 
     def done(self) -> Counts:
         """Do them all."""
         last: Future[Counts] | None = None
         with ThreadPoolExecutor(1, "behind") as behind:
             for coming in one_ahead(map(self._tokenize, self._plan.blocks)):
-                ready, features = coming, self._launch(coming, self._on_batch)
-                self._on_batch(len(ready.tokenized.ids) - len(ready.different.own), 0)
+                features = self._launch(coming)
+                self._on_batch(len(coming.tokenized.ids) - len(coming.different.own), 0)
                 if last is not None:
                     self._count(last)
-                if self._counts.left and len(ready.different.earlier):
-                    ready = self._prepare(ready.block, ready.tokenized)
-                    features = self._launch(ready, lambda *_: None)
-                last = behind.submit(self._write, ready, features)
+                last = behind.submit(self._write, coming, features)
         if last is not None:
             self._count(last)
         return self._counts
 
     def _tokenize(self, block: Block) -> _Ready:
-        texts = self._examples.batch(slice(block.compute_from, block.stop))
-        return self._prepare(block, self._extractor.tokenize(texts))
-
-    def _prepare(self, block: Block, tokenized: Tokenized) -> _Ready:
-        first, stop = block.compute_from, block.stop
-        if self._originals is None or self._counts.left:  # what it looks back to may be missing
-            part = self._examples.part(first, stop)
-            different = DifferentTexts.among(first_occurrences(part), 0, len(part))
-        else:
-            different = DifferentTexts.among(self._originals, first, stop)
+        part = self._examples.part(block.compute_from, block.stop)
+        tokenized = self._extractor.tokenize(part.batch(slice(None)))
+        different = DifferentTexts.among(part)
         planned = self._extractor.prepare(tokenized.take(different.own))
         return _Ready(block=block, tokenized=tokenized, different=different, planned=planned)
 
-    def _launch(
-        self, ready: _Ready, on_batch: Callable[[int, int], None]
-    ) -> Callable[[], Features]:
+    def _launch(self, ready: _Ready) -> Callable[[], Features]:
         rows = ready.block.compute_from + ready.different.own
         name = partial(_row_name, self._plan.split, rows)
         try:
-            return self._extractor.launch(ready.planned, on_batch, name)
+            return self._extractor.launch(ready.planned, self._on_batch, name)
         except RowError as error:
             return partial(_refuse, error)
 
@@ -136,18 +119,12 @@ class _Blocks:
             features = awaited()
         except RowError as error:
             return Counts(left=(str(error),))
-        spread, block = ready.different.spread, ready.block
-        of_all_rows = {
-            key: spread(features[key], partial(self._committed, *key)) for key in block.missing
-        }
+        places, block = ready.different.places, ready.block
+        of_all_rows = {key: features[key][places] for key in block.missing}
         n_tokens = ready.tokenized.n_tokens
         self._writer.write(self._plan, block, n_tokens=n_tokens, features=of_all_rows)
         return_freed_memory()
         return Counts.of(ready.tokenized, n_computed=len(ready.different.own))
-
-    def _committed(self, pooling: str, layer: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        split = open_cache(self._cache)[self._plan.split]
-        return split.features(layer, self._plan.source, pooling, rows, allow_partial=True)
 
     def _count(self, written: Future[Counts]) -> None:
         done = written.result()

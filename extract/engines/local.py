@@ -31,9 +31,7 @@ def _extract_here(task: Task, extractor: Extractor, on_batch: Callable[[int, int
     shared = None if rank is None else f"rank-{rank.number}-of-{rank.world}"
     with task.open_writer(shared=shared) as writer:
         for plan in task.make_plans(writer):
-            counts += extract_blocks(
-                task, writer, plan, extractor, on_batch=on_batch, look_back=rank is None
-            )
+            counts += extract_blocks(task, writer, plan, extractor, on_batch=on_batch)
             if rank is None:
                 writer.finish(plan.split, plan.source)
     return counts

@@ -38,7 +38,7 @@ class Extraction:
     n_empty: int
     """Texts without any token, which got the feature of one begin-of-text token."""
     n_duplicates: int
-    """Rows that got the feature of an earlier row with the same text."""
+    """Rows that got the feature of an earlier row of their block with the same text."""
     seconds: float
     """Wall time of computing and writing."""
     is_share: bool
@@ -149,7 +149,9 @@ def _notes(task: Task, counts: Counts) -> list[str]:
     notes += task.corpus.notes
     notes += task.recipe.notes_on(counts.n_truncated, counts.n_empty)
     if counts.n_duplicates:
-        notes.append(f"{counts.n_duplicates:,} texts stood there before and share one feature.")
+        notes.append(
+            f"{counts.n_duplicates:,} texts repeat one of their block: they share a feature."
+        )
     for reason in sorted({way.why_padded for way in counts.ways} - {""}):
         notes.append(f"Texts were padded, neither packed nor compiled: {reason}.")
     if any(way.prompts_share is False for way in counts.ways):

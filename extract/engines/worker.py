@@ -130,9 +130,7 @@ class Worker:
         examples = self._task.corpus.splits[plan.split]
         for block in plan.blocks:
             writer.check_texts(block, examples.part(block.start, block.stop).text_hash)
-        return extract_blocks(
-            self._task, writer, plan, self._extractor, on_batch=self._on_batch, look_back=False
-        )
+        return extract_blocks(self._task, writer, plan, self._extractor, on_batch=self._on_batch)
 
 
 def serve() -> None:

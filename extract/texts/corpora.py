@@ -297,50 +297,23 @@ def _notes(split: str, examples: Examples) -> Iterator[str]:
         yield f"Split {split!r}: {len(np.unique(groups)):,} groups."
 
 
-def first_occurrences(examples: Examples) -> npt.NDArray[np.int64]:
-    """Find for each row the first row of the split with the same text, int64 `[N]`.
-
-    Equal hashes only nominate; the texts themselves decide.
-    """
-    texts = examples.texts
-    _, first, inverse = np.unique(examples.text_hash, return_index=True, return_inverse=True)
-    originals = first[inverse]
-    nominated = np.flatnonzero(originals != np.arange(len(examples)))
-    if len(nominated):
-        same = pyarrow.compute.equal(texts.take(nominated), texts.take(originals[nominated]))
-        collided = nominated[~same.to_numpy()]
-        originals[collided] = collided
-    return originals
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DifferentTexts:
-    """The different texts of consecutive rows, each computed once, and where its feature is."""
+    """The different texts of some rows, each computed once, and which of them each row has."""
 
-    earlier: npt.NDArray[np.int64]  # rows before these ones that have a text's feature, int64 `[K]`
-    own: npt.NDArray[np.int64]  # offsets of the rows to compute, int64 `[M]`
-    places: npt.NDArray[np.int64]  # place of each row's text in `earlier`, then `own`, int64 `[N]`
+    own: npt.NDArray[np.int64]  # rows to compute, the first of each text, int64 `[M]`
+    places: npt.NDArray[np.int64]  # place of each row's text in `own`, int64 `[N]`
 
     @classmethod
-    def among(cls, originals: npt.NDArray[np.int64], start: int, stop: int) -> DifferentTexts:
-        """Find the different texts of rows `start` to `stop`, by their `first_occurrences`.
-
-        >>> texts = DifferentTexts.among(np.array([0, 1, 1, 3, 0]), 2, 5)
-        >>> texts.earlier, texts.own, texts.places
-        (array([0, 1]), array([1]), array([1, 2, 0]))
-        """
-        rows, first, places = np.unique(
-            originals[start:stop], return_index=True, return_inverse=True
-        )
-        n_earlier = int(np.searchsorted(rows, start))
-        return cls(earlier=rows[:n_earlier], own=first[n_earlier:], places=places)
-
-    def spread(
-        self,
-        values: npt.NDArray[Any],
-        read_earlier: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
-    ) -> npt.NDArray[Any]:
-        """Give every row the value of its text, `[N, H]`: of `own` `[M, H]`, else read `[K, H]`."""
-        if len(self.earlier):
-            values = np.concatenate([read_earlier(self.earlier), values])
-        return values[self.places]
+    def among(cls, examples: Examples) -> DifferentTexts:
+        """Find them; equal hashes only nominate, the texts themselves decide."""
+        texts = examples.texts
+        _, first, inverse = np.unique(examples.text_hash, return_index=True, return_inverse=True)
+        originals = first[inverse]
+        nominated = np.flatnonzero(originals != np.arange(len(examples)))
+        if len(nominated):
+            same = pyarrow.compute.equal(texts.take(nominated), texts.take(originals[nominated]))
+            collided = nominated[~same.to_numpy()]
+            originals[collided] = collided
+        own, places = np.unique(originals, return_inverse=True)
+        return cls(own=own, places=places)

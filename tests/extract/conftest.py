@@ -59,15 +59,12 @@ def write_csv(tmp_path: Path) -> WriteCsv:
 
 @pytest.fixture
 def settings(llama: Path, write_csv: WriteCsv) -> dict[str, Any]:
-    """An extraction of 300 texts, some of them twice: five blocks of 64 rows.
-
-    A mean over tokens hides from float16 in which batch a text was computed.
-    """
+    """An extraction of 300 texts, some of them twice: five blocks of 64 rows."""
     texts = toy_texts(280)
     return {
         "model": str(llama),
         "layers": "1,3",
-        "pooling": ("mean",),
+        "pooling": ("mean", "last"),
         "dataset": str(write_csv(texts=[*texts, *texts[:10], *texts[-10:]])),
         "max_length": 16,
         "compute_dtype": "float32",

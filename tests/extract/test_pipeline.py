@@ -136,23 +136,12 @@ def test_a_cache_of_means_gets_the_last_token(config: Any) -> None:
         cache["train"].features(3)
 
 
-def test_a_text_that_stands_twice_is_computed_once(config: Any, write_csv: Any) -> None:
-    """Duplicates, within a block and across blocks, share the feature of the first."""
-    texts = toy_texts(100)
-    write_csv(texts=[*texts, *texts[:40], texts[99]])
-    result = extract(config())
-    features = open_cache(result.path)["train"].features(3)
-    assert result.n_duplicates == 41
-    np.testing.assert_array_equal(features[100:140], features[:40])
-    np.testing.assert_array_equal(features[140], features[99])
-
-
-def test_ranks_look_back_within_a_block_only(config: Any, write_csv: Any) -> None:
-    """Of a text in two blocks of 64 rows each block has a feature of its own, equal to 1e-3."""
+def test_a_text_that_stands_twice_in_a_block_is_computed_once(config: Any, write_csv: Any) -> None:
+    """Rows of a block with the same text share a feature; each of two blocks has its own of it."""
     texts = toy_texts(100)
     write_csv(texts=[*texts[:50], *texts[:14], *texts[14:50], *texts[:50]])
-    result = extract(config(rank=0, world=1))
-    features = open_cache(result.path)["train"].features(3, allow_partial=True)
+    result = extract(config())
+    features = open_cache(result.path)["train"].features(3)
     assert result.n_duplicates == 14 + 14
     np.testing.assert_array_equal(features[50:64], features[:14])
     np.testing.assert_allclose(features[64:100], features[14:50], rtol=1e-3, atol=1e-3)

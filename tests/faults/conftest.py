@@ -64,8 +64,8 @@ class Table:
         text = [
             "# Reliability",
             "",
-            "What was broken on purpose, how often, and what followed. "
-            f"`make campaign` made this page on {made}: {total:,} tries.",
+            f"What was broken on purpose, {total:,} times, and what followed.",
+            f"`make campaign` made this page on {made}.",
         ]
         for group, lines in GROUPS.items():
             text += ["", f"## {group}", "", "| | fault | what must follow | tries | outcome | s |"]
