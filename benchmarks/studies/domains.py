@@ -109,7 +109,7 @@ class DataSet:
         config = FitConfig(cache="texts", accelerator="cpu", fusion="auto")
         grid = grid_of(config.plan().method, self.rows.data(config), config.seed)
         every = range(len(self.rows.features))
-        accuracy = [grid.choose("single", [k]).accuracy for k in every]
+        accuracy = [grid.choose("single", [k]).merit for k in every]
         return self.rows.at([max(every, key=accuracy.__getitem__)])
 
     def tfidf(self) -> Ints:

@@ -4,10 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from llmembed.train.measures.calibration import calibrate, calibrate_trained, fit_temperature
+from llmembed.train.measures.calibration import (
+    calibrate,
+    calibrate_labels,
+    calibrate_trained,
+    fit_temperature,
+)
 from llmembed.train.measures.metrics import ece
 
 
@@ -87,3 +92,52 @@ def test_a_trained_classifier_is_as_likely_as_the_grid_allows() -> None:
     grid = np.exp(np.linspace(-1, 1, 81))
     posterior = [400 * nll(logits, labels, t) + (np.log(t) / 0.1) ** 2 / 2 for t in grid]
     assert calibrate_trained(logits, labels) == pytest.approx(grid[np.argmin(posterior)])
+
+
+def surprise(
+    of: np.ndarray, z: np.ndarray, has: np.ndarray, weights: np.ndarray, inverse: float
+) -> float:
+    """Platt's loss of `scale, offset`, his smoothed labels, and the prior of the scale."""
+    scale, offset = of
+    each = weights / weights.mean()
+    n_yes, n = each @ has, each.sum()
+    smoothed = np.where(has, (n_yes + 1) / (n_yes + 2), 1 / (n - n_yes + 2))
+    logits = scale * z + offset
+    losses = np.logaddexp(0, logits) - smoothed * logits
+    return float(each @ losses + (scale / inverse - 1) ** 2 / 2)
+
+
+@given(st.integers(0, 1000), st.floats(0.1, 10), st.sampled_from([0.0, 0.01, 0.3, 1.0]))
+def test_no_other_scale_and_offset_of_a_label_are_better(
+    seed: int, scale: float, share: float
+) -> None:
+    """They are the minimum that a general optimiser finds, rare labels and weights included."""
+    generator = np.random.default_rng(seed)
+    labels = (generator.random((200, 2)) < [share, 0.5]).astype(np.int64)
+    logits = scale * (labels + generator.normal(size=(200, 2)) - 1)
+    weights = generator.uniform(0.5, 2, 200)
+    inverse = 1 / fit_temperature(logits, labels, weights)
+    found = np.stack(calibrate_labels(logits, labels, weights), axis=1)
+    for ours, z, has in zip(found, logits.T, labels.T, strict=True):
+        given = (z, has, weights, inverse)
+        bounds = [(0.1 * inverse, None), (None, None)]
+        theirs = minimize(surprise, [inverse, 0.0], given, method="L-BFGS-B", bounds=bounds)
+        assert surprise(ours, *given) <= theirs.fun + 1e-4
+
+
+def test_rare_labels_are_as_probable_as_they_are() -> None:
+    """Of scores that all labels share, each label's mean probability becomes its own share."""
+    generator = np.random.default_rng(0)
+    shares = np.array([0.01, 0.1, 0.5])
+    labels = (generator.random((4000, 3)) < shares).astype(np.int64)
+    logits = labels + generator.normal(size=(4000, 3))
+    scale, offset = calibrate_labels(logits, labels)
+    proba = 1 / (1 + np.exp(-(scale * logits + offset)))
+    assert proba.mean(axis=0) == pytest.approx(labels.mean(axis=0), rel=0.02)
+
+
+def test_a_label_keeps_the_order_of_its_texts() -> None:
+    """However wrong its held-out scores are, a label's scale stays above 0."""
+    labels = np.array([[1], [0]] * 50)
+    scale, _ = calibrate_labels(1.0 - 2.0 * labels, labels)
+    assert scale > 0

@@ -89,7 +89,7 @@ def test_the_best_head_is_chosen_by_held_out_accuracy() -> None:
     problem = make_problem(3)
     choices = {head: choose_head(problem, (head,)) for head in ("ridge", "lda", "linear")}
     best = choose_head(problem, tuple(choices))
-    assert best.accuracy == max(choice.accuracy for choice in choices.values())
+    assert best.merit == max(choice.merit for choice in choices.values())
     assert best.strength == choices[best.head].strength
     predicted = best.scores.argmax(dim=1)
-    assert (predicted == problem.y).double().mean().item() == pytest.approx(best.accuracy)
+    assert (predicted == problem.y).double().mean().item() == pytest.approx(best.merit)

@@ -43,7 +43,7 @@ def test_features_that_complete_each_other_are_found(head: str) -> None:
     best = best_of(candidates)
     assert best.fusion == "concat"
     assert {1, 2} <= set(best.features)
-    assert best.accuracy > max(one.accuracy for one in singles) + 0.2
+    assert best.merit > max(one.merit for one in singles) + 0.2
 
 
 def test_a_subset_is_judged_as_if_alone() -> None:
@@ -51,7 +51,7 @@ def test_a_subset_is_judged_as_if_alone() -> None:
     grid = make_grid()
     pair = next(one for one in sweep(grid) if len(one.features) == 2)
     alone = grid.choose("concat", pair.features, strengths=(pair.strength,))
-    assert alone.accuracy == pytest.approx(pair.accuracy)
+    assert alone.merit == pytest.approx(pair.merit)
 
 
 def test_a_candidate_solves_for_what_it_was_judged_as() -> None:
@@ -80,7 +80,7 @@ def test_of_equals_the_smaller_is_best() -> None:
             features=features,
             head="lda",
             strength=1,
-            accuracy=0.5,
+            merit=0.5,
             scores=torch.zeros(1, 2),
             temperature=1,
             solve=lambda: LinearMap(weight=torch.zeros(2, 1), bias=torch.zeros(2)),
@@ -146,7 +146,7 @@ def test_a_member_judged_again_is_what_it_was() -> None:
     for member, judged in stack_of(grid, sweep(grid)).items():
         again = grid.judge_again(member)
         assert (again.head, again.features) == (judged.head, judged.features)
-        assert again.accuracy == pytest.approx(judged.accuracy, abs=0.01)
+        assert again.merit == pytest.approx(judged.merit, abs=0.01)
 
 
 @pytest.mark.parametrize(("most", "n_features"), [(N * WIDTH * 4 * 5 * 2, [1, 2]), (1, [])])

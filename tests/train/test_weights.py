@@ -81,7 +81,7 @@ def test_integer_weights_are_copies(head: str, weights: Tensor) -> None:
         torch.testing.assert_close(one.scores(x), other.scores(x), rtol=1e-5, atol=tolerance)
     one_choice, other_choice = (choose_head(problem, [head]) for problem in (weighed, copied))
     assert one_choice.strength == other_choice.strength
-    assert one_choice.accuracy == pytest.approx(other_choice.accuracy)
+    assert one_choice.merit == pytest.approx(other_choice.merit)
 
 
 @settings(max_examples=4, deadline=None)
@@ -99,7 +99,7 @@ def test_a_sweep_with_integer_weights_is_one_over_copies(weights: Tensor) -> Non
     other = sweep(Grid(x=x[of], y=y[of], folds=copies, **options))
     assert [c.features for c in one] == [c.features for c in other]
     assert [c.strength for c in one] == [c.strength for c in other]
-    assert [c.accuracy for c in one] == pytest.approx([c.accuracy for c in other])
+    assert [c.merit for c in one] == pytest.approx([c.merit for c in other])
 
 
 @pytest.mark.parametrize("strength", [0.01, 1.0])

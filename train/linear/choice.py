@@ -6,6 +6,7 @@ strengths (`held_out`); and it solves for one strength on all rows (`solve`).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from llmembed.train.linear.closed import (
 from llmembed.train.linear.moments import Problem
 from llmembed.train.linear.sigmoid import SigmoidSolver
 from llmembed.train.linear.softmax import SoftmaxSolver
+from llmembed.train.measures import calibrate_labels
 
 SOLVERS: dict[str, Callable[[Problem], ClosedSolver | SoftmaxSolver]] = {
     "ridge": functools.partial(ClosedSolver, Ridge),
@@ -48,13 +50,25 @@ class Choice:
     """Name of the head."""
     strength: float
     """Strength with the highest held-out accuracy; of equals the strongest that fits its rows."""
-    accuracy: float
+    merit: float
     """Held-out accuracy, weighted as the fit is; 0 where no row can be held out. Of several labels
     a text the loss, less than 0 (`Problem.merits`)."""
     scores: Tensor
     """float32 `[N, C]`, held-out scores."""
     solve: Callable[[], LinearMap]
     """Fits all rows with that strength."""
+    by_label: tuple[Tensor, Tensor] | None = None
+    """Of several labels a text the scale and the offset of each, float32 `[C]`, that `scores` have
+    and what is solved lacks."""
+
+    def fit(self) -> LinearMap:
+        """Fit all rows, and calibrate each label."""
+        return scaled(self.solve(), self.by_label)
+
+
+def scaled(linear: LinearMap, by_label: tuple[Tensor, Tensor] | None) -> LinearMap:
+    """Give what was solved the scale and the offset of each label, if it has them."""
+    return linear if by_label is None else linear.scaled(*by_label)
 
 
 def choose_head(problem: Problem, heads: Sequence[str]) -> Choice:
@@ -63,7 +77,7 @@ def choose_head(problem: Problem, heads: Sequence[str]) -> Choice:
     for head in heads:
         solver = (ONE_VS_REST if problem.multilabel else SOLVERS)[head](problem)
         choices.append(choose_strength(problem, head, solver.held_out(), solver.solve))
-    return max(choices, key=lambda choice: choice.accuracy)
+    return max(choices, key=lambda choice: choice.merit)
 
 
 def choose_strength(
@@ -84,9 +98,9 @@ def choose_strength(
         solve: fits all rows with a strength.
     """
     solve = functools.cache(solve)
-    accuracies = problem.merits(path.scores, problem.held_out)
-    accuracy = max(accuracies)
-    equals = [k for k, found in enumerate(accuracies) if found == accuracy]
+    merits = problem.merits(path.scores, problem.held_out)
+    merit = max(merits)
+    equals = [k for k, found in enumerate(merits) if found == merit]
     equals.sort(key=lambda k: -path.strengths[k])
     best, best_fitted = equals[0], -1.0
     rows, alone = problem.taking_part, problem.alone
@@ -99,12 +113,26 @@ def choose_strength(
         if fitted > best_fitted:
             best, best_fitted = k, fitted
         knows_alone = bool((scores[alone].argmax(dim=1) == problem.y[alone]).all())
-        if best_fitted == 1 or (k == equals[0] and fitted > accuracy > 0 and knows_alone):
+        if best_fitted == 1 or (k == equals[0] and fitted > merit > 0 and knows_alone):
             break
-    return Choice(
+    choice = Choice(
         head=head,
         strength=path.strengths[best],
-        accuracy=accuracy,
+        merit=merit,
         scores=path.scores[best],
         solve=functools.partial(solve, path.strengths[best]),
+    )
+    return _by_label(problem, choice) if problem.multilabel else choice
+
+
+def _by_label(problem: Problem, choice: Choice) -> Choice:
+    """Give each label a scale and an offset of its own, by its held-out scores."""
+    found = problem.temperature(choice.scores, calibrate_labels)
+    scale, offset = (torch.from_numpy(one).to(choice.scores) for one in found)
+    scores = choice.scores * scale + offset
+    return dataclasses.replace(
+        choice,
+        merit=problem.merits(scores[None], problem.held_out)[0],
+        scores=scores,
+        by_label=(scale, offset),
     )

@@ -46,6 +46,11 @@ class LinearMap:
         """Classify `[N, K]` -> `[N, C]`."""
         return torch.addmm(self.bias.to(x), x, self.weight.to(x).T)
 
+    def scaled(self, scale: Tensor, offset: Tensor) -> LinearMap:
+        """Multiply the scores of each class, and add to them: float `[C]` each."""
+        scale, offset = scale.to(self.weight), offset.to(self.bias)
+        return LinearMap(weight=self.weight * scale[:, None], bias=self.bias * scale + offset)
+
     def fill(self, layer: nn.Linear) -> None:
         """Copy it into a layer of a classifier."""
         layer.weight.data.copy_(self.weight)

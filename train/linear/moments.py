@@ -22,6 +22,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ _BLOCK_ROWS = 8192
 _SPAN_ROUNDING = 1e-9  # of the largest square: what float32 features leave unknown
 _LEAST_LENGTH = 1e-12  # where all rows are alike
 _BLOCK_COLUMNS = 384  # of a product: wide enough for its full speed
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,8 +252,8 @@ class Problem:
         own = self.own_weights(rows)
         return mean_loss(scores[rows], self.y[rows], self.class_weights, own).item()
 
-    def temperature(self, scores: Tensor, find: Callable[..., float]) -> float:
-        """Find the temperature of held-out scores `[N, C]`, by a function of `calibration`."""
+    def temperature(self, scores: Tensor, find: Callable[..., Found]) -> Found:
+        """Calibrate held-out scores `[N, C]`, by a function of `calibration`."""
         rows = self.taking_part
         own = self.own_weights(rows)
         weights = None if own is None else own.cpu().numpy()

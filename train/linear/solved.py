@@ -60,7 +60,7 @@ def train_solved(method: Method, data: FitData, seed: int) -> Trained:
     started = time.perf_counter()
     problem, choice = _choose(method, data, grid_of(method, data, seed))
     solved = _Solved(
-        linear=choice.solve(),
+        linear=choice.fit(),
         head=choice.head,
         scores=choice.scores,
         problem=problem,

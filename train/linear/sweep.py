@@ -29,7 +29,7 @@ from torch import Tensor
 from llmembed.common.process import full_float32
 from llmembed.train.fusions.tricks import map_on_cores
 from llmembed.train.inputs import Feature, columns_of
-from llmembed.train.linear.choice import Choice, choose_strength
+from llmembed.train.linear.choice import Choice, choose_strength, scaled
 from llmembed.train.linear.closed import LDA, ClosedSolver, LinearMap, OneVsRestRidge, Ridge
 from llmembed.train.linear.moments import FoldMoments, Problem, in_span
 from llmembed.train.linear.softmax import SoftmaxSolver
@@ -57,7 +57,7 @@ class Candidate:
     strength: float  # with the highest held-out accuracy
     # held-out accuracy on the training rows, weighted as the fit is; of several labels a text the
     # loss, less than 0 (`Problem.merits`)
-    accuracy: float
+    merit: float
     scores: Tensor = field(repr=False, compare=False)  # float32 `[N, C]`, held-out logits divided
     temperature: float  # by this
     solve: Callable[[], LinearMap] = field(repr=False, compare=False)  # for scores not divided
@@ -66,12 +66,12 @@ class Candidate:
         self, names: Sequence[Feature], n_rows: int, *, multilabel: bool = False
     ) -> dict[str, Any]:
         """Give the row of the table, with the 95 % interval of the accuracy on so many rows."""
-        told: dict[str, Any] = {"nll": -self.accuracy}
+        told: dict[str, Any] = {"nll": -self.merit}
         if not multilabel:
             low, high = 0.0, 1.0
             if n_rows:
-                low, high = wilson_interval(round(self.accuracy * n_rows), n_rows)
-            told = {"accuracy": self.accuracy, "accuracy_ci95": [low, high]}
+                low, high = wilson_interval(round(self.merit * n_rows), n_rows)
+            told = {"accuracy": self.merit, "accuracy_ci95": [low, high]}
         return {
             "fusion": self.fusion,
             "features": [names[index]._asdict() for index in self.features],
@@ -164,10 +164,10 @@ class Grid(Problem):
             features=tuple(features),
             head=choice.head,
             strength=choice.strength,
-            accuracy=choice.accuracy,
+            merit=choice.merit,
             scores=choice.scores / temperature,
             temperature=temperature,
-            solve=solve or choice.solve,
+            solve=solve or choice.fit,
         )
 
     @property
@@ -184,7 +184,7 @@ class Grid(Problem):
         choice = choose_strength(problem, self.head, solver.held_out(), solver.solve)
 
         def solve() -> LinearMap:
-            found = choice.solve()
+            found = choice.fit()
             return LinearMap(weight=found.weight @ basis.T.to(found.weight), bias=found.bias)
 
         return self.candidate("concat", every, choice, solve)
@@ -219,17 +219,30 @@ def are_few(n_rows: int, n_columns: int) -> bool:
 def sweep(grid: Grid) -> list[Candidate]:
     """Judge every single feature, then the mean of all, then concatenations of the best."""
 
-    def judged(fusion: str, features: Sequence[int]) -> Candidate:
-        choice = grid.choose(fusion, features)
+    def judged(
+        fusion: str, features: Sequence[int], strengths: tuple[float, ...] | None = None
+    ) -> Candidate:
+        choice = grid.choose(fusion, features, strengths)
+        if strengths is not None and choice.strength in _open_ends(grid.kind.STRENGTHS, strengths):
+            choice = grid.choose(fusion, features)
+        strength, by_label = choice.strength, choice.by_label
+
         # The moments are summed again where the stack takes it, so that none are kept.
-        solve = functools.partial(grid.solve, fusion, features, choice.strength)
+        def solve() -> LinearMap:
+            return scaled(grid.solve(fusion, features, strength), by_label)
+
         return grid.candidate(fusion, features, choice, solve)
 
     every = range(len(grid.widths))
-    found = [*map_on_cores(lambda index: judged("single", [index]), every, grid.device)]
+    first, near = [judged("single", [0])] if grid.multilabel else [], None
+    if grid.multilabel:  # losses are smooth along the strengths, as accuracies are not
+        near = _near(grid.kind.STRENGTHS, first[0].strength)
+    others = every[len(first) :]
+    of_others = map_on_cores(lambda index: judged("single", [index], near), others, grid.device)
+    found = [*first, *of_others]
     pool, strength = _pool(grid, found), best_of(found).strength
     if len(every) > 1 and len(set(grid.widths)) == 1:
-        found.append(judged("mean", every))
+        found.append(judged("mean", every, near))
     return [*found, *_grow(grid, pool, strength), *_soften(grid, found, pool)]
 
 
@@ -257,13 +270,13 @@ def stack_of(grid: Grid, candidates: Sequence[Candidate] | None = None) -> dict[
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
     """Pick the highest held-out accuracy; of equals, the one with the fewest features."""
-    return max(candidates, key=lambda one: (one.accuracy, -len(one.features)))
+    return max(candidates, key=lambda one: (one.merit, -len(one.features)))
 
 
 def _pool(grid: Grid, singles: Sequence[Candidate]) -> list[int]:
     """List the features that a stack picks first, then the best others, as far as they fit."""
     picked = grid.pick([one.scores for one in singles])
-    others = sorted(range(len(singles)), key=lambda index: -singles[index].accuracy)
+    others = sorted(range(len(singles)), key=lambda index: -singles[index].merit)
     pool: list[int] = []
     for index in dict.fromkeys([*picked, *others]):
         width = sum(grid.widths[k] for k in (*pool, index))
@@ -307,3 +320,12 @@ def _near(strengths: tuple[float, ...], strength: float) -> tuple[float, ...]:
     """
     index = strengths.index(strength)
     return strengths[max(0, index - _NEIGHBOURS) : index + 2 * _NEIGHBOURS + 1]
+
+
+def _open_ends(strengths: tuple[float, ...], tried: tuple[float, ...]) -> set[float]:
+    """List the ends of consecutive strengths beyond which there are others.
+
+    >>> _open_ends((0.1, 0.2, 0.3, 0.4), (0.1, 0.2, 0.3))
+    {0.3}
+    """
+    return {tried[0], tried[-1]} - {strengths[0], strengths[-1]}

@@ -1,6 +1,11 @@
 """How good a classifier is, and how sure."""
 
-from llmembed.train.measures.calibration import calibrate, calibrate_trained, fit_temperature
+from llmembed.train.measures.calibration import (
+    calibrate,
+    calibrate_labels,
+    calibrate_trained,
+    fit_temperature,
+)
 from llmembed.train.measures.doubt import HeldOutRows
 from llmembed.train.measures.metrics import Floats, Labels, summarise, wilson_interval
 from llmembed.train.measures.sets import (
@@ -19,6 +24,7 @@ __all__ = [
     "Labels",
     "Sets",
     "calibrate",
+    "calibrate_labels",
     "calibrate_trained",
     "decided",
     "find_thresholds",

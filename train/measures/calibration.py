@@ -20,7 +20,7 @@ vector machines", 1999, section 2.2, who smooths the labels for the same reason)
 
 Everywhere logits are `[N, C]`, labels int64 `[N]`, the index of the true class, and weights `[N]`,
 of the rows; None weighs all alike. Labels `[N, C]` of 0 and 1 are several a text: then each logit
-is one of N C decisions of its own, and T divides them all.
+is one of N C decisions of its own, and T divides them all; `calibrate_labels` finds more than T.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ _BRIER_GRID = np.exp(np.linspace(-1, 1, 41))  # of T, around that of the likelih
 _TRAINED_GRID = np.exp(np.linspace(-1, 1, 81))  # of T
 _DEVIATION = 0.1  # of log T, of trained heads
 _MOST_DECISIONS = 1 << 16  # that T is fitted to, which they know to some 0.01
+_MOST_OF_LABELS = 1 << 22  # that scale and offset of each label are fitted to
+_LEAST_SCALE = 0.1  # of a label, over that of all: it keeps the order of its texts
+_PRECISE_OF_LABELS = 1e-3  # of scale and offset, before a last step of Newton's squares it
+_LONGEST = 1.0  # step of Newton's in scale and offset: from afar they lead too far
 
 
 def calibrate(logits: Logits, labels: Labels, weights: Weights = None) -> float:
@@ -121,6 +125,57 @@ def fit_temperature(logits: Logits, labels: Labels, weights: Weights = None) -> 
         if abs(inverse - last) <= _PRECISE * last:
             break
     return 1 / inverse
+
+
+def calibrate_labels(
+    logits: Logits, labels: Labels, weights: Weights = None
+) -> tuple[Floats, Floats]:
+    """Find scales and offsets, float64 `[C]`, that calibrate `sigmoid(scale logit + offset)`.
+
+    Each label has its own, by Platt's likelihood and smoothed labels (1999, section 2.2): a rare
+    label is far below even odds for nearly all texts, which no T for all of them says. A scale is
+    a factor of `1 / T`, T being that of all labels, and normal about 1 a priori with a deviation
+    of 1, so that a handful of texts decides little; at least a tenth.
+
+    >>> logits, labels = np.zeros((98, 1)), np.zeros((98, 1), dtype=np.int64)
+    >>> scale, offset = calibrate_labels(logits, labels)  # none of 98: one of 100
+    >>> np.round(1 / (1 + np.exp(-offset)), 3).tolist()
+    [0.01]
+    """
+    inverse = 1 / fit_temperature(logits, labels, weights)
+    some = slice(None, None, -(-labels.size // _MOST_OF_LABELS) or 1)
+    each = np.ones(len(logits[some])) if weights is None else weights[some] / weights[some].mean()
+    found = [
+        _sigmoid_of(z.astype(np.float64) * inverse, has > 0, each)
+        for z, has in zip(logits[some].T, labels[some].T, strict=True)
+    ]
+    scale, offset = np.array(found).reshape(-1, 2).T
+    return scale * inverse, offset
+
+
+def _sigmoid_of(
+    z: Floats, has: npt.NDArray[np.bool_], each: npt.NDArray[np.floating]
+) -> tuple[float, float]:
+    """Find scale and offset of one label by Newton's steps, of which none is long."""
+    from scipy.special import expit
+
+    n_yes, n = float(has @ each), float(each.sum())
+    smoothed = np.where(has, (n_yes + 1) / (n_yes + 2), 1 / (n - n_yes + 2))
+    scale, offset = 1.0, 0.0
+    for _ in range(_MAX_STEPS):
+        proba = expit(scale * z + offset)
+        bend = proba * (1 - proba) * each
+        error, bend_z = (proba - smoothed) * each, bend * z
+        of_scale, of_offset = error @ z + scale - 1, error.sum()
+        twice, both, scale_twice = bend.sum() + _FLAT, bend_z.sum(), bend_z @ z + 1
+        step = (twice * of_scale - both * of_offset) / (scale_twice * twice - both**2)
+        moved = max(scale - step.clip(-_LONGEST, _LONGEST), _LEAST_SCALE)
+        change = ((of_offset + both * (moved - scale)) / twice).clip(-_LONGEST, _LONGEST)
+        is_done = max(abs(moved - scale), abs(change)) <= _PRECISE_OF_LABELS
+        scale, offset = moved, offset - change
+        if is_done:
+            break
+    return scale, offset
 
 
 def _as_classes(logits: Logits, labels: Labels, weights: Weights) -> tuple[Logits, Labels, Weights]:
