@@ -121,6 +121,14 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(
     assert "accuracy" in baselines(cache)["tfidf"]
 
 
+def test_texts_are_found_whatever_part_was_extracted(cache: Path) -> None:
+    """A file with more rows in another order still has them: each split had a limit of its own."""
+    path = cache.with_name("set") / "test.csv"
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, "unknown,earn", *rows[::-1], "another,grain", ""]))
+    assert find_texts(open_cache(cache), ["test"])["test"] == texts_and_labels("test", 45)[0]
+
+
 def test_texts_that_were_changed_are_not_shown(cache: Path) -> None:
     """One other letter, and they are not the texts of the cache."""
     opened = open_cache(cache)

@@ -13,13 +13,16 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmembed.cache_format import Cache, open_cache
+from llmembed.cache_format import Cache, Split, open_cache
 from llmembed.common.errors import CacheError, LLMEmbedError, LLMEmbedWarning
 from llmembed.train.runs.record import DAMAGE
+
+if TYPE_CHECKING:
+    from llmembed.extract.texts.corpora import Examples
 
 MOST_ROWS = 200_000
 """Rows of all splits together, beyond which no report waits for them to be read."""
@@ -49,23 +52,26 @@ def find_texts(cache: Cache, splits: Sequence[str]) -> dict[str, list[str]]:
         from llmembed.extract.texts.corpora import load_corpus
 
         try:
+            recorded: dict[str, Any] = {name: known.get(name) for name in _RECORDED}
             options = DatasetOptions(
-                place,
-                splits=tuple(splits),
-                **{name: known.get(name) for name in _RECORDED},
-                limit=known.get("limit"),
-                seed=known.get("seed") or 0,
-                dialect=Dialect.of(known),
+                place, splits=tuple(splits), dialect=Dialect.of(known), **recorded
             )
             corpus = load_corpus(options)
         except (LLMEmbedError, OSError, *DAMAGE) as error:  # a cache may record anything
             raise TextsNotFoundError(f"{Path(place).name} could not be read again") from error
-    for split in splits:
-        if not np.array_equal(corpus.splits[split].text_hash, cache[split].text_hash):
-            raise TextsNotFoundError(
-                f"the texts of {split!r} in {Path(place).name} are others by now"
-            )
-    return {split: corpus.splits[split].texts.to_pylist() for split in splits}
+    return {split: _those_of(corpus.splits[split], cache[split], place) for split in splits}
+
+
+def _those_of(examples: Examples, split: Split, place: str) -> list[str]:
+    """Pick the texts of a split by their hashes: each split may have had a limit of its own."""
+    order = np.argsort(examples.text_hash)
+    places = np.searchsorted(examples.text_hash, split.text_hash, sorter=order)
+    rows = order[places.clip(max=len(order) - 1)] if len(order) else places
+    if not len(order) or not np.array_equal(examples.text_hash[rows], split.text_hash):
+        raise TextsNotFoundError(
+            f"the texts of {split.name!r} in {Path(place).name} are others by now"
+        )
+    return list(examples.take(rows).texts.to_pylist())
 
 
 def evaluated_texts(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
