@@ -46,6 +46,13 @@ def test_workers_make_the_cache_of_one_process(
     assert tree(Path(result.path)) == whole
 
 
+def test_workers_read_prompts_behind_each_text(on_ray: ExtractConfig, tmp_path: Path) -> None:
+    """Of prompts too they write, byte for byte, what one process writes."""
+    asked = dataclasses.replace(on_ray, prompts=("It was", "This is about"), workers=2)
+    here = dataclasses.replace(asked, cache=str(tmp_path / "here.zarr"), engine="local", workers=1)
+    assert tree(Path(extract(asked).path)) == tree(Path(extract(here).path))
+
+
 def test_workers_hash_a_large_cache_at_the_end(
     on_ray: ExtractConfig, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
