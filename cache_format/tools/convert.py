@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from llmembed.cache_format.layout.commits import COMMITS, arrays_of, sources_of
 from llmembed.cache_format.layout.documents import DOCUMENT, dump, parse, parse_array
 from llmembed.cache_format.layout.schema import Header, require_header
 from llmembed.cache_format.stores import MAX_DOCUMENT_BYTES, Store, open_store, translated
+from llmembed.cache_format.tools.target import check_target
 from llmembed.cache_format.tools.verify import require_sound
 from llmembed.cache_format.writing import consolidate, refuse_if_held
 from llmembed.common.errors import (
@@ -30,7 +31,7 @@ from llmembed.common.errors import (
     ConfigError,
 )
 from llmembed.common.regular import require_regular
-from llmembed.common.replace import replacing
+from llmembed.common.replace import placing, replacing
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 _DOCUMENTS = "llmembed_documents"
@@ -45,7 +46,8 @@ def convert(
 ) -> str:
     """Convert a complete cache by the target's name: HDF5, Zarr from HDF5, or an archive.
 
-    The result is what was written, in words.
+    The result is what was written, in words. A file or an archive appears whole or not at all; a
+    cache that comes back from HDF5 is no cache before its root is written, and may be continued.
 
     Raises:
         ConfigError: if the target exists or the pair of formats means nothing.
@@ -54,8 +56,8 @@ def convert(
     """
     to_hdf5 = str(target).endswith(HDF5_SUFFIXES)
     from_hdf5 = str(cache).endswith(HDF5_SUFFIXES)
-    if "://" not in str(target) and Path(target).exists():
-        raise ConfigError(f"{target} exists. It is left as it is; choose another target.")
+    if to_hdf5:
+        _refuse_existing(Path(target))
     if to_hdf5 + from_hdf5 + archive != 1:
         raise ConfigError(
             f"{cache} to {target}: a cache becomes HDF5 (target ends in .h5), an .h5 file becomes "
@@ -71,8 +73,21 @@ def convert(
         with translated(str(target)), replacing(Path(target)) as partial:
             _write_hdf5(store, header, partial)
         return "HDF5"
-    _write_archive(store, header, open_store(target))
+    place = open_store(target).path
+    if place is None:
+        raise ConfigError(
+            f"{target} is remote; make the archive in a folder, then use llmembed-cache copy."
+        )
+    _refuse_existing(place)
+    with translated(str(target)), placing(place) as folder:
+        _write_archive(store, header, folder)
+        _refuse_existing(place)  # once more: another one may have been quicker
     return "an archive"
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise ConfigError(f"{target} exists. It is left as it is; choose another target.")
 
 
 def _require_complete(store: Store) -> Header:
@@ -127,6 +142,8 @@ def _from_hdf5(source: Path, store: Store) -> None:
         raise CacheFormatError(f"{source} is not a readable HDF5 file: {error}.") from error
     with file:
         documents = _read_documents(file, str(source))
+        check_target(store, lambda key: key in documents or _is_chunk(key, documents))
+        store.clear_leftovers()
         for key, text in documents.items():
             is_zarr = key.endswith(f"/{DOCUMENT}")
             if is_zarr and parse(text, key).get("node_type", str) == "array":
@@ -190,15 +207,16 @@ def _copy_chunks(file: Any, store: Store, key: str, document: bytes) -> None:
         store.put(f"{key}/{info.chunk_key(index)}", encode(info, np.ascontiguousarray(rows)))
 
 
-def _write_archive(store: Store, header: Header, target: Store) -> None:
+def _is_chunk(key: str, documents: Mapping[str, bytes]) -> bool:
+    array, _, name = key.rpartition("/")
+    return name.startswith("c.") and f"{array}/{DOCUMENT}" in documents
+
+
+def _write_archive(store: Store, header: Header, folder: Path) -> None:
     """Write sharded, zstd-compressed arrays; documents and indexes as they are, the root last."""
-    if target.path is None:
-        raise ConfigError(
-            f"{target.location} is remote; make the archive in a folder, then use "
-            "llmembed-cache copy."
-        )
+    target = open_store(folder)
     for array in _arrays(store, header):
-        _write_archive_array(array, target.path / array.key)
+        _write_archive_array(array, folder / array.key)
     for key in store.walk():
         is_document = key.endswith(".json") and not key.startswith(COMMITS) and key != DOCUMENT
         if is_document and target.get(key) is None:

@@ -13,6 +13,7 @@ from llmembed.cache_format.layout.documents import DOCUMENT, put_document
 from llmembed.cache_format.layout.schema import Header, array_name, require_header
 from llmembed.cache_format.reader import Cache, open_cache
 from llmembed.cache_format.stores import HubStore, Store, open_store
+from llmembed.cache_format.tools.target import check_target
 from llmembed.cache_format.tools.verify import require_sound
 from llmembed.cache_format.writing import (
     LOCK,
@@ -24,7 +25,6 @@ from llmembed.cache_format.writing import (
 )
 from llmembed.common.errors import (
     CacheCorruptError,
-    CacheFormatError,
     ConfigError,
     listed,
     warn,
@@ -42,11 +42,8 @@ def copy(source: PathLike, target: PathLike) -> int:
     header = require_header(origin)
     refuse_if_held(origin)
     keys = [key for key in origin.walk() if not key.startswith((LOCK, SHARED))]
-    there = set(copied.walk())
-    if DOCUMENT in there or not there <= set(keys):
-        raise CacheFormatError(
-            f"{copied.location} exists. It is left as it is; choose another target, or remove it."
-        )
+    there = check_target(copied, set(keys).__contains__)
+    copied.clear_leftovers()
     if isinstance(copied, HubStore):
         _warn_of_local_places(header, copied.location)
     missing = (key for key in keys if key not in there or key.endswith(".json"))

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import stat
 import warnings
 from collections.abc import Iterable, Mapping
@@ -40,7 +39,7 @@ from llmembed.common.errors import (
     RunFormatError,
 )
 from llmembed.common.regular import require_regular
-from llmembed.common.replace import check_place, make_beside, put_in_place, recover, standing
+from llmembed.common.replace import check_place, placing, recover, standing
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Classifier
 from llmembed.train.runs.held_out import (
@@ -130,8 +129,7 @@ def write_run(
         files: further files of its folder, by name.
         logs: folder of logs to move into it, if there is one.
     """
-    folder = make_beside(run.path)
-    try:
+    with placing(run.path) as folder:
         (folder / CONFIG_FILE).write_bytes(as_json(run.config))
         (folder / METRICS_FILE).write_bytes(as_json(run.metrics))
         weights = run.classifier.state_dict()
@@ -146,9 +144,6 @@ def write_run(
             (folder / name).write_bytes(content)
         if logs.is_dir():
             logs.rename(folder / logs.name)
-        put_in_place(folder, run.path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:

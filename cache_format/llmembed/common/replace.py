@@ -69,6 +69,21 @@ def put_in_place(folder: Path, place: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # what stood there; the next fit clears what is left
 
 
+@contextlib.contextmanager
+def placing(place: Path) -> Iterator[Path]:
+    """Give a folder beside a place to write to; at the end it is put there, in place of what is.
+
+    What killed processes left beside the place is finished or cleared first.
+    """
+    recover(place)
+    folder = make_beside(place)
+    try:
+        yield folder
+        put_in_place(folder, place)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def recover(place: Path) -> None:
     """Finish what killed processes began: put an earlier run back, and clear their folders."""
     place = _real(place)
@@ -186,9 +201,14 @@ def writing_told(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a hidden name beside a file to write to; at the end what was written replaces the file.
 
-    Whatever fails, the old file or the new one is there, whole.
+    Whatever fails, the old file or the new one is there, whole; what a killed process leaves under
+    a hidden name is cleared by the next that writes the file.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    for hidden in _beside(path):
+        if is_gone(hidden.owner):
+            with contextlib.suppress(OSError):  # a folder, or gone meanwhile
+                hidden.path.unlink()
+    partial = _hidden(path, _NEW)
     try:
         yield partial
         partial.replace(path)
