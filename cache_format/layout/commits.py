@@ -340,5 +340,10 @@ def arrays_of(sources: Iterable[StoredSource]) -> Iterator[tuple[StoredSource, s
 
 def purge(store: Store, below: str) -> None:
     """Delete what lies under a split, or a source of a split, that the root does not name."""
-    for folder in (f"{COMMITS}/{below}", f"{INDEX}/{below}", below):
-        store.delete_below(folder)
+    for place in places(below):
+        store.delete_below(place)
+
+
+def places(below: str) -> tuple[str, str, str]:
+    """Say where everything lies that is of a split, or of a source of a split."""
+    return f"{COMMITS}/{below}", f"{INDEX}/{below}", below

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llmembed.cache_format.tools.convert import convert
 from llmembed.cache_format.tools.describe import describe, tree
-from llmembed.cache_format.tools.maintenance import copy, merge, parse_layers, remove
+from llmembed.cache_format.tools.maintenance import copy, merge
+from llmembed.cache_format.tools.removal import parse_layers, remove
 from llmembed.cache_format.tools.verify import (
     Part,
     Verification,

@@ -56,7 +56,7 @@ def convert(
     """
     to_hdf5 = str(target).endswith(HDF5_SUFFIXES)
     from_hdf5 = str(cache).endswith(HDF5_SUFFIXES)
-    if to_hdf5:
+    if not from_hdf5 and "://" not in str(target):
         _refuse_existing(Path(target))
     if to_hdf5 + from_hdf5 + archive != 1:
         raise ConfigError(

@@ -1,16 +1,15 @@
-"""Copy, merge and remove: what is done to caches as a whole."""
+"""Copy and merge: what is done with caches as a whole."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from llmembed.cache_format.layout.commits import COMMITS, purge, sources_of
-from llmembed.cache_format.layout.documents import DOCUMENT, put_document
-from llmembed.cache_format.layout.schema import Header, array_name, require_header
+from llmembed.cache_format.layout.commits import COMMITS
+from llmembed.cache_format.layout.documents import DOCUMENT
+from llmembed.cache_format.layout.schema import Header, require_header
 from llmembed.cache_format.reader import Cache, open_cache
 from llmembed.cache_format.stores import HubStore, Store, open_store
 from llmembed.cache_format.tools.target import check_target
@@ -19,13 +18,10 @@ from llmembed.cache_format.writing import (
     LOCK,
     SHARED,
     CacheWriter,
-    WriterLock,
-    consolidate,
     refuse_if_held,
 )
 from llmembed.common.errors import (
     CacheCorruptError,
-    ConfigError,
     listed,
     warn,
 )
@@ -58,50 +54,6 @@ def merge(target: PathLike, inputs: Sequence[PathLike]) -> dict[str, int]:
     The result is how many blocks were added from each.
     """
     return {os.fspath(path): _merge_one(target, open_cache(path)) for path in inputs}
-
-
-def remove(
-    path: PathLike,
-    *,
-    split: str | None = None,
-    source: str | None = None,
-    pooling: str | None = None,
-    layers: Sequence[int] = (),
-) -> list[str]:
-    """Remove what fits every given choice, and name it; if nothing does, that is an error.
-
-    With `split` and `source` only, these go as a whole; with `pooling` or `layers`, single arrays.
-    """
-    if split is source is pooling is None and not layers:
-        raise ConfigError(
-            "nothing was chosen to remove. Pass --split, --source, --pooling or --layers; to "
-            "remove a whole cache, delete its folder."
-        )
-    store = open_store(path)
-    require_header(store)
-    with WriterLock(store):
-        header = require_header(store)
-        header.require_known(store.location)
-        if pooling is None and not layers:
-            removed = _remove_groups(store, header, split, source)
-        else:
-            removed = _remove_arrays(store, header, (split, source, pooling), layers)
-        consolidate(store, header)
-    if not removed:
-        raise ConfigError(f"nothing in {store.location} fits that choice; see llmembed-cache info.")
-    return removed
-
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    """Read layer numbers off a command line.
-
-    >>> parse_layers("8,16")
-    (8, 16)
-    """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"--layers {text!r} is no list of layer numbers such as 8,16.")
-    return tuple(int(part) for part in parts)
 
 
 def _whole(origin: Store, key: str) -> bytes:
@@ -158,50 +110,3 @@ def _merge_one(target: PathLike, cache: Cache) -> int:
                             n_blocks += 1
                 writer.finish(name, source)
     return n_blocks
-
-
-def _remove_groups(
-    store: Store, header: Header, split: str | None, source: str | None
-) -> list[str]:
-    for kind, name, known in (("split", split, header.splits), ("source", source, header.sources)):
-        if name is not None and name not in known:
-            raise ConfigError.unknown(kind, name, list(known), "See llmembed-cache info.")
-    splits = list(header.splits) if split is None else [split]
-    removed = splits if source is None else [f"{name}/{source}" for name in splits]
-    header.consolidated = None
-    if source is None:
-        for name in splits:
-            del header.splits[name]
-    elif split is None:
-        del header.sources[source]
-    header.save(store)
-    for name in removed:
-        purge(store, name)
-    return removed
-
-
-def _remove_arrays(
-    store: Store,
-    header: Header,
-    chosen: tuple[str | None, str | None, str | None],
-    layers: Sequence[int],
-) -> list[str]:
-    removed = []
-    for source in sources_of(store, header):
-        layout, key = source.layout, source.key
-        gone = []
-        for pooling, layer in layout.arrays:
-            pairs = zip(chosen, (source.split, source.source, pooling), strict=True)
-            fits = all(wanted in (None, name) for wanted, name in pairs)
-            if fits and (not layers or layer in layers):
-                gone.append((pooling, layer))
-        if gone:
-            kept = tuple(array for array in layout.arrays if array not in gone)
-            put_document(store, f"{key}/{DOCUMENT}", replace(layout, arrays=kept).document())
-            names = [array_name(array) for array in gone]
-            source.drop({name: set(range(len(source.expected))) for name in names})
-            empty_poolings = {pooling for pooling, _ in gone} - {pooling for pooling, _ in kept}
-            for name in [*names, *empty_poolings]:
-                store.delete_below(f"{key}/{name}")
-            removed += [f"{key}/{name}" for name in names]
-    return removed

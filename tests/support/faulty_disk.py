@@ -136,7 +136,7 @@ class Disk:
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
-        closefd: bool = True,  # noqa: FBT001, FBT002 - the signature of `open`
+        closefd: bool = True,
         opener: Any = None,
     ) -> Any:
         if not self.is_ours(file) or opener is not None:
@@ -150,7 +150,7 @@ class Disk:
         buffered = (io.BufferedRandom if "+" in mode else kind)(raw)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
 
-    def _file(self, file: Any, mode: str, closefd: bool) -> io.FileIO:  # noqa: FBT001
+    def _file(self, file: Any, mode: str, closefd: bool) -> io.FileIO:
         disk = self
 
         class File(io.FileIO):
