@@ -258,6 +258,9 @@ def _be_the_child(
     end: dict[str, Any] = {"how": "raw", "said": "it did not begin"}
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a time limit of the parent's is its own
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
         disk = prepare()
         act()
         end = {"how": "done"}

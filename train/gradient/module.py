@@ -132,8 +132,8 @@ class Epochs(pl.Callback):
             weights = pl_module.state_dict()
             self._weights = {name: weight.clone() for name, weight in weights.items()}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Repeat the rows of an earlier process."""
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Repeat the rows of an earlier process; after its last epoch no training would start."""
         for epoch, row in enumerate(self._rows, start=1):
             _log(trainer, row, epoch)
 

@@ -65,7 +65,8 @@ def open_workspace(run_path: Path) -> Iterator[Path]:
             f"the disk failed or refused while {run_path} was made: {error}. Make room or check "
             "the permissions, and run the same command again; an earlier run there is kept."
         ) from error
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # that are not ignored; the run is there
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def checkpoint_folder(plan: Plan, data: FitData, seed: int, sigma: float | None) -> str:

@@ -37,6 +37,7 @@ from llmembed.common.errors import (
     ConfigError,
     LLMEmbedWarning,
     RunFormatError,
+    RunStorageError,
 )
 from llmembed.common.regular import require_regular
 from llmembed.common.replace import check_place, placing, recover, standing
@@ -88,7 +89,7 @@ def check_replaceable(config: FitConfig) -> None:
     path = config.run_path
     check_place(path)
     recover(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or _is_empty(path):
         return
     try:
         record = read_json(path / CONFIG_FILE) if os.path.lexists(path / CONFIG_FILE) else {}
@@ -107,6 +108,16 @@ def check_replaceable(config: FitConfig) -> None:
             f"{path} holds a run of {there}, and this is one of {new}, so it is not replaced. Pass "
             "--overwrite to replace it, or another --output."
         )
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.is_dir() and not any(path.iterdir())
+    except OSError as error:
+        raise RunStorageError(
+            f"{path} cannot be read: {error.strerror or error}, and so it is not replaced. Check "
+            "its permissions and the disk, or pass another --output."
+        ) from error
 
 
 def _kind(record: Mapping[str, Any]) -> str:
