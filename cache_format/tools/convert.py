@@ -8,6 +8,7 @@ verified against its hashes. Archives keep the documents and the index, and are 
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -111,21 +112,65 @@ def _arrays(store: Store, header: Header) -> Iterator[StoredArray]:
         yield source.array(name)
 
 
+class _FileOfHDF5(io.FileIO):
+    """Keeps the first failure of a write for later, for HDF5 crashes where it hears of one.
+
+    From then on it takes whatever is written, writes nothing, and gives zeros.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it."""
+        view = memoryview(data).cast("B")
+        while view and self.failure is None:
+            try:
+                view = view[super().write(view) :]
+            except OSError as error:
+                self.failure = error
+        return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what was written."""
+        if self.failure is None:
+            return super().readinto(buffer) or 0
+        view = memoryview(buffer).cast("B")
+        view[:] = bytes(len(view))
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Extend the file to its size."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+
 def _write_hdf5(store: Store, header: Header, path: Path) -> None:
     import h5py
 
+    with _FileOfHDF5(path, "w+") as whole:
+        with h5py.File(whole, "w") as file:
+            _fill_hdf5(store, header, file, whole)
+        if whole.failure is not None:
+            raise whole.failure
+
+
+def _fill_hdf5(store: Store, header: Header, file: Any, whole: _FileOfHDF5) -> None:
     documents = {k: (store.get(k) or b"").decode() for k in store.walk() if k.endswith(".json")}
-    with h5py.File(path, "w") as file:
-        for array in _arrays(store, header):
-            if not array.info.plain:
-                raise ConfigError(
-                    f"{store.location} is an archive; convert the cache it was made from instead."
-                )
-            dataset = file.create_dataset(array.key, array.info.shape, array.info.numpy_dtype)
-            for index in range(array.n_blocks):
-                start = index * array.block_rows
-                dataset[start : start + array.block_rows] = array.block(index)
-        file[_DOCUMENTS] = np.frombuffer(dump(documents), np.uint8)
+    for array in _arrays(store, header):
+        if not array.info.plain:
+            raise ConfigError(
+                f"{store.location} is an archive; convert the cache it was made from instead."
+            )
+        dataset = file.create_dataset(array.key, array.info.shape, array.info.numpy_dtype)
+        for index in range(array.n_blocks):
+            start = index * array.block_rows
+            dataset[start : start + array.block_rows] = array.block(index)
+            if whole.failure is not None:
+                return
+    file[_DOCUMENTS] = np.frombuffer(dump(documents), np.uint8)
 
 
 def _from_hdf5(source: Path, store: Store) -> None:

@@ -14,8 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmembed.cache_format import Cache, CacheWriter, DatasetInfo, SourceInfo, SplitPlan
+from llmembed.cache_format import (
+    Cache,
+    CacheWriter,
+    DatasetInfo,
+    SourceInfo,
+    SplitPlan,
+    open_cache,
+)
 from llmembed.cache_format.writing.lock import LOCK
+from llmembed.common.errors import CacheFormatError, CacheNotFoundError
 
 HIDDEN_SIZE = 16
 DATASET = DatasetInfo(name="toy", labels=("no", "yes", "maybe"), provenance={"origin": "made up"})
@@ -87,6 +95,25 @@ def assert_toy(cache: Cache, n_rows: int = 200, *, split: str = "train") -> None
     np.testing.assert_array_equal(found.labels, toy.labels)
     np.testing.assert_array_equal(found.text_hash, toy.text_hash)
     np.testing.assert_array_equal(found.n_tokens("tiny"), toy.n_tokens)
+
+
+def count_right_rows(path: Path) -> int:
+    """Count the rows of all arrays that a reader may see, and check each of them."""
+    try:
+        cache = open_cache(path)
+    except (CacheNotFoundError, CacheFormatError):
+        assert not list(path.rglob("commits/**/*.json"))
+        return 0
+    total = 0
+    for split in (cache[name] for name in cache.splits):
+        for (source, pooling, layer), n in split.arrays.items():
+            found = split.features(layer, source, pooling, allow_partial=True)
+            there = ~np.isnan(found).any(axis=1)
+            expected = Toy(len(found)).features(pooling, layer)
+            assert there.sum() == n
+            np.testing.assert_array_equal(found[there], expected[there])
+            total += n
+    return total
 
 
 def tree(path: Path) -> dict[str, bytes]:

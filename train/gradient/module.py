@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import time
 from collections.abc import Mapping
@@ -201,8 +202,10 @@ class AtomicFiles(TorchCheckpointIO):
         path = Path(path)
         with contextlib.suppress(FileNotFoundError):
             path.parent.mkdir(parents=True, exist_ok=True)
+            content = io.BytesIO()  # of a file that cannot be written, torch's writer tells nothing
+            torch.save(checkpoint, content)
             with replacing(path) as partial:
-                torch.save(checkpoint, partial)
+                partial.write_bytes(content.getbuffer())
 
 
 def _log(trainer: pl.Trainer, row: dict[str, float], epoch: int) -> None:
