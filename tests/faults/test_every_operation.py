@@ -32,7 +32,15 @@ from llmembed.train import FitConfig, Run, fit, load_run
 
 Act = Callable[[Path], object]
 Tries = Callable[[int], None]
-EVERY = pytest.param(1, marks=pytest.mark.slow, id="each")
+
+
+def few_or_many(few: int, many: int) -> pytest.MarkDecorator:
+    """Try few faults, or, in the slow half, up to so many: each of each kind, if they suffice."""
+    marks = [pytest.mark.slow, pytest.mark.timeout(3600)]
+    chosen = [pytest.param(few, id="few"), pytest.param(many, id="many", marks=marks)]
+    return pytest.mark.parametrize("most", chosen)
+
+
 OF_THIS_RUN = {"metrics.json", "report.html"}  # they tell how long it took
 
 
@@ -108,9 +116,9 @@ def write_safely(folder: Path) -> None:
 
 @pytest.mark.fault("F1", "1", "2", "7", "14")
 @pytest.mark.parametrize("write", [write_first, write_more, write_safely])
-@pytest.mark.parametrize("every", [pytest.param(97, id="some"), EVERY])
+@few_or_many(16, 10_000)
 def test_a_writer_disturbed_at_any_operation(
-    disk: Path, tries: Tries, write: Act, every: int
+    disk: Path, tries: Tries, write: Act, most: int
 ) -> None:
     """No row that was committed is lost or wrong, and resumed it ends in the same bytes."""
     start, folder = disk / "start", disk / "folder"
@@ -121,7 +129,7 @@ def test_a_writer_disturbed_at_any_operation(
     seen: dict[str, int] = {}
     n_before = count_right_rows(start / "toy.zarr")
     n_tried = 0
-    for fault in faults(n_operations, every):
+    for fault in faults(n_operations, most):
         renew(folder, start)
         end = with_fault(lambda: write(folder), folder, fault)
         ended(end, fault)
@@ -141,9 +149,9 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.fault("F1")
-@pytest.mark.parametrize("every", [pytest.param(600, id="some"), EVERY])
+@few_or_many(8, 400)
 def test_an_extraction_disturbed_at_any_operation(
-    disk: Path, toy_model: Path, tries: Tries, every: int
+    disk: Path, toy_model: Path, tries: Tries, most: int
 ) -> None:
     """The whole of `extract`, resumed after a fault, ends in the bytes of the undisturbed one."""
     rows = [f'"{text}",{("no", "yes")[row % 2]}' for row, text in enumerate(toy_texts(70))]
@@ -162,9 +170,8 @@ def test_an_extraction_disturbed_at_any_operation(
         extract(config)
 
     act(disk / "warm")
-    every = max(every, 3)  # of so many operations most are of the same kind
     folder = disk / "folder"
-    tries(assert_done_again(act, disk / "start", folder, lambda n: faults(n, every)))
+    tries(assert_done_again(act, disk / "start", folder, lambda n: faults(n, most)))
 
 
 def finish_ranks(folder: Path) -> None:
@@ -230,9 +237,9 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.fault("F4")
 @pytest.mark.parametrize("tool", TOOLS)
-@pytest.mark.parametrize("every", [pytest.param(0, id="some"), EVERY])
+@few_or_many(8, 1000)
 def test_a_tool_disturbed_at_any_operation(
-    caches: Path, disk: Path, tries: Tries, tool: str, every: int
+    caches: Path, disk: Path, tries: Tries, tool: str, most: int
 ) -> None:
     """The same command, given again, leaves the bytes of the undisturbed one, and nothing else."""
     start = disk / "start"
@@ -241,10 +248,7 @@ def test_a_tool_disturbed_at_any_operation(
         copied = shutil.copy if name.endswith(".h5") else shutil.copytree
         copied(caches / name, start / name)
 
-    def some(n_operations: int) -> Iterable[Fault]:
-        return faults(n_operations, every or n_operations // 2)
-
-    tries(assert_done_again(TOOLS[tool], start, disk / "folder", some))
+    tries(assert_done_again(TOOLS[tool], start, disk / "folder", lambda n: faults(n, most)))
 
 
 @pytest.mark.fault("F4", "14")
@@ -300,9 +304,9 @@ def assert_one_whole_run(folder: Path, earlier: Run, later: Run | None) -> None:
 
 
 @pytest.mark.fault("F2", "S9")
-@pytest.mark.parametrize("every", [pytest.param(25, id="some"), EVERY])
+@few_or_many(12, 1000)
 def test_a_fit_over_an_old_run_disturbed_at_any_operation(
-    disk: Path, features: Path, tries: Tries, every: int
+    disk: Path, features: Path, tries: Tries, most: int
 ) -> None:
     """The place has one whole run, the old or the new; the next fit leaves that run alone."""
     start, folder, whole = disk / "start", disk / "folder", disk / "whole"
@@ -313,7 +317,7 @@ def test_a_fit_over_an_old_run_disturbed_at_any_operation(
     n_operations = count_operations(lambda: act(folder), folder)
     earlier, later = find_run(start), find_run(renew(whole, folder))
     n_tried = 0
-    for fault in faults(n_operations, every):
+    for fault in faults(n_operations, most):
         renew(folder, start)
         ended(with_fault(lambda: act(folder), folder, fault), fault)
         assert_one_whole_run(folder, earlier, later)
@@ -355,11 +359,9 @@ BY_GRADIENT: dict[str, Any] = {
 
 
 @pytest.mark.fault("F3", "60")
-@pytest.mark.parametrize(
-    "every", [pytest.param(60, id="some"), pytest.param(3, marks=pytest.mark.slow, id="each third")]
-)
+@few_or_many(8, 160)
 def test_a_fit_by_gradient_disturbed_at_any_operation(
-    disk: Path, features: Path, tries: Tries, every: int
+    disk: Path, features: Path, tries: Tries, most: int
 ) -> None:
     """It goes on from the last whole checkpoint to the same weights, figures and log."""
     start, folder = disk / "start", disk / "folder"
@@ -370,7 +372,7 @@ def test_a_fit_by_gradient_disturbed_at_any_operation(
     renew(folder, start)
     n_operations = count_operations(lambda: act(folder), folder)
     n_tried = 0
-    for fault in faults(n_operations, every):
+    for fault in faults(n_operations, most):
         renew(folder, start)
         ended(with_fault(lambda: act(folder), folder, fault), fault)
         act(folder)

@@ -244,8 +244,9 @@ def count_operations(act: Callable[[], object], folder: Path) -> int:
     return end.n_seen
 
 
-def faults(n_operations: int, every: int = 1, kinds: tuple[str, ...] = KINDS) -> Iterator[Fault]:
-    """Give every kind of fault at every so many-th operation, the kinds taking turns."""
+def faults(n_operations: int, most: int, kinds: tuple[str, ...] = KINDS) -> Iterator[Fault]:
+    """Give so many faults at most, spread over kinds and operations, or all if they are fewer."""
+    every = max(1, -(-n_operations * len(kinds) // most))
     for index, kind in enumerate(kinds):
         for at in range(1 + index * every // len(kinds), n_operations + 1, every):
             yield Fault(kind, at)
