@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import atexit
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -18,13 +19,15 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -42,7 +45,9 @@ OR_PLACE = "or_place"  # what no name fits is the path of a file or folder
 FILE, FOLDER = "file", "dir"
 EXIT_KNOWN_ERROR = 1
 EXIT_ROWS_LEFT = 4
+EXIT_STOPPED = 75  # EX_TEMPFAIL of <sysexits.h>
 EXIT_INTERRUPTED = 130
+_OF_SIGNALS = {"SIGINT": EXIT_INTERRUPTED, "SIGTERM": EXIT_STOPPED, "SIGUSR1": EXIT_STOPPED}
 _RARELY = (100_000, 20, 20)
 """When garbage is collected: importing torch and transformers makes nothing but what lasts, and
 searching it as often as Python does by itself is a sixth of the start."""
@@ -51,7 +56,8 @@ _EXIT_CODES = {
     "1": "an error, told in one sentence",
     "2": "bad usage",
     "4": "done but for rows that have no feature to store",
-    "130": "interrupted",
+    str(EXIT_STOPPED): "stopped by SIGTERM or SIGUSR1; the same command goes on",
+    str(EXIT_INTERRUPTED): "interrupted",
 }
 
 
@@ -105,6 +111,10 @@ class Command(_Program):
         # cycles, for half a second to a second, to free what the process gives back anyway.
         atexit.register(gc.freeze)
         gc.set_threshold(*_RARELY)
+        with _stopping() as exit_code:
+            return self._invoke(ctx, exit_code)
+
+    def _invoke(self, ctx: click.Context, exit_code: Callable[[], int]) -> Any:
         is_debugged, is_quiet = ctx.params.pop("debug", False), ctx.params.get("quiet", False)
         try:
             with warnings.catch_warnings(), showing_phases(shown=not is_quiet):
@@ -124,7 +134,38 @@ class Command(_Program):
             sys.exit(EXIT_ROWS_LEFT if isinstance(error, RowError) else EXIT_KNOWN_ERROR)
         except KeyboardInterrupt:
             click.echo(f"\ninterrupted. {self.resume_hint}", err=True)
-            sys.exit(EXIT_INTERRUPTED)
+            sys.exit(exit_code())
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[Callable[[], int]]:
+    """Let Ctrl-C, SIGTERM and SIGUSR1 end what is done; the result tells the exit code.
+
+    The first raises KeyboardInterrupt, so that locks are given back. A second Ctrl-C ends the
+    process at once, as SIGKILL would, which nothing that was committed minds; schedulers send
+    their signals several times, to a process and its group, and these do no more. What is ignored,
+    as in the background of a shell, or handled by another one, stays so.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            os._exit(EXIT_INTERRUPTED)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
+        for number in filter(None, (getattr(signal, name, None) for name in _OF_SIGNALS)):
+            handler = signal.getsignal(number)
+            if handler in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, stop)
+    try:
+        yield lambda: _OF_SIGNALS[signal.Signals(received[0]).name if received else "SIGINT"]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Group(_Program, click.Group):
