@@ -7,10 +7,10 @@ given, what is allowed, where, and what to do:
 "fusion 'cooq' does not exist; did you mean 'cooc'? Known: mean, cooc. Pass one to --fusion."
 
 Messages quote what comes from outside: names, labels, what a library said. So that none of it can
-command a terminal, every message is shown with its control characters escaped.
+command a terminal or forges a line, every message is shown with its control characters escaped.
 
->>> print(DataError("label " + chr(27) + "[2J stands twice"))
-label \x1b[2J stands twice
+>>> print(DataError("label " + chr(27) + "[2J" + chr(10) + " stands twice"))
+label \x1b[2J\n stands twice
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def listed(names: Sequence[str]) -> str:
 
 
 class _Shown:
-    """A message whose control characters are escaped, ends of lines and tabs apart."""
+    """A message on one line, whose control characters are escaped."""
 
     def __str__(self) -> str:
-        return shown(super().__str__(), keep="\n\t")
+        return shown(super().__str__())
 
 
 class LLMEmbedError(_Shown, Exception):
