@@ -44,6 +44,13 @@ def write_block(
             f"rows {block.start}-{block.stop} of {plan.split!r} lack {sorted(block.missing)}, but "
             f"{sorted(features)} were given. Write exactly what the plan names."
         )
+    whole = min(block.start + plan.block_rows, plan.n_rows)
+    if block.start % plan.block_rows or block.stop != whole:
+        raise CacheMismatchError(
+            f"rows {block.start}-{block.stop} of {plan.split!r} are no block of a plan with "
+            f"{plan.n_rows} rows in blocks of {plan.block_rows}, so that chunks would be mixed. "
+            "Write the blocks that the plan names."
+        )
     arrays = {array_name(key): (plan.feature_info, features[key]) for key in block.missing}
     arrays[N_TOKENS] = (plan.n_tokens_info, n_tokens)
     hashes = {}

@@ -15,6 +15,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeAlias
@@ -29,6 +30,8 @@ from llmembed.extract.engines.task import Task, layers_to_run
 from llmembed.extract.engines.units import MOST_BLOCKS, collect, job_of, warn_once
 from llmembed.extract.texts import DatasetOptions
 
+MOST_SILENT_S = 1800.0
+"""A process that computes tells of each batch; after so long without a word it stands still."""
 _PROGRAM = "from llmembed.extract.engines.worker import serve; serve()"
 _DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
 _QUIET = {
@@ -264,6 +267,7 @@ class _Process:
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self._stdin, self._stdout = self._popen.stdin, self._popen.stdout
+        self._stood_still = False
 
     @property
     def end(self) -> str | None:
@@ -271,6 +275,8 @@ class _Process:
         code = self._popen.poll()
         if code is None or code >= 0:
             return None if code is None else f"with exit code {code}"
+        if self._stood_still:
+            return f"killed since it stood still for {MOST_SILENT_S / 60:g} minutes"
         return f"killed by {signal.Signals(-code).name}"
 
     def ask(self, line: str) -> None:
@@ -287,13 +293,27 @@ class _Process:
         self._popen.wait()
         return None
 
+    def _answer_in_time(self) -> dict[str, Any] | None:
+        """Wait for an answer, which comes with every batch; what stands still is killed."""
+        watch = threading.Timer(MOST_SILENT_S, self._end_standstill)
+        watch.daemon = True
+        watch.start()
+        try:
+            return self.answer()
+        finally:
+            watch.cancel()
+
+    def _end_standstill(self) -> None:
+        self._stood_still = True
+        self.kill()
+
     def serve(self, waiting: _Waiting, say: Callable[[dict[str, Any] | None], None]) -> None:
         """Have units done until none waits, or the process has ended; say None at last."""
         try:
             while self.end is None:
                 unit = waiting.get_nowait()
                 self.ask(json.dumps(unit))
-                while (answer := self.answer()) is not None:
+                while (answer := self._answer_in_time()) is not None:
                     say(answer)
                     if "number" in answer:
                         break

@@ -29,7 +29,8 @@ from llmembed.common.errors import LLMEmbedError
 KILL, EIO, ENOSPC, SHORT = "kill", "EIO", "ENOSPC", "short"
 KINDS = (KILL, EIO, ENOSPC, SHORT)
 """The process dies, half of what it wrote there; the one call fails; every call that needs room
-fails from then on; the call writes half of what it was given and says so."""
+fails from then on, as with the next ones; the call writes half of what it was given and says so."""
+LASTING = (ENOSPC, "EDQUOT", "EROFS", "EACCES", "EPERM")
 TAKES_ROOM = ("open", "write", "mkdir", "rename", "replace", "link")
 OPERATIONS = ("open", "close", "read", "write", "fsync", "fstat", "ftruncate", "mkdir", "rmdir")
 OPERATIONS += ("rename", "replace", "link", "unlink", "remove", "listdir", "scandir")
@@ -91,10 +92,11 @@ class Disk:
             self.n_seen += 1
             n = self.n_seen
         kind, at = self._fault.kind, self._fault.at
-        if kind == ENOSPC and n >= at > 0 and name in TAKES_ROOM:
+        if kind in LASTING and n >= at > 0 and name in TAKES_ROOM:
             if n == at and write_half is not None:
                 write_half()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            number = getattr(errno, kind)
+            raise OSError(number, os.strerror(number))
         if n != at:
             return None
         if kind == KILL:
