@@ -14,6 +14,7 @@ from llmembed.extract.engines import ENGINES
 from llmembed.extract.features.poolings import POOLINGS
 from llmembed.extract.texts import DATASETS, DatasetOptions, Dialect
 from llmembed.extract.texts.prompts import AUTO, PRESETS, check_prompts
+from llmembed.extract.texts.templates import is_unicode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,9 +155,10 @@ class ExtractConfig:
         if self.seed < 0:
             raise ConfigError(f"--seed is {self.seed}; it counts from 0. Pass 0 or more.")
         Dialect.of(vars(self))
-        if self.label_separator is not None and not self.label_separator.strip():
+        separator = self.label_separator
+        if separator is not None and not (separator.strip() and is_unicode(separator)):
             raise ConfigError(
-                f"--label-separator is {self.label_separator!r}; it parts the labels of a text. "
+                f"--label-separator is {separator!r}; it parts the labels of a text. "
                 "Pass what stands between them, such as ';'."
             )
         self._check_rank()

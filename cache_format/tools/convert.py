@@ -12,6 +12,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from llmembed.common.errors import (
     CacheIncompleteError,
     CacheNotFoundError,
     ConfigError,
+    LLMEmbedError,
 )
 from llmembed.common.regular import require_regular
 from llmembed.common.replace import placing, replacing
@@ -176,26 +178,34 @@ def _fill_hdf5(store: Store, header: Header, file: Any, whole: _FileOfHDF5) -> N
 def _from_hdf5(source: Path, store: Store) -> None:
     import h5py
 
-    try:
+    with _read_as_hdf5(source):
         require_regular(source, CacheFormatError)
-        file = h5py.File(source, "r", locking=False)
+        with h5py.File(source, "r", locking=False) as file:
+            documents = _read_documents(file, str(source))
+            check_target(store, lambda key: key in documents or _is_chunk(key, documents))
+            store.clear_leftovers()
+            for key, text in documents.items():
+                is_zarr = key.endswith(f"/{DOCUMENT}")
+                if is_zarr and parse(text, key).get("node_type", str) == "array":
+                    _copy_chunks(file, store, key.removesuffix(f"/{DOCUMENT}"), text)
+    for key in sorted(documents, key=lambda key: (key == DOCUMENT, key)):
+        store.put(key, [documents[key]])
+    require_sound(store)
+
+
+@contextmanager
+def _read_as_hdf5(source: Path) -> Iterator[None]:
+    """Say in an error of the tree what h5py comes upon in a damaged file, which is any error."""
+    try:
+        yield
+    except LLMEmbedError:
+        raise
     except FileNotFoundError:
         raise CacheNotFoundError(f"there is no file {source}. Check the path.") from None
-    except CacheFormatError:
-        raise
-    except OSError as error:
-        raise CacheFormatError(f"{source} is not a readable HDF5 file: {error}.") from error
-    with file:
-        documents = _read_documents(file, str(source))
-        check_target(store, lambda key: key in documents or _is_chunk(key, documents))
-        store.clear_leftovers()
-        for key, text in documents.items():
-            is_zarr = key.endswith(f"/{DOCUMENT}")
-            if is_zarr and parse(text, key).get("node_type", str) == "array":
-                _copy_chunks(file, store, key.removesuffix(f"/{DOCUMENT}"), text)
-        for key in sorted(documents, key=lambda key: (key == DOCUMENT, key)):
-            store.put(key, [documents[key]])
-    require_sound(store)
+    except Exception as error:
+        raise CacheFormatError(
+            f"{source} is not a readable HDF5 file: {str(error)[:200]}. Convert the cache again."
+        ) from error
 
 
 def _read_documents(file: Any, where: str) -> dict[str, bytes]:

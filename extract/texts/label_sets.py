@@ -278,7 +278,7 @@ def _checked(
     wanted: Collection[str],
 ) -> Labels:
     """Refuse label sets that cannot be used, and tell of splits that are left out."""
-    known = {split: one[:, 0] != UNLABELLED for split, one in sets.items()}
+    known = {split: (one[:, :1] != UNLABELLED).any(axis=1) for split, one in sets.items()}
     if not wanted and not any(one.any() for one in known.values()):
         raise DataError("no row of any split has a label. Check --label-column.")
     if len(called) < 2:

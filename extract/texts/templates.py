@@ -22,6 +22,11 @@ def template_fields(template: str) -> list[str]:
     >>> template_fields("{text_a} {{so}} {text_b}")
     ['text_a', 'text_b']
     """
+    if not is_unicode(template):
+        raise ConfigError(
+            f"template {template!r} holds a lone surrogate, which is not Unicode. Write it in "
+            "UTF-8."
+        )
     try:
         parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except (ValueError, TypeError) as error:

@@ -7,28 +7,25 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import h5py
 import numpy as np
-import pyarrow as pa
-import pyarrow.feather
-import pyarrow.parquet
-from fuzzing import JSON, TEXTS, TOKENS, Targets, Try, as_bytes, mutated, mutated_json
+from clustered import write_cache
+from fuzzing import Targets, Try, as_bytes, mutated, mutated_json
 from toy_cache import write_toy
 
 from llmembed.cache_format import open_cache
 from llmembed.cache_format.tools import convert
-from llmembed.common.errors import LLMEmbedError
 
 CORPUS = Path(__file__).parent.parent / "faults/corpus"
 RUNS = Path(__file__).parent.parent / "golden/run_format_1"
 
 
-def hdf5() -> Try:
+def hdf5(stack: ExitStack) -> Try:
     """An HDF5 file with damaged bytes, or with other documents or arrays in a sound file."""
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     write_toy(folder / "toy.zarr", 70, layers=[8], poolings=["mean"])
     convert(folder / "toy.zarr", folder / "toy.h5")
     sound = (folder / "toy.h5").read_bytes()
@@ -57,16 +54,17 @@ def hdf5() -> Try:
     return one
 
 
-def run(name: str) -> Try:
+def run(name: str, stack: ExitStack) -> Try:
     """One file of a run is damaged; what loads still says something of a feature."""
     import torch
 
     from llmembed.train import load_run
 
-    folder = Path(tempfile.mkdtemp())
-    place = shutil.copytree(RUNS / name, folder / "run")
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    place = shutil.copytree(RUNS / name, folder / "run") if name != "fresh" else _fitted(folder)
     sound = {path.name: path.read_bytes() for path in sorted(place.iterdir())}
-    del sound["predictions.parquet"]
+    for file in ("predictions.parquet", "report.html"):
+        sound.pop(file, None)
 
     def one(rng: random.Random) -> bool:
         file = rng.choice(list(sound))
@@ -90,6 +88,14 @@ def run(name: str) -> Try:
     return one
 
 
+def _fitted(folder: Path) -> Path:
+    """Fit a run, which has all files that this version writes."""
+    from llmembed.train import FitConfig, fit
+
+    cache = write_cache(folder / "tiny.zarr")
+    return fit(FitConfig(cache=str(cache), fusion="concat", output=str(folder / "run"))).path
+
+
 def _other_header(rng: random.Random, data: bytes) -> bytes:
     """Change the JSON at the head of a safetensors file, its length being right or not."""
     n = int.from_bytes(data[:8], "little")
@@ -98,14 +104,14 @@ def _other_header(rng: random.Random, data: bytes) -> bytes:
     return length.to_bytes(8, "little") + header + data[8 + n :]
 
 
-def table(suffix: str) -> Try:
+def table(suffix: str, stack: ExitStack) -> Try:
     """A file of texts with damaged bytes: rows of texts and labels come out, or a sentence."""
     from llmembed.extract.texts import DatasetOptions
     from llmembed.extract.texts.corpora import load_corpus
     from llmembed.extract.texts.files import read_table
 
-    folder = Path(tempfile.mkdtemp())
-    seeds = _seeds(folder, suffix)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    seeds = [path.read_bytes() for path in sorted(CORPUS.glob(f"*{suffix}"))]
     place = folder / f"one{suffix}"
 
     def one(rng: random.Random) -> bool:
@@ -124,12 +130,13 @@ def table(suffix: str) -> Try:
     return one
 
 
-def _seeds(folder: Path, suffix: str) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(CORPUS.glob(f"*{suffix}"))]
-
-
 TARGETS: Targets = {
     "hdf5": hdf5,
     "cooc": functools.partial(run, "cooc"),
     "auto": functools.partial(run, "auto"),
+    "fresh": functools.partial(run, "fresh"),
+    **{
+        suffix: functools.partial(table, suffix)
+        for suffix in (".csv", ".tab", ".jsonl", ".json", ".parquet", ".arrow")
+    },
 }

@@ -6,7 +6,7 @@ import functools
 import json
 import random
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Documents:
 class Headers:
     """The parsers of every document that a cache has, on bytes: no file, no thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, _: ExitStack) -> None:
         with tempfile.TemporaryDirectory() as folder:
             plain, rows, archive = (Path(folder, name) for name in ("plain", "rows", "archive"))
             write_toy(plain, N_ROWS, layers=[8], poolings=["mean"])
@@ -123,9 +123,9 @@ def _digest(content: dict[str, JSON]) -> str:
         return "0" * 32
 
 
-def on_disk(kind: str) -> Try:
+def on_disk(kind: str, stack: ExitStack) -> Try:
     """Any file of a cache, damaged, swapped with another or gone; all is read and verified."""
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     place = folder / "toy.zarr"
     write_toy(folder / "plain", N_ROWS, layers=[8], poolings=["mean"])
     if kind == "rows":

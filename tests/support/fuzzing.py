@@ -1,9 +1,9 @@
 """Inputs by the thousand, damaged on purpose, and what must follow: our sentence, or a value.
 
-A module of targets has `TARGETS`: name -> a function that makes ready what the target needs and
-gives one that tries a single input, drawn from the generator it is handed. It tells whether the
-input was taken; refusing it is an error of our tree. All else ends the child and is shown with the
-number of the input, which is tried alone again by
+A module of targets has `TARGETS`: name -> a function that makes ready what the target needs, to be
+closed by the stack, and gives one that tries a single input, drawn from the generator it is handed.
+It tells whether the input was taken; refusing it is an error of our tree. All else ends the child
+and is shown with the number of the input, which is tried alone again by
 
     PYTHONPATH=tests/support python -P tests/support/fuzzing.py MODULE TARGET SEED 1 NUMBER
 
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,7 +32,7 @@ import little_memory
 from llmembed.common.errors import LLMEmbedError
 
 Try: TypeAlias = Callable[[random.Random], bool]
-Targets: TypeAlias = Mapping[str, Callable[[], Try]]
+Targets: TypeAlias = Mapping[str, Callable[[ExitStack], Try]]
 JSON: TypeAlias = Any
 
 MEMORY_BYTES = 512 * 2**20
@@ -160,7 +161,10 @@ def as_bytes(document: JSON) -> bytes:
 
 
 def fuzz(module: str, target: str, n: int, seed: int = 0) -> dict[str, int]:
-    """Try so many inputs in a process of their own; give how many were taken and refused."""
+    """Try so many inputs in a process of their own, of several targets (`a,b`) in turn.
+
+    Give how many were taken and refused.
+    """
     code = Path(__file__)
     done = subprocess.run(
         [sys.executable, "-P", str(code), module, target, str(seed), str(n)],
@@ -180,16 +184,18 @@ def main(module: str, target: str, seed: int, n: int, first: int = 0) -> None:
     faulthandler.enable()
     warnings.simplefilter("ignore")
     logging.disable()
-    one = importlib.import_module(module).TARGETS[target]()
     counts = {"taken": 0, "refused": 0}
     rng = random.Random()
-    with little_memory.only(MEMORY_BYTES):
+    with ExitStack() as stack:
+        targets: Targets = importlib.import_module(module).TARGETS
+        turns = [targets[name](stack) for name in target.split(",")]
+        stack.enter_context(little_memory.only(MEMORY_BYTES))
         for number in range(first, first + n):
             if (number - first) % BATCH == 0:
                 faulthandler.dump_traceback_later(BATCH_S, exit=True)
             rng.seed(seed << 40 | number)
             try:
-                counts["taken" if one(rng) else "refused"] += 1
+                counts["taken" if turns[number % len(turns)](rng) else "refused"] += 1
             except LLMEmbedError as error:
                 check_sentence(str(error))
                 counts["refused"] += 1

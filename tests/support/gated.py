@@ -53,7 +53,7 @@ class Gated:
 
 
 def expected(texts: Sequence[str]) -> Floats:
-    second = np.array([1 / len(text.split()) for text in texts])
+    second = np.array([1 / max(1, len(text.split())) for text in texts])
     return np.stack([1 - second, second], axis=1)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -89,7 +90,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         with open_regular(path, RunFormatError) as file:
-            content = file.read(_MAX_BYTES + 1)
+            size_bytes = os.fstat(file.fileno()).st_size
+            content = file.read(min(size_bytes, _MAX_BYTES))
     except FileNotFoundError as error:
         message = (
             f"{path} is missing, so {path.parent} is not a run. Pass the folder that llmembed-fit "
@@ -99,7 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         message = f"{path} cannot be read: {error.strerror}. Make it readable, or fit again."
         raise RunFormatError(message) from error
-    if len(content) > _MAX_BYTES:
+    if size_bytes > _MAX_BYTES:
         raise malformed(path, f"it has more than {_MAX_BYTES:,} bytes")
     try:
         document = json.loads(content.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
