@@ -145,9 +145,10 @@ class _Checks:
             self._check_document(DOCUMENT, header.document())
         # Between the last block and `finish` the metadata still show what was complete before.
         is_finished = not self.incomplete and not self._n_unindexed
-        metadata = header.consolidated
-        if is_finished and metadata not in (None, consolidated_metadata(self._store, header)):
-            self._add(DOCUMENT, "its consolidated metadata differ from the documents below it")
+        if is_finished and header.consolidated is not None:
+            now = consolidated_metadata(self._store, header)
+            if header.consolidated != now and not _is_earlier(header.consolidated, now):
+                self._add(DOCUMENT, "its consolidated metadata differ from the documents below it")
 
     def check_columns(self, header: Header, split: str) -> None:
         self._check_document(f"{split}/{DOCUMENT}", group_document({}))
@@ -213,6 +214,33 @@ class _Checks:
 
     def _add(self, key: str, problem: str) -> None:
         self.damage.append(Damage(key=key, problem=problem))
+
+
+def _is_earlier(metadata: Mapping[str, JSON], now: Mapping[str, JSON] | None) -> bool:
+    """Tell whether consolidated metadata are those of a writer that ended before it renewed them.
+
+    They list fewer documents, with fewer rows or arrays, and nothing that is not so.
+    """
+    listed, known = metadata.get("metadata"), (now or {}).get("metadata")
+    if not (isinstance(listed, dict) and isinstance(known, dict)):
+        return False
+    return {**metadata, "metadata": known} == now and all(
+        key in known and _grew(document, known[key]) for key, document in listed.items()
+    )
+
+
+def _grew(earlier: JSON, now: JSON, name: str = "") -> bool:
+    """Tell whether a document differs from an earlier one by more rows or more arrays alone."""
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        same = earlier.keys() == now.keys()
+        return same and all(_grew(value, now[key], key) for key, value in earlier.items())
+    if isinstance(earlier, list) and isinstance(now, list) and earlier and now:
+        if name == "arrays":
+            return all(array in now for array in earlier)
+        n_rows, n_now = earlier[0], now[0]
+        if name == "shape" and isinstance(n_rows, int) and isinstance(n_now, int):
+            return n_rows <= n_now and earlier[1:] == now[1:]
+    return bool(earlier == now)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,6 +182,6 @@ class Task:
 
 
 def layers_to_run(plans: Sequence[SplitPlan]) -> tuple[int, ...]:
-    """List the layers that some block lacks."""
+    """List the layers that some block lacks; where only token counts are lost, the cheapest."""
     missing = {layer for plan in plans for block in plan.blocks for _, layer in block.missing}
-    return tuple(sorted(missing))
+    return tuple(sorted(missing)) or (min(layer for plan in plans for _, layer in plan.arrays),)

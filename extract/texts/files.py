@@ -59,7 +59,7 @@ def read_table(path: Path, dialect: Dialect = AS_THE_SUFFIX_SAYS) -> pa.Table:
     except UnicodeDecodeError as error:
         raise DataError(_bad_encoding(path)) from error
     except (pa.ArrowException, OSError) as error:
-        raise DataError(_unreadable(path, error)) from error
+        raise DataError(unreadable(path, error)) from error
     if repeated and repeated[0][1] > 1:
         raise DataError(f"{path} has the column {repeated[0][0]!r} more than once. Rename one.")
     if table.num_rows == 0:
@@ -113,7 +113,8 @@ def _read_arrow(path: Path) -> pa.Table:
     return (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def unreadable(path: Path, error: Exception) -> str:
+    """Say in a sentence why a file or folder cannot be read."""
     if isinstance(error, OSError) and error.strerror:
         name = short(str(path))
         return f"{name} cannot be read: {error.strerror}. Check the path and who may read it."

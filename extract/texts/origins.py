@@ -17,10 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from llmembed.common.errors import ConfigError, DataError, DatasetNotFoundError
+from llmembed.common.errors import ConfigError, DataError, DatasetNotFoundError, LLMEmbedError
 from llmembed.common.splits import TRAIN, split_name
 from llmembed.extract.backbones.packaged import packaged_file
-from llmembed.extract.texts.files import READERS, read_table, short, split_suffix
+from llmembed.extract.texts.files import READERS, read_table, short, split_suffix, unreadable
 from llmembed.extract.texts.options import DATASETS, Dialect
 from llmembed.extract.texts.templates import is_unicode
 
@@ -115,12 +115,17 @@ def _read_package(name: str, requirement: str, files: Mapping[str, str]) -> Orig
 
 def _read_path(path: Path, dialect: Dialect) -> Origin:
     read = functools.partial(read_table, dialect=dialect)
-    is_folder = path.is_dir()
-    return Origin(
-        tables=_read_folder(path, read) if is_folder else {TRAIN: read(path)},
-        names=_label_names(path if is_folder else path.parent),
-        place=str(path.resolve()),
-    )
+    try:
+        is_folder = path.is_dir()
+        return Origin(
+            tables=_read_folder(path, read) if is_folder else {TRAIN: read(path)},
+            names=_label_names(path if is_folder else path.parent),
+            place=str(path.resolve()),
+        )
+    except LLMEmbedError:
+        raise
+    except OSError as error:  # of a folder: each file says its own
+        raise DataError(unreadable(path, error)) from error
 
 
 def _read_hub(hub_id: str, config: str | None) -> Origin:

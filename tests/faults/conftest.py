@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from fault_lines import GROUPS
+from toy_extraction import llama, own_home, settings, whole  # noqa: F401 - fixtures of all
 
 TRIES = "tries"
 LINE = "line"
