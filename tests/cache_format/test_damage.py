@@ -19,7 +19,6 @@ from llmembed.cache_format.tools import Verification, convert, verify
 from llmembed.common.errors import (
     CacheCorruptError,
     CacheFormatError,
-    CacheMismatchError,
     LLMEmbedError,
 )
 
@@ -100,49 +99,6 @@ def test_swapped_chunks_are_found(toy_path: Path) -> None:
     other = toy_path / "train/tiny/mean/layer_008/c.2.0"
     (toy_path / CHUNK).write_bytes(other.read_bytes())
     assert names_file(damage_of(toy_path), CHUNK)
-
-
-def test_a_record_without_its_chunk_is_redone(toy_path: Path) -> None:
-    """After a power cut that lost a chunk, resuming redoes that block alone, with a warning."""
-    before = tree(toy_path)
-    (toy_path / CHUNK).unlink()
-    plan = write_toy(toy_path)
-    assert [block.start for block in plan.blocks] == [64]
-    assert plan.blocks[0].missing == (("mean", 8),)
-    assert_toy(open_cache(toy_path))
-    after = tree(toy_path)
-    assert {k: v for k, v in before.items() if "commits" not in k} == {
-        k: v for k, v in after.items() if "commits" not in k
-    }
-
-
-@pytest.mark.parametrize("left", [b"", b"{", b"\xff\x00"])
-def test_a_half_written_record_is_redone(tmp_path: Path, left: bytes) -> None:
-    """A record that a power cut left half-written does not count; its block is redone."""
-    write_toy(tmp_path / "toy.zarr", n_blocks=3)
-    record = min(tmp_path.rglob("00000001-*.json"))
-    sound = tree(tmp_path)
-    record.write_bytes(left)
-    assert [block.start for block in write_toy(tmp_path / "toy.zarr", n_blocks=1).blocks] == [
-        64,
-        192,
-    ]
-    assert tree(tmp_path) == sound
-
-
-def test_a_foreign_record_is_refused(toy_path: Path) -> None:
-    """A record of another split or plan stops the writer, which names it."""
-    record = min(toy_path.rglob("00000001-*.json"))
-    for index in toy_path.rglob("index/**/*.json"):
-        index.unlink()
-    for key, value in (("split", "test"), ("start", 65), ("stop", 300), ("texts", "0" * 32)):
-        sound = record.read_bytes()
-        record.write_text(json.dumps(json.loads(sound) | {key: value}))
-        with pytest.raises(
-            (CacheFormatError, CacheMismatchError), match=r"00000001-.*extract again"
-        ):
-            write_toy(toy_path, layers=[1])
-        record.write_bytes(sound)
 
 
 def test_a_missing_index_is_rebuilt(toy_path: Path) -> None:
