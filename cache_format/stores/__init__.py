@@ -21,6 +21,7 @@ from llmembed.cache_format.stores.local import (
     translated,
 )
 from llmembed.cache_format.stores.remote import FsspecStore
+from llmembed.common.errors import ConfigError, shown
 
 __all__ = [
     "HIDDEN",
@@ -47,4 +48,10 @@ def open_store(location: str | os.PathLike[str], *, fsync: bool = False) -> Stor
         place = url2pathname(urlsplit(place).path)
     if place.startswith(SCHEME):
         return HubStore(place)
-    return FsspecStore(place) if "://" in place else LocalStore(Path(place), fsync=fsync)
+    if "://" in place:
+        return FsspecStore(place)
+    if b"\0" in os.fsencode(place):
+        raise ConfigError(
+            f"{shown(place)} cannot be a path: it has a NUL. Pass another place of the cache."
+        )
+    return LocalStore(Path(place), fsync=fsync)
