@@ -116,7 +116,7 @@ def write_safely(folder: Path) -> None:
 
 @pytest.mark.fault("F1", "1", "2", "7", "14")
 @pytest.mark.parametrize("write", [write_first, write_more, write_safely])
-@few_or_many(16, 10_000)
+@few_or_many(8, 10_000)
 def test_a_writer_disturbed_at_any_operation(
     disk: Path, tries: Tries, write: Act, most: int
 ) -> None:
@@ -149,7 +149,7 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.fault("F1")
-@few_or_many(8, 400)
+@few_or_many(4, 400)
 def test_an_extraction_disturbed_at_any_operation(
     disk: Path, toy_model: Path, tries: Tries, most: int
 ) -> None:
@@ -237,7 +237,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.fault("F4")
 @pytest.mark.parametrize("tool", TOOLS)
-@few_or_many(8, 1000)
+@few_or_many(4, 1000)
 def test_a_tool_disturbed_at_any_operation(
     caches: Path, disk: Path, tries: Tries, tool: str, most: int
 ) -> None:
@@ -304,7 +304,7 @@ def assert_one_whole_run(folder: Path, earlier: Run, later: Run | None) -> None:
 
 
 @pytest.mark.fault("F2", "S9")
-@few_or_many(12, 1000)
+@few_or_many(6, 1000)
 def test_a_fit_over_an_old_run_disturbed_at_any_operation(
     disk: Path, features: Path, tries: Tries, most: int
 ) -> None:
@@ -359,7 +359,7 @@ BY_GRADIENT: dict[str, Any] = {
 
 
 @pytest.mark.fault("F3", "60")
-@few_or_many(8, 160)
+@few_or_many(4, 160)
 def test_a_fit_by_gradient_disturbed_at_any_operation(
     disk: Path, features: Path, tries: Tries, most: int
 ) -> None:

@@ -20,6 +20,9 @@ from llmembed.cache_format.writing import lock
 
 OPERATIONS = ("open", "replace", "hardlink_to", "unlink", "iterdir")
 """Those of `Path` that change what others see, or see what others change."""
+OF_OS = ("open",)
+OF_REMOVAL = ("unlink", "rmdir", "scandir")
+"""Those of `os` that a removal of folders makes besides."""
 MOST_STEPS = 5000
 
 
@@ -104,8 +107,12 @@ def count_steps(act: Callable[[], Any]) -> int:
 
 
 @contextmanager
-def stepwise() -> Iterator[None]:
-    """Let actors stop before every operation on the file system, and sleep without time."""
+def stepwise(*more: str) -> Iterator[None]:
+    """Let actors stop before every operation on the file system, and sleep without time.
+
+    Args:
+        more: further functions of `os`.
+    """
 
     def stopping(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
@@ -118,6 +125,7 @@ def stepwise() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in OPERATIONS:
             patch.setattr(Path, name, stopping(getattr(Path, name)))
-        patch.setattr(os, "open", stopping(os.open))
+        for name in (*OF_OS, *more):
+            patch.setattr(os, name, stopping(getattr(os, name)))
         patch.setattr(lock, "time", clock)
         yield
