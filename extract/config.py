@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from llmembed.common.cluster import check_engine
-from llmembed.common.console import COMPLETES, FOLDER, GROUP, OR_PLACE, REPEATED
+from llmembed.common.console import COMPLETES, FOLDER, GROUP, OR_PLACE, REPEATED, as_tuples
 from llmembed.common.errors import ConfigError
 from llmembed.common.layers import check_layers
 from llmembed.extract.backbones.models import MODELS
@@ -136,6 +136,7 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         """Check every value that needs no data set and no model to be checked."""
+        as_tuples(self)
         check_layers(self.layers)
         for pooling in self.pooling:
             _ = POOLINGS[pooling]  # refuses what does not exist

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from llmembed.common.cluster import check_engine
-from llmembed.common.console import COMPLETES, FOLDER, GROUP, REPEATED
+from llmembed.common.console import COMPLETES, FOLDER, GROUP, REPEATED, as_tuples
 from llmembed.common.errors import ConfigError
 from llmembed.train.fusions import AUTO, FUSIONS, HEADS, choices
 
@@ -311,6 +311,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check each name and number once."""
+        as_tuples(self)
         object.__setattr__(self, "class_weight", _class_weight(self.class_weight))
         self._check_values()
         if self.compare:
@@ -573,6 +574,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         """Check each name and number once."""
+        as_tuples(self)
         if self.head not in {AUTO, "lda", "ridge"}:
             allowed = (AUTO, "lda", "ridge")
             raise ConfigError.unknown("head", self.head, allowed, "Pass one to --head.")
@@ -638,6 +640,7 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         """Check each name and number once, and refuse what is trained by gradient."""
+        as_tuples(self)
         solved = self.as_fit().solved_heads
         if not solved or (self.fusion == AUTO and solved == ("linear",)):
             raise ConfigError(

@@ -20,7 +20,7 @@ import numpy as np
 
 from llmembed.cache_format.layout.arrays import SHARD_BLOCKS, StoredArray, encode
 from llmembed.cache_format.layout.commits import COMMITS, arrays_of, sources_of
-from llmembed.cache_format.layout.documents import DOCUMENT, dump, parse, parse_array
+from llmembed.cache_format.layout.documents import DOCUMENT, ArrayInfo, dump, parse, parse_array
 from llmembed.cache_format.layout.schema import Header, require_header
 from llmembed.cache_format.stores import MAX_DOCUMENT_BYTES, Store, open_store, translated
 from llmembed.cache_format.tools.target import check_target
@@ -34,7 +34,7 @@ from llmembed.common.errors import (
     LLMEmbedError,
 )
 from llmembed.common.regular import require_regular
-from llmembed.common.replace import placing, replacing
+from llmembed.common.replace import check_outside, placing, replacing
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 _DOCUMENTS = "llmembed_documents"
@@ -61,6 +61,7 @@ def convert(
     from_hdf5 = str(cache).endswith(HDF5_SUFFIXES)
     if not from_hdf5 and "://" not in str(target):
         _refuse_existing(Path(target))
+    check_outside(target)
     if to_hdf5 + from_hdf5 + archive != 1:
         raise ConfigError(
             f"{cache} to {target}: a cache becomes HDF5 (target ends in .h5), an .h5 file becomes "
@@ -182,12 +183,19 @@ def _from_hdf5(source: Path, store: Store) -> None:
         require_regular(source, CacheFormatError)
         with h5py.File(source, "r", locking=False) as file:
             documents = _read_documents(file, str(source))
+            arrays = [
+                _array_of(file, key.removesuffix(f"/{DOCUMENT}"), text)
+                for key, text in documents.items()
+                if key.endswith(f"/{DOCUMENT}")
+                and parse(text, key).get("node_type", str) == "array"
+            ]  # all are looked at before the first is written
             check_target(store, lambda key: key in documents or _is_chunk(key, documents))
             store.clear_leftovers()
-            for key, text in documents.items():
-                is_zarr = key.endswith(f"/{DOCUMENT}")
-                if is_zarr and parse(text, key).get("node_type", str) == "array":
-                    _copy_chunks(file, store, key.removesuffix(f"/{DOCUMENT}"), text)
+            for key, dataset, info in arrays:
+                for index in range(info.n_chunks):
+                    rows = dataset[index * info.chunk_rows : (index + 1) * info.chunk_rows]
+                    chunk = encode(info, np.ascontiguousarray(rows))
+                    store.put(f"{key}/{info.chunk_key(index)}", chunk)
     for key in sorted(documents, key=lambda key: (key == DOCUMENT, key)):
         store.put(key, [documents[key]])
     require_sound(store)
@@ -249,17 +257,15 @@ def _plain_dataset(file: Any, key: str) -> Any:
     return dataset
 
 
-def _copy_chunks(file: Any, store: Store, key: str, document: bytes) -> None:
+def _array_of(file: Any, key: str, document: bytes) -> tuple[str, Any, ArrayInfo]:
     info = parse_array(document, f"{file.filename}: {key}/{DOCUMENT}")
     dataset = _plain_dataset(file, key)
     if dataset.shape != info.shape or dataset.dtype != info.numpy_dtype or not info.plain:
         raise CacheFormatError(
-            f"{key}: the dataset is {dataset.dtype} {dataset.shape}, but its document says "
-            f"{info.dtype} {info.shape}. The file is damaged."
+            f"{file.filename}: {key}: the dataset is {dataset.dtype} {dataset.shape}, but its "
+            f"document says {info.dtype} {info.shape}. The file is damaged."
         )
-    for index in range(info.n_chunks):
-        rows = dataset[index * info.chunk_rows : (index + 1) * info.chunk_rows]
-        store.put(f"{key}/{info.chunk_key(index)}", encode(info, np.ascontiguousarray(rows)))
+    return key, dataset, info
 
 
 def _is_chunk(key: str, documents: Mapping[str, bytes]) -> bool:

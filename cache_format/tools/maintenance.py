@@ -25,6 +25,7 @@ from llmembed.common.errors import (
     listed,
     warn,
 )
+from llmembed.common.replace import check_outside
 
 PathLike = str | os.PathLike[str]
 
@@ -34,6 +35,7 @@ def copy(source: PathLike, target: PathLike) -> int:
 
     A copy that was interrupted is taken up where it stopped: the root document comes last.
     """
+    check_outside(target)
     origin, copied = open_store(source), open_store(target)
     header = require_header(origin)
     refuse_if_held(origin)

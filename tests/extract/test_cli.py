@@ -131,7 +131,8 @@ def test_how_far_it_is(arguments: list[str], tmp_path: Path, place: str) -> None
 
 def test_a_known_error_is_one_line_and_exit_1(arguments: list[str], tmp_path: Path) -> None:
     """No traceback, nothing on stdout, nothing half-written."""
-    result = CliRunner().invoke(main, [*arguments, "--layers", "9"])
+    arguments[arguments.index("--layers") + 1] = "9"
+    result = CliRunner().invoke(main, arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("error: layer 9 does not exist in toy-llama")
     assert result.stderr.count("\n") == 1
@@ -141,7 +142,16 @@ def test_a_known_error_is_one_line_and_exit_1(arguments: list[str], tmp_path: Pa
 def test_bad_usage_is_exit_2(arguments: list[str]) -> None:
     """An option that does not exist, or a value of another type."""
     assert CliRunner().invoke(main, [*arguments, "--no-such-option"]).exit_code == 2
-    assert CliRunner().invoke(main, [*arguments, "--max-length", "many"]).exit_code == 2
+    assert CliRunner().invoke(main, [*arguments, "--limit", "many"]).exit_code == 2
+
+
+def test_an_option_that_is_given_twice_is_refused(arguments: list[str]) -> None:
+    """Neither the first nor the last is taken in silence; those that may be repeated add up."""
+    twice = CliRunner().invoke(main, [*arguments, "--layers", "2"])
+    assert (twice.exit_code, twice.stdout) == (2, "")
+    assert "--layers is given 2 times, and takes one value. Pass it once." in twice.stderr
+    more = ["--pooling", "mean", "--pooling", "max", "--json", "--json", "--dry-run"]
+    assert CliRunner().invoke(main, [*arguments, *more]).exit_code == 0
 
 
 def test_ctrl_c_is_exit_130_and_says_how_to_resume(
@@ -199,7 +209,9 @@ def test_what_torch_is_not_needed_for_is_refused_before_it_is_imported(
     """Wrong columns, labels, layers and names are told in one line, before the heavy imports."""
     (tmp_path / "toy.csv").write_text("text,label\na,0\nb,1\n")
     (tmp_path / "missing.csv").write_text("text,label\na,0\nb,\nc,1\n")
-    given = ["--model", "minilm", "--layers", "1", "--dataset", "toy.csv", *options, *dry_run]
+    usual = {"--model": "minilm", "--layers": "1", "--dataset": "toy.csv"}
+    others = [part for pair in usual.items() if pair[0] not in options for part in pair]
+    given = [*others, *options, *dry_run]
     done = subprocess.run(
         [sys.executable, "-Pc", LIGHT, *given],
         cwd=tmp_path,

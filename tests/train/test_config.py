@@ -7,7 +7,8 @@ import pytest
 
 from llmembed.common.console import field_docs
 from llmembed.common.errors import ConfigError
-from llmembed.train.config import FitConfig, Training
+from llmembed.extract import ExtractConfig
+from llmembed.train.config import AuditConfig, FitConfig, SweepConfig, Training
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,16 @@ def test_the_help_names_the_tuned_number(field: dataclasses.Field[float]) -> Non
     """The help text of an option that is left open tells the number that it has then."""
     assert f"{field.default:g}" in field_docs(FitConfig)[field.name]
     assert getattr(FitConfig(cache="a.zarr").training, field.name) == field.default
+
+
+@pytest.mark.parametrize("given", ["mean,last", " mean, last", ["mean", "last"], ("mean", "last")])
+def test_one_text_or_a_list_stands_for_names(given: Any) -> None:
+    """What a command splits at commas a text in Python is, too, and never letters."""
+    assert FitConfig(cache="c.zarr", pooling=given).pooling == ("mean", "last")
+    assert SweepConfig(cache="c.zarr", pooling=given).pooling == ("mean", "last")
+    assert AuditConfig(cache="c.zarr", pooling=given).pooling == ("mean", "last")
+    assert ExtractConfig(model="minilm", layers="1", pooling=given).pooling == ("mean", "last")
+    prompted = ExtractConfig(model="minilm", layers="1", prompts="Good, or bad?")  # type: ignore[arg-type]
+    assert prompted.prompts == ("Good, or bad?",)
+    with pytest.raises(ConfigError, match=r"pooling is 3, of type int. Pass names: a tuple or"):
+        FitConfig(cache="c.zarr", pooling=3)  # type: ignore[arg-type]

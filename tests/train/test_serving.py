@@ -125,7 +125,7 @@ def test_the_most_probable_classes_come_first(client: httpx.Client) -> None:
     expected = [{"labels": [{"label": low, "probability": 0.75}]}]
     expected += [{"labels": [{"label": high, "probability": 1.0}]}]
     assert answer == {"predictions": expected, "n_truncated": 0}
-    answer = client.post("/predict", json={"texts": ["a b c d"], "top_k": 9}).json()
+    answer = client.post("/predict", json={"texts": ["a b c d"]}).json()
     assert [one["label"] for one in answer["predictions"][0]["labels"]] == [low, high]
     assert client.post("/predict", json={"texts": ["a " * 9]}).json()["n_truncated"] == 1
 
@@ -151,6 +151,7 @@ def test_the_most_probable_classes_come_first(client: httpx.Client) -> None:
         ('{"texts": ["a"], "k": 1}', 422, "k: Extra inputs are not permitted."),
         ('{"texts": ["a"], "\\u001b[2J": 1}', 422, "\\x1b[2J: Extra inputs are not permitted."),
         ('{"texts": ["a"], "top_k": 0}', 422, "top_k: Input should be greater than or equal to 1."),
+        ('{"texts": ["a"], "top_k": 3}', 422, "top_k: Input should be less than or equal to 2."),
         ('{"texts": ["a"], "top_k": "1"}', 422, "top_k: Input should be a valid integer, not a"),
         ('{"texts": ["a"], "top_k": 1e400}', 422, "valid integer, not Infinity."),
         (b" " * (MOST_BYTES + 1), 413, "the body has more than 4,000 bytes, which is the limit"),

@@ -9,8 +9,12 @@ from typing import Any
 import click
 
 from llmembed.common.console import ARGUMENT, answer, command
+from llmembed.common.errors import ConfigError
 from llmembed.common.replace import check_file, write_files
 from llmembed.train.cli import let_waiting_threads_sleep
+
+_GENERATOR = b'<meta name="generator" content="llmembed">'
+_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +32,9 @@ class ReportConfig:
     pooling: tuple[str, ...] = ()
     """Poolings of --cache to look at; without it, all."""
     output: str | None = None
-    """Page to write; without it, NAME-report.html in this folder, NAME being that of the run or
-    the cache, and compare.html for several runs."""
+    """Page to write, in place of what is there; without it, NAME-report.html in this folder, NAME
+    being that of the run or the cache, and compare.html for several runs, where no file of another
+    kind has that name."""
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other."""
@@ -70,11 +75,25 @@ def report_main(config: ReportConfig, *, as_json: bool, quiet: bool) -> None:
     """
     let_waiting_threads_sleep()
     check_file(config.page)
+    if config.output is None:
+        _check_ours(config.page)
     of_runs = _of_runs if len(config.runs) > 1 else _of_run
     document, table, page = _of_cache(config) if config.cache else of_runs(config)
     write_files({config.page: page})
     table = f"{table}\npage: {config.page}"
     answer({**document, "page": str(config.page)}, table, as_json=as_json, quiet=quiet)
+
+
+def _check_ours(page: Path) -> None:
+    """Refuse to replace a file that nobody named, and that is no page of a report."""
+    if not page.is_file():
+        return
+    with page.open("rb") as file:
+        if _GENERATOR not in file.read(_HEAD_BYTES):
+            raise ConfigError(
+                f"{page} exists and is not a page of llmembed-report, so it is not replaced. Pass "
+                f"--output {page} to replace it, or another place."
+            )
 
 
 def _of_run(config: ReportConfig) -> tuple[dict[str, Any], str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmembed.common.errors import ConfigError, shown
-from llmembed.common.replace import write_files
+from llmembed.common.replace import check_outside, write_files
 from llmembed.train.reports.page import render, short
 from llmembed.train.runs.answers import defused
 
@@ -43,6 +43,7 @@ def check_output(folder: Path) -> None:
             f"--output {folder} is a file, and an audit writes a table and a page into a folder. "
             "Pass another --output."
         )
+    check_outside(folder / TABLE_FILE)
 
 
 def save_audit(folder: Path, document: Mapping[str, Any], *, defuses_formulas: bool) -> None:

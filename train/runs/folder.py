@@ -40,7 +40,7 @@ from llmembed.common.errors import (
     RunStorageError,
 )
 from llmembed.common.regular import require_regular
-from llmembed.common.replace import check_place, placing, recover, standing
+from llmembed.common.replace import check_outside, check_place, placing, recover, standing
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Classifier
 from llmembed.train.runs.held_out import (
@@ -88,6 +88,7 @@ def check_replaceable(config: FitConfig) -> None:
     """
     path = config.run_path
     check_place(path)
+    check_outside(path)
     recover(path)
     if not path.exists() or _is_empty(path):
         return

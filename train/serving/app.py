@@ -138,7 +138,7 @@ class _Predict:
     """POST /predict."""
 
     def __init__(self, served: Served, batcher: Batcher, metrics: Metrics, limits: Limits) -> None:
-        self.body = body_model(limits)
+        self.body = body_model(limits, len(served.labels))
         self._served, self._batcher, self._metrics, self._limits = served, batcher, metrics, limits
 
     async def answer(self, request: Request) -> Response:

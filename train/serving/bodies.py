@@ -64,8 +64,8 @@ class Problem(BaseModel):
     error: str
 
 
-def body_model(limits: Limits) -> type[BaseModel]:
-    """Make the model of a body: `texts`, and `top_k` if it is given."""
+def body_model(limits: Limits, n_classes: int) -> type[BaseModel]:
+    """Make the model of a body: `texts`, and `top_k` of so many classes if it is given."""
     text = Annotated[str, Field(max_length=limits.max_characters)]
     return create_model(
         "Texts",
@@ -75,7 +75,7 @@ def body_model(limits: Limits) -> type[BaseModel]:
             Field(description="Texts to classify."),
         ),
         top_k=(
-            Annotated[int, Field(ge=1)] | None,
+            Annotated[int, Field(ge=1, le=n_classes)] | None,
             Field(default=None, description="Classes to tell of each text; all without it."),
         ),
     )

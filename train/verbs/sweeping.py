@@ -13,7 +13,7 @@ from typing import Any
 
 from llmembed.common.errors import ConfigError, DataError
 from llmembed.common.process import memory_told
-from llmembed.common.replace import check_place, write_files
+from llmembed.common.replace import check_outside, check_place, write_files
 from llmembed.train.config import Method, SweepConfig
 from llmembed.train.fusions import AUTO, HEADS
 from llmembed.train.inputs import FitData, columns_of, load_data
@@ -47,6 +47,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
             f"--output {config.output_path} is a file, and a sweep writes a table and a plot into "
             "a folder. Pass another --output."
         )
+    check_outside(config.output_path / TABLE_FILE)
     plan = config.as_fit().plan()
     remedy = "Pass fewer --layers, or set CUDA_VISIBLE_DEVICES= to sweep on the CPU."
     with joined_if_asked(plan.method), memory_told(remedy):

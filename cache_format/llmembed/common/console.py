@@ -33,7 +33,14 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from llmembed.common.errors import ConfigError, LLMEmbedError, LLMEmbedWarning, RowError, shown
+from llmembed.common.errors import (
+    ConfigError,
+    LLMEmbedError,
+    LLMEmbedWarning,
+    RowError,
+    hidden,
+    shown,
+)
 from llmembed.common.progress import showing_phases
 
 # Metadata of a config's field.
@@ -83,7 +90,24 @@ class _Program(click.Command):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            if not _was_printing(error):
+                raise
+            sys.stdout = io.StringIO()  # what it still holds is not tried again at the end
+            click.echo(
+                f"error: standard output cannot be written: {error.strerror}. Make room there, or "
+                "send it elsewhere.",
+                err=True,
+            )
+            sys.exit(EXIT_KNOWN_ERROR)
+
+
+def _was_printing(error: OSError) -> bool:
+    """Tell whether an error is of what click prints, and of no file."""
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") == "click.utils"
 
 
 class Command(_Program):
@@ -91,6 +115,19 @@ class Command(_Program):
 
     resume_hint = "Nothing was left half-written; run the same command again."  # after Ctrl-C
     headings: Mapping[str, str] = {}  # name of a parameter -> heading in `--help`
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the line; of an option that is given twice click would take the last in silence."""
+        if not ctx.resilient_parsing:
+            _, _, given = self.make_parser(ctx).parse_args([*args])
+            for parameter in (one for one in self.params if isinstance(one, click.Option)):
+                if given.count(parameter) > 1 and not (parameter.multiple or parameter.is_flag):
+                    option = parameter.opts[0]
+                    times = given.count(parameter)
+                    raise click.UsageError(
+                        f"{option} is given {times} times, and takes one value. Pass it once.", ctx
+                    )
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their headings, those of every command last."""
@@ -129,7 +166,7 @@ class Command(_Program):
                 return super().invoke(ctx)
         except LLMEmbedError as error:
             if is_debugged:
-                traceback.print_exc()
+                click.echo(shown(hidden(traceback.format_exc()), keep="\n"), err=True)
             click.echo(f"error: {error}", err=True)
             sys.exit(EXIT_ROWS_LEFT if isinstance(error, RowError) else EXIT_KNOWN_ERROR)
         except KeyboardInterrupt:
@@ -192,7 +229,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 class _EchoHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(shown(self.format(record), keep="\n"), err=True)
+        click.echo(shown(hidden(self.format(record)), keep="\n"), err=True)
 
 
 def _show_log() -> None:
@@ -277,6 +314,30 @@ def field_docs(config: type) -> dict[str, str]:
         ):
             docs[field.target.id] = " ".join(str(doc.value.value).split())
     return docs
+
+
+def as_tuples(config: Any) -> None:
+    """Take a text, or a list, for each field of a frozen config that is a tuple of texts.
+
+    In Python a lone text is one too many characters: `pooling="mean"` is `pooling=("mean",)`, and
+    with commas it is what a command takes it for.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if typing.get_origin(hints[field.name]) is not tuple or isinstance(value, tuple):
+            continue
+        if isinstance(value, str):
+            parts = [value] if REPEATED in field.metadata else value.split(",")
+            value = tuple(part.strip() for part in parts if part.strip())
+        elif isinstance(value, list):
+            value = tuple(value)
+        else:
+            raise ConfigError(
+                f"{field.name} is {value!r}, of type {type(value).__name__}. Pass names: a tuple "
+                "or list of texts, or one text with commas."
+            )
+        object.__setattr__(config, field.name, value)
 
 
 def _options_of(config: Any) -> list[Callable[..., Any]]:

@@ -7,7 +7,8 @@ given, what is allowed, where, and what to do:
 "fusion 'cooq' does not exist; did you mean 'cooc'? Known: mean, cooc. Pass one to --fusion."
 
 Messages quote what comes from outside: names, labels, what a library said. So that none of it can
-command a terminal or forges a line, every message is shown with its control characters escaped.
+command a terminal or forges a line, every message is shown with its control characters escaped; and
+passwords and signatures are taken out of its URLs.
 
 >>> print(DataError("label " + chr(27) + "[2J" + chr(10) + " stands twice"))
 label \x1b[2J\n stands twice
@@ -16,11 +17,17 @@ label \x1b[2J\n stands twice
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Self
 
 _MOST_NAMES = 20  # in a message
+# Of a URL that was taken for a Path one of the slashes is left.
+_LOGIN = re.compile(r"\b([a-z][\w+.-]+:/{1,2})[^/\s@]+@", re.IGNORECASE)
+_SIGNED = re.compile(
+    r"([?&][\w-]*(?:signature|token|secret|password|credential)=)[^&\s'\"]+", re.IGNORECASE
+)
 
 
 def shown(text: str, keep: str = "") -> str:
@@ -36,6 +43,15 @@ def shown(text: str, keep: str = "") -> str:
     )
 
 
+def hidden(text: str) -> str:
+    """Take passwords, tokens and signatures out of the URLs in a text.
+
+    >>> hidden("https://me:word@host/a?X-Amz-Signature=0f1e is gone")
+    'https://***@host/a?X-Amz-Signature=*** is gone'
+    """
+    return _SIGNED.sub(r"\1***", _LOGIN.sub(r"\1***@", text)) if ":/" in text else text
+
+
 def listed(names: Sequence[str]) -> str:
     """Name the first of many.
 
@@ -47,10 +63,10 @@ def listed(names: Sequence[str]) -> str:
 
 
 class _Shown:
-    """A message on one line, whose control characters are escaped."""
+    """A message on one line without passwords, whose control characters are escaped."""
 
     def __str__(self) -> str:
-        return shown(super().__str__())
+        return shown(hidden(super().__str__()))
 
 
 class LLMEmbedError(_Shown, Exception):

@@ -170,6 +170,37 @@ def check_file(path: Path) -> None:
         raise ConfigError(f"--output {path} is a folder. Pass a file.")
     if not os.path.isdir(path.parent):  # noqa: PTH112
         raise ConfigError(f"--output {path}: the folder {path.parent} does not exist. Make it.")
+    if "\0" in str(path):
+        raise ConfigError(f"--output {path} holds a NUL character. Pass another name.")
+    folder = _real(path.parent)
+    is_other = os.path.exists(path) and not os.path.isfile(path)  # noqa: PTH110, PTH113
+    if is_other or folder == Path("/dev") or folder.is_relative_to("/proc"):
+        raise ConfigError(
+            f"--output {path} is no regular file, which another could take the place of. Pass "
+            "another place."
+        )
+    check_outside(path)
+
+
+def check_outside(place: str | os.PathLike[str]) -> None:
+    """Refuse, by a `ConfigError`, a place inside a cache or a run, whose files are not ours."""
+    if "://" in os.fspath(place):
+        return
+    for folder in _real(Path(place)).parents:
+        kind = _kind_of(folder)
+        if kind:
+            raise ConfigError(
+                f"{place} lies inside the {kind} {folder}, which holds nothing but its "
+                "own files. Pass another place."
+            )
+
+
+def _kind_of(folder: Path) -> str:
+    """Tell what a folder is by the files that each has: a cache, a run or neither."""
+    for kind, *names in (("cache", "zarr.json"), ("run", "config.json", "metrics.json")):
+        if all(os.path.isfile(folder / name) for name in names):  # noqa: PTH113
+            return kind
+    return ""
 
 
 def write_files(files: Mapping[Path, str]) -> None:
