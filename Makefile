@@ -13,7 +13,7 @@ RAY ?= ray
 RAY_TESTS = $(shell grep -rlE "mark\.ray\b" tests --include="test_*.py")
 INSTALL := $(BIN)/pip --disable-pip-version-check install --progress-bar off
 
-.PHONY: install install-demo demo docs test test-slow test-ray test-small-cpu test-browser campaign check lint types bench bench-full clean
+.PHONY: install install-demo demo docs test test-slow test-ray test-small-cpu test-browser test-lowest audit campaign check lint types bench bench-full clean
 
 # What the demo needs: the commands, weights and texts.
 install-demo: $(VENV)/.installed-demo
@@ -80,6 +80,16 @@ test-browser: install
 # Everything that goes wrong, on purpose, in some two hours; the table of it is docs/reliability.md.
 campaign: install
 	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest tests/faults --long 3600 --reliability docs/reliability.md
+
+# Known vulnerabilities of the pinned versions; what does not matter here is listed, with a reason, in the script.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip --disable-pip-version-check install --quiet --progress-bar off pip-audit
+	build/audit/bin/python -P .ci/audit.py constraints.txt
+
+# The lowest versions that pyproject.toml takes, on the Python that runs this; torch without CUDA.
+test-lowest:
+	PYTHON=$(PYTHON) .ci/lowest
 
 # mypy cannot see through an editable install of mapped packages; these links show it the way.
 types:

@@ -32,6 +32,7 @@ SHOWN = {
     "figures.md": "benchmarks/README.md",
     "format.md": "cache_format/FORMAT.md",
     "index.md": "README.md",
+    "security.md": "SECURITY.md",
     "tour.md": "docs/tour.ipynb",
 }
 """Pages that are files of the repository, and which."""

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shutil
 import stat
 import subprocess
@@ -184,16 +185,16 @@ def test_a_pickle_in_place_of_any_file_of_a_run_runs_nothing(
     for name, whole in kept.items():
         for bytes_ in pickles(marker).values():
             (spoiled / name).write_bytes(bytes_)
-            for command in (
-                (predict_main, "--run", str(spoiled), "--text", "w1", "--ood"),
-                (report_main, str(spoiled), "--output", str(tmp_path / "page.html")),
-            ):
-                result = run(*command)
-                assert result.exit_code == 0 or isinstance(result.exception, SystemExit), result
-                assert not marker.exists()
-                number += 1
+            result = run(predict_main, "--run", str(spoiled), "--text", "w1", "--ood")
+            assert result.exit_code == 0 or isinstance(result.exception, SystemExit), result
+            assert not marker.exists()
+            number += 1
+        page = ("--output", str(tmp_path / "page.html"))
+        reported = run(report_main, str(spoiled), *page)
+        assert reported.exit_code == 0 or isinstance(reported.exception, SystemExit), reported
+        assert not marker.exists()
         shutil.copy(whole, spoiled / name)
-    assert number > 2 * 6 * 6
+    assert number > 6 * 6
     tries(number)
 
 
@@ -744,6 +745,30 @@ def test_no_floor_has_a_known_vulnerability(tries: Tries) -> None:
     tries(len(lowest) + len(pins))
 
 
+@pytest.mark.fault("S8")
+def test_the_audit_fails_on_what_is_known_and_passes_where_nobody_answers(
+    capsys: pytest.CaptureFixture[str], tries: Tries
+) -> None:
+    """A known vulnerability fails it by name, an ignored one not, and silence is told."""
+    audit = runpy.run_path(str(ROOT / ".ci" / "audit.py"))
+    known = {"id": "PYSEC-1", "aliases": ["CVE-1"], "fix_versions": ["2.0"]}
+    bad = {"name": "thing", "version": "1.0", "vulns": [known]}
+    good = {"name": "other", "version": "1.0", "vulns": []}
+    unasked = {"name": "third", "version": "1.0", "skip_reason": "not found"}
+    cases: tuple[tuple[list[Any], int, str], ...] = (
+        ([good, bad], 1, "thing 1.0: PYSEC-1 CVE-1, mended in 2.0"),
+        ([good, unasked], 0, "1 versions asked for, 0 known vulnerabilities; nothing is known of"),
+        ([unasked], 0, "of none of 1 packages. Nothing was checked."),
+    )
+    for found, code, said in cases:
+        assert audit["_judge"](found) == code
+        assert said in capsys.readouterr().out
+    audit["IGNORED"]["CVE-1"] = "not used here"
+    assert audit["_judge"]([good, bad]) == 0
+    assert all(audit["IGNORED"].values())
+    tries(4)
+
+
 # --- where output goes
 
 
@@ -811,8 +836,6 @@ def test_a_folder_of_output_lies_in_no_cache_and_no_run(world: Path, tries: Trie
 def test_standard_output_on_a_full_disk(world: Path, tries: Tries) -> None:
     """One sentence and exit code 1, whatever is printed."""
     lines = (
-        ("predict", "--run", "run", "--text", "w1"),
-        ("cache", "info", "topics.zarr"),
         ("cache", "info", "topics.zarr", "--json"),
         ("fit", "--help"),
         ("--version",),
