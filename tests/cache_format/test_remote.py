@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +13,12 @@ import pytest
 from toy_cache import DATASET, Toy, assert_toy, tree, write_toy
 
 from llmembed.cache_format import CacheWriter, SplitPlan, open_cache
-from llmembed.cache_format.layout.commits import Record
 from llmembed.cache_format.stores import FsspecStore, open_store
 from llmembed.cache_format.tools import convert, copy, remove, verify
-from llmembed.cache_format.writing.blocks import commit
 from llmembed.common.errors import (
     CacheCorruptError,
     CacheFormatError,
     CacheLockedError,
-    CacheMismatchError,
     CacheNotFoundError,
     CacheStorageError,
     ConfigError,
@@ -131,17 +127,6 @@ def test_a_record_is_created_only_once(url: str) -> None:
     assert store.create(".llmembed/commits/x.json", b"first")
     assert not store.create(".llmembed/commits/x.json", b"second")
     assert store.get(".llmembed/commits/x.json") == b"first"
-
-
-def test_a_lost_acknowledgement_is_no_conflict(url: str) -> None:
-    """A put that was told "exists" for its own bytes counts; other bytes are refused."""
-    arrays = {"n_tokens": "0" * 32}
-    record = Record(split="train", source="s", start=0, stop=9, texts="", arrays=arrays)
-    other = dataclasses.replace(record, arrays={"n_tokens": "1" * 32})
-    for _ in range(2):
-        commit(open_store(url), record, block_rows=64)
-    with pytest.raises(CacheMismatchError, match="committed by another writer"):
-        commit(open_store(url), other, block_rows=64)
 
 
 def test_a_remote_lock_is_held(url: str) -> None:

@@ -25,7 +25,6 @@ from llmembed.common.errors import (
     ExtractionError,
     LLMEmbedError,
     LLMEmbedWarning,
-    ModelError,
     RowError,
 )
 from llmembed.extract import ExtractConfig, extract
@@ -113,43 +112,6 @@ def test_two_processes_make_the_cache_of_one(
 
 
 @pytest.mark.slow
-def test_what_a_killed_process_had_is_done_by_the_other(
-    on_two: ExtractConfig, whole: dict[str, bytes], tmp_path: Path
-) -> None:
-    """SIGKILL before a record: one warning, and all rows are right."""
-    kill = before_first_record(tmp_path / "marker", "os.kill(os.getpid(), signal.SIGKILL)")
-    with in_processes(kill), pytest.warns(LLMEmbedWarning, match="killed by SIGKILL") as told:
-        result = extract(on_two)
-    assert len(told) == 1
-    assert (tmp_path / "marker").exists()
-    assert tree(Path(result.path)) == whole
-
-
-@pytest.mark.slow
-@pytest.mark.slow
-def test_all_killed_are_started_again(
-    on_two: ExtractConfig, whole: dict[str, bytes], tmp_path: Path
-) -> None:
-    """Where none is left to do the rest, new ones are started."""
-    once = (
-        "import os, pathlib\n"
-        "from llmembed.cache_format.writing import blocks\n"
-        "commit = blocks.commit\n"
-        "def last(*arguments):\n"
-        "    commit(*arguments)\n"
-        f"    if len(os.listdir({str(tmp_path / 'ended')!r})) < 2:\n"
-        f"        pathlib.Path({str(tmp_path / 'ended')!r}, str(os.getpid())).touch()\n"
-        "        os._exit(3)\n"
-        "blocks.commit = last"
-    )
-    (tmp_path / "ended").mkdir()
-    with in_processes(once):
-        result = extract(on_two)
-    assert len(list((tmp_path / "ended").iterdir())) == 2
-    assert tree(Path(result.path)) == whole
-
-
-@pytest.mark.slow
 def test_a_failing_device_is_left_to_the_other(
     on_two: ExtractConfig, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -189,30 +151,6 @@ def test_a_poison_row_is_named_and_the_rest_is_done(on_two: ExtractConfig) -> No
         extract(on_two)
     assert len(told) == 1
     assert extract(ExtractConfig(**vars(on_two) | {"devices": None})).n_rows_computed == 64
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("error", "kind", "message"),
-    [
-        ("errors.ModelError('no such weights.')", ModelError, "^no such weights.$"),
-        ("SystemExit(7)", ExtractionError, "ended, with exit code 7. None could load the backbone"),
-    ],
-)
-def test_what_keeps_processes_from_beginning_is_said(
-    on_two: ExtractConfig, error: str, kind: type[Exception], message: str
-) -> None:
-    """A known error is raised as if it were this process's; nothing was written."""
-    code = (
-        "from llmembed.common import errors\n"
-        "from llmembed.extract.engines.task import Task\n"
-        "def load_extractor(*_, **__):\n"
-        f"    raise {error}\n"
-        "Task.load_extractor = load_extractor"
-    )
-    with in_processes(code), pytest.raises(kind, match=message):
-        extract(on_two)
-    assert not Path(on_two.cache or "").exists()
 
 
 @pytest.mark.slow

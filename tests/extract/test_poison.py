@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from sabotaged import POISON
-from toy_cache import as_options, tree
+from toy_cache import tree
 
 from llmembed.cache_format.tools import finalize
 from llmembed.common.errors import ExtractionError, LLMEmbedWarning, RowError
 from llmembed.extract import ExtractConfig, Extractor, extract
-from llmembed.extract.cli import main
 from llmembed.extract.engines import outcome
 
 GOING_ON = r"row 128 is poison\. Going on with the other blocks of rows\."
@@ -28,21 +25,6 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(Extractor, "launch", Extractor.launch)
     exec(POISON, {})  # noqa: S102
     return monkeypatch
-
-
-def test_the_rest_is_done_and_the_next_run_does_the_row(
-    settings: dict[str, Any],
-    whole: dict[str, bytes],
-    tmp_path: Path,
-    poison: pytest.MonkeyPatch,
-) -> None:
-    """One process goes on behind a poison row; once it is cured, only its block is computed."""
-    config = ExtractConfig(**settings, cache=str(tmp_path / "here.zarr"))
-    with pytest.warns(LLMEmbedWarning, match=GOING_ON), pytest.raises(RowError, match=NAMED):
-        extract(config)
-    poison.undo()
-    assert extract(config).n_rows_computed == 64
-    assert tree(tmp_path / "here.zarr") == whole
 
 
 def test_a_rank_does_the_rest_of_its_share(
@@ -59,18 +41,6 @@ def test_a_rank_does_the_rest_of_its_share(
     assert extract(config).n_rows_computed == 64
     finalize(tmp_path / "shared.zarr")
     assert tree(tmp_path / "shared.zarr") == whole
-
-
-def test_rows_left_are_exit_4(
-    settings: dict[str, Any], tmp_path: Path, poison: pytest.MonkeyPatch
-) -> None:
-    """A script can tell a run that is done but for some rows from one that failed."""
-    options = as_options(settings)
-    result = CliRunner().invoke(main, [*options, "--cache", str(tmp_path / "c.zarr"), "--quiet"])
-    assert (result.exit_code, result.stdout) == (4, "")
-    warning, error = result.stderr.splitlines()
-    assert re.fullmatch(f"warning: split 'train', {GOING_ON}", warning)
-    assert re.match(f"error: split 'train', {NAMED}", error)
 
 
 def test_all_rows_poison_are_not_all_tried(

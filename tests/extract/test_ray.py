@@ -119,3 +119,10 @@ def test_gpus_that_are_not_there_are_not_waited_for(on_ray: ExtractConfig) -> No
     """On this machine alone, more GPUs than it has are refused; none will come."""
     with pytest.raises(ConfigError, match=r"--gpus-per-worker is 99, but .* more than \d+ GPUs"):
         extract(dataclasses.replace(on_ray, gpus_per_worker=99.0))
+
+
+def test_the_arithmetic_of_gpus_is_not_chosen_without_one(on_ray: ExtractConfig) -> None:
+    """A driver that sees no GPU does not decide what workers with GPUs compute in."""
+    config = dataclasses.replace(on_ray, compute_dtype="auto", gpus_per_worker=1.0)
+    with pytest.raises(ConfigError, match=r"but the workers have. Pass --compute-dtype"):
+        extract(config)

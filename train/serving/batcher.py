@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("llmembed.serving")
 _LONGEST_RETRY_S = 60
+_FAILED = "the texts could not be classified. The server's log says why."
 _ENDING = "the server is ending. Ask another one."
 LOADING, READY, ENDED = "loading", "ready", "ended"
 
@@ -146,7 +147,7 @@ class Batcher:
         loop, job = asyncio.get_running_loop(), None
         self._set_requests(+1)
         try:
-            counted = await loop.run_in_executor(self._counting, self._classifier.count, texts)
+            counted = await loop.run_in_executor(self._counting, self._count, texts)
             self._refuse_if_busy()
             job = _Job(texts=texts, n_tokens=counted.n_tokens, answer=loop.create_future())
             self._waiting.append(job)
@@ -192,8 +193,24 @@ class Batcher:
         self.is_loading = True
         try:
             self._classifier.load()
+        except SystemExit as error:
+            raise EngineError(
+                f"the backbone ended while it was loaded: {_described(error)} Load it alone with "
+                "llmembed-predict to see why."
+            ) from error
         finally:
             self.is_loading = False
+
+    def _count(self, texts: Sequence[str]) -> Counted:
+        """Count tokens, in a thread of its own."""
+        try:
+            return self._classifier.count(texts)
+        except LLMEmbedError:
+            raise
+        except BaseException as error:
+            self._metrics.failures.inc()
+            _LOG.error("Tokens were not counted (texts: %d): %s", len(texts), _described(error))
+            raise FailedError(_FAILED) from error
 
     def _refuse_if_busy(self, too_many: bool = False) -> None:
         if self.state != READY:
@@ -241,19 +258,19 @@ class Batcher:
         texts = [text for part in batch for text in part.texts]
         try:
             proba = self._classifier.classify(texts)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the server lives on
+        except BaseException as error:  # whatever it was, also of who would end the process
             self._metrics.failures.inc()
             _LOG.error("A batch failed (texts: %d): %s", len(texts), _described(error))
             try:
                 self._classifier.probe()
-            except Exception as lost:  # noqa: BLE001 - any end of it
+            except BaseException as lost:
                 raise EngineError(
                     "the backbone no longer classifies what it did at the start: "
                     f"{_described(lost)} Start the server again."
                 ) from error
             if len(batch) > 1:
                 return [outcome for part in batch for outcome in self._compute([part])]
-            return [FailedError("the texts could not be classified. The server's log says why.")]
+            return [FailedError(_FAILED)]
         ends = np.cumsum([len(part.texts) for part in batch])
         return list(np.split(proba, ends[:-1]))
 
@@ -278,7 +295,7 @@ class Batcher:
         self._metrics.queue_tokens.set(self._n_waiting_tokens)
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """Say what happened, for a log: a message that is not ours could hold a text."""
     if isinstance(error, LLMEmbedError):
         return str(error)
