@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -437,7 +438,7 @@ def test_a_store_that_fails_now_and_then_loses_nothing(
     """With 503s and lost answers, an object store ends up with the bytes of the local cache."""
     url, proxy = s3
     result = extract(dataclasses.replace(on_ray, cache=f"{url}/ray.zarr"))
-    assert min(proxy.counts.values()) > 10
+    assert min(proxy.counts[fate] for fate in ("busy", "lost", "fine")) > 10
     assert result.n_rows_computed == 300
     store = open_store(result.path)
     assert {key: store.get(key) for key in store.walk()} == whole
@@ -472,3 +473,37 @@ def test_an_exit_in_a_worker_of_ray_is_reported(on_ray: ExtractConfig) -> None:
     ):
         extract(dataclasses.replace(on_ray, workers=1))
     assert extract(dataclasses.replace(on_ray, engine="local", workers=1)).n_rows_computed == 192
+
+
+@on_cluster
+@pytest.mark.fault("37")
+def test_a_ray_without_a_cpu_is_refused_before_anything_is_written(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its own tasks would wait for ever; of a cluster that may grow it is said."""
+    cache = tmp_path / "none.zarr"
+    program = (
+        "import json, sys, warnings, ray\n"
+        "from llmembed.common.cluster import joined\n"
+        "from llmembed.common.errors import ConfigError\n"
+        "from llmembed.extract import ExtractConfig, extract\n"
+        "settings = json.loads(sys.argv[1])\n"
+        "settings['pooling'] = tuple(settings['pooling'])\n"
+        "ray.init(num_cpus=0, include_dashboard=False, log_to_driver=False)\n"
+        "try:\n"
+        "    extract(ExtractConfig(**settings))\n"
+        "except ConfigError as error:\n"
+        "    print(error)\n"
+        "with warnings.catch_warnings(record=True) as caught, joined('head:1', 1):\n"
+        "    print(caught[0].message)\n"
+    )
+    given = json.dumps(settings | {"cache": str(cache), "engine": "ray"})
+    done = subprocess.run(
+        [sys.executable, "-Pc", program, given], check=True, capture_output=True, text=True
+    )
+    lack = "no machine of Ray has a CPU, and each worker takes one"
+    assert done.stdout.splitlines()[-2:] == [
+        f"{lack}. Start Ray with `--num-cpus 1` or more, or join another one.",
+        f"{lack}: waiting for one.",
+    ]
+    assert not cache.exists()

@@ -23,16 +23,18 @@ import fsspec
 import httpx
 import numpy as np
 import pytest
-from faulty_proxy import FaultyProxy, faulty_proxy
+from faulty_proxy import faulty_proxy
 from gated import Gated, expected, serving
-from toy_cache import tree
+from toy_cache import as_options
 
 from llmembed.cache_format.stores import open_store
 from llmembed.cache_format.tools import finalize, verify
-from llmembed.common.errors import EngineError, LLMEmbedError
-from llmembed.extract import ExtractConfig, extract
+from llmembed.cache_format.writing import blocks
+from llmembed.common.errors import EngineError
+from llmembed.extract import ExtractConfig, Extractor, extract
 from llmembed.train import FitConfig, Run, fit, load_run
 
+EXTRACT = "from llmembed.extract.cli import main; main()"
 COMMAND = "from llmembed.train.cli.serve import serve_main; serve_main()"
 SAYS_SO = {400, 413, 422, 500, 503}
 """What a server may answer instead of an answer, with a sentence."""
@@ -78,6 +80,11 @@ def is_right(texts: list[str], answer: httpx.Response) -> bool:
 
 def ask(url: str, texts: list[str], **options: Any) -> httpx.Response:
     return httpx.post(f"{url}predict", json={"texts": texts}, trust_env=False, **options)
+
+
+def until(happens: Callable[[], bool]) -> None:
+    while not happens():
+        pass
 
 
 def leave(url: str, texts: list[str], n_bytes: int) -> None:
@@ -165,11 +172,10 @@ def test_an_exit_while_the_backbone_loads_is_a_sentence(monkeypatch: pytest.Monk
         sys.exit(7)
 
     monkeypatch.setattr(classifier, "load", leave_at_once)
-    with pytest.raises(EngineError, match=r"ended while it was loaded: SystemExit in .*\."):
-        with serving(classifier) as server:
-            classifier.loaded.set()
-            while not server.should_exit:
-                pass
+    raises = pytest.raises(EngineError, match=r"ended while it was loaded: SystemExit in .*\.")
+    with raises, serving(classifier) as server:
+        classifier.loaded.set()
+        until(lambda: server.should_exit)
 
 
 @pytest.mark.fault("L2")
@@ -235,7 +241,9 @@ def test_a_server_outlives_its_folder_and_is_started_again_when_killed(run: Run)
         ask(url, texts)
     _, message = subprocess.Popen(
         [sys.executable, "-Pc", COMMAND, str(run.path), "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ).communicate()
     assert message.startswith("error: ")
     assert "Traceback" not in message
@@ -245,3 +253,97 @@ def test_a_server_outlives_its_folder_and_is_started_again_when_killed(run: Run)
     process.terminate()
     process.communicate()
     assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """A server that speaks S3, on a free port of the loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+FAULTS: dict[str, dict[str, float]] = {
+    "a fifth is 503": {"busy": 0.2, "lost": 0.0},
+    "answers are lost": {"busy": 0.0, "lost": 0.15},
+    "connections are reset": {"busy": 0.0, "lost": 0.0, "reset": 0.15},
+    "slow": {"busy": 0.0, "lost": 0.0, "slow_s": 0.05},
+    "all at once": {"busy": 0.2, "lost": 0.05, "reset": 0.05, "slow_s": 0.01},
+}
+
+
+@contextlib.contextmanager
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, **faults: float) -> Iterator[Any]:
+    """An empty bucket behind a proxy of these faults, for this process and those it starts."""
+    with faulty_proxy(endpoint, busy=0.0, lost=0.0) as (place, proxy):
+        options = {"endpoint_url": place, "key": "testing", "secret": "testing"}
+        monkeypatch.setitem(fsspec.config.conf, "s3", options)
+        for name, value in options.items():
+            monkeypatch.setenv(f"FSSPEC_S3_{name.upper()}", value)
+        name = f"bucket-{uuid.uuid4().hex}"
+        fsspec.filesystem("s3").mkdir(name)
+        for fault, share in faults.items():
+            setattr(proxy, fault, share)
+        yield f"s3://{name}/toy.zarr", proxy
+
+
+@pytest.mark.slow
+@pytest.mark.fault("L3", "22", "23", "24")
+@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS.keys())
+def test_ranks_in_parallel_write_right_rows_to_a_bad_store(
+    settings: dict[str, Any],
+    whole: dict[str, bytes],
+    endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    faults: dict[str, float],
+    tries: Callable[[int], None],
+) -> None:
+    """Three ranks at a time, run again where one gives up: the bytes of the local cache."""
+    with bucket(endpoint, monkeypatch, **faults) as (url, proxy):
+        left, n_rounds = [0, 1, 2], 0
+        while left:
+            n_rounds += 1
+            assert n_rounds < 5, "ranks do not come to their end"
+            lines = [
+                as_options(settings | {"cache": url, "rank": rank, "world": 3}) for rank in left
+            ]
+            started = [subprocess.Popen([sys.executable, "-Pc", EXTRACT, *line]) for line in lines]
+            codes = [process.wait() for process in started]
+            assert set(codes) <= {0, 1}
+            left = [rank for rank, code in zip(left, codes, strict=True) if code]
+        for name in faults:
+            setattr(proxy, name, 0.0)
+        finalize(url)
+        store = open_store(url)
+        assert verify(store).damage == ()
+        assert {key: store.get(key) for key in store.walk()} == whole
+        tries(sum(proxy.counts.values()) - (proxy.counts["fine"] if "slow_s" not in faults else 0))
+
+
+@pytest.mark.fault("24", "L3")
+def test_blocks_do_not_pile_up_before_a_slow_store(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one block is written, one other is computed, however long that takes."""
+    launched, written, ahead = Counter[str](), Counter[str](), []
+    launch, commit = Extractor.launch, blocks.commit
+
+    def counted(*arguments: Any) -> Any:
+        launched["n"] += 1
+        ahead.append(launched["n"] - written["n"])
+        return launch(*arguments)
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.2)
+        commit(*arguments)
+        written["n"] += 1
+
+    monkeypatch.setattr(Extractor, "launch", counted)
+    monkeypatch.setattr(blocks, "commit", slow)
+    url = f"memory://{uuid.uuid4().hex}/toy.zarr"
+    assert extract(ExtractConfig(**settings, cache=url)).n_rows_computed == 300
+    assert (written["n"], max(ahead)) == (5, 2)

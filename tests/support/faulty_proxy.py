@@ -1,13 +1,15 @@
-"""A server between an S3 client and an S3 server that refuses requests and loses answers."""
+"""A server between an S3 client and an S3 server that refuses, resets, delays, loses answers."""
 
 from __future__ import annotations
 
 import http.client
 import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 _BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -21,23 +23,35 @@ class FaultyProxy(ThreadingHTTPServer):
         endpoint: the server behind, `http://host:port`.
         busy: share of requests that are answered 503.
         lost: share of requests whose answer is lost.
+        reset: share of requests whose connection ends before they are done.
+        slow_s: seconds that each answer takes longer.
         seed: of the choice.
     """
 
     daemon_threads = True
 
-    def __init__(self, endpoint: str, *, busy: float, lost: float, seed: int = 0) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        busy: float,
+        lost: float,
+        reset: float = 0.0,
+        slow_s: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.behind = urlsplit(endpoint).netloc
-        self.busy, self.lost = busy, lost
-        self.counts = {"busy": 0, "lost": 0, "fine": 0}
+        self.busy, self.lost, self.reset, self.slow_s = busy, lost, reset, slow_s
+        self.counts = {"busy": 0, "lost": 0, "reset": 0, "fine": 0}
         self._random, self._one_at_a_time = random.Random(seed), threading.Lock()
 
     def fate(self) -> str:
         """Choose what becomes of a request, and count it."""
         with self._one_at_a_time:
             draw = self._random.random()
-            limits = (("busy", self.busy), ("lost", self.busy + self.lost))
+            busy, lost = self.busy, self.busy + self.lost
+            limits = (("busy", busy), ("lost", lost), ("reset", lost + self.reset))
             found = next((name for name, limit in limits if draw < limit), "fine")
             self.counts[found] += 1
             return found
@@ -56,16 +70,23 @@ class _Handler(BaseHTTPRequestHandler):
         if fate == "busy":
             self._answer(503, [("Content-Type", "application/xml")], _BUSY)
             return
+        if fate == "reset":
+            self._cut_off()
+            return
+        time.sleep(self.server.slow_s)
         behind = http.client.HTTPConnection(self.server.behind)
         behind.request(self.command, self.path, body, dict(self.headers))
         answer = behind.getresponse()
         content = answer.read()
         behind.close()
         if fate == "lost":
-            self.close_connection = True
-            self.connection.close()
+            self._cut_off()
             return
         self._answer(answer.status, answer.getheaders(), content)
+
+    def _cut_off(self) -> None:
+        self.close_connection = True
+        self.connection.close()
 
     def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
         self.send_response_only(status)
@@ -85,9 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty_proxy(endpoint: str, *, busy: float, lost: float) -> Iterator[tuple[str, FaultyProxy]]:
+def faulty_proxy(
+    endpoint: str, *, busy: float, lost: float, **more: Any
+) -> Iterator[tuple[str, FaultyProxy]]:
     """Serve on a free port of the loopback; give the address and the counts."""
-    with FaultyProxy(endpoint, busy=busy, lost=lost) as server:
+    with FaultyProxy(endpoint, busy=busy, lost=lost, **more) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         host, port = server.server_address[:2]

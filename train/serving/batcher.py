@@ -258,12 +258,12 @@ class Batcher:
         texts = [text for part in batch for text in part.texts]
         try:
             proba = self._classifier.classify(texts)
-        except BaseException as error:  # whatever it was, also of who would end the process
+        except BaseException as error:  # noqa: BLE001 - the server lives on, a panic or exit too
             self._metrics.failures.inc()
             _LOG.error("A batch failed (texts: %d): %s", len(texts), _described(error))
             try:
                 self._classifier.probe()
-            except BaseException as lost:
+            except BaseException as lost:  # noqa: BLE001 - any end of it
                 raise EngineError(
                     "the backbone no longer classifies what it did at the start: "
                     f"{_described(lost)} Start the server again."

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmembed.common.errors import ConfigError, MissingPackageError
+from llmembed.common.errors import ConfigError, MissingPackageError, warn
 
 ENGINES = ("local", "ray")
 _ANSWER_S = 10
@@ -39,7 +39,8 @@ def joined(address: str | None, n_workers: int, store_bytes: int | None = None) 
     """Join the cluster at an address, or start one for so many workers and end it afterwards.
 
     `store_bytes` is the memory for results of one that is started; None is Ray's own choice. Where
-    no Ray answers it is a `ConfigError`, where it is not installed a `MissingPackageError`.
+    no Ray answers, or one that has no CPU, it is a `ConfigError`, where it is not installed a
+    `MissingPackageError`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -47,6 +48,7 @@ def joined(address: str | None, n_workers: int, store_bytes: int | None = None) 
     except ImportError as error:
         raise MissingPackageError.of("ray", "ray", "--engine ray") from error
     if ray.is_initialized():
+        _check_cpus(address)
         yield
         return
     where: dict[str, Any] = {"address": address}
@@ -64,9 +66,23 @@ def joined(address: str | None, n_workers: int, store_bytes: int | None = None) 
         message = f"Ray cannot be joined at --address {address}: {error} {_START}"
         raise ConfigError(message) from error
     try:
+        _check_cpus(address)
         yield
     finally:
         ray.shutdown()
+
+
+def _check_cpus(address: str | None) -> None:
+    """Refuse a Ray without a CPU, which each task takes; a cluster may still get one."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    if any(node["Resources"].get("CPU", 0) >= 1 for node in nodes if node["Alive"]):
+        return
+    lack = "no machine of Ray has a CPU, and each worker takes one"
+    if address is None:
+        raise ConfigError(f"{lack}. Start Ray with `--num-cpus 1` or more, or join another one.")
+    warn(f"{lack}: waiting for one.")
 
 
 def _check_answers(address: str) -> None:
