@@ -577,7 +577,7 @@ def test_passwords_in_urls_are_not_repeated(world: Path, tries: Tries) -> None:
 
 # --- what listens
 
-LOOPBACK = {"127.0.0.1", "00000000000000000000000001000000"}
+LOOPBACK = {"127.0.0.1", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
 @pytest.mark.slow

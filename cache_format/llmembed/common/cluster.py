@@ -15,6 +15,7 @@ from llmembed.common.errors import ConfigError, MissingPackageError, warn
 
 ENGINES = ("local", "ray")
 _ANSWER_S = 10
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _START = (
     "Start it with `ray start --head` and pass the address that this prints, or leave out "
     "--address to start Ray on this machine."
@@ -43,19 +44,55 @@ def joined(address: str | None, n_workers: int, store_bytes: int | None = None) 
     `MissingPackageError`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray = _ray()
+    was_there = ray.is_initialized()
+    if not was_there:
+        with _on_loopback() if address is None else contextlib.nullcontext():
+            _init(ray, address, n_workers, store_bytes)
+    try:
+        _check_cpus(ray, address)
+        yield
+    finally:
+        if not was_there:
+            ray.shutdown()
+
+
+def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
         raise MissingPackageError.of("ray", "ray", "--engine ray") from error
-    if ray.is_initialized():
-        _check_cpus(address)
+    return ray
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let what is started here take this machine for the whole cluster, and listen on loopback.
+
+    That is what Ray does on Windows and macOS, by a variable that processes read when they import
+    Ray; this one has imported it, and may join a real cluster afterwards.
+    """
+    from ray._private import ray_constants
+
+    if _CLUSTERS in os.environ:
         yield
         return
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[_CLUSTERS], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        del os.environ[_CLUSTERS]
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _init(ray: Any, address: str | None, n_workers: int, store_bytes: int | None) -> None:
     where: dict[str, Any] = {"address": address}
     if address is not None:
         _check_answers(address)
     else:
         where = {
+            "address": "local",  # none would mean another one of this machine, if there is any
             "num_cpus": n_workers + 1,  # one for Ray's own tasks
             "include_dashboard": False,
             "object_store_memory": store_bytes,
@@ -65,18 +102,11 @@ def joined(address: str | None, n_workers: int, store_bytes: int | None = None) 
     except ConnectionError as error:
         message = f"Ray cannot be joined at --address {address}: {error} {_START}"
         raise ConfigError(message) from error
-    try:
-        _check_cpus(address)
-        yield
-    finally:
-        ray.shutdown()
 
 
-def _check_cpus(address: str | None) -> None:
+def _check_cpus(ray: Any, address: str | None) -> None:
     """Refuse a Ray without a CPU, which each task takes; a cluster may still get one."""
-    import ray
-
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes: list[dict[str, Any]] = ray.nodes()
     if any(node["Resources"].get("CPU", 0) >= 1 for node in nodes if node["Alive"]):
         return
     lack = "no machine of Ray has a CPU, and each worker takes one"
