@@ -89,7 +89,8 @@ audit:
 
 # The lowest versions that pyproject.toml takes, on the Python that runs this; torch without CUDA.
 test-lowest:
-	PYTHON=$(PYTHON) .ci/lowest
+	PYTHON=$(PYTHON) .ci/lowest tests/cache_format tests/train/test_config.py tests/train/test_data.py tests/train/test_closed.py \
+	  tests/train/test_fit.py tests/train/test_predict.py tests/extract/test_forward.py tests/extract/test_pooling.py tests/extract/test_data_files.py
 
 # mypy cannot see through an editable install of mapped packages; these links show it the way.
 types:
