@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,9 @@ from toy_model import save_toy_model, toy_texts
 
 from llmembed.cache_format import CacheWriter
 from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.stores.local import TEMPORARY
 from llmembed.cache_format.tools import convert, copy, finalize, merge, remove, verify
+from llmembed.cache_format.writing.lock import LOCK
 from llmembed.common.errors import ConfigError
 from llmembed.extract import ExtractConfig, extract
 from llmembed.train import FitConfig, Run, fit, load_run
@@ -101,6 +104,17 @@ def assert_done_again(
     return n_tried
 
 
+def assert_nothing_half(found: dict[str, bytes], whole: dict[str, bytes]) -> None:
+    """Every chunk under its name is as long as it will be, every document a whole one."""
+    for key, data in found.items():
+        if TEMPORARY in key or key.endswith(LOCK):
+            continue
+        if key.endswith(".json"):
+            json.loads(data)
+        else:
+            assert len(data) == len(whole[key]), key
+
+
 def write_first(folder: Path) -> None:
     write_toy(folder / "toy.zarr", 140, layers=[4], poolings=["mean"])
 
@@ -134,6 +148,7 @@ def test_a_writer_disturbed_at_any_operation(
         end = with_fault(lambda: write(folder), folder, fault)
         ended(end, fault)
         seen[end.how] = seen.get(end.how, 0) + 1
+        assert_nothing_half(tree(folder), whole)
         assert count_right_rows(folder / "toy.zarr") >= n_before
         write(folder)
         assert tree(folder) == whole, fault
