@@ -36,8 +36,8 @@ Targets: TypeAlias = Mapping[str, Callable[[ExitStack], Try]]
 JSON: TypeAlias = Any
 
 MEMORY_BYTES = 512 * 2**20
-BATCH = 500
-BATCH_S = 120
+BATCH = 100
+BATCH_S = 600
 LONGEST_MESSAGE = 4_000
 NUMBERS: Sequence[JSON] = (
     *(0, -1, 1, 2, 63, 255, 1024, 2**16, 2**31 - 1, 2**31, 2**32, 2**53, 2**62, 2**63, 2**64),
