@@ -210,6 +210,8 @@ def read_shape(files: ModelFiles, *, trust_remote_code: bool = False) -> ModelSh
         )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
+        if not trust_remote_code and "trust_remote_code" in reason:
+            raise _wants_code(files) from error
         raise ModelError(
             f"the configuration of {files.name} in {files.folder} cannot be read: {reason}"
         ) from error
@@ -282,6 +284,8 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
         if not (type(error) is Exception or isinstance(error, OSError | ValueError | KeyError)):
             raise
         reason = " ".join(str(error).split())
+        if not trust_remote_code and "trust_remote_code" in reason:
+            raise _wants_code(files) from error
         raise ModelError(
             f"the tokenizer of {files.name} in {files.folder} cannot be read: {reason}. Put its "
             "tokenizer.json there."
@@ -292,6 +296,13 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
             "code does cannot be fingerprinted. Put a tokenizer.json into its folder."
         )
     return tokenizer
+
+
+def _wants_code(files: ModelFiles) -> ModelError:
+    return ModelError(
+        f"{files.name} in {files.folder} wants to run the code that lies beside its weights, and "
+        "nothing of it was run. Pass --trust-remote-code if you trust that code, or another model."
+    )
 
 
 def load_backbone(
