@@ -26,15 +26,17 @@ def targets_of(split: Split) -> Targets:
     return np.asarray(split.labels if split.label_sets is None else split.label_sets, np.int64)
 
 
-def strata_of(targets: Targets) -> npt.NDArray[np.int64]:
+def strata_of(targets: Targets, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
     """Give the class that each row counts as where rows are shared out, int64 `[N]`.
+
+    Of several labels it is the rarest among those rows, None being all.
 
     >>> strata_of(np.array([[1, 0], [1, 1], [0, 0], [-1, -1]])).tolist()
     [0, 1, 2, -1]
     """
     if targets.ndim == 1:
         return targets
-    counts = (targets > 0).sum(axis=0)
+    counts = (targets[slice(None) if rows is None else rows] > 0).sum(axis=0)
     rarity = np.where(targets > 0, counts, len(targets) + 1)
     strata = np.where((targets > 0).any(axis=1), rarity.argmin(axis=1), targets.shape[1])
     return np.where((targets < 0).any(axis=1), -1, strata)

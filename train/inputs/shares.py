@@ -75,7 +75,7 @@ def choose_shares(cache: Cache, reading: Reading) -> Shares:
     generator = np.random.default_rng(reading.seed)
     eval_split = _eval_split(cache, reading.eval_split)
     if eval_split == TRAIN:
-        strata = strata_of(targets)
+        strata = strata_of(targets, train)
         train, held_out = draw_stratified(strata, train, HELD_OUT_FRACTION, generator, groups)
     else:
         held_out = labelled_rows(cache[eval_split])
@@ -124,7 +124,7 @@ def draw_validation(
     """
     _check_classes(targets[rows], names)
     fraction = reading.val_fraction
-    train, validation = draw_stratified(strata_of(targets), rows, fraction, generator, groups)
+    train, validation = draw_stratified(strata_of(targets, rows), rows, fraction, generator, groups)
     if fraction and not len(validation):
         empty = f"a validation share of {fraction} of {len(train)} examples is empty"
         if reading.needs_share:

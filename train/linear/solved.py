@@ -314,6 +314,6 @@ def folds_of(method: Method, data: FitData, seed: int) -> list[Tensor]:
             "extract more examples."
         )
     generator = np.random.default_rng(seed)
-    strata = strata_of(data.y.numpy())
+    strata = strata_of(data.y.numpy(), rows)
     folds = draw_folds(strata, rows, min(method.n_folds, most), generator, groups)
     return [torch.from_numpy(fold) for fold in folds]
