@@ -92,7 +92,7 @@ def _init(ray: Any, address: str | None, n_workers: int, store_bytes: int | None
         _check_answers(address)
     else:
         where = {
-            "address": "local",  # none would mean another one of this machine, if there is any
+            "address": "local",  # None would join what others have started on this machine
             "num_cpus": n_workers + 1,  # one for Ray's own tasks
             "include_dashboard": False,
             "object_store_memory": store_bytes,
