@@ -18,4 +18,4 @@ def test_every_fault_has_a_test_of_its_own() -> None:
         for argument in node.args
         if isinstance(argument, ast.Constant)
     }
-    assert named <= set(LINES)
+    assert named == set(LINES)
