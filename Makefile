@@ -79,6 +79,7 @@ test-browser: install
 
 # Everything that goes wrong, on purpose, in some two hours; the table of it is docs/reliability.md.
 campaign: install
+	rm -f build/reliability.json
 	OMP_NUM_THREADS=1 $(BIN)/python -Pm pytest tests/faults --long 3600 --reliability docs/reliability.md
 
 # Known vulnerabilities of the pinned versions; what does not matter here is listed, with a reason, in the script.

@@ -1,17 +1,22 @@
 """Which line of `fault_lines` a test states, how often it tried, and the table of all of them.
 
-pytest tests/faults --reliability docs/reliability.md
+    pytest tests/faults [-k ...] --reliability docs/reliability.md
+
+What became of each test is kept in build/reliability.json too, so that a campaign can be run in
+parts: the page is of all that is known.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import platform
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_lines import GROUPS
@@ -29,6 +34,11 @@ class Tally:
     seconds: float = 0.0
     outcomes: set[str] = field(default_factory=set)
 
+    def add(self, test: dict[str, Any]) -> None:
+        self.tries += test["tries"] if test["outcome"] == "passed" else 0
+        self.seconds += test["seconds"]
+        self.outcomes.add(test["outcome"])
+
     @property
     def outcome(self) -> str:
         if "failed" in self.outcomes:
@@ -39,25 +49,35 @@ class Tally:
 
 
 class Table:
-    """Gathers the reports of a session and writes the page."""
+    """Gathers the reports of a session, and writes the page of this one and those before."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
+    def __init__(self, path: Path, known: Path) -> None:
+        self._path, self._known = path, known
+        self._tests = json.loads(known.read_bytes()) if known.exists() else {}
+        self._running: dict[str, dict[str, Any]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         of = dict(report.user_properties)
-        for line in str(of.get(LINE, "")).split():
-            tally = self._tallies[line]
-            tally.seconds += report.duration
-            if report.when == "call" or report.outcome != "passed":
-                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-                tally.outcomes.add(reason if report.outcome == "skipped" else report.outcome)
-            if report.when == "call" and report.outcome == "passed":
-                tally.tries += int(str(of.get(TRIES, 1)))
+        if LINE not in of:
+            return
+        fresh = {"lines": of[LINE], "tries": 1, "outcome": "passed", "seconds": 0.0}
+        test = self._running.setdefault(report.nodeid, fresh)
+        test["seconds"] += report.duration
+        test["tries"] = of.get(TRIES, 1)
+        if report.outcome != "passed":
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+            test["outcome"] = reason if report.outcome == "skipped" else report.outcome
+        if report.when == "teardown":
+            self._tests[report.nodeid] = self._running.pop(report.nodeid)
+            self._known.parent.mkdir(exist_ok=True)
+            self._known.write_text(json.dumps(self._tests, indent=1), encoding="utf-8")
 
     def pytest_sessionfinish(self) -> None:
-        total = sum(tally.tries for tally in self._tallies.values())
+        tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        for test in self._tests.values():
+            for line in test["lines"].split():
+                tallies[line].add(test)
+        total = sum(test["tries"] for test in self._tests.values() if test["outcome"] == "passed")
         made = (
             f"{dt.datetime.now(dt.UTC):%Y-%m-%d} by {os.cpu_count()} cores of {_cpu()}, "
             f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
@@ -75,7 +95,7 @@ class Table:
                 f"| {line} | {fault} | {after} "
                 f"| {tally.tries:,} | {tally.outcome} | {tally.seconds:.1f} |"
                 for line, (fault, after) in lines.items()
-                for tally in [self._tallies[line]]
+                for tally in [tallies[line]]
             ]
         self._path.write_text("\n".join([*text, ""]), encoding="utf-8")
 
@@ -103,7 +123,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if (path := config.getoption("reliability", None)) and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Table(path))
+        config.pluginmanager.register(Table(path, config.rootpath / "build/reliability.json"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
