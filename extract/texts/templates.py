@@ -22,7 +22,7 @@ def template_fields(template: str) -> list[str]:
     >>> template_fields("{text_a} {{so}} {text_b}")
     ['text_a', 'text_b']
     """
-    if not is_unicode(template):
+    if isinstance(template, str) and not is_unicode(template):
         raise ConfigError(
             f"template {template!r} holds a lone surrogate, which is not Unicode. Write it in "
             "UTF-8."

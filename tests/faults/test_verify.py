@@ -89,7 +89,7 @@ def test_each_chunk_that_is_not_whole_is_named(cache: Path, tries: Callable[[int
 
 @pytest.mark.fault("46")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [6, pytest.param(250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [2, pytest.param(250, marks=pytest.mark.slow)])
 def test_each_flipped_bit_is_named(
     kind: str, n: int, tmp_path: Path, tries: Callable[[int], None]
 ) -> None:
@@ -106,7 +106,7 @@ def test_each_flipped_bit_is_named(
 
 
 @pytest.mark.fault("47")
-@pytest.mark.parametrize("n", [40, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [20, pytest.param(2_000, marks=pytest.mark.slow)])
 def test_a_flipped_bit_in_the_index_of_a_shard_is_named(
     n: int, tmp_path: Path, tries: Callable[[int], None]
 ) -> None:
