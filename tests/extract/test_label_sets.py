@@ -455,6 +455,7 @@ def test_the_command_takes_them(several: dict[str, Any], tmp_path: Path) -> None
     result = CliRunner().invoke(main, [*line, f"--cache={tmp_path / 'c'}"])
     assert result.exit_code == 0, result.output
     assert verify(open_store(tmp_path / "c")).damage == ()
-    result = CliRunner().invoke(main, [*line, "--weight-column=v", f"--cache={tmp_path / 'd'}"])
+    line = [f"--{name}={value}" for name, value in {**given, "weight-column": "v"}.items()]
+    result = CliRunner().invoke(main, [*line, f"--cache={tmp_path / 'd'}"])
     assert result.exit_code == 1
     assert result.stderr.startswith("error: column 'v' does not exist")

@@ -7,14 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from toy_cache import tree
-from toy_model import toy_texts
 
-from llmembed.cache_format import CacheWriter, open_cache
-from llmembed.common.errors import LLMEmbedWarning, RowError
+from llmembed.cache_format import CacheWriter
 from llmembed.extract import ExtractConfig, Extractor, extract
 from llmembed.extract.engines import blocks
 from llmembed.extract.engines.blocks import one_ahead
@@ -137,38 +134,3 @@ def test_an_error_of_a_write_comes_out_and_ends_the_run(
     with pytest.raises(OSError, match="disk full"):
         extract(ExtractConfig(**settings, cache=str(cache)))
     assert len(list(cache.glob(".llmembed/commits/**/*.json"))) == failing
-
-
-def test_a_block_that_looks_back_to_a_refused_one_is_computed_on_its_own(
-    settings: dict[str, Any],
-    write_csv: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It was launched before the other was seen not to be finite, and had left its texts out."""
-    texts = toy_texts(200)
-    write_csv("twice.csv", texts=[*texts[:64], *texts[:50], *texts])
-    settings["dataset"] = str(tmp_path / "twice.csv")
-    clean = extract(ExtractConfig(**settings, cache=str(tmp_path / "clean.zarr")))
-    expected = open_cache(clean.path)["train"].features(3)
-    stored = extractor._stored
-    n_stored = 0
-
-    def spoiled(features: Any, *others: Any) -> Any:
-        nonlocal n_stored
-        n_stored += 1
-        if n_stored == 1:
-            features["mean", 3][7] = torch.inf
-        return stored(features, *others)
-
-    monkeypatch.setattr(extractor, "_stored", spoiled)
-    config = ExtractConfig(**settings, cache=str(tmp_path / "c.zarr"))
-    refused = r"row 7, layer 3, pooling mean: the feature is not finite"
-    with (
-        pytest.warns(LLMEmbedWarning, match=f"{refused}.* Going on"),
-        pytest.raises(RowError, match=f"{refused}.* All other blocks of rows are done"),
-    ):
-        extract(config)
-    found = open_cache(tmp_path / "c.zarr")["train"].features(3, allow_partial=True)
-    assert np.isnan(found[:64]).all()  # not committed
-    np.testing.assert_allclose(found[64:], expected[64:], rtol=2e-3, atol=2e-3)

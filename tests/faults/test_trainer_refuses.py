@@ -102,7 +102,7 @@ def test_one_row_of_ten_thousand_is_fitted_and_said(tmp_path: Path, head: str) -
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["ridge", "lda"])
 def test_ten_thousand_classes_are_fitted_in_bounded_memory(tmp_path: Path, head: str) -> None:
-    """Two rows a class of 32 numbers: a matrix of rows by classes would take 800 MB, and more."""
+    """Two rows a class: a matrix of rows by classes takes 0.8 GB, and no strength keeps one."""
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(2, N_MANY, HIDDEN_SIZE))
     labels = np.repeat(np.arange(N_MANY), 2).astype(np.int32)
@@ -115,7 +115,7 @@ def test_ten_thousand_classes_are_fitted_in_bounded_memory(tmp_path: Path, head:
     config = FitConfig(
         cache=str(cache), fusion="concat", head=head, calibrate="none", output=str(tmp_path / "run")
     )
-    with only(6 * 1024 * MIB), warnings.catch_warnings():
+    with only(12 * 1024 * MIB), warnings.catch_warnings():
         warnings.simplefilter("ignore", LLMEmbedWarning)
         run = fit(config)
     assert len(run.labels) == N_MANY

@@ -146,8 +146,6 @@ def test_a_run_makes_no_report_ask_a_server(tmp_path: Path) -> None:
     "known",
     [
         {"delimiter": "abc"},
-        {"limit": "abc"},
-        {"limit": 1, "seed": "abc"},
         {"text_column": 5},
         {"unlabelled": 4},
         {"origin": "/" + "x" * 5000},

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,12 +77,12 @@ def choose_head(problem: Problem, heads: Sequence[str]) -> Choice:
     choices = []
     for head in heads:
         solver = (ONE_VS_REST if problem.multilabel else SOLVERS)[head](problem)
-        choices.append(choose_strength(problem, head, solver.held_out(), solver.solve))
+        choices.append(choose_strength(problem, head, solver.held_out_parts(), solver.solve))
     return max(choices, key=lambda choice: choice.merit)
 
 
 def choose_strength(
-    problem: Problem, head: str, path: Path, solve: Callable[[float], LinearMap]
+    problem: Problem, head: str, parts: Iterable[Path], solve: Callable[[float], LinearMap]
 ) -> Choice:
     """Choose the strength with the highest held-out accuracy.
 
@@ -94,33 +95,38 @@ def choose_strength(
     Args:
         problem: rows, folds and classes.
         head: name of the head.
-        path: held-out scores of the strengths that were tried.
+        parts: held-out scores of the strengths that were tried, each of some of them.
         solve: fits all rows with a strength.
     """
     solve = functools.cache(solve)
-    merits = problem.merits(path.scores, problem.held_out)
-    merit = max(merits)
-    equals = [k for k, found in enumerate(merits) if found == merit]
-    equals.sort(key=lambda k: -path.strengths[k])
+    merit, scores_of = -math.inf, dict[float, Tensor]()
+    for path in parts:
+        merits = problem.merits(path.scores, problem.held_out)
+        for strength, scores, found in zip(path.strengths, path.scores, merits, strict=True):
+            if found > merit:
+                merit, scores_of = found, {}
+            if found == merit:
+                scores_of[strength] = scores.clone()  # so that the others of the part can go
+    equals = sorted(scores_of, reverse=True)
     best, best_fitted = equals[0], -1.0
     rows, alone = problem.taking_part, problem.alone
-    for k in equals if len(equals) > 1 and not problem.multilabel else []:
-        linear = solve(path.strengths[k])
+    for strength in equals if len(equals) > 1 and not problem.multilabel else []:
+        linear = solve(strength)
         blocks = problem.blocks(linear.weight.shape[1])
         scores = torch.cat([linear.scores(x) for _, x in blocks])
         scores[rows, problem.y[rows]] -= _ROUNDING * scores[rows].abs().max()
         (fitted,) = problem.accuracies(scores[None], rows)
         if fitted > best_fitted:
-            best, best_fitted = k, fitted
+            best, best_fitted = strength, fitted
         knows_alone = bool((scores[alone].argmax(dim=1) == problem.y[alone]).all())
-        if best_fitted == 1 or (k == equals[0] and fitted > merit > 0 and knows_alone):
+        if best_fitted == 1 or (strength == equals[0] and fitted > merit > 0 and knows_alone):
             break
     choice = Choice(
         head=head,
-        strength=path.strengths[best],
+        strength=best,
         merit=merit,
-        scores=path.scores[best],
-        solve=functools.partial(solve, path.strengths[best]),
+        scores=scores_of[best],
+        solve=functools.partial(solve, best),
     )
     return _by_label(problem, choice) if problem.multilabel else choice
 

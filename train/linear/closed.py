@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -30,6 +30,7 @@ from llmembed.train.fusions.tricks import map_on_cores
 from llmembed.train.linear.moments import Moments, Problem
 
 _CHUNK_ROWS = 8192
+_PART_BYTES = 2**30  # of held-out scores, of as many strengths as fit
 _LEAST_VARIANCE = 1e-3  # share of the mean square; of real texts it is 0.3 within the classes
 _ROUNDING = 2.0**-20  # of the trace: bound on the norm of the float32 error of a Gram matrix
 ABSENT_BIAS = -30.0  # a class without an example is never predicted, at a finite loss
@@ -188,6 +189,14 @@ class ClosedSolver:
     def held_out(self) -> Path:
         """Score each row by the classifiers that have not seen its fold."""
         return self.held_out_of((self.problem.x.shape[1],))[0]
+
+    def held_out_parts(self) -> Iterator[Path]:
+        """Give `held_out` some strengths at a time: of many rows and classes all have no room."""
+        n_bytes = 4 * len(self.problem.x) * self.problem.moments.counts.shape[1]
+        n_strengths = max(1, _PART_BYTES // max(1, n_bytes))
+        for start in range(0, len(self.strengths), n_strengths):
+            part = self.strengths[start : start + n_strengths]
+            yield ClosedSolver(self.kind, self.problem, part).held_out()
 
     def held_out_of(self, widths: Sequence[int]) -> list[Path]:
         """Score each row from the first columns alone, for each number of them.

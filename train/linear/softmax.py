@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -59,22 +59,28 @@ class SoftmaxSolver:
         self._unit = float(unit_of(covariance, total.gram.diagonal().mean() / total.n, total.n))
 
     def held_out(self) -> Path:
-        """Score each row by the fits that have not seen its fold.
+        """Score each row by the fits that have not seen its fold."""
+        parts = [*self.held_out_parts()]
+        strengths = tuple(strength for part in parts for strength in part.strengths)
+        return Path(strengths, torch.cat([part.scores for part in parts]))
+
+    def held_out_parts(self) -> Iterator[Path]:
+        """Give `held_out` a strength at a time.
 
         From the strongest penalty to the weakest, each from the optimum before, until the held-out
         loss has risen twice: the weak end takes most of the steps.
         """
-        problem, theta, paths, losses = self.problem, None, [], []
+        problem, theta, losses = self.problem, None, list[float]()
         masks = self._masks(len(problem.folds) + bool(len(problem.alone)))
         for fold, rows in enumerate(problem.folds):
             masks[rows, fold] = 0  # a fit more, of all rows, is for those alone in their class
         for strength in self.strengths:
             theta = self._minimise(masks, strength, theta)
-            paths.append(self._of_own_fold(self._scores(theta)))
-            losses.append(problem.loss(paths[-1]))
+            scores = self._of_own_fold(self._scores(theta))
+            losses.append(problem.loss(scores))
+            yield Path((strength,), scores[None])
             if losses[-3:] == sorted(losses[-3:]) and len(losses) > 2:
                 break
-        return Path(tuple(self.strengths[: len(paths)]), torch.stack(paths))
 
     def solve(self, strength: float) -> LinearMap:
         """Fit all rows with one strength."""

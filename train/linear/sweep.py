@@ -132,7 +132,7 @@ class Grid(Problem):
     ) -> Choice:
         """Judge a candidate by its held-out accuracy."""
         solver = self.solver(fusion, features, strengths)
-        return choose_strength(solver.problem, self.head, solver.held_out(), solver.solve)
+        return choose_strength(solver.problem, self.head, solver.held_out_parts(), solver.solve)
 
     def soften(
         self,
@@ -142,7 +142,7 @@ class Grid(Problem):
     ) -> Candidate:
         """Judge a softmax head on some features by its held-out accuracy."""
         solver = self.softmax_solver(fusion, features, strengths)
-        choice = choose_strength(solver.problem, "linear", solver.held_out(), solver.solve)
+        choice = choose_strength(solver.problem, "linear", solver.held_out_parts(), solver.solve)
         return self.candidate(fusion, features, choice)
 
     def products(self, features: Sequence[int]) -> int:
@@ -181,7 +181,7 @@ class Grid(Problem):
         every = range(len(self.widths))
         problem, basis = in_span(self.problem("concat", every, self.x))
         solver = ClosedSolver(LDA, problem, (_OF_FEW,))
-        choice = choose_strength(problem, self.head, solver.held_out(), solver.solve)
+        choice = choose_strength(problem, self.head, solver.held_out_parts(), solver.solve)
 
         def solve() -> LinearMap:
             found = choice.fit()
@@ -293,7 +293,7 @@ def _grow(grid: Grid, pool: Sequence[int], strength: float) -> Iterator[Candidat
     ends = [*itertools.accumulate(grid.widths[k] for k in pool)][1:]
     for n, (width, path) in enumerate(zip(ends, solver.held_out_of(ends), strict=True), start=2):
         solve = functools.partial(solver.solve, width=width)
-        choice = choose_strength(solver.problem, grid.head, path, solve)
+        choice = choose_strength(solver.problem, grid.head, [path], solve)
         yield grid.candidate("concat", pool[:n], choice)
 
 
