@@ -53,7 +53,6 @@ class Table:
 
     def __init__(self, path: Path, known: Path) -> None:
         self._path, self._known = path, known
-        self._tests = json.loads(known.read_bytes()) if known.exists() else {}
         self._running: dict[str, dict[str, Any]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -68,16 +67,20 @@ class Table:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
             test["outcome"] = reason if report.outcome == "skipped" else report.outcome
         if report.when == "teardown":
-            self._tests[report.nodeid] = self._running.pop(report.nodeid)
+            tests = self._all() | {report.nodeid: self._running.pop(report.nodeid)}
             self._known.parent.mkdir(exist_ok=True)
-            self._known.write_text(json.dumps(self._tests, indent=1), encoding="utf-8")
+            self._known.write_text(json.dumps(tests, indent=1), encoding="utf-8")
+
+    def _all(self) -> dict[str, Any]:
+        return json.loads(self._known.read_bytes()) if self._known.exists() else {}
 
     def pytest_sessionfinish(self) -> None:
         tallies: defaultdict[str, Tally] = defaultdict(Tally)
-        for test in self._tests.values():
+        tests = self._all().values()
+        for test in tests:
             for line in test["lines"].split():
                 tallies[line].add(test)
-        total = sum(test["tries"] for test in self._tests.values() if test["outcome"] == "passed")
+        total = sum(test["tries"] for test in tests if test["outcome"] == "passed")
         made = (
             f"{dt.datetime.now(dt.UTC):%Y-%m-%d} by {os.cpu_count()} cores of {_cpu()}, "
             f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
