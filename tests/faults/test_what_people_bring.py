@@ -286,7 +286,7 @@ for ask in (find_model, lambda name: load_corpus(DatasetOptions(name)), load_run
 
 WAYS_OUT = (
     *("HF_TOKEN", "Check the name", "hf auth login", "pass a local folder", "HF_HUB_OFFLINE"),
-    "Run the same again later",
+    *("Run the same again later", "Wait some minutes", "Check the network"),
 )
 
 
