@@ -233,8 +233,9 @@ class _Rows:
         found = column_array(n_rows * n_classes, np.int8).reshape(n_rows, n_classes)
         found[:] = 0
         place = {label: code for code, label in enumerate(labels)}
-        codes = np.array([place.get(name, 0) for name in self.column.names], np.int64)
-        found[self.rows, codes[self.column.indices]] = 1
+        codes = np.array([place.get(name, -1) for name in self.column.names], np.int64)
+        of_each = codes[self.column.indices]
+        found[self.rows[of_each >= 0], of_each[of_each >= 0]] = 1  # the others are the mark
         found[self.is_unlabelled] = UNLABELLED
         twice = np.flatnonzero(
             ~self.is_unlabelled & (found.sum(axis=1, dtype=np.int64) < self.listed.lengths)

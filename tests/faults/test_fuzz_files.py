@@ -91,6 +91,15 @@ def test_lists_of_labels_that_are_all_empty_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("Z4")
+def test_a_mark_that_is_the_only_label_is_told(tmp_path: Path) -> None:
+    """Where every text has what --unlabelled names, no class is left."""
+    (tmp_path / "toy.csv").write_text("text,labels\na,?\nb,?\n")
+    options = DatasetOptions(str(tmp_path / "toy.csv"), label_separator=";", unlabelled="?")
+    with pytest.raises(DataError, match="no row of any split has a label"):
+        load_corpus(options)
+
+
+@pytest.mark.fault("Z4")
 def test_options_that_are_no_unicode_are_told() -> None:
     """Bytes of a terminal that are not UTF-8 reach Python as lone surrogates."""
     asked = {"model": "m", "dataset": "d", "layers": "1"}
