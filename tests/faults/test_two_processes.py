@@ -92,7 +92,11 @@ def started(folder: Path, name: str, number: int) -> Path:
 @pytest.mark.fault("F5")
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize(
-    "n_most", [pytest.param(4, id="few"), pytest.param(400, id="many", marks=pytest.mark.slow)]
+    "n_most",
+    [
+        pytest.param(4, id="few"),
+        pytest.param(400, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
 )
 def test_two_at_the_same_time(tmp_path: Path, tries: Tries, pair: str, n_most: int) -> None:
     """What is read is right, or refused in a sentence; what stays is sound, and is done again."""
