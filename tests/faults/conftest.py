@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from fault_lines import GROUPS
 from toy_extraction import llama, own_home, settings, whole  # noqa: F401 - fixtures of all
+from toy_fixtures import same_date, toy_path  # noqa: F401 - fixtures of all
 
 TRIES = "tries"
 LINE = "line"

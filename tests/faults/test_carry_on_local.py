@@ -23,12 +23,6 @@ Tries = Callable[[int], None]
 YEAR_S = 366 * 24 * 3600.0
 
 
-@pytest.fixture(autouse=True)
-def _same_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two caches made with the same SOURCE_DATE_EPOCH can be equal byte for byte."""
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-
-
 @pytest.mark.fault("25")
 @pytest.mark.parametrize("skew_s", [-30 * YEAR_S, -3600.0, 3600.0, 30 * YEAR_S])
 def test_clocks_that_differ(

@@ -29,17 +29,9 @@ CHUNK = "train/tiny/mean/layer_008/c.1.0"
 
 
 @pytest.fixture(autouse=True)
-def _same_date(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Two caches made with the same SOURCE_DATE_EPOCH can be equal byte for byte."""
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Weights that are hashed here are not known from elsewhere."""
     monkeypatch.setenv("LLMEMBED_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture
-def toy_path(tmp_path: Path) -> Path:
-    """A finished cache of 200 rows, 2 layers, 2 poolings."""
-    write_toy(tmp_path / "toy.zarr")
-    return tmp_path / "toy.zarr"
 
 
 N_KILLS = int(os.environ.get("LLMEMBED_KILLS", "12"))

@@ -33,19 +33,6 @@ from llmembed.common.errors import (
 Tries = Callable[[int], None]
 
 
-@pytest.fixture(autouse=True)
-def _same_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two caches made with the same SOURCE_DATE_EPOCH can be equal byte for byte."""
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-
-
-@pytest.fixture
-def toy_path(tmp_path: Path) -> Path:
-    """A finished cache of 200 rows, 2 layers, 2 poolings."""
-    write_toy(tmp_path / "toy.zarr")
-    return tmp_path / "toy.zarr"
-
-
 def set_format(path: Path, **changes: int) -> None:
     """Let the root say that it is of another format, with a digest that holds."""
     document = json.loads((path / "zarr.json").read_bytes())
