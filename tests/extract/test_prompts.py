@@ -368,3 +368,10 @@ def test_the_estimator_takes_prompts(llama: Path) -> None:
         ours.fit(texts, classes)
         assert len({feature.pooling for feature in ours.features_}) == 2 + n
         assert ours.predict(texts[:3]).shape == (3,)
+
+
+def test_a_lone_prompt_in_python_is_taken_as_it_is() -> None:
+    """Its blanks and commas are its own: ' topic' is a prompt of one word, and not the set."""
+    asked = {"model": "m", "layers": "1"}
+    assert ExtractConfig(**asked, prompts=" topic").prompts == (" topic",)  # type: ignore[arg-type]
+    assert ExtractConfig(**asked, prompts="In one, or two:").prompts == ("In one, or two:",)  # type: ignore[arg-type]

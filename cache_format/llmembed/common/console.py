@@ -328,8 +328,10 @@ def as_tuples(config: Any) -> None:
         if typing.get_origin(hints[field.name]) is not tuple or isinstance(value, tuple):
             continue
         if isinstance(value, str):
-            parts = [value] if REPEATED in field.metadata else value.split(",")
-            value = tuple(part.strip() for part in parts if part.strip())
+            if REPEATED in field.metadata:  # as it is: blanks of a prompt, commas of a text
+                value = (value,)
+            else:
+                value = tuple(part.strip() for part in value.split(",") if part.strip())
         elif isinstance(value, list):
             value = tuple(value)
         else:
