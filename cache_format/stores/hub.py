@@ -104,11 +104,11 @@ class HubStore(FsspecStore):
 
     def open_zarr(self, key: str) -> Any:
         """Open an array with zarr-python."""
-        import zarr
+        from llmembed.cache_format.stores.bounded import open_array
 
         place = f"{SCHEME}{self._root}/{key}"
         options = {"endpoint": self._api.endpoint}
-        return zarr.open_array(place, mode="r", zarr_format=3, storage_options=options)
+        return open_array(place, storage_options=options)
 
     def _find(self) -> None:
         """Look for the commit that the revision names now."""

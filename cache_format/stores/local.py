@@ -174,12 +174,12 @@ class LocalStore:
 
     def open_zarr(self, key: str) -> Any:
         """Open an array with zarr-python, which would follow links: so there may be none."""
-        import zarr
+        from llmembed.cache_format.stores.bounded import open_array
 
         for file in self.walk(key):
             with self._opened(file):
                 pass
-        return zarr.open_array(self._path(key), mode="r", zarr_format=3)
+        return open_array(str(self._path(key)))
 
     def _below(self, prefix: str) -> list[str]:
         return [f"{prefix}/{name}".lstrip("/") for name in reversed(self.names(prefix))]

@@ -136,9 +136,9 @@ class FsspecStore:
 
     def open_zarr(self, key: str) -> Any:
         """Open an array with zarr-python."""
-        import zarr
+        from llmembed.cache_format.stores.bounded import open_array
 
-        return zarr.open_array(f"{self.location}/{key}", mode="r", zarr_format=3)
+        return open_array(f"{self.location}/{key}")
 
     def _head(self, key: str, size_bytes: int) -> bytes | None:
         """Download that many bytes of an object, and one more if it has more."""
