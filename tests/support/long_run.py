@@ -188,7 +188,9 @@ class World:
         """Spoil a chunk: `verify` names it, `finalize` withdraws it, and it is extracted again."""
         if self._is_incomplete():
             return
-        chunks = sorted(self._cache.glob("*/*/*/*/c.*")) + sorted(self._cache.glob("*/*/n_*/c.*"))
+        splits = sorted({split for split, _, _ in self._seen})  # what has arrays to extract again
+        places = [f"{split}/*/{below}" for split in splits for below in ("*/*/c.*", "n_*/c.*")]
+        chunks = [chunk for place in places for chunk in sorted(self._cache.glob(place))]
         chunk = self.random.choice(chunks)
         sound = chunk.read_bytes()
         how = self.random.choice(["flip", "cut", "remove"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from llmembed.train.measures import calibration
 from llmembed.train.measures.calibration import (
     calibrate,
     calibrate_labels,
@@ -53,6 +56,21 @@ def test_large_scores_that_are_always_wrong_become_modest() -> None:
     logits = -1e6 * np.eye(3)
     proba = softmax(logits / fit_temperature(logits, np.arange(3)), axis=1)
     assert proba == pytest.approx(np.full((3, 3), 1 / 3), abs=1e-3)
+
+
+@pytest.mark.parametrize("weigh", [True, False])
+@pytest.mark.parametrize("find", [calibrate, calibrate_trained, fit_temperature])
+def test_of_very_many_scores_some_rows_tell_the_temperature(
+    find: Callable[..., float], weigh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With thousands of classes each k-th row is taken, as many as there is room for."""
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(100, 5)), generator.integers(0, 5, 100)
+    weights = generator.random(100) if weigh else None
+    some = find(logits[::3], labels[::3], None if weights is None else weights[::3])
+    assert find(logits, labels, weights) != some
+    monkeypatch.setattr(calibration, "_MOST_LOGITS", 200)
+    assert find(logits, labels, weights) == some
 
 
 def test_equal_scores_have_no_temperature() -> None:

@@ -22,10 +22,13 @@ from llmembed.common.errors import ConfigError, RunFormatError
 from llmembed.extract.cli import main as extract_main
 from llmembed.train import FitConfig, Run, SweepConfig, fit, load_run, run_sweep
 from llmembed.train.cli.fit import fit_main
+from llmembed.train.measures import metrics
+from llmembed.train.measures.metrics import summarise
 from llmembed.train.reports.charts import Line, line_chart
 from llmembed.train.reports.page import render
 from llmembed.train.reports.report import metrics_table
 from llmembed.train.reports.run_page import find_sweep, parts_of, report_page
+from llmembed.train.runs.predictions import Predictions
 
 VOID = {"meta", "br", "img", "link", "input"}
 
@@ -139,17 +142,40 @@ def test_of_very_many_classes_those_with_most_errors_are_in_the_matrix(run: Run)
     assert errors == [["c5", "c6", "7", f"{7 / 57:.4f}"], ["c110", "c111", "2", f"{2 / 52:.4f}"]]
 
 
-def page_with(run: Run, labels: list[str], counts: np.ndarray) -> str:
+def page_with(run: Run, labels: list[str], counts: np.ndarray, **changed: Any) -> str:
     """Lay out the run as if it had these classes and confusions."""
     parts = parts_of(run.path)
     row = next(iter(run.metrics["per_class"].values()))
-    metrics = {
+    figures = {
         **run.metrics,
         "confusion": counts.tolist(),
         "per_class": dict.fromkeys(labels, row),
+        **changed,
     }
     config = {**run.config, "labels": labels}
-    return report_page(type(parts)(config=config, metrics=metrics, predictions=parts.predictions))
+    pairs = np.argwhere(counts).repeat(counts[counts > 0], axis=0)
+    predictions = Predictions(
+        rows=np.arange(len(pairs)),
+        labels=pairs[:, 0],
+        log_proba=np.log(0.9 * np.eye(len(labels))[pairs[:, 1]] + 0.1 / len(labels)),
+    )
+    return report_page(type(parts)(config=config, metrics=figures, predictions=predictions))
+
+
+def test_a_run_of_too_many_classes_has_no_matrix_but_its_errors(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond 2,000 classes classes by classes are not written; here the bound is two."""
+    counts = np.array([[9, 4, 0], [0, 9, 0], [0, 0, 9]])
+    predicted = np.log(np.eye(3)[[0, 1, 2, 1]] * 0.9 + 0.03)
+    figures = summarise(predicted, np.array([0, 1, 2, 0]), ["a", "b", "c"])
+    monkeypatch.setattr(metrics, "MOST_CONFUSED", 2)
+    without = summarise(predicted, np.array([0, 1, 2, 0]), ["a", "b", "c"])
+    assert figures == without | {"confusion": [[1, 1, 0], [0, 1, 0], [0, 0, 1]]}
+    assert without["confusion"] is None
+    page = page_with(run, ["a", "b", "c"], counts, confusion=None)
+    assert "Confusion matrix" not in page
+    assert table(page, "The commonest confusions")[1:] == [["a", "b", "4", f"{4 / 13:.4f}"]]
 
 
 def test_the_numbers_of_a_curve_are_those_of_the_predictions(run: Run) -> None:

@@ -43,7 +43,8 @@ _FLAT = 1e-9  # variance of the logits: less is a tail, where rounding decides N
 _BRIER_GRID = np.exp(np.linspace(-1, 1, 41))  # of T, around that of the likelihood
 _TRAINED_GRID = np.exp(np.linspace(-1, 1, 81))  # of T
 _DEVIATION = 0.1  # of log T, of trained heads
-_MOST_DECISIONS = 1 << 16  # that T is fitted to, which they know to some 0.01
+_MOST_LOGITS = 1 << 25  # that T is fitted to; only thousands of classes have more
+_MOST_DECISIONS = 1 << 16  # the same of several labels a text, which know T to some 0.01
 _MOST_OF_LABELS = 1 << 22  # that scale and offset of each label are fitted to
 _LEAST_SCALE = 0.1  # of a label, over that of all: it keeps the order of its texts
 _PRECISE_OF_LABELS = 1e-3  # of scale and offset, before a last step of Newton's squares it
@@ -179,13 +180,14 @@ def _sigmoid_of(
 
 
 def _as_classes(logits: Logits, labels: Labels, weights: Weights) -> tuple[Logits, Labels, Weights]:
-    """View several labels a text as rows of two classes, no with logit 0 and yes, of some rows.
+    """Take as many rows as T needs, of several labels as rows of two classes: no, 0, and yes.
 
     >>> _as_classes(np.array([[2.0, -1.0]]), np.array([[1, 0]]), None)[0].tolist()
     [[0.0, 2.0], [0.0, -1.0]]
     """
     if labels.ndim == 1:
-        return logits, labels, weights
+        some = slice(None, None, -(-logits.size // _MOST_LOGITS) or 1)
+        return logits[some], labels[some], None if weights is None else weights[some]
     some = slice(None, None, -(-labels.size // _MOST_DECISIONS) or 1)
     yes = logits[some].reshape(-1)
     weights = None if weights is None else np.repeat(weights[some], labels.shape[1])

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 ECE_BINS = 15
+MOST_CONFUSED = 2000  # classes of a confusion matrix
 FIGURES = ("accuracy", "accuracy_ci95", "macro_f1", "micro_f1", "nll", "ece")
 
 Labels = npt.NDArray[np.int64]
@@ -32,18 +33,16 @@ def summarise(log_proba: Floats, labels: Labels, class_names: Sequence[str]) -> 
         labels: int64 `[N]`, index of the true class.
         class_names: the C names, in the order of the columns.
     """
-    n_rows, n_classes = len(labels), len(class_names)
-    cells = labels * n_classes + log_proba.argmax(axis=1)
-    confusion = np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
-    per_class = dict(zip(class_names, _per_class(confusion), strict=True))
+    n_rows, predicted = len(labels), log_proba.argmax(axis=1)
+    per_class = dict(zip(class_names, _per_class(labels, predicted, len(class_names)), strict=True))
     of_classes = {
         "classes_without_rows": [name for name, row in per_class.items() if not row["n"]],
         "per_class": per_class,
-        "confusion": confusion.tolist(),
+        "confusion": _confusion(labels, predicted, len(class_names)),
     }
     if not n_rows:
         return {"n_eval": 0, **dict.fromkeys(FIGURES), **of_classes}
-    n_correct = int(np.trace(confusion))
+    n_correct = int((predicted == labels).sum())
     occurring = [row["f1"] for row in per_class.values() if row["n"] or row["n_predicted"]]
     return {
         "n_eval": n_rows,
@@ -88,8 +87,11 @@ def ece(proba: Floats, labels: Labels) -> float:
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def _per_class(confusion: Labels) -> list[dict[str, Any]]:
-    """Give the figures of each class from `[C, C]`, whose rows are the true classes."""
+def _per_class(labels: Labels, predicted: Labels, n_classes: int) -> list[dict[str, Any]]:
+    of_labels, of_predicted, of_hits = (
+        np.bincount(classes, minlength=n_classes).tolist()
+        for classes in (labels, predicted, labels[labels == predicted])
+    )
     return [
         {
             "precision": share(hits, n_predicted),
@@ -98,13 +100,20 @@ def _per_class(confusion: Labels) -> list[dict[str, Any]]:
             "n": n,
             "n_predicted": n_predicted,
         }
-        for hits, n, n_predicted in zip(
-            np.diag(confusion).tolist(),
-            confusion.sum(axis=1).tolist(),
-            confusion.sum(axis=0).tolist(),
-            strict=True,
-        )
+        for hits, n, n_predicted in zip(of_hits, of_labels, of_predicted, strict=True)
     ]
+
+
+def _confusion(labels: Labels, predicted: Labels, n_classes: int) -> list[list[int]] | None:
+    """Count rows by true class and predicted class, `[C, C]`; None of so many that none reads it.
+
+    With 10,000 classes it would be a gigabyte of zeros.
+    """
+    if n_classes > MOST_CONFUSED:
+        return None
+    cells = np.bincount(labels * n_classes + predicted, minlength=n_classes**2)
+    counts: list[list[int]] = cells.reshape(n_classes, n_classes).tolist()
+    return counts
 
 
 def share(part: int, whole: int) -> float:

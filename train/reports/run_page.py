@@ -129,8 +129,10 @@ def report_page(run: Path | RunParts, texts: Sequence[str] | None = None) -> str
         seeds=_seeds(metrics),
         absent=note_of_absent(metrics),
         notes=notes_of_rows(metrics),
-        matrix=None if of_sets else _matrix(config["labels"], metrics["confusion"]),
-        confusions=[] if of_sets else _confusions(config["labels"], metrics["confusion"]),
+        matrix=_matrix(config["labels"], metrics["confusion"])
+        if metrics.get("confusion")
+        else None,
+        confusions=[] if of_sets else _confusions(config["labels"], parts.predictions),
         classes=[[name, *row.values()] for name, row in metrics["per_class"].items()],
         of_sets=of_sets,
         charts=[*_charts(parts)],
@@ -270,16 +272,15 @@ def _by_confusion(confusion: npt.NDArray[Any]) -> list[int]:
     return order
 
 
-def _confusions(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> list[list[Any]]:
+def _confusions(labels: Sequence[str], predictions: Predictions) -> list[list[Any]]:
     """List the commonest errors: true, predicted, examples, their share of the true class."""
-    confusion = np.asarray(counts)
-    errors = confusion - np.diag(np.diag(confusion))
-    commonest = np.argsort(-errors, axis=None, kind="stable")[:_MOST_CONFUSIONS]
-    pairs = [divmod(int(at), len(labels)) for at in commonest]
+    true, predicted = predictions.labels, predictions.log_proba.argmax(axis=1)
+    wrong = true != predicted
+    pairs, counts = np.unique(np.stack([true, predicted])[:, wrong], axis=1, return_counts=True)
+    totals = np.bincount(true, minlength=len(labels))
     return [
-        [labels[true], labels[other], n, n / int(confusion[true].sum())]
-        for true, other in pairs
-        if (n := int(errors[true, other]))
+        [labels[pairs[0, k]], labels[pairs[1, k]], int(counts[k]), counts[k] / totals[pairs[0, k]]]
+        for k in np.argsort(-counts, kind="stable")[:_MOST_CONFUSIONS]
     ]
 
 
