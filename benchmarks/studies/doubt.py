@@ -7,11 +7,14 @@ out-of-domain share is told apart from the largest probability by the area under
 beside the distance to the k-th nearest training row (Sun et al., "Out-of-distribution detection
 with deep nearest neighbors", 2022: features of length 1).
 
-Each figure has the 95 % interval of a share of so many rows (Wilson): what is within it of the
-promise may be chance. That of the draws counts the rows of one draw, on the mean over all.
+Each figure of a published split has the 95 % interval of a share of so many rows (Wilson): what is
+within it of the promise may be chance. That of the draws is their mean with its standard error; a
+point off is `within`. Beside them stands the accuracy on the test rows and on held-out rows.
 
     python benchmarks doubt --data clinc150=texts/clinc150 --data r8=texts/r8 --caches FOLDER
                             [--model minilm] [--layers 6] [--draws 5] [--output FILE]
+
+Data sets that the file of `--output` has already, and that are not named, stay in it.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from llmembed.train.measures.metrics import wilson_interval
 from llmembed.train.verbs.fitting import train
 
 NEIGHBOURS = (1, 10, 50)
+A_POINT = 0.01
 ABSTAIN, COVERAGES = (0.9, 0.95, 0.99), (0.8, 0.9, 0.95)
 OUT_OF_SCOPE = "oos_test"
 
@@ -58,9 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--draws", type=int, default=5, help="how often the test rows are drawn anew")
     options = parser.parse_args(arguments)
     print(
-        "| data | test rows | rule | asked | found | size | 95 % |\n|---|---|---|---|---|---|---|"
+        "| data | test rows | rule | asked | found | size | interval or error |\n"
+        "|---|---|---|---|---|---|---|"
     )
-    document: dict[str, Any] = {"model": options.model, "layers": options.layers, "data": {}}
+    settings = {"model": options.model, "layers": options.layers}
+    document = {"data": {}} | harness.read(options.output) | settings
     for name, folder in named(options.data).items():
         cache = str(Path(options.caches) / f"{name}.zarr")
         files = sorted(path.stem for path in Path(folder).glob("*.parquet"))
@@ -85,29 +91,25 @@ def judge(name: str, cache: str, draws: int) -> dict[str, Any]:
     config = FitConfig(cache=cache, fusion="auto")
     data = load_data(config.plan().reading)
     published = train(config.plan(), data)
-    found: dict[str, Any] = {"published": kept_promises(published.best, data)}
+    found: dict[str, Any] = {
+        "accuracy": accuracies(published.best, data),
+        "published": [with_interval(row) for row in kept_promises(published.best, data)],
+    }
     redrawn = []
     for seed in range(draws):
         drawn = drawn_anew(data, seed)
         redrawn.append(kept_promises(train(config.plan(), drawn).best, drawn))
-    found["drawn"] = [
-        {
-            key: float(np.mean([draw[k][key] for draw in redrawn]))
-            if key != "rule"
-            else row["rule"]
-            for key in row
-        }
-        for k, row in enumerate(redrawn[0] if redrawn else [])
-    ]
-    for rows, told in found.items():
-        for one in told:
-            n = round(one["n"])
-            low, high = wilson_interval(round(one["found"] * n), n) if n else (0.0, 1.0)
-            least = 0.0 if one["rule"] == "abstain" else low  # it promises so many or more
-            one |= {"ci95": [low, high], "within": least <= one["asked"] <= high}
+    found["drawn"] = [averaged(rows) for rows in zip(*redrawn, strict=True)]
+    print(harness.row(name, "accuracy", *(f"{one:.3f}" for one in found["accuracy"].values())))
+    for rows in ("published", "drawn"):
+        for one in found[rows]:
             figures = [f"{one[key]:.3f}" for key in ("asked", "found", "size")]
-            interval = f"{low:.3f}-{high:.3f}"
-            print(harness.row(name, rows, one["rule"], *figures, interval), flush=True)
+            spread = (
+                f"{one['error']:.4f} of {one['n_draws']}"
+                if rows == "drawn"
+                else "-".join(f"{end:.3f}" for end in one["ci95"])
+            )
+            print(harness.row(name, rows, one["rule"], *figures, spread), flush=True)
     if OUT_OF_SCOPE in open_cache(cache).splits:
         split = open_cache(cache)[OUT_OF_SCOPE]
         other = published.data.standardiser(read_features(split, published.data.features))
@@ -124,6 +126,41 @@ def drawn_anew(data: FitData, seed: int) -> FitData:
     test = torch.from_numpy(order[n:])
     shares = dataclasses.replace(data.shares, train=np.sort(order[:n]))
     return dataclasses.replace(data, x=x, y=y, shares=shares, x_eval=x[test], y_eval=y[test])
+
+
+def accuracies(trained: Trained, data: FitData) -> dict[str, float]:
+    """Give the accuracy on held-out training rows and on the test rows."""
+    assert trained.held_out is not None
+    right = trained.classifier.logits_all(data.x_eval).argmax(dim=1) == data.y_eval
+    return {"held_out": float(trained.held_out.right.mean()), "test": right.double().mean().item()}
+
+
+def with_interval(row: dict[str, Any]) -> dict[str, Any]:
+    """Add the interval of a share of so many rows, and whether the promise lies in it."""
+    n = row["n"]
+    low, high = wilson_interval(round(row["found"] * n), n) if n else (0.0, 1.0)
+    least = 0.0 if row["rule"] == "abstain" else low  # it promises so many or more
+    return row | {"ci95": [low, high], "within": least <= row["asked"] <= high}
+
+
+def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Average a rule over draws; of refusals each row that is answered counts alike."""
+    rule, asked = rows[0]["rule"], rows[0]["asked"]
+    n, found = np.array([row["n"] for row in rows]), np.array([row["found"] for row in rows])
+    mean = float(np.average(found, weights=n)) if n.any() else asked
+    told = found[n > 0]
+    error = float(told.std(ddof=1) / np.sqrt(len(told))) if len(told) > 1 else 1.0
+    missed = asked - mean if rule == "abstain" else abs(asked - mean)
+    return {
+        "rule": rule,
+        "asked": asked,
+        "found": mean,
+        "error": error,
+        "size": float(np.mean([row["size"] for row in rows])),
+        "n": float(n.mean()),
+        "n_draws": len(rows),
+        "within": missed <= A_POINT,
+    }
 
 
 def kept_promises(trained: Trained, data: FitData) -> list[dict[str, Any]]:

@@ -176,8 +176,14 @@ def test_promises_are_compared_with_what_is_found(tmp_path: Path) -> None:
     model = str(save_toy_model(tmp_path / "model", "bert"))
     with pytest.warns(LLMEmbedWarning):
         assert doubt.main([*options, f"--model={model}", "--draws=2"]) == 0
-    found = json.loads(output.read_text())["data"]["toy"]
+        output.write_text(output.read_text().replace('"toy"', '"other"'))
+        assert doubt.main([*options, f"--model={model}", "--draws=1"]) == 0
+    everything = json.loads(output.read_text())["data"]
+    assert list(everything) == ["other", "toy"]
+    assert [row["n_draws"] for row in everything["other"]["drawn"]] == [2] * 9
+    found = everything["toy"]
     assert len(found["published"]) == len(found["drawn"]) == 9
+    assert all(0 <= found["accuracy"][of] <= 1 for of in ("held_out", "test"))
     assert {row["rule"] for row in found["drawn"]} == {"abstain", "sets", "sets by class"}
     assert all(0 <= row["found"] <= 1 for row in found["drawn"])
     assert 0 <= found["out_of_scope"]["out_of_domain"] <= 1
