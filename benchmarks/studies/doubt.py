@@ -8,8 +8,9 @@ beside the distance to the k-th nearest training row (Sun et al., "Out-of-distri
 with deep nearest neighbors", 2022: features of length 1).
 
 Each figure of a published split has the 95 % interval of a share of so many rows (Wilson): what is
-within it of the promise may be chance. That of the draws is their mean with its standard error; a
-point off is `within`. Beside them stands the accuracy on the test rows and on held-out rows.
+within it of the promise may be chance. That of the draws is their mean with its standard error,
+`within` where it is a point off at most (of refusals, below). Beside them stand the accuracies on
+the test rows and on held-out rows.
 
     python benchmarks doubt --data clinc150=texts/clinc150 --data r8=texts/r8 --caches FOLDER
                             [--model minilm] [--layers 6] [--draws 5] [--output FILE]
@@ -104,12 +105,10 @@ def judge(name: str, cache: str, draws: int) -> dict[str, Any]:
     for rows in ("published", "drawn"):
         for one in found[rows]:
             figures = [f"{one[key]:.3f}" for key in ("asked", "found", "size")]
-            spread = (
-                f"{one['error']:.4f} of {one['n_draws']}"
-                if rows == "drawn"
-                else "-".join(f"{end:.3f}" for end in one["ci95"])
-            )
-            print(harness.row(name, rows, one["rule"], *figures, spread), flush=True)
+            spread = one["error"] if rows == "drawn" else one["ci95"]
+            shown = np.array(spread, dtype=np.float64).round(3)  # of one draw there is no error
+            told = harness.row(name, rows, one["rule"], *figures, shown)
+            print(told, flush=True)
     if OUT_OF_SCOPE in open_cache(cache).splits:
         split = open_cache(cache)[OUT_OF_SCOPE]
         other = published.data.standardiser(read_features(split, published.data.features))
@@ -144,18 +143,20 @@ def with_interval(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Average a rule over draws; of refusals each row that is answered counts alike."""
+    """Average a rule over draws; where none is answered, none is wrong.
+
+    `found_answered` is the share of all answers that are right, however they lie in the draws.
+    """
     rule, asked = rows[0]["rule"], rows[0]["asked"]
     n, found = np.array([row["n"] for row in rows]), np.array([row["found"] for row in rows])
-    mean = float(np.average(found, weights=n)) if n.any() else asked
-    told = found[n > 0]
-    error = float(told.std(ddof=1) / np.sqrt(len(told))) if len(told) > 1 else 1.0
+    mean = float(np.where(n > 0, found, 1).mean())
     missed = asked - mean if rule == "abstain" else abs(asked - mean)
     return {
         "rule": rule,
         "asked": asked,
         "found": mean,
-        "error": error,
+        "found_answered": float(np.average(found, weights=n)) if n.any() else None,
+        "error": float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else None,
         "size": float(np.mean([row["size"] for row in rows])),
         "n": float(n.mean()),
         "n_draws": len(rows),

@@ -55,7 +55,7 @@ def doubting(texts_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     st.sampled_from([0.5, 0.6, 0.75, 0.9]),
 )
 def test_as_many_rows_as_can_be_are_answered(rows: list[Any], accuracy: float) -> None:
-    """Above the threshold the wrong rows and one more are few enough; above no lower one."""
+    """Above the threshold wrong rows, one more and their deviation are few; none is lower."""
     held_out = HeldOutRows.of(
         np.array([[p, 1 - p] for p, _ in rows]).reshape(-1, 2),
         np.array([0 if right else 1 for _, right in rows], dtype=np.int64),
@@ -64,7 +64,8 @@ def test_as_many_rows_as_can_be_are_answered(rows: list[Any], accuracy: float) -
     def keeps(threshold: float) -> bool:
         told = held_out.top >= threshold
         n_wrong = int((told & ~held_out.right).sum())
-        return n_wrong + 1 <= (1 - accuracy) * int(told.sum()) + 1e-9
+        counted = n_wrong + 1 + np.sqrt(n_wrong + 1)
+        return bool(counted <= (1 - accuracy) * int(told.sum()) + 1e-9)
 
     expected = [float(p) for p in np.unique(held_out.top) if keeps(p)]
     assert abstain_below(held_out, accuracy) == (expected[0] if expected else None)
@@ -72,7 +73,7 @@ def test_as_many_rows_as_can_be_are_answered(rows: list[Any], accuracy: float) -
 
 @pytest.mark.parametrize("accuracy", [0.85, 0.9, 0.95])
 def test_answers_are_right_as_often_as_promised(accuracy: float) -> None:
-    """Of new rows of the same kind the answered ones are right with the share, on the mean."""
+    """Of new rows of the same kind the answered ones are right with the share, or a point more."""
     found = []
     for seed in range(40):
         held_out = HeldOutRows.of(*drawn(1000, seed))
@@ -80,7 +81,19 @@ def test_answers_are_right_as_often_as_promised(accuracy: float) -> None:
         told = proba.max(axis=1) >= abstain_below(held_out, accuracy)
         assert told.any()
         found.append((proba.argmax(axis=1) == labels)[told].mean())
-    assert abs(np.mean(found) - accuracy) < 0.005
+    assert accuracy <= np.mean(found) < accuracy + 0.015
+
+
+def test_what_cannot_be_promised_is_not_answered() -> None:
+    """Where even the surest are right less often, few of many training sets answer anything."""
+    generator = np.random.default_rng(0)
+    answered = []
+    for _ in range(200):
+        top = generator.uniform(0.5, 1, 1500)
+        right = generator.random(1500) < 0.85 * top  # 85 % at most
+        held_out = HeldOutRows.of(np.stack([top, 1 - top], axis=1), np.where(right, 0, 1))
+        answered.append(abstain_below(held_out, 0.9) is not None)
+    assert np.mean(answered) < 0.1
 
 
 @given(
