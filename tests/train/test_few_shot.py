@@ -80,20 +80,22 @@ def test_few_rows_are_evaluated_on_a_test_split(make_cache: MakeCache, tmp_path:
 
 @pytest.mark.parametrize("fusion", ["auto", "cooc"])
 def test_few_rows_choose_nothing(make_cache: MakeCache, tmp_path: Path, fusion: str) -> None:
-    """Of fewer rows than columns all features are one LDA, half shrunk in the space of the rows."""
+    """Of fewer rows than columns deep features are one LDA, half shrunk in the space of rows."""
     splits = {"train": clustered(40, 0, n_layers=5), "test": clustered(60, 1, n_layers=5)}
     run = fit(FitConfig(cache=str(make_cache(splits)), fusion=fusion, output=str(tmp_path / "r")))
     (x, y), (new, _) = splits.values()
-    x, new = (np.concatenate(one, axis=1, dtype=np.float64) for one in (x, new))
-    expected = half_shrunk_lda(x, y, new)
-    scores = run.classifier(torch.from_numpy(new).float()).detach().double().numpy()
+    x, deep = (np.concatenate(one[2:], axis=1, dtype=np.float64) for one in (x, new))
+    expected = half_shrunk_lda(x, y, deep)
+    taken = deep if fusion == "auto" else np.concatenate(new, axis=1)  # auto takes no others
+    scores = run.classifier(torch.from_numpy(taken).float()).detach().double().numpy()
     scores -= scores.mean(axis=1, keepdims=True)
     # cooc takes the scale of the columns from the rows that it does not watch.
     least = 0.99999 if fusion == "auto" else 0.999
     assert np.corrcoef(scores.ravel(), expected.ravel())[0, 1] > least
     if fusion == "auto":
         (member,) = run.metrics["chosen"]["members"]
-        assert (member["fusion"], member["features"]) == ("concat", (0, 1, 2, 3, 4))
+        assert (member["fusion"], member["features"]) == ("concat", (0, 1, 2))
+        assert [one["layer"] for one in run.config["features"]] == [3, 4, 5]
 
 
 def half_shrunk_lda(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -53,6 +53,7 @@ def grid() -> Grid:
         x=torch.from_numpy(x.reshape(N, -1).astype(np.float32)),
         y=torch.from_numpy(y),
         widths=(WIDTH,) * 4,
+        deep=(2, 3),
         folds=folds,
         class_weights=torch.ones(N_CLASSES),
         head="lda",

@@ -28,6 +28,7 @@ def make_grid(head: str = "lda") -> Grid:
         x=torch.from_numpy(x.reshape(N, -1).astype(np.float32)),
         y=torch.from_numpy(y),
         widths=(WIDTH,) * 4,
+        deep=(2, 3),
         folds=folds,
         class_weights=torch.ones(4),
         head=head,

@@ -92,6 +92,7 @@ def test_a_sweep_with_integer_weights_is_one_over_copies(weights: Tensor) -> Non
     of, copies = repeated(weights, folds)
     options: dict[str, Any] = {
         "widths": (3, 3),
+        "deep": (0, 1),
         "class_weights": torch.ones(N_CLASSES),
         "head": "lda",
     }

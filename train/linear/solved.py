@@ -31,7 +31,7 @@ from llmembed.train.linear.devices import device_of, fits, free_bytes, solving_b
 from llmembed.train.linear.moments import Problem
 from llmembed.train.linear.ray_moments import RayMoments
 from llmembed.train.linear.stacking import Member, average, spread
-from llmembed.train.linear.sweep import Candidate, Grid, best_of, stack_of, sweep
+from llmembed.train.linear.sweep import Candidate, Grid, best_of, deeper_half, stack_of, sweep
 from llmembed.train.measures import HeldOutRows, calibrate, share_right
 
 _CHUNK_ROWS = 8192
@@ -285,6 +285,7 @@ def grid_of(method: Method, data: FitData, seed: int) -> Grid:
         widths=tuple(feature.hidden_size for feature in data.features),
         folds=folds,
         class_weights=weights,
+        deep=deeper_half(data.features),
         head=method.head if method.head in {"ridge", "lda"} else _judge_of(data),
         is_softened=method.head == AUTO and not data.multilabel,
         summed_of=RayMoments(method, data, folds, weights) if method.engine == "ray" else None,

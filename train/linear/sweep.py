@@ -9,9 +9,9 @@ What a stack is picked from has softmax heads too, on the best single feature an
 many classes they know what a covariance that all classes share does not. They take steps where the
 others take a factorisation, so they are left out where a step is dear.
 
-Of few rows nothing is chosen: what folds of them prefer is mostly chance. All features side by side
-and LDA, half shrunk in the space of the rows, do better than the layer, the strength or the stack
-that they pick (benchmarks/README.md).
+Of few rows nothing is chosen: what folds of them prefer is mostly chance. The deeper half of the
+layers side by side and LDA, half shrunk in the space of the rows, do better than the layer, the
+strength or the stack that they pick, and than all layers (benchmarks/README.md).
 
 The figure of the winner is the best of many on the rows that chose it, so it flatters.
 """
@@ -86,6 +86,7 @@ class Grid(Problem):
 
     widths: tuple[int, ...]  # width of each feature
     head: str  # ridge or lda
+    deep: tuple[int, ...]  # features that few rows are judged by
     is_softened: bool = False  # softmax heads are candidates too
     summed_of: Callable[[str, Sequence[int]], FoldMoments] | None = None  # elsewhere, on Ray
 
@@ -177,9 +178,9 @@ class Grid(Problem):
         return few and self.head == "lda" and self.summed_of is None
 
     def of_few(self) -> Candidate:
-        """Judge all features side by side at the strength for few rows."""
-        every = range(len(self.widths))
-        problem, basis = in_span(self.problem("concat", every, self.x))
+        """Judge the deep features side by side at the strength for few rows."""
+        fused = self.fuse("concat", self.deep)
+        problem, basis = in_span(self.problem("concat", self.deep, fused))
         solver = ClosedSolver(LDA, problem, (_OF_FEW,))
         choice = choose_strength(problem, self.head, solver.held_out_parts(), solver.solve)
 
@@ -187,7 +188,7 @@ class Grid(Problem):
             found = choice.fit()
             return LinearMap(weight=found.weight @ basis.T.to(found.weight), bias=found.bias)
 
-        return self.candidate("concat", every, choice, solve)
+        return self.candidate("concat", self.deep, choice, solve)
 
     def judge_again(self, member: Member) -> Candidate:
         """Judge a member of a stack with its strength, on these folds."""
@@ -204,6 +205,18 @@ class Grid(Problem):
         rows = self.taking_part
         held_out = [one[rows] for one in scores]
         return pick(held_out, self.y[rows], self.class_weights, self.own_weights(rows))
+
+
+def deeper_half(features: Sequence[Feature]) -> tuple[int, ...]:
+    """List the features of the deeper half of each source's layers, of one layer that.
+
+    >>> deeper_half([Feature("llm", "mean", layer, 8) for layer in (8, 16, 24)])
+    (1, 2)
+    """
+    deepest: dict[str, int] = {}
+    for one in features:
+        deepest[one.source] = max(one.layer, deepest.get(one.source, 0))
+    return tuple(k for k, one in enumerate(features) if 2 * one.layer >= deepest[one.source])
 
 
 def are_few(n_rows: int, n_columns: int) -> bool:
