@@ -93,7 +93,7 @@ def test_a_missing_file_is_told_by_the_system(tmp_path: Path) -> None:
 
 def test_what_cannot_be_a_path_is_told(tmp_path: Path) -> None:
     """A NUL in a path is a known error."""
-    with pytest.raises(DataError, match=r"a\\x00b cannot be a path: embedded null"):
+    with pytest.raises(DataError, match=r"a\\x00b cannot be a path: .*embedded null"):
         open_regular(tmp_path / "a\0b")
 
 

@@ -246,7 +246,7 @@ def test_a_path_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         "characters) cannot be read: File name too long. Check the path and who may read it."
     )
     assert len(message) < 400
-    assert "cannot be a path: embedded null byte" in refusal(tmp_path / "a\0.csv")
+    assert re.search(r"cannot be a path: .*embedded null", refusal(tmp_path / "a\0.csv"))
     assert "none.csv cannot be read: No such file or directory." in refusal(tmp_path / "none.csv")
 
 

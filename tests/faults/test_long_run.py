@@ -107,6 +107,7 @@ def test_a_folder_of_texts_that_cannot_be_listed_is_named(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)  # what pathlib asks from Python 3.13 on
     config = ExtractConfig(model="m", layers="1", dataset=str(tmp_path / "texts"))
     with pytest.raises(DataError, match=r"texts cannot be read: Permission denied\. Check"):
         extract(config)
