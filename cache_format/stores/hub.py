@@ -37,7 +37,9 @@ class HubStore(FsspecStore):
 
     def __init__(self, url: str) -> None:
         from huggingface_hub import HfApi, HfFileSystem, constants
+        from huggingface_hub.errors import EntryNotFoundError
 
+        self._absences = (FileNotFoundError, EntryNotFoundError)  # the latter by clients of 1.5
         self.location = url.rstrip("/")
         match = _PLACE.fullmatch(self.location)
         if match is None:
@@ -67,7 +69,7 @@ class HubStore(FsspecStore):
         """Yield all keys below a prefix, sorted; none where the data set does not exist yet."""
         found: list[str] = []
         if self._commit is not None:
-            with self._translated(prefix), suppress(FileNotFoundError):
+            with self._translated(prefix), suppress(*self._absences):
                 found = self._fs.find(self._key(prefix))
         yield from sorted(path[len(self._root) :].lstrip("/") for path in found)
 

@@ -35,6 +35,8 @@ class FsspecStore:
 
     path: Path | None = None
     _may_change = True
+    _absences: tuple[type[Exception], ...] = (FileNotFoundError,)
+    """What its client raises where nothing is."""
 
     def __init__(self, url: str) -> None:
         import fsspec
@@ -145,7 +147,7 @@ class FsspecStore:
         with self._translated(key):
             try:
                 data: bytes = self._fs.cat_file(self._key(key), start=0, end=size_bytes + 1)
-            except FileNotFoundError:
+            except self._absences:
                 return None
         return data
 
@@ -153,7 +155,7 @@ class FsspecStore:
         with self._translated(prefix):
             try:
                 found = self._fs.ls(self._key(prefix), detail=True, refresh=self._may_change)
-            except FileNotFoundError:
+            except self._absences:
                 return {}
         named = ((str(entry["name"]).rstrip("/").rpartition("/")[2], entry) for entry in found)
         return {name: entry for name, entry in named if name}

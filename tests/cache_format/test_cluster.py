@@ -8,6 +8,7 @@ from llmembed.common.cluster import joined
 from llmembed.common.errors import ConfigError
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("address", "message"),
     [

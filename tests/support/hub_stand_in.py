@@ -163,7 +163,9 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         if (kind, name) in self.server.repositories:
             self._answer(409, json.dumps({"url": place}).encode())
             return
-        private = asked.get("visibility") == "private"
+        private = asked.get("visibility") == "private" or bool(
+            asked.get("private")
+        )  # of old clients
         self.server.repositories[kind, name] = Repository(private=private)
         self._json({"url": place})
 
