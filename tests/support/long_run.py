@@ -178,7 +178,8 @@ class World:
         def act() -> None:
             remove(self._cache, **chosen)
 
-        is_done = self._until_done("remove", act, may_lose=gone, done_says="choice; see")
+        nothing_left = "does not exist. Known" if {*chosen} == {"split"} else "choice; see"
+        is_done = self._until_done("remove", act, may_lose=gone, done_says=nothing_left)
         if is_done and not self._alone:
             self._require_same()
         if is_done:
