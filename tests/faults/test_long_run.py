@@ -11,10 +11,13 @@ from pathlib import Path
 
 import long_run
 import pytest
-from toy_cache import write_toy
+import zarr
+from toy_cache import DATASET, SOURCE, Toy, write_toy
 
+from llmembed.cache_format import CacheWriter
 from llmembed.cache_format.stores import open_store
 from llmembed.cache_format.tools import verify
+from llmembed.cache_format.writing import register
 from llmembed.common.errors import DataError
 from llmembed.extract import ExtractConfig, extract
 
@@ -111,3 +114,29 @@ def test_a_folder_of_texts_that_cannot_be_listed_is_named(
     config = ExtractConfig(model="m", layers="1", dataset=str(tmp_path / "texts"))
     with pytest.raises(DataError, match=r"texts cannot be read: Permission denied\. Check"):
         extract(config)
+
+
+def test_what_plain_readers_see_of_a_grown_split_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the last index and the root, the next extraction is not done yet."""
+    path, toy = tmp_path / "toy.zarr", Toy(131)
+    write_toy(path, 70)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(register, "consolidate", die)
+        with pytest.raises(KeyboardInterrupt):
+            write_toy(path, 131)
+    with CacheWriter(path, dataset=DATASET) as writer:
+        writer.add_source(SOURCE)
+        writer.add_split("train", labels=toy.labels, text_hash=toy.text_hash)
+        plan = writer.plan("train", SOURCE.name, arrays=[("last", 4), ("mean", 8)])
+        assert not plan.blocks
+        assert not writer.is_finished(plan)
+        writer.finish("train", SOURCE.name)
+        assert writer.is_finished(plan)
+    listed = zarr.open_consolidated(str(path))
+    assert listed["train/tiny/mean/layer_008"].shape == (131, 16)
