@@ -149,14 +149,15 @@ def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     rule, asked = rows[0]["rule"], rows[0]["asked"]
     n, found = np.array([row["n"] for row in rows]), np.array([row["found"] for row in rows])
-    mean = float(np.where(n > 0, found, 1).mean())
+    kept = np.where(n > 0, found, 1)
+    mean = float(kept.mean())
     missed = asked - mean if rule == "abstain" else abs(asked - mean)
     return {
         "rule": rule,
         "asked": asked,
         "found": mean,
         "found_answered": float(np.average(found, weights=n)) if n.any() else None,
-        "error": float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else None,
+        "error": float(kept.std(ddof=1) / np.sqrt(len(kept))) if len(kept) > 1 else None,
         "size": float(np.mean([row["size"] for row in rows])),
         "n": float(n.mean()),
         "n_draws": len(rows),

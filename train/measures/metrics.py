@@ -28,6 +28,8 @@ Floats = npt.NDArray[np.float64]
 def summarise(log_proba: Floats, labels: Labels, class_names: Sequence[str]) -> dict[str, Any]:
     """Compute every figure of a run from its predictions; None where there are no rows.
 
+    `confusion` is None above 2,000 classes, too.
+
     Args:
         log_proba: float64 `[N, C]`, log-probability of each class.
         labels: int64 `[N]`, index of the true class.
