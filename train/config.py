@@ -24,7 +24,6 @@ from llmembed.common.console import COMPLETES, FOLDER, GROUP, REPEATED, as_tuple
 from llmembed.common.errors import ConfigError
 from llmembed.train.fusions import AUTO, FUSIONS, HEADS, choices
 
-DEFAULT_FOLDS, MIN_FOLDS = 5, 2
 FLOAT32 = "32-true"
 CLASS_WEIGHTS = ("none", "balanced")
 ClassWeight: TypeAlias = str | Mapping[str, float] | tuple[str, ...]
@@ -144,7 +143,6 @@ class Method:
     fusion: str  # that of the preset, where there is one
     head: str  # or auto
     solved_heads: tuple[str, ...]  # that folds choose among; none where the fit is by gradient
-    n_folds: int  # where there are as many rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +221,8 @@ class FitConfig:
     trains all epochs. Without it the split validation, where test is evaluated, else 0.1, which of
     5 rows is none. Solved heads (ridge, lda; linear where the fusion does not learn) use folds."""
     folds: int = 0
-    """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5, or
-    one a row where there are fewer rows."""
+    """Stratified folds of the training rows that choose the strength of a solved head; 0 is 5, of
+    fewer than 2,048 rows 10, or one a row where there are fewer."""
     epochs: int | None = dataclasses.field(
         default=None, metadata={GROUP: "Training, repetition, calibration"}
     )
@@ -390,7 +388,6 @@ class FitConfig:
                 fusion=self.operator,
                 head=recipe.head if recipe else self.head,
                 solved_heads=solved,
-                n_folds=self.folds or DEFAULT_FOLDS,
             ),
             training=training,
             trainer=self._part(TrainerFlags),
@@ -546,8 +543,8 @@ class SweepConfig:
     head: str = dataclasses.field(default=AUTO, metadata={GROUP: "Judge"})
     """Head that judges: lda, ridge, or auto, which is lda, and ridge where a text may have several
     labels."""
-    folds: int = DEFAULT_FOLDS
-    """Stratified folds of the training rows."""
+    folds: int = 0
+    """Stratified folds of the training rows; 0 is as in llmembed-fit."""
     class_weight: ClassWeight = dataclasses.field(
         default="none", metadata={REPEATED: "none|balanced|CLASS=WEIGHT"}
     )
@@ -578,8 +575,6 @@ class SweepConfig:
         if self.head not in {AUTO, "lda", "ridge"}:
             allowed = (AUTO, "lda", "ridge")
             raise ConfigError.unknown("head", self.head, allowed, "Pass one to --head.")
-        if self.folds < MIN_FOLDS:
-            raise ConfigError(f"--folds {self.folds} leaves nothing to fit on. Pass 2 or more.")
         self.as_fit()
 
     def as_fit(self) -> FitConfig:
@@ -623,7 +618,7 @@ class AuditConfig:
     head: str = AUTO
     """Head that judges: ridge, lda, linear, or auto, as in llmembed-fit."""
     folds: int = 0
-    """Stratified folds of the rows; 0 is 5, or one a row where there are fewer rows."""
+    """Stratified folds of the rows; 0 is as in llmembed-fit."""
     ignore_groups: bool = False
     """Divide rows as they come, although the cache says which belong together: without it no group
     is in two folds, and no row is judged by what its group has taught."""

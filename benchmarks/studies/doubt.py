@@ -13,7 +13,8 @@ within it of the promise may be chance. That of the draws is their mean with its
 the test rows and on held-out rows.
 
     python benchmarks doubt --data clinc150=texts/clinc150 --data r8=texts/r8 --caches FOLDER
-                            [--model minilm] [--layers 6] [--draws 5] [--output FILE]
+                            [--model minilm] [--layers 6] [--fusion auto] [--draws 5]
+                            [--output FILE]
 
 Data sets that the file of `--output` has already, and that are not named, stay in it.
 """
@@ -60,13 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("--model", default="minilm")
     add("--layers", default="6")
+    add("--fusion", default="auto")
     add("--draws", type=int, default=5, help="how often the test rows are drawn anew")
     options = parser.parse_args(arguments)
     print(
         "| data | test rows | rule | asked | found | size | interval or error |\n"
         "|---|---|---|---|---|---|---|"
     )
-    settings = {"model": options.model, "layers": options.layers}
+    settings = {name: getattr(options, name) for name in ("model", "layers", "fusion")}
     document = {"data": {}} | harness.read(options.output) | settings
     for name, folder in named(options.data).items():
         cache = str(Path(options.caches) / f"{name}.zarr")
@@ -82,14 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 split=splits,
             )
         )
-        document["data"][name] = judge(name, cache, options.draws)
+        document["data"][name] = judge(name, cache, options.fusion, options.draws)
     harness.finish(document, options.output)
     return 0
 
 
-def judge(name: str, cache: str, draws: int) -> dict[str, Any]:
+def judge(name: str, cache: str, fusion: str, draws: int) -> dict[str, Any]:
     """Fit on the published training rows and on drawn ones, and compare with what is promised."""
-    config = FitConfig(cache=cache, fusion="auto")
+    config = FitConfig(cache=cache, fusion=fusion)
     data = load_data(config.plan().reading)
     published = train(config.plan(), data)
     found: dict[str, Any] = {
@@ -118,12 +120,13 @@ def judge(name: str, cache: str, draws: int) -> dict[str, Any]:
 
 
 def drawn_anew(data: FitData, seed: int) -> FitData:
-    """Divide all rows of both splits by chance, into as many of each as there are."""
+    """Divide all rows of both splits by chance, into shares as large as they are."""
     x, y = torch.cat([data.x, data.x_eval]), torch.cat([data.y, data.y_eval])
     order = np.random.default_rng(seed).permutation(len(x))
-    n = len(data.shares.train)
-    test = torch.from_numpy(order[n:])
-    shares = dataclasses.replace(data.shares, train=np.sort(order[:n]))
+    n_watched = len(data.shares.validation)
+    n = n_watched + len(data.shares.train)
+    watched, trained, test = order[:n_watched], order[n_watched:n], torch.from_numpy(order[n:])
+    shares = dataclasses.replace(data.shares, train=np.sort(trained), validation=np.sort(watched))
     return dataclasses.replace(data, x=x, y=y, shares=shares, x_eval=x[test], y_eval=y[test])
 
 

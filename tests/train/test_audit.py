@@ -118,7 +118,7 @@ def test_figures_are_those_of_scikit_learns_cross_validation(
     y = flipped(y, 20, 3)[0].astype(np.int64)
     x = features.astype(np.float64)
     x = ((x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)).mean(axis=0)
-    folds = draw_folds(y, np.arange(400), 5, np.random.default_rng(3))
+    folds = draw_folds(y, np.arange(400), 10, np.random.default_rng(3))
     fold_of = np.empty(400, dtype=int)
     for k, rows in enumerate(folds):
         fold_of[rows] = k

@@ -21,10 +21,12 @@ from safetensors.numpy import load_file, save_file
 from llmembed.common.errors import ConfigError, LLMEmbedWarning, RunFormatError
 from llmembed.train import FitConfig, Run, fit, load_run
 from llmembed.train.cli.predict import predict_main
+from llmembed.train.inputs import Feature, data_in_memory
 from llmembed.train.linear.domain import Domain
 from llmembed.train.measures import HeldOutRows
 from llmembed.train.measures.doubt import abstain_below, label_sets, set_threshold
 from llmembed.train.runs.held_out import DOMAIN_FILE, HELD_OUT_FILE, as_bytes
+from llmembed.train.verbs.fitting import train
 
 GOLDEN = Path(__file__).parent.parent / "golden/run_format_1"
 
@@ -159,6 +161,30 @@ def test_label_sets_are_told_in_every_form(doubting: Path, tmp_path: Path) -> No
     assert "--conformal is nan, and the share of sets" in result.stderr
     assert invoke(doubting, *options, "--conformal-by", "x").exit_code == 2
     assert invoke(doubting, "--text", "w1", "--conformal-by", "class").exit_code == 2
+
+
+def test_few_rows_are_held_out_by_folds_that_leave_enough() -> None:
+    """Sets are within a point of what was asked for; by five folds, of 480 of 600 rows, not."""
+    assert coverage_of_fits(FitConfig(cache="none", fusion="concat", head="lda")) < 0.81
+    assert coverage_of_fits(FitConfig(cache="none", fusion="concat", head="lda", folds=5)) > 0.81
+
+
+def coverage_of_fits(config: FitConfig) -> float:
+    """How often sets of 80 % hold the label of a new row, on the mean of 40 training sets."""
+    plan, found = config.plan(), []
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        y = generator.integers(0, 3, 2600)
+        x = torch.from_numpy(generator.standard_normal((2600, 150), dtype=np.float32))
+        x[np.arange(2600), y] += 1.5
+        features = [Feature("some", "mean", 1, 150)]
+        data = data_in_memory(plan.reading, x[:600].clone(), y[:600], ["a", "b", "c"], features)
+        trained = train(plan, data).best
+        logits = trained.classifier.logits_all(data.standardiser(x[600:]))
+        assert trained.held_out is not None
+        sets = label_sets(trained.held_out, logits.softmax(dim=1).numpy(), 0.8)
+        found.append(sets[np.arange(2000), y[600:]].mean())
+    return float(np.mean(found))
 
 
 @pytest.mark.parametrize("fusion", ["concat", "auto", "cooc"])

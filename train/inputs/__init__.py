@@ -12,7 +12,7 @@ from llmembed.train.inputs.data import (
 )
 from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.sets import strata_of, targets_of
-from llmembed.train.inputs.shares import draw_folds
+from llmembed.train.inputs.shares import draw_folds, usual_folds
 from llmembed.train.inputs.weighing import mean_loss, weights_of
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "read_features",
     "strata_of",
     "targets_of",
+    "usual_folds",
     "weights_of",
 ]

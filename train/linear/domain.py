@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llmembed.common.process import full_float32
-from llmembed.train.inputs import FitData, draw_folds
+from llmembed.train.inputs import FitData, draw_folds, usual_folds
 from llmembed.train.inputs.shares import Rows
 from llmembed.train.linear.moments import Moments, Problem
 from llmembed.train.measures import Floats
@@ -29,7 +29,6 @@ WIDTH = 384
 MAX_ROWS = 16_384
 _SKETCH_ROWS = 2048
 _CHUNK_ROWS = 4096
-_FOLDS = 5
 _SHRINKAGE = 0.1  # of either covariance, towards a multiple of the identity
 _LEAST = 1e-6  # added to either diagonal, where no column differs
 
@@ -62,9 +61,9 @@ class Domain:
         projection = _projection(data.x, rows, generator)
         z = torch.cat([_project(data.x[chunk], projection) for chunk in chunks])
         y = data.y[torch.from_numpy(rows)]
-        n_folds, groups = min(_FOLDS, len(rows)), None
+        n_folds, groups = usual_folds(len(rows)), None
         if data.groups is not None and (n_groups := len(np.unique(data.groups[rows]))) > 1:
-            n_folds, groups = min(_FOLDS, n_groups), data.groups[rows]
+            n_folds, groups = min(n_folds, n_groups), data.groups[rows]
         folds = draw_folds(y.numpy(), np.arange(len(rows)), n_folds, generator, groups)
         problem = Problem(
             z, y, [torch.from_numpy(one) for one in folds], torch.ones(len(data.labels))

@@ -23,7 +23,7 @@ from llmembed.train.config import Method
 from llmembed.train.fusions import AUTO
 from llmembed.train.fusions.classifier import Classifier, Trained
 from llmembed.train.fusions.heads import LinearHead
-from llmembed.train.inputs import FitData, draw_folds, mean_loss, strata_of
+from llmembed.train.inputs import FitData, draw_folds, mean_loss, strata_of, usual_folds
 from llmembed.train.inputs.grouping import check_groups
 from llmembed.train.linear.choice import Choice, choose_head
 from llmembed.train.linear.closed import LDA, LinearMap, without_absent
@@ -299,7 +299,7 @@ def _judge_of(data: FitData) -> str:
 
 
 def folds_of(method: Method, data: FitData, seed: int) -> list[Tensor]:
-    """Draw the stratified folds of the training rows: by default at most as many as rows.
+    """Draw the stratified folds of the training rows: by default as many as usual, or as groups.
 
     Raises:
         ConfigError: there are fewer training rows, or groups of them, than folds.
@@ -314,7 +314,8 @@ def folds_of(method: Method, data: FitData, seed: int) -> list[Tensor]:
             f"{most} {of} can't be divided into {method.folds} folds. Pass a smaller --folds, or "
             "extract more examples."
         )
+    n_folds = method.folds or min(usual_folds(len(rows)), most)
     generator = np.random.default_rng(seed)
     strata = strata_of(data.y.numpy(), rows)
-    folds = draw_folds(strata, rows, min(method.n_folds, most), generator, groups)
+    folds = draw_folds(strata, rows, n_folds, generator, groups)
     return [torch.from_numpy(fold) for fold in folds]
