@@ -25,6 +25,7 @@ UNLABELLED = -1
 NO_LABEL = ""  # what stands for an empty cell, null and NaN
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _AT_ONCE = 2**20
+_SEPARATORS = ("|", ";", ",", "/")
 
 _log = logging.getLogger(__name__)
 
@@ -103,17 +104,23 @@ def encode_labels(
     for column in taken:
         _tell_absent(column, absent, is_left_out=not (present[column.split] or wanted))
     warn_of_doubtful(present, called)
+    _warn_of_joined(called)
     if unlabelled and not any(unlabelled in column.names for column in taken):
         warn(f"no row has the label {unlabelled!r} that --unlabelled names.")
     code_of = {label: code for code, label in enumerate(called)} | dict.fromkeys(absent, UNLABELLED)
-    for column in found_columns:
-        codes = np.array([code_of[name] for name in column.names], dtype=np.int32)
-        for start in range(0, len(column.indices), _AT_ONCE):  # in place: a large split has no copy
-            part = column.indices[start : start + _AT_ONCE]
-            part[:] = codes[part]
     return Labels(
-        names=tuple(called.values()), codes={one.split: one.indices for one in found_columns}
+        names=tuple(called.values()),
+        codes={one.split: _coded(one, code_of) for one in found_columns},
     )
+
+
+def _coded(column: EncodedColumn, code_of: Mapping[str, int]) -> npt.NDArray[np.int32]:
+    """Make the indices those of classes, in place: a large split has no copy."""
+    codes = np.array([code_of[name] for name in column.names], dtype=np.int32)
+    for start in range(0, len(column.indices), _AT_ONCE):
+        part = column.indices[start : start + _AT_ONCE]
+        part[:] = codes[part]
+    return column.indices
 
 
 def usable_names(found: Collection[str], names: Sequence[str] | None) -> Sequence[str] | None:
@@ -271,4 +278,20 @@ def warn_of_doubtful(present: Mapping[str, Mapping[str, int]], called: Mapping[s
             warn(
                 f"split {split!r} has labels that no row of split {TRAIN!r} has, so no "
                 f"classifier can learn them: {listed(counted)}."
+            )
+
+
+def _warn_of_joined(labels: Collection[str]) -> None:
+    """Warn of classes that are others side by side: a text may have several labels."""
+    for separator in _SEPARATORS:
+        joined = []
+        for label in labels:
+            parts = [part.strip() for part in label.split(separator)]
+            if len(parts) > 1 and all(part in labels for part in parts):
+                joined.append(repr(label))
+        if joined:
+            warn(
+                f"labels are others joined by {separator!r}, and are classes of their own: "
+                f"{listed(joined)}. If a text may have several labels, pass --label-separator "
+                f"{separator!r}."
             )

@@ -141,6 +141,10 @@ def test_what_has_no_label_is_told_with_counts(
             {"train": ["x", "y"], "test": ["x", "z", "z"]},
             "that no row of split 'train' has, so no classifier can learn them: 'z' (2 rows).",
         ),
+        (
+            {"train": ["x", "y", "x; y"]},
+            "others joined by ';', and are classes of their own: 'x; y'. If a text may have",
+        ),
     ],
 )
 def test_labels_that_look_like_a_mistake_are_warned_of(
@@ -158,6 +162,7 @@ def test_labels_that_are_fine_are_not_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode(train=["a", "b", "c"], validation=["a", "b"], test=["", ""])
+        encode(train=["sports", "arts, sports and more", "a|b"])
 
 
 def test_an_unlabelled_that_no_row_has_is_warned_of() -> None:
