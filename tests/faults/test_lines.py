@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 from fault_lines import LINES
+from findings import FINDINGS
 
 
 def test_every_fault_has_a_test_of_its_own() -> None:
@@ -19,3 +20,11 @@ def test_every_fault_has_a_test_of_its_own() -> None:
         if isinstance(argument, ast.Constant)
     }
     assert named == set(LINES)
+
+
+def test_every_finding_is_held_by_a_test() -> None:
+    """Each is a test that is there."""
+    root = Path(__file__).parents[2]
+    for test in FINDINGS:
+        path, _, name = test.partition("::")
+        assert f"\ndef {name}(" in (root / path).read_text(encoding="utf-8"), test
