@@ -25,6 +25,7 @@ from llmembed.train.inputs.data import data_in_memory
 from llmembed.train.inputs.select import Feature
 from llmembed.train.inputs.shares import draw_stratified
 from llmembed.train.linear.closed import ABSENT_BIAS, LDA, factorise
+from llmembed.train.linear.domain import Domain
 from llmembed.train.linear.moments import Moments
 from llmembed.train.verbs.fitting import Outcome, train
 from llmembed.train.verbs.sweeping import run_sweep
@@ -71,8 +72,13 @@ def fit_tiny(tiny: TinySet, **options: Any) -> tuple[Outcome, list[Tensor]]:
 
 
 def check(tiny: TinySet, **options: Any) -> None:
-    """Probabilities are finite and sum to 1, and those of separable rows are right."""
+    """Probabilities are finite and sum to 1, and those of separable rows are right.
+
+    How far each row lies is told, as a share.
+    """
     outcome, probas = fit_tiny(tiny, **options)
+    shares = Domain.of(outcome.data, 0).shares_as_far(outcome.data.x)
+    assert ((shares > 0) & (shares <= 1)).all()
     for trained, proba in zip(outcome.trained, probas, strict=True):
         assert proba.isfinite().all()
         torch.testing.assert_close(proba.sum(dim=1), torch.ones(len(proba), dtype=torch.float64))
@@ -246,3 +252,13 @@ def test_a_column_that_was_constant_says_nothing_of_other_rows() -> None:
     x = torch.tensor([[3.0, 0.0, 0.0], [3.0, 2.0, 1e-45]])
     standardise = Standardiser.of(x, torch.arange(2))
     assert standardise(torch.tensor([[12_860.0, 4.0, 1.0]])).tolist() == [[0.0, 3.0, 0.0]]
+
+
+@pytest.mark.parametrize("n_each", [1, 15])
+@pytest.mark.parametrize("n_texts", [2, 12])
+def test_texts_that_repeat_or_are_alone_in_their_class(n_texts: int, n_each: int) -> None:
+    """Where no text of a class differs from another, rounding is all that the covariance holds."""
+    texts = 50 * np.random.default_rng(0).normal(size=(n_texts, 3, 384)).astype(np.float32)
+    y = np.repeat(np.arange(n_texts), n_each)
+    tiny = TinySet(texts[y].astype(np.float16).astype(np.float32), y, n_texts)
+    check(tiny, fusion="concat", head="lda")

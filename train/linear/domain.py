@@ -22,6 +22,7 @@ from torch import Tensor
 from llmembed.common.process import full_float32
 from llmembed.train.inputs import FitData, draw_folds, usual_folds
 from llmembed.train.inputs.shares import Rows
+from llmembed.train.linear.closed import factorise, unit_of
 from llmembed.train.linear.moments import Moments, Problem
 from llmembed.train.measures import Floats
 
@@ -30,7 +31,6 @@ MAX_ROWS = 16_384
 _SKETCH_ROWS = 2048
 _CHUNK_ROWS = 4096
 _SHRINKAGE = 0.1  # of either covariance, towards a multiple of the identity
-_LEAST = 1e-6  # added to either diagonal, where no column differs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,20 +113,21 @@ def _project(x: Tensor, projection: Tensor) -> Tensor:
 
 def _statistics(moments: Moments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give the whitening of classes and of all, `[K, K]` each, and the whitened means."""
-    n, gram = float(moments.n), moments.gram.double()
+    n, gram = moments.n.double(), moments.gram.double()
     present = moments.counts > 0
     means = moments.class_sums[present] / moments.counts[present, None]
     between = means.T @ moments.class_sums[present]
-    within = _whitening((gram - between) / n)
-    overall = _whitening(gram / n - torch.outer(moments.mean, moments.mean))
+    within = _whitening((gram - between) / n, gram / n, n)
+    overall = _whitening(gram / n - torch.outer(moments.mean, moments.mean), gram / n, n)
     parts = (within, overall, means @ within, moments.mean @ overall)
     return tuple(part.float() for part in parts)  # type: ignore[return-value]
 
 
-def _whitening(covariance: Tensor) -> Tensor:
-    unit = torch.eye(len(covariance), dtype=covariance.dtype)
-    shift = _SHRINKAGE * covariance.diagonal().mean().clamp(min=0) + _LEAST
-    factor = torch.linalg.cholesky((1 - _SHRINKAGE) * covariance + shift * unit)
+def _whitening(covariance: Tensor, square: Tensor, n: Tensor) -> Tensor:
+    """Shrink and whiten `[K, K]`; `square` is the mean of `x x^T` over the n rows it came from."""
+    shift = _SHRINKAGE * unit_of(covariance, square.diagonal().mean(), n)
+    factor = factorise((1 - _SHRINKAGE) * covariance, shift, square.trace())
+    unit = torch.eye(len(covariance), dtype=factor.dtype)
     inverse: Tensor = torch.linalg.solve_triangular(factor, unit, upper=False)
     return inverse.T
 
