@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -287,6 +288,20 @@ def test_a_run_of_another_fusion_is_replaced_when_told(earlier: Run, tmp_path: P
     assert load_run(place).config["fit"]["fusion"] == "mean"
     fit(dataclasses.replace(other, overwrite=True))
     assert load_run(place).config["fit"]["fusion"] == "concat"
+
+
+def test_a_run_of_other_options_is_named_when_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fit of the same options again says nothing."""
+    cache, place = str(write_cache(tmp_path / "toy.zarr")), str(tmp_path / "run")
+    options = {"cache": cache, "fusion": "single", "output": place, "baseline": "none"}
+    with caplog.at_level(logging.INFO, logger="llmembed"):
+        fit(FitConfig(layers="1", **options))
+        fit(FitConfig(layers="1", **options))
+        assert "replaced" not in caplog.text
+        fit(FitConfig(layers="2", head="lda", **options))
+    assert f"{place} replaced a run with layers '1', head 'auto'." in caplog.text
 
 
 def test_what_is_no_run_is_not_replaced(tmp_path: Path) -> None:

@@ -15,7 +15,12 @@ import torch
 from clustered import MakeCache
 from safetensors.torch import load_file
 
-from llmembed.common.errors import ConfigError, MissingPackageError, RunFormatError
+from llmembed.common.errors import (
+    ConfigError,
+    MissingPackageError,
+    RunFormatError,
+    RunLockedError,
+)
 from llmembed.train import FitConfig, fit
 from llmembed.train.gradient import workspace
 from llmembed.train.gradient.module import ClassifierModule
@@ -231,3 +236,16 @@ def test_what_lightning_refuses_is_told(
     config = FitConfig(**where, fusion="attention")
     with pytest.raises(ConfigError, match=r"Lightning refuses --accelerator cpu .*--ntasks.*Pass"):
         fit(config)
+
+
+def test_a_second_fit_to_the_place_is_refused(tmp_path: Path) -> None:
+    """It leaves what the first keeps there alone; after the first the place is free."""
+    run, refused = tmp_path / "runs/r8", "another fit is making the run .*r8: .* by process"
+    with workspace.open_workspace(run) as folder:
+        (folder / workspace.LOGS).mkdir()
+        with pytest.raises(RunLockedError, match=refused), workspace.open_workspace(run):
+            pass
+        assert (folder / workspace.LOGS).is_dir()
+    assert not folder.exists()
+    with workspace.open_workspace(run):
+        pass

@@ -1,6 +1,7 @@
-"""What a fit by gradient keeps beside its run until that is written: checkpoints and logs.
+"""What a fit keeps beside its run until that is written: a lock, by gradient checkpoints and logs.
 
     runs/.sst2-cooc-0.partial/
+      .llmembed/lock          who makes the run, as `llmembed.cache_format.writing.lock` says
       <hash>/last.ckpt        the state after an epoch, a few seconds old at most
       logs/seed-0/...         what --logger writes; it moves into the run
 
@@ -23,10 +24,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmembed.cache_format.stores import open_store
+from llmembed.cache_format.writing import WriterLock
 from llmembed.common.errors import (
+    CacheError,
+    CacheLockedError,
     LLMEmbedError,
     MissingPackageError,
     RunFormatError,
+    RunLockedError,
     RunStorageError,
 )
 
@@ -47,26 +53,44 @@ def open_workspace(run_path: Path) -> Iterator[Path]:
     """Give the folder beside a run; it stays after an interruption or a fault of the disk alone.
 
     Raises:
+        RunLockedError: another fit is making a run there.
         RunStorageError: the disk failed or refused.
     """
     folder = run_path.with_name(f".{run_path.name}.partial")
     missing = [parent for parent in folder.parents if not parent.exists()]
-    shutil.rmtree(folder / LOGS, ignore_errors=True)
+    with _alone(run_path, folder):
+        shutil.rmtree(folder / LOGS, ignore_errors=True)
+        try:
+            yield folder
+        except LLMEmbedError:
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in missing:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+            raise
+        except OSError as error:
+            raise RunStorageError(
+                f"the disk failed or refused while {run_path} was made: {error}. Make room or "
+                "check the permissions, and run the same command again; an earlier run there is "
+                "kept."
+            ) from error
+        with contextlib.suppress(OSError):  # that are not ignored; the run is there
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(run_path: Path, folder: Path) -> Iterator[None]:
+    """Lock out other fits to the same place, whose logs, checkpoints and run would be mixed."""
     try:
-        yield folder
-    except LLMEmbedError:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in missing:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
-    except OSError as error:
+        lock = WriterLock(open_store(folder))
+    except CacheLockedError as error:
+        raise RunLockedError(f"another fit is making the run {run_path}: {error}") from error
+    except CacheError as error:
         raise RunStorageError(
-            f"the disk failed or refused while {run_path} was made: {error}. Make room or check "
-            "the permissions, and run the same command again; an earlier run there is kept."
+            f"{run_path} cannot be written: {error}. Make room or check the permissions."
         ) from error
-    with contextlib.suppress(OSError):  # that are not ignored; the run is there
-        shutil.rmtree(folder, ignore_errors=True)
+    with lock:
+        yield
 
 
 def checkpoint_folder(plan: Plan, data: FitData, seed: int, sigma: float | None) -> str:

@@ -22,10 +22,12 @@ taken for them.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import stat
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,8 @@ from llmembed.train.runs.run import Run
 
 _PICKLED = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.joblib")
 _TRIES = 10
+_DECIDING = ("cache", "source", "layers", "pooling", "fusion", "head", "preset", "seed")
+_log = logging.getLogger(__name__)
 _HEADER_BYTES = 4 << 20  # of a safetensors file, at most
 
 
@@ -141,6 +145,7 @@ def write_run(
         files: further files of its folder, by name.
         logs: folder of logs to move into it, if there is one.
     """
+    earlier = _options_of(run.path)
     with placing(run.path) as folder:
         (folder / CONFIG_FILE).write_bytes(as_json(run.config))
         (folder / METRICS_FILE).write_bytes(as_json(run.metrics))
@@ -156,6 +161,18 @@ def write_run(
             (folder / name).write_bytes(content)
         if logs.is_dir():
             logs.rename(folder / logs.name)
+    ours = _options_of(run.path)
+    told = [f"{name} {value!r:.60}" for name, value in earlier.items() if value != ours.get(name)]
+    if told:
+        _log.info("%s replaced a run with %s.", run.path, ", ".join(told))
+
+
+def _options_of(path: Path) -> dict[str, Any]:
+    """Give the options of the run at a place that decide what it is; none where there is none."""
+    with suppress(RunFormatError, AttributeError, KeyError):
+        fit = read_json(path / CONFIG_FILE)["fit"]
+        return {name: fit[name] for name in _DECIDING}
+    return {}
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:

@@ -186,5 +186,9 @@ class RunFormatError(RunError, ValueError):
     """A run's folder does not hold what it should."""
 
 
+class RunLockedError(RunError, RuntimeError):
+    """Another fit is making a run at the same place."""
+
+
 class RunStorageError(RunError, OSError):
     """The disk failed or refused, where a run or its predictions are to be written."""
