@@ -72,7 +72,8 @@ def test_the_tables_of_the_docs_are_those_of_the_simulator(measured: Measured) -
     document = json.loads((harness.RESULTS / "studies" / "simulate.json").read_text())
     assumed = Assumed(**document["assumed"])
     runs = [run(assumed, measured, one["n_gpus"]) for one in document["runs"]]
-    assert json.loads(json.dumps(runs)) == document["runs"]
+    for found, committed in zip(runs, document["runs"], strict=True):
+        assert found == pytest.approx(committed, rel=1e-12)  # sums differ in the last bit
     lines = [*table_of_whole(whole(assumed, measured)), *table_of_runs(runs)]
     shown = DOCS.read_text().splitlines()
     assert [line for line in lines if line not in shown] == []

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,32 @@ def test_held_out_rows_are_scored_without_their_fold(
     expected = kind(alone).solve(0.5).scores(x[folds[3]])
     torch.testing.assert_close(scores[1, folds[3]], expected, rtol=1e-3, atol=1e-3)
     assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_of_few_rows_the_space_that_they_span_gives_the_same(name: str) -> None:
+    """Held-out scores and the fit of all rows are those of a system of all columns."""
+    kind, generator = CLOSED_FORMS[name], torch.Generator().manual_seed(0)
+    x = torch.randn(60, 400, generator=generator) @ torch.diag(torch.linspace(0.5, 2, 400))
+    x[50:] = x[:10]  # rows that repeat: the space has fewer dimensions than there are rows
+    y = torch.randint(0, 3, (60,), generator=generator)
+    folds, weights = list(torch.randperm(60, generator=generator).split(12)), torch.rand(60) + 0.5
+    posed = Problem(x, y, folds, torch.tensor([1.0, 2.0, 1.0]), weights)
+    solver = ClosedSolver(kind, posed, (0.1, 0.5))
+    narrow, wide = solver.held_out_of((100, 400))
+    torch.testing.assert_close(wide.scores, solver.held_out().scores)
+    for width, path in ((100, narrow), (400, wide)):
+        whole = dataclasses.replace(posed, x=x[:, :width])
+        for fold, rows in enumerate(folds):
+            expected = kind(whole.moments.without(fold)).solve(0.5).scores(whole.x[rows])
+            torch.testing.assert_close(path.scores[1, rows], expected, rtol=1e-3, atol=1e-3)
+        of_all = kind(whole.moments.total()).solve(0.5)
+        torch.testing.assert_close(
+            solver.solve(0.5, width).scores(x[:, :width]),
+            of_all.scores(x[:, :width]),
+            rtol=1e-3,
+            atol=1e-3,
+        )
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)

@@ -119,8 +119,8 @@ def test_a_fit_without_memory_says_what_to_pass(head: str) -> None:
     """A Gram matrix of 64 MiB does not fit into 16."""
     config: dict[str, Any] = {"cache": "none", "fusion": "single", "accelerator": "cpu"}
     plan = FitConfig(**config, head=head).plan()
-    x = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 4096)).astype(np.float32))
-    y = (np.arange(20) % 2).astype(np.int64)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(2100, 4096)).astype(np.float32))
+    y = (np.arange(2100) % 2).astype(np.int64)
     data = data_in_memory(plan.reading, x, y, ["a", "b"], [Feature("s", "mean", 1, 4096)])
     message = r"the memory of this machine does not suffice.*Pass fewer --layers\.$"
     with only(16 * MIB), pytest.raises(ConfigError, match=message):

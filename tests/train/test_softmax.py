@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from llmembed.train.inputs.shares import draw_folds
+from llmembed.train.linear import closed
 from llmembed.train.linear.choice import choose_head
 from llmembed.train.linear.closed import ABSENT_BIAS
 from llmembed.train.linear.moments import Problem
+from llmembed.train.linear.sigmoid import SigmoidSolver
 from llmembed.train.linear.softmax import SoftmaxSolver
 
 N, WIDTH = 150, 10
@@ -93,3 +97,24 @@ def test_the_best_head_is_chosen_by_held_out_accuracy() -> None:
     assert best.strength == choices[best.head].strength
     predicted = best.scores.argmax(dim=1)
     assert (predicted == problem.y).double().mean().item() == pytest.approx(best.merit)
+
+
+@pytest.mark.parametrize("solver", [SoftmaxSolver, SigmoidSolver])
+def test_of_few_rows_the_space_that_they_span_gives_the_same(
+    solver: type[SoftmaxSolver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out scores and the fit of all rows are those of all columns."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 400, generator=generator) @ torch.diag(torch.linspace(0.5, 2, 400))
+    y = torch.randint(0, 3, (60,), generator=generator)
+    folds = list(torch.randperm(60, generator=generator).split(12))
+    targets = torch.nn.functional.one_hot(y, 3) if solver is SigmoidSolver else y
+    problem = Problem(x, targets, folds, torch.tensor([1.0, 2.0, 1.0]))
+    strengths = (0.1, 0.01)
+    of_rows = solver(problem, strengths, tolerance=1e-10)
+    monkeypatch.setattr(closed, "_WIDE", 100)
+    of_columns = solver(problem, strengths, tolerance=1e-10)
+    assert of_rows.problem.x.shape[1] < of_columns.problem.x.shape[1]
+    close = functools.partial(torch.testing.assert_close, rtol=1e-2, atol=1e-2)
+    close(of_rows.held_out().scores, of_columns.held_out().scores)
+    close(of_rows.solve(0.1).scores(x), of_columns.solve(0.1).scores(x))

@@ -7,6 +7,7 @@ the classes, shrunk to `(1 - strength) A + strength tr(A) / K I`, and as B the m
 
 Held-out rows choose the strength, with a Cholesky factor a fold and strength in float32, which for
 grids of ten is cheaper than an eigendecomposition. The head that is kept is solved in float64.
+Where there are far more columns than rows, all of it is done in the space that the rows span.
 
 Where A vanishes (all texts of a class are the same, or all texts of all) the limit is meant: LDA
 becomes the nearest mean, and without any difference between the means the shares of the classes. So
@@ -17,6 +18,8 @@ which are float32, leave unknown of A (`factorise`).
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -27,9 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from llmembed.train.fusions.tricks import map_on_cores
-from llmembed.train.linear.moments import Moments, Problem
+from llmembed.train.linear.moments import Moments, Problem, in_span
 
 _CHUNK_ROWS = 8192
+_WIDE = 2  # so many times more columns than rows: below, the space of the rows costs as much
 _PART_BYTES = 2**30  # of held-out scores, of as many strengths as fit
 _LEAST_VARIANCE = 1e-3  # share of the mean square; of real texts it is 0.3 within the classes
 _ROUNDING = 2.0**-20  # of the trace: bound on the norm of the float32 error of a Gram matrix
@@ -70,10 +74,19 @@ class ClosedForm:
 
     STRENGTHS: ClassVar[tuple[float, ...]]  # those that are tried
 
-    def __init__(self, moments: Moments, matrix: Tensor, share: Tensor | float = 1) -> None:
-        """Take A, `[K, K]`, and the share of the Gram matrix that it is made from."""
+    def __init__(
+        self, moments: Moments, matrix: Tensor, share: Tensor | float, filled: float
+    ) -> None:
+        """Take A, `[K, K]`, the share of the Gram matrix that it is made from, and K's of columns.
+
+        Args:
+            moments: of features, or of their coordinates in the space that they span.
+            matrix: A.
+            share: of the Gram matrix.
+            filled: K over the number of columns, over which the mean variance is taken.
+        """
         self.moments, self.matrix = moments, matrix
-        self._unit = unit_of(matrix, share * moments.gram.diagonal().mean(), moments.n)
+        self._unit = filled * unit_of(matrix, share * moments.gram.diagonal().mean(), moments.n)
         self._trace = share * moments.gram.trace()
 
     def solve(self, strength: float) -> LinearMap:
@@ -107,11 +120,12 @@ class Ridge(ClosedForm):
 
     STRENGTHS = tuple(10 ** (k / 2 - 3) for k in range(10))  # 0.001 to 31.6
 
-    def __init__(self, moments: Moments) -> None:
+    def __init__(self, moments: Moments, filled: float = 1.0) -> None:
         self._mean = moments.mean
         centre = self._mean.to(moments.gram.dtype)
         self._right = 2 * (moments.class_sums - torch.outer(moments.counts, self._mean)).T
-        super().__init__(moments, torch.addr(moments.gram, centre, centre, alpha=-float(moments.n)))
+        matrix = torch.addr(moments.gram, centre, centre, alpha=-float(moments.n))
+        super().__init__(moments, matrix, 1, filled)
 
     def _system(self, strength: float) -> tuple[Tensor, Tensor]:
         return strength * self._unit, self._right
@@ -140,13 +154,14 @@ class LDA(ClosedForm):
 
     STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
 
-    def __init__(self, moments: Moments) -> None:
+    def __init__(self, moments: Moments, filled: float = 1.0) -> None:
         self._means = moments.class_sums / moments.counts.clamp(min=1e-12)[:, None]
         self._present = moments.counts > 0
         self._centre = self._means[self._present].mean(dim=0)
         gram, share = moments.gram, 1 / float(moments.n)
         means, sums = self._means.T.to(gram.dtype), moments.class_sums.to(gram.dtype)
-        super().__init__(moments, torch.addmm(gram, means, sums, beta=share, alpha=-share), share)
+        matrix = torch.addmm(gram, means, sums, beta=share, alpha=-share)
+        super().__init__(moments, matrix, share, filled)
 
     def _system(self, strength: float) -> tuple[Tensor, Tensor]:
         kept = 1 - strength
@@ -169,6 +184,36 @@ class LDA(ClosedForm):
         return torch.cdist(rows, means).amin(dim=1).square() / (1 - strength)
 
 
+@dataclass(frozen=True)
+class Space:
+    """Where a problem is solved: in its columns, or in the space that its rows span."""
+
+    problem: Problem
+    basis: Tensor | None = None
+    """float32 `[K, r]`, of the coordinates; None are the columns themselves."""
+
+    @property
+    def filled(self) -> float:
+        """Coordinates over columns."""
+        return 1.0 if self.basis is None else self.basis.shape[1] / self.basis.shape[0]
+
+    def in_columns(self, linear: LinearMap) -> LinearMap:
+        """Write a classifier of coordinates as one of columns."""
+        if self.basis is None:
+            return linear
+        return LinearMap(weight=linear.weight @ self.basis.T.to(linear.weight), bias=linear.bias)
+
+
+def space_of(problem: Problem) -> Space:
+    """Say where a problem is solved whose penalty is the same in all directions.
+
+    Of far fewer rows than columns it is the space that they span, where nothing is lost.
+    """
+    if problem.summed is not None or problem.x.shape[1] <= _WIDE * len(problem.taking_part):
+        return Space(problem)
+    return Space(*in_span(problem))
+
+
 class ClosedSolver:
     """Ridge or LDA of a problem: held-out scores for every strength, and a fit of all rows."""
 
@@ -181,35 +226,54 @@ class ClosedSolver:
         self.kind, self.problem = kind, problem
         self.strengths = strengths or kind.STRENGTHS
 
+    @functools.cached_property
+    def _space(self) -> Space:
+        return space_of(self.problem)
+
+    def _of_first(self, width: int) -> ClosedSolver:
+        first = dataclasses.replace(self.problem, x=self.problem.x[:, :width])
+        return ClosedSolver(self.kind, first, self.strengths)
+
     def solve(self, strength: float, width: int | None = None) -> LinearMap:
         """Fit all rows with one strength, in float64, on all columns or so many first ones."""
-        system = self.kind(self.problem.moments.total())
+        space = self._space
+        if space.basis is not None and width not in {None, len(space.basis)}:
+            return self._of_first(width or 0).solve(strength)
+        system = self.kind(space.problem.moments.total(), space.filled)
+        if space.basis is not None:
+            return space.in_columns(system.solve(strength))
         return system.leading(strength, (width or len(system.matrix),))[0]
 
     def held_out(self) -> Path:
         """Score each row by the classifiers that have not seen its fold."""
-        return self.held_out_of((self.problem.x.shape[1],))[0]
+        return self._held_out(self.strengths)
 
     def held_out_parts(self) -> Iterator[Path]:
         """Give `held_out` some strengths at a time: of many rows and classes all have no room."""
-        n_bytes = 4 * len(self.problem.x) * self.problem.moments.counts.shape[1]
+        n_bytes = 4 * len(self.problem.x) * len(self.problem.class_weights)
         n_strengths = max(1, _PART_BYTES // max(1, n_bytes))
         for start in range(0, len(self.strengths), n_strengths):
-            part = self.strengths[start : start + n_strengths]
-            yield ClosedSolver(self.kind, self.problem, part).held_out()
+            yield self._held_out(self.strengths[start : start + n_strengths])
 
     def held_out_of(self, widths: Sequence[int]) -> list[Path]:
         """Score each row from the first columns alone, for each number of them.
 
         A Cholesky factor of all columns holds those of the first ones, so that these cost little.
         """
-        problem, strengths = self.problem, self.strengths
-        n_classes = problem.moments.counts.shape[1]
-        shape = (len(strengths), len(problem.x), n_classes)
+        if self._space.basis is not None:
+            return [self._of_first(width).held_out() for width in widths]
+        return self._held_out_of(widths, self.strengths)
+
+    def _held_out(self, strengths: tuple[float, ...]) -> Path:
+        return self._held_out_of((self._space.problem.x.shape[1],), strengths)[0]
+
+    def _held_out_of(self, widths: Sequence[int], strengths: tuple[float, ...]) -> list[Path]:
+        problem, filled = self._space.problem, self._space.filled
+        shape = (len(strengths), len(problem.x), len(problem.class_weights))
         scores = [problem.class_weights.new_full(shape, math.nan) for _ in widths]
 
         def score(moments: Moments, tried: slice, rows: Tensor) -> None:
-            system = self.kind(moments)
+            system = self.kind(moments, filled)
             solved = [system.leading(strength, widths) for strength in strengths[tried]]
             for of_width, maps in zip(scores, zip(*solved, strict=True), strict=True):
                 _score(of_width[tried], maps, problem, rows)

@@ -22,7 +22,8 @@ class SigmoidSolver(SoftmaxSolver):
         """Fit all rows with one strength."""
         theta = self._minimise(self._masks(1), strength)[:, :, 0].double()  # [C, K + 1]
         weight = theta[:, :-1]
-        return LinearMap(weight=weight, bias=theta[:, -1] - weight @ self._exact_mean)
+        bias = theta[:, -1] - weight @ self._exact_mean
+        return self._space.in_columns(LinearMap(weight=weight, bias=bias))
 
     def _minimise(self, masks: Tensor, strength: float, theta: Tensor | None = None) -> Tensor:
         """Find the optimum of each label in each fit."""

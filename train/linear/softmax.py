@@ -20,7 +20,14 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from llmembed.train.linear.closed import LinearMap, Path, factorise, unit_of, without_absent
+from llmembed.train.linear.closed import (
+    LinearMap,
+    Path,
+    factorise,
+    space_of,
+    unit_of,
+    without_absent,
+)
 from llmembed.train.linear.moments import Problem
 
 _HISTORY = 10
@@ -49,14 +56,16 @@ class SoftmaxSolver:
         *,
         tolerance: float = _TOLERANCE,
     ) -> None:
-        self.problem, self.tolerance = problem, tolerance
+        self._space, self.tolerance = space_of(problem), tolerance
+        self.problem = problem = self._space.problem
         self.strengths = sorted(strengths or self.STRENGTHS, reverse=True)
         total = problem.moments.total()
         self._exact_mean, self._counts = total.mean, total.counts
         covariance = total.gram / total.n - torch.outer(total.mean, total.mean)
         self._mean, self._covariance = total.mean.float(), covariance.float()
         self._curvature = self._guess_curvature()
-        self._unit = float(unit_of(covariance, total.gram.diagonal().mean() / total.n, total.n))
+        unit = unit_of(covariance, total.gram.diagonal().mean() / total.n, total.n)
+        self._unit = self._space.filled * float(unit)
 
     def held_out(self) -> Path:
         """Score each row by the fits that have not seen its fold."""
@@ -86,7 +95,8 @@ class SoftmaxSolver:
         """Fit all rows with one strength."""
         theta = self._minimise(self._masks(1), strength)[0].double()
         weight = theta[:-1].T
-        return without_absent(weight, theta[-1] - weight @ self._exact_mean, self._counts)
+        bias = theta[-1] - weight @ self._exact_mean
+        return self._space.in_columns(without_absent(weight, bias, self._counts))
 
     def _masks(self, n_fits: int) -> Tensor:
         """Weigh the rows in folds, float32 `[N, P]`."""

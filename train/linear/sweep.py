@@ -117,13 +117,6 @@ class Grid(Problem):
         problem = self.problem(fusion, features, self.fuse(fusion, features))
         return ClosedSolver(self.kind, problem, strengths)
 
-    def softmax_solver(
-        self, fusion: str, features: Sequence[int], strengths: tuple[float, ...]
-    ) -> SoftmaxSolver:
-        """Make what fits a softmax head to a candidate."""
-        problem = self.problem(fusion, features, self.fuse(fusion, features))
-        return SoftmaxSolver(problem, strengths, tolerance=_SOFTMAX_TOLERANCE)
-
     def solve(self, fusion: str, features: Sequence[int], strength: float) -> LinearMap:
         """Fit all rows in folds."""
         return self.solver(fusion, features).solve(strength)
@@ -142,8 +135,9 @@ class Grid(Problem):
         strengths: tuple[float, ...] = _SOFTMAX_STRENGTHS,
     ) -> Candidate:
         """Judge a softmax head on some features by its held-out accuracy."""
-        solver = self.softmax_solver(fusion, features, strengths)
-        choice = choose_strength(solver.problem, "linear", solver.held_out_parts(), solver.solve)
+        problem = self.problem(fusion, features, self.fuse(fusion, features))
+        solver = SoftmaxSolver(problem, strengths, tolerance=_SOFTMAX_TOLERANCE)
+        choice = choose_strength(problem, "linear", solver.held_out_parts(), solver.solve)
         return self.candidate(fusion, features, choice)
 
     def products(self, features: Sequence[int]) -> int:
