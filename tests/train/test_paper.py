@@ -102,6 +102,13 @@ def test_fewer_than_five_layers(make_cache: MakeCache, tmp_path: Path) -> None:
         fit(config)
 
 
+def test_mean_pooled_layers_alone_are_counted() -> None:
+    """Six features of three layers are three mean-pooled ones, and the error says three."""
+    chosen = [Feature("tiny", pooling, k, 16) for k in (1, 2, 3) for pooling in ("mean", "last")]
+    with pytest.raises(ConfigError, match=r"of the features chosen tiny has 3\. Add layers with"):
+        paper_features(chosen)
+
+
 def test_other_sources_enter_raw() -> None:
     """The LLM's layers come first, padded means before others; BERT's one feature follows."""
     llm = [Feature("llama", pooling, k, 12) for pooling in ("mean", "mean_padded") for k in LAYERS]

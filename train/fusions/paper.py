@@ -98,7 +98,8 @@ def paper_features(features: Sequence[Feature]) -> tuple[Feature, ...]:
     }
     llm = {source: layers for source, own in of_source.items() if (layers := _last_layers(own))}
     if len(llm) != 1:
-        found = "; ".join(f"{source} has {len(own)}" for source, own in of_source.items())
+        counts = {source: _most_of_one_mean(own) for source, own in of_source.items()}
+        found = "; ".join(f"{source} has {n}" for source, n in counts.items())
         raise ConfigError(
             f"--preset paper takes the last {N_LLM_LAYERS} mean-pooled layers of one source, and "
             f"of the features chosen {found}. Add layers with llmembed-extract, or choose one "
@@ -113,6 +114,10 @@ def paper_features(features: Sequence[Feature]) -> tuple[Feature, ...]:
             "Choose with --source and --pooling."
         )
     return (*layers, *raw)
+
+
+def _most_of_one_mean(features: Sequence[Feature]) -> int:
+    return max(sum(f.pooling == pooling for f in features) for pooling in _POOLINGS)
 
 
 def _last_layers(features: Sequence[Feature]) -> tuple[Feature, ...] | None:
