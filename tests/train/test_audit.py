@@ -19,7 +19,13 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from llmembed.cache_format import CacheWriter, DatasetInfo, open_cache
-from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning, RunStorageError
+from llmembed.common.errors import (
+    CacheCorruptError,
+    ConfigError,
+    DataError,
+    LLMEmbedWarning,
+    RunStorageError,
+)
 from llmembed.train import AuditConfig, FitConfig, fit, run_audit
 from llmembed.train.cli.audit import audit_main
 from llmembed.train.inputs import FitData, data_in_memory, draw_folds, read_features
@@ -411,6 +417,20 @@ def test_labels_that_cannot_be_judged_are_refused(
     path = write(tmp_path / "c.zarr", clustered(len(labels), 0)[0], labels.astype(np.int32))
     with pytest.raises(DataError, match=message):
         audited(path, tmp_path)
+
+
+def test_rows_alone_in_their_class_are_refused_before_a_feature_is_read(tmp_path: Path) -> None:
+    """The refusal comes though the features are damaged, which an audit of others is told of."""
+    damaged = {"alone": (0, 1, 2, 3), "two": (0, 0, 1, 1)}
+    for name, labels in damaged.items():
+        y = np.array(labels, dtype=np.int32)
+        path = write(tmp_path / f"{name}.zarr", clustered(4, 0)[0], y, (*LABELS, "corn"))
+        for chunk in path.glob("train/toy/mean/*/c.*"):
+            chunk.write_bytes(b"")
+    with pytest.raises(CacheCorruptError):
+        audited(tmp_path / "two.zarr", tmp_path)
+    with pytest.raises(DataError, match="each of the 4 rows is the only one of its class"):
+        audited(tmp_path / "alone.zarr", tmp_path)
 
 
 @pytest.mark.parametrize(

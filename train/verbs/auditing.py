@@ -97,6 +97,8 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     groups = None if config.ignore_groups or split.groups is None else split.groups[rows]
     y = np.asarray(split.labels, dtype=np.int64)[rows]
     features = select_features(cache, split, plan.reading)
+    if len(np.unique(y)) == len(y) > 1:  # before anything is read and solved
+        raise _none_to_judge(len(y))
     with memory_told("Pass fewer --layers, or set CUDA_VISIBLE_DEVICES= to audit on the CPU."):
         x = read_features(split, features, rows)
         data = data_in_memory(plan.reading, x, y, cache.labels, features, groups=groups)
@@ -127,17 +129,20 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     return document
 
 
+def _none_to_judge(n_rows: int) -> DataError:
+    return DataError(
+        f"each of the {n_rows} rows is the only one of its class, or in its only group, so none "
+        "can be held out to judge its label. Extract two examples a class or more, of two groups."
+    )
+
+
 def _examine(
     held_out: HeldOut, y: Labels, text_hash: npt.NDArray[np.uint64], names: Sequence[str]
 ) -> _Findings:
     alone = held_out.alone.cpu().numpy()
     judged = np.setdiff1d(np.arange(len(y)), alone)
     if not len(judged):
-        raise DataError(
-            f"each of the {len(y)} rows is the only one of its class, or in its only group, so "
-            "none can be held out to judge its label. Extract two examples a class or more, of two "
-            "groups."
-        )
+        raise _none_to_judge(len(y))
     if len(alone):
         single = [names[k] for k in np.unique(y[alone])]
         warn(
