@@ -115,6 +115,7 @@ def test_a_class_with_one_example_is_kept_for_training(
         ({"layers": "one"}, "--layers has 'one', which is no layer"),
         ({"source": ("tinny",)}, "source 'tinny' does not exist; did you mean 'tiny'"),
         ({"pooling": ("meen",)}, "pooling 'meen' does not exist; did you mean 'mean'"),
+        ({"pooling": ("max",)}, "Known: mean. Pass one to --pooling, or add the pooling with llm"),
         ({"eval_split": "tset"}, "split 'tset' does not exist; did you mean 'test'"),
         ({"eval_split": "train"}, "--eval-split train would evaluate on the rows"),
         ({"val_fraction": 0.001}, "a validation share of 0.001 of 90 examples is empty"),

@@ -15,6 +15,11 @@ from llmembed.common.errors import ConfigError
 from llmembed.common.layers import layer_parts, named_layers
 from llmembed.train.config import Reading
 
+_REMEDIES = {
+    "source": "Pass one to --source.",
+    "pooling": "Pass one to --pooling, or add the pooling with llmembed-extract.",
+}
+
 
 class Feature(NamedTuple):
     """One array of the cache: a pooled hidden state of one layer of one source."""
@@ -87,7 +92,7 @@ def _named(kind: str, asked: tuple[str, ...], held: Iterable[str]) -> tuple[str,
     known = tuple(dict.fromkeys(held))
     for name in asked:
         if name not in known:
-            raise ConfigError.unknown(kind, name, known, f"Pass one to --{kind}.")
+            raise ConfigError.unknown(kind, name, known, _REMEDIES[kind])
     return tuple(dict.fromkeys(asked)) or known
 
 
