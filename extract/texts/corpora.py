@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute
 import xxhash
 
-from llmembed.common.errors import ConfigError, DataError, listed
+from llmembed.common.errors import ConfigError, DataError, listed, warn
 from llmembed.common.scratch import column_array, forget_pages
-from llmembed.common.splits import draw_share, split_name
+from llmembed.common.splits import TRAIN, draw_share, split_name
 from llmembed.extract.texts.columns import (
     LABEL_NAMES,
     as_labels,
@@ -151,6 +151,12 @@ def load_corpus(options: DatasetOptions) -> Corpus:
             rows = stratified_rows(examples.strata, options.limit, options.seed)
             examples = examples.take(rows)
         splits[split] = examples
+    if not wanted and TRAIN not in tables:
+        warn(
+            f"{options.dataset} has no split {TRAIN!r}, which a fit trains on, only "
+            f"{listed([*tables])}. Rename the file of the rows to train on ({TRAIN}.csv), or name "
+            "the splits with --split if none is to be trained on."
+        )
     stem, _ = split_suffix(Path(options.dataset).name)
     return Corpus(
         name=re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "dataset",

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from llmembed.common.errors import DataError
+from llmembed.common.errors import DataError, LLMEmbedWarning
 from llmembed.extract.texts import DatasetOptions
 from llmembed.extract.texts.corpora import load_corpus
 
@@ -46,6 +46,15 @@ def test_splits_left_out_need_no_columns(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="split 'prices' has no column 'text'"):
         load_corpus(DatasetOptions(str(tmp_path)))
     assert list(load_corpus(DatasetOptions(str(tmp_path), splits=["train"])).splits) == ["train"]
+
+
+def test_a_folder_without_a_training_split_is_warned_of(tmp_path: Path) -> None:
+    """Where no file is called train, that is said, unless --split names what is wanted."""
+    for name in ("part1", "part2"):
+        (tmp_path / f"{name}.csv").write_text("text,label\na,0\nb,1\n")
+    with pytest.warns(LLMEmbedWarning, match="has no split 'train'.* only part1, part2. Rename"):
+        load_corpus(DatasetOptions(str(tmp_path)))
+    assert list(load_corpus(DatasetOptions(str(tmp_path), splits=["part2"])).splits) == ["part2"]
 
 
 def test_two_splits_of_one_purpose_are_refused(tmp_path: Path) -> None:

@@ -130,6 +130,26 @@ def test_options_that_do_not_fit_the_cache(
         load(config)
 
 
+@pytest.mark.parametrize(
+    ("splits", "options", "message"),
+    [
+        (
+            ("train",),
+            {"eval_split": "foo"},
+            r"^--eval-split foo is not in .*, which has train alone\. Leave it out, and 10% of t",
+        ),
+        (("part1", "part2"), {}, r"split 'train' does not exist.*part1, part2\..* to train\.csv"),
+    ],
+)
+def test_splits_that_the_cache_lacks(
+    make_cache: MakeCache, splits: tuple[str, ...], options: dict[str, Any], message: str
+) -> None:
+    """Without a training split, or any beside it, the way out is told."""
+    cache = make_cache({split: clustered(30, seed) for seed, split in enumerate(splits)})
+    with pytest.raises(ConfigError, match=message):
+        load(FitConfig(cache=str(cache), **options))
+
+
 def test_one_class_is_refused(make_cache: MakeCache) -> None:
     """A training split of one class is refused by the name of that class."""
     cache = make_cache({"train": clustered(30, 0, n_classes=1)})

@@ -69,7 +69,14 @@ def choose_shares(cache: Cache, reading: Reading) -> Shares:
         DataError: the training rows have no label, or only one class.
     """
     if TRAIN not in cache.splits:
-        raise ConfigError.unknown("split", TRAIN, cache.splits, "A fit trains on it.")
+        raise ConfigError.unknown(
+            f"{cache.path}: split",
+            TRAIN,
+            cache.splits,
+            "A fit trains on it. Of a folder of files, rename the one with the rows to train on to "
+            f"{TRAIN}.csv, then run llmembed-extract again; of other data sets, extract a split "
+            "of that name.",
+        )
     split = cache[TRAIN]
     targets, train = targets_of(split), _counted(split, reading)
     groups = None if reading.ignore_groups else split.groups
@@ -268,6 +275,12 @@ def _eval_split(cache: Cache, asked: str | None) -> str:
             f"of {', '.join(others) or 'the other splits (there is none)'}, or leave it out."
         )
     found = asked if asked in cache.splits else _named(cache, split_name(asked))
+    if found is None and not others:
+        raise ConfigError(
+            f"--eval-split {asked} is not in {cache.path}, which has {TRAIN} alone. Leave it out, "
+            f"and {HELD_OUT_FRACTION:.0%} of {TRAIN} are held out, or add the split with "
+            "llmembed-extract."
+        )
     if found is None:
         raise ConfigError.unknown("split", asked, others, "Pass one to --eval-split.")
     return found
