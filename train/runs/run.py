@@ -184,7 +184,8 @@ class Run:
     ) -> Floats:
         """Give float64 `[N, C]`, the probability of each class for each text.
 
-        Where a text may have several labels, each has a probability of its own.
+        The columns are the classes of `labels`, in this order. Where a text may have several
+        labels, each has a probability of its own.
 
         Args:
             texts: N texts.
