@@ -151,6 +151,12 @@ def find_model(model: str, revision: str | None = None) -> ModelFiles:
         return _from_package(model, alias) or _from_hub(model, alias, revision)
     if (path := _local(model)) is not None:
         return _from_path(path)
+    if _is_path(model):
+        raise ModelNotFoundError(
+            f"model {model!r} does not exist: there is no such folder or file here. Pass a folder "
+            "with config.json and *.safetensors or one GGUF file to --model, or without the "
+            "beginning of a path a Hub id."
+        )
     if _HUB_ID.fullmatch(model):
         return _from_hub(model.rpartition("/")[2].lower(), ModelAlias(hub_id=model), revision)
     raise ModelNotFoundError.unknown(
@@ -164,7 +170,7 @@ def refuse_unknown(model: str) -> None:
     Raises:
         ModelNotFoundError, ModelError: as `find_model` does.
     """
-    is_on_hub = _HUB_ID.fullmatch(model) and _local(model) is None
+    is_on_hub = _HUB_ID.fullmatch(model) and not _is_path(model) and _local(model) is None
     if model not in MODELS and not is_on_hub:
         find_model(model)
 
@@ -253,6 +259,11 @@ def _remember(identity: list[str | int], digest: str) -> None:
             new.write_text(json.dumps({"file": identity, "xxh3_128": digest}), encoding="utf-8")
     except OSError as error:  # without the note the file is read again the next time
         _LOGGER.info("the hash of the weights is not remembered in %s: %s", note.parent, error)
+
+
+def _is_path(model: str) -> bool:
+    """Tell what is written as a path, and so is never looked for on the Hub."""
+    return model.startswith(("./", "../", "/", "~"))
 
 
 def _local(model: str) -> Path | None:

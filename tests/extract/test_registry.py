@@ -33,6 +33,10 @@ def recipe(folder: Path, max_length: int = 16) -> Recipe:
         ("llama2", "model 'llama2' does not exist; did you mean 'llama2-7b'?"),
         ("llama2-7b", "model 'meta-llama/Llama-2-7b-hf' is not on this machine"),
         ("some/where", "model 'some/where' is not on this machine"),
+        ("./mymodel", "model './mymodel' does not exist: there is no such folder or file here."),
+        ("../mymodel", "model '../mymodel' does not exist: there is no such folder or file here."),
+        ("/no/model", "model '/no/model' does not exist: there is no such folder or file here."),
+        ("~/no-model", "model '~/no-model' does not exist: there is no such folder or file here."),
     ],
 )
 def test_a_model_that_is_not_there_says_how_to_get_it(model: str, message: str) -> None:

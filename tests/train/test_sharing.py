@@ -239,6 +239,23 @@ def test_a_local_folder_of_that_name_wins(
     assert hub.seen == []
 
 
+def test_a_name_in_a_folder_that_is_here_is_not_asked_of_the_hub(
+    hub: HubStandIn, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the runs beside it; with a revision, or another user, the Hub is asked."""
+    run.push_to_hub(NAME)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.path, tmp_path / "me" / "post")
+    hub.seen.clear()
+    beside = r"me/mail is not a folder, so there is no run\. Runs beside it: me/post\. Pass the fo"
+    with pytest.raises(RunNotFoundError, match=beside):
+        load_run(NAME)
+    assert hub.seen == []
+    assert load_run(f"{NAME}@main").labels == run.labels
+    with pytest.raises(RunNotFoundError, match="shows no run 'you/mail'"):
+        load_run("you/mail")
+
+
 def test_a_copy_here_is_used_where_the_hub_is_not(
     hub: HubStandIn, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

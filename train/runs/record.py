@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmembed.cache_format.layout.documents import MAX_HIDDEN_SIZE
 from llmembed.cache_format.layout.schema import MAX_LAYERS
-from llmembed.common.errors import LLMEmbedError, RunFormatError, RunNotFoundError
+from llmembed.common.errors import LLMEmbedError, RunFormatError, RunNotFoundError, listed
 from llmembed.common.regular import open_regular
 from llmembed.train.config import FitConfig
 from llmembed.train.fusions import FUSIONS, HEADS
@@ -172,10 +172,14 @@ def how_to_get(stored: Mapping[str, Any]) -> str:
 
 
 def no_run(path: Path) -> RunNotFoundError:
-    """Make the error for a place where there is no folder."""
+    """Make the error for a place where there is no folder; it names the runs beside it."""
+    found: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        found = sorted(str(one.parent) for one in path.parent.glob(f"[!.]*/{METRICS_FILE}"))
+    known = f"Runs beside it: {listed(found)}. " if found else ""
     return RunNotFoundError(
-        f"{path} is not a folder, so there is no run. Pass the folder that llmembed-fit printed, "
-        "such as runs/r8-cooc-0."
+        f"{path} is not a folder, so there is no run. {known}Pass the folder that llmembed-fit "
+        f"printed, such as {found[0] if found else 'runs/r8-cooc-0'}."
     )
 
 

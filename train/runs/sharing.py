@@ -32,8 +32,13 @@ _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?", re.ASCI
 
 
 def is_hub_name(text: str) -> bool:
-    """Tell whether a text may name a run on the Hub: user/name, or user/name@revision."""
-    return _NAME.fullmatch(text) is not None
+    """Tell whether a text may name a run on the Hub: user/name, or user/name@revision.
+
+    Where there is a folder `user` here, user/name is a run that is missing in it; with a revision
+    it is on the Hub nevertheless.
+    """
+    match = _NAME.fullmatch(text)
+    return match is not None and (match[2] is not None or not Path(text).parent.is_dir())
 
 
 def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    if "@" in repo_id or not is_hub_name(repo_id):
+    if "@" in repo_id or not _NAME.fullmatch(repo_id):
         raise ConfigError(
             f"{repo_id!r} names no repository. Pass user/name, and a branch as revision."
         )
