@@ -267,7 +267,13 @@ def _read_labels(
     else:
         single = {s: as_labels(where[s], name, one[name]) for s, one in tables.items()}
         return encode_labels(single, origin.class_names(name), **marks)
-    return encode_lists(lists, origin.class_names(name), **marks)
+    found = encode_lists(lists, origin.class_names(name), **marks)
+    if separator is not None and all(lists[s].lengths.max(initial=0) < 2 for s in found.sets or ()):
+        warn(
+            f"no label of column {name!r} holds {separator!r} that --label-separator names, so no "
+            "text has several labels. Leave it away, or name what stands between them."
+        )
+    return found
 
 
 def _weights_and_groups(

@@ -62,6 +62,7 @@ def sets_of(corpus: Corpus, split: str = "train") -> list[set[str]]:
     return [{corpus.labels[k] for k in np.flatnonzero(row)} for row in found]
 
 
+@pytest.mark.filterwarnings("ignore:no label of column .* holds .;. that --label-separator names")
 @hypothesis_settings(deadline=None, max_examples=30)
 @given(sets=SETS)
 def test_every_way_of_writing_labels_is_read_alike(
@@ -220,6 +221,15 @@ def test_what_looks_like_a_mistake_is_warned_of(tmp_path: Path) -> None:
     match = "no row has the label '--' that --unlabelled names"
     with pytest.warns(LLMEmbedWarning, match=match):
         load(tmp_path / "train.parquet", unlabelled="--")
+
+
+def test_a_separator_that_no_label_holds_is_warned_of(tmp_path: Path) -> None:
+    """A slip of the pen in --label-separator does not go unseen; one label that holds it does."""
+    write(tmp_path / "train.parquet", label=["x|y", "y", ""])
+    match = "no label of column 'label' holds ';' that --label-separator names"
+    with pytest.warns(LLMEmbedWarning, match=match):
+        load(tmp_path / "train.parquet", label_separator=";")
+    assert load(tmp_path / "train.parquet", label_separator="|").labels == ("x", "y")
 
 
 def test_what_was_found_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
