@@ -291,6 +291,10 @@ def test_cut_and_empty_texts_are_told(texts_run: Run) -> None:
     with pytest.warns(LLMEmbedWarning) as caught:
         texts_run.predict([long, long, "w1", ""])
     assert sorted(str(one.message) for one in caught) == [
+        (
+            "1 of 4 texts is empty, so there was nothing to read and its label means nothing. "
+            "Leave such texts out."
+        ),
         "toy-bert: 2 texts were cut at 64 tokens.",
         "toy-llama: 1 empty text got the feature of the lone token '[CLS]'.",
         "toy-llama: 2 texts were cut at 64 tokens.",

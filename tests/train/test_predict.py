@@ -349,6 +349,21 @@ def test_a_single_string_is_not_a_list_of_texts(texts_run: Run) -> None:
     assert texts_run.predict_proba([]).shape == (0, 2)
 
 
+def test_empty_texts_are_warned_of(texts_run: Run, tmp_path: Path) -> None:
+    """Blank lines, empty cells and --text "" are counted once a call, in Python too."""
+    (tmp_path / "in.csv").write_text("id,text\n1,w1\n2,\n3, \n")
+    one = invoke(texts_run, "--text", "w1", "--text", "").stderr
+    assert one.count("Leave such texts out.") == 1
+    assert "warning: 1 of 2 texts is empty, so there was nothing to read and its label mean" in one
+    output = ("--output", str(tmp_path / "out.csv"))
+    two = invoke(texts_run, "--input", str(tmp_path / "in.csv"), *output).stderr
+    assert "warning: 2 of 3 texts are empty, so there was nothing to read and their labels " in two
+    assert "Leave such" not in invoke(texts_run, "--text", "w1").stderr
+    with pytest.warns(LLMEmbedWarning) as caught:
+        assert len(texts_run.predict(["", "w1", " \n"])) == 3
+    assert [m for one in caught if (m := str(one.message)).startswith("2 of 3 texts are empty, so")]
+
+
 def test_predictions_by_another_version_are_told(texts_run: Run) -> None:
     """One sentence names the version that the run's features were made with; they are given."""
     older = with_recipe(texts_run, "toy-llama", transformers="5.17.0")

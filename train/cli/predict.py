@@ -140,6 +140,7 @@ def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
     let_waiting_threads_sleep()
     from llmembed.train.measures.doubt import answered
     from llmembed.train.runs.folder import load_run
+    from llmembed.train.runs.predict import warn_of_empty
 
     run = load_run(config.run)
     top_k, given = config.checked_top_k(run), config.given(run.text_column)
@@ -154,6 +155,7 @@ def predict_main(config: PredictConfig, *, as_json: bool, quiet: bool) -> None:
         model=config.model,
         trust_remote_code=config.trust_remote_code,
     )
+    warn_of_empty(given.texts)
     doubts: dict[str, list[Any]] = {}
     if config.conformal is not None:
         doubts["label_set"] = run.label_sets(proba, config.conformal, by_class=by_class)

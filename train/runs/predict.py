@@ -25,6 +25,7 @@ from llmembed.common.errors import (
     DatasetNotFoundError,
     ModelNotFoundError,
     RunFormatError,
+    warn,
 )
 from llmembed.common.regular import open_regular, require_regular
 from llmembed.train.inputs import Feature
@@ -319,6 +320,17 @@ def read_input(
 
     texts, beside = texts_of_file(path, column, known, dialect)
     return Input(texts=texts, beside=beside if beside.num_columns else None)
+
+
+def warn_of_empty(texts: Sequence[str]) -> None:
+    """Say, once, how many of the texts that were given a label have nothing to read."""
+    n_empty = sum(not text.strip() for text in texts)
+    if n_empty:
+        are, mean = ("is", "its label means") if n_empty == 1 else ("are", "their labels mean")
+        warn(
+            f"{n_empty:,} of {len(texts):,} texts {are} empty, so there was nothing to read and "
+            f"{mean} nothing. Leave such texts out."
+        )
 
 
 def read_lines(content: bytes, where: str) -> Input:

@@ -37,7 +37,7 @@ from llmembed.train.runs.held_out import (
     HELD_OUT_FILE,
     require_held_out,
 )
-from llmembed.train.runs.predict import Backbones, Counted, Places
+from llmembed.train.runs.predict import Backbones, Counted, Places, warn_of_empty
 from llmembed.train.runs.predictions import (
     PREDICTIONS_FILE,
     without_texts,
@@ -143,9 +143,12 @@ class Run:
         With `abstain` only so many are named that this share of the names is right, which rows held
         out of training tell; what is not named is `unknown`. A ConfigError says where they do not
         reach this share, or the run keeps none.
+
+        A warning counts texts that are empty: they get a label as any other.
         """
         below = None if abstain is None else self.abstain_below(abstain)
         proba = self.predict_proba(texts, device, model=model, trust_remote_code=trust_remote_code)
+        warn_of_empty(texts)
         if self.thresholds is not None:
             given = likeliest_first(proba, self.thresholds)
             return [[self.labels[index] for index in row] for row in given]
