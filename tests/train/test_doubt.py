@@ -24,7 +24,7 @@ from llmembed.train.cli.predict import predict_main
 from llmembed.train.inputs import Feature, data_in_memory
 from llmembed.train.linear.domain import Domain
 from llmembed.train.measures import HeldOutRows
-from llmembed.train.measures.doubt import abstain_below, label_sets, set_threshold
+from llmembed.train.measures.doubt import abstain_below, label_sets, largest_accuracy, set_threshold
 from llmembed.train.runs.held_out import DOMAIN_FILE, HELD_OUT_FILE, as_bytes
 from llmembed.train.verbs.fitting import train
 
@@ -71,6 +71,9 @@ def test_as_many_rows_as_can_be_are_answered(rows: list[Any], accuracy: float) -
 
     expected = [float(p) for p in np.unique(held_out.top) if keeps(p)]
     assert abstain_below(held_out, accuracy) == (expected[0] if expected else None)
+    most = largest_accuracy(held_out)
+    assert most == 0 or abstain_below(held_out, most) is not None
+    assert abstain_below(held_out, most + 0.001) is None
 
 
 @pytest.mark.parametrize("accuracy", [0.85, 0.9, 0.95])
@@ -128,6 +131,35 @@ def test_sets_hold_the_right_label_as_often_as_promised(*, by_class: bool) -> No
     assert (np.abs(of_class - 0.8) < 0.02).all() == by_class
 
 
+@pytest.mark.parametrize("fusion", ["cooc", "auto"])
+def test_a_share_out_of_reach_is_told_with_what_is_in_reach(fusion: str, tmp_path: Path) -> None:
+    """What the message names is taken; of a fit by gradient, that auto holds out all rows."""
+    folder = shutil.copytree(GOLDEN / fusion, tmp_path / "run")
+    proba = np.repeat([[0.9, 0.1, 0], [0.6, 0.4, 0]], [30, 10], axis=0)
+    held_out = HeldOutRows.of(proba, np.array([0] * 35 + [1] * 5))
+    (folder / HELD_OUT_FILE).write_bytes(as_bytes(held_out))
+    run = load_run(folder)
+    way = "fit on more rows, or with --fusion auto, which holds every training row out."
+    way = f"Pass a smaller share, or {way if fusion == 'cooc' else 'fit on more rows.'}"
+    for share, told in {
+        0.96: "has 35 of 40 right, and the surest of them show 0.933 at most, and 0.96 takes 50 r",
+        0.94: "has 35 of 40 right, and the surest of them show 0.933 at most. Pass a smaller sh",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            run.abstain_below(share)
+        assert f"of the rows held out of its training it {told}" in str(caught.value)
+        assert str(caught.value).endswith(way)
+    assert run.abstain_below(0.933) == pytest.approx(0.9)
+    with pytest.raises(ConfigError) as caught:
+        run.check_sets(0.98, by_class=True)
+    told = (
+        "keeps fewer of any class, by class: 40 in all, of which 35 of one class, which reach 0.97"
+    )
+    assert told in str(caught.value)
+    assert str(caught.value).endswith(way)
+    assert run.check_sets(0.972, by_class=True) is run.held_out
+
+
 def test_label_sets_are_told_in_every_form(doubting: Path, tmp_path: Path) -> None:
     """A list of labels, likeliest first: as JSON, in a csv as JSON, on the terminal, in parquet."""
     held = np.array([[0.1, 0.9]] * 40)
@@ -156,6 +188,7 @@ def test_label_sets_are_told_in_every_form(doubting: Path, tmp_path: Path) -> No
     assert all(run.labels[1] in one for one in by_class)
     result = invoke(doubting, *options[:-1], "0.99")
     assert "--conformal 0.99 takes 99 held-out rows, and the run" in result.stderr
+    assert "of all classes: 40 in all, which reach 0.975 at most. Pass a sm" in result.stderr
     assert (result.exit_code, result.stdout) == (1, "")
     result = invoke(doubting, *options[:-1], "nan")
     assert "--conformal is nan, and the share of sets" in result.stderr

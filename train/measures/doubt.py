@@ -89,12 +89,49 @@ def abstain_below(held_out: HeldOutRows, accuracy: float) -> float | None:
     >>> [abstain_below(held_out, accuracy) for accuracy in (0.5, 0.6)]  # 2 of 4 may be wrong
     [0.6000000238418579, None]
     """
+    top, n_answered, counted = _surest(held_out)
+    reached = np.flatnonzero(counted <= (1 - accuracy) * n_answered + _ROUNDING)
+    return float(top[reached[-1]]) if len(reached) else None
+
+
+def largest_accuracy(held_out: HeldOutRows) -> float:
+    """Find the largest share of right answers that abstaining reaches; 0 where it is none.
+
+    >>> largest_accuracy(HeldOutRows.of(np.array([[0.9, 0.1]] * 40), np.zeros(40, dtype=int)))
+    0.95
+    """
+    _, n_answered, counted = _surest(held_out)
+    return rounded_down(float((1 - counted / n_answered).max(initial=0)))
+
+
+def rows_for_accuracy(accuracy: float) -> int:
+    """Count the rows without which no answers are right with this share, all being right.
+
+    >>> rows_for_accuracy(0.95)
+    40
+    """
+    return math.ceil(round(2 / (1 - accuracy), 6))
+
+
+def rounded_down(share: float) -> float:
+    """Round to three decimals, so that what is promised is kept.
+
+    >>> rounded_down(0.9756), rounded_down(1 - 2 / 40)
+    (0.975, 0.95)
+    """
+    return math.floor(share * 1000 + _ROUNDING) / 1000
+
+
+def _surest(held_out: HeldOutRows) -> tuple[Float32s, Labels, Floats]:
+    """Give each probability, descending, how many rows have it or more, and what counts as wrong.
+
+    That is the wrong ones of these, one more, and the deviation of such a count.
+    """
     order = np.argsort(-held_out.top, kind="stable")
     top, n_wrong = held_out.top[order], np.cumsum(~held_out.right[order])
-    allowed = (1 - accuracy) * np.arange(1, len(top) + 1) + _ROUNDING
-    ends = np.append(top[1:] < top[:-1], np.ones(len(top[:1]), dtype=bool))
-    reached = np.flatnonzero(ends & (n_wrong + 1 + np.sqrt(n_wrong + 1) <= allowed))
-    return float(top[reached[-1]]) if len(reached) else None
+    ends = np.flatnonzero(np.append(top[1:] < top[:-1], np.ones(len(top[:1]), dtype=bool)))
+    counted = n_wrong[ends] + 1
+    return top[ends], ends + 1, counted + np.sqrt(counted)
 
 
 def answered(proba: Floats, threshold: float) -> Bools:

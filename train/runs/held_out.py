@@ -112,6 +112,16 @@ def read_domain(folder: Path, width: int) -> Domain | None:
     return domain
 
 
+def way_to_more(metrics: Mapping[str, Any]) -> str:
+    """Say, of a run with these metrics, what holds more rows out."""
+    try:
+        is_share = int(metrics["splits"]["validation"]["n"]) > 0
+    except (KeyError, TypeError, ValueError):
+        is_share = False
+    auto = ", or with --fusion auto, which holds every training row out" if is_share else ""
+    return f"fit on more rows{auto}"
+
+
 def require_held_out(held_out: HeldOutRows | None, path: Path, option: str) -> HeldOutRows:
     """Refuse a run that can say nothing of its doubts.
 

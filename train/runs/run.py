@@ -30,12 +30,16 @@ from llmembed.train.measures.doubt import (
     answered,
     check_share,
     label_sets,
+    largest_accuracy,
+    rounded_down,
+    rows_for_accuracy,
     rows_kept,
 )
 from llmembed.train.runs.held_out import (
     DOMAIN_FILE,
     HELD_OUT_FILE,
     require_held_out,
+    way_to_more,
 )
 from llmembed.train.runs.predict import Backbones, Counted, Places, warn_of_empty
 from llmembed.train.runs.predictions import (
@@ -169,11 +173,15 @@ class Run:
         held_out = require_held_out(self.held_out, self.path, "--abstain")
         found = abstain_below(held_out, accuracy)
         if found is None:
-            right = f"has {held_out.right.sum():,} of {len(held_out.right):,} right"
+            n_rows, most = len(held_out.right), largest_accuracy(held_out)
+            reached = f"{most:g} at most" if most else "too little for any share"
+            needed = rows_for_accuracy(accuracy)
+            few = f", and {accuracy:g} takes {needed:,} rows or more" if n_rows < needed else ""
             raise ConfigError(
                 f"--abstain {accuracy:g} is more than the run {self.path} reaches: of the rows "
-                f"held out of its training it {right}, and the surest of them are too few or wrong "
-                "too often. Pass a smaller share, or fit on more rows."
+                f"held out of its training it has {held_out.right.sum():,} of {n_rows:,} right, "
+                f"and the surest of them show {reached}{few}. Pass a smaller share, or "
+                f"{way_to_more(self.metrics)}."
             )
         return found
 
@@ -332,11 +340,13 @@ class Run:
         n, most = len(held_out.label), int(counts.max() if by_class else counts.sum())
         if rows_kept(most, coverage) > most:
             of = "any class, by class" if by_class else "all classes"
+            largest = f", of which {most:,} of one class" if by_class else ""
+            reached = f"{largest}, which reach {rounded_down(most / (most + 1)):g} at most"
             needed = math.ceil(round(coverage / (1 - coverage), 6))
             raise ConfigError(
                 f"--conformal {coverage:g} takes {needed:,} "
-                f"held-out rows, and the run {self.path} keeps fewer of {of}: {n:,} in all. Pass a "
-                "smaller share, or fit on more rows."
+                f"held-out rows, and the run {self.path} keeps fewer of {of}: {n:,} in all"
+                f"{reached}. Pass a smaller share, or {way_to_more(self.metrics)}."
             )
         return held_out
 
