@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from llmembed.common.errors import ConfigError, RunStorageError
 from llmembed.train import FitConfig, SweepConfig, run_sweep
 from llmembed.train.cli.fit import fit_main
 from llmembed.train.cli.sweep import sweep_main
+from llmembed.train.verbs.sweeping import table_of
 
 
 def test_fit_prints_a_table_or_one_json_document(make_cache: MakeCache, tmp_path: Path) -> None:
@@ -80,6 +82,29 @@ def test_a_sweep_prints_a_table_and_writes_it_with_a_plot(
     assert [len(row["features"]) for row in document["candidates"]] == [1, 1, 2, 2]
     plot = (tmp_path / "s" / "sweep.svg").read_text()
     assert (plot.count("<svg"), plot.count("var("), plot[-7:]) == (1, 0, "</svg>\n")
+
+
+def test_a_sweep_prints_the_command_that_fits_its_best(
+    make_cache: MakeCache, tmp_path: Path
+) -> None:
+    """Run as it stands it fits that one feature; where the best is of several, auto weighs all."""
+    cache = make_cache(name="my tiny.zarr")
+    options = ["--cache", str(cache), "--output", str(tmp_path / "s")]
+    for chosen, source in ([], []), (["--source", "tiny"], ["--source", "tiny"]):
+        arguments = [*options, "--layers", "2", *chosen]
+        printed = CliRunner().invoke(sweep_main, arguments, catch_exceptions=False).stdout
+        (line,) = [one for one in printed.splitlines() if one.startswith("to fit the best: ")]
+        command = shlex.split(line.removeprefix("to fit the best: "))
+        expected = ["--fusion", "single", "--layers", "2", "--pooling", "mean"]
+        assert command == ["llmembed-fit", "--cache", str(cache), *expected, *source]
+    fitted = [*command[1:], "--output", str(tmp_path / "r"), "--baseline", "none"]
+    assert CliRunner().invoke(fit_main, fitted, catch_exceptions=False).exit_code == 0
+    record = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert [(one["layer"], one["pooling"]) for one in record["features"]] == [(2, "mean")]
+    result = run_sweep(SweepConfig(cache=str(cache), output=str(tmp_path / "s")))
+    (several, *_) = [row for row in result["candidates"] if row["fusion"] == "concat"]
+    last = table_of(result | {"best": several}).splitlines()[-1]
+    assert last == f"to weigh them all: llmembed-fit --cache '{cache}' --fusion auto"
 
 
 def test_a_sweep_refuses_a_file_in_place_of_its_folder(

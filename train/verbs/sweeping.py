@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,20 @@ def table_of(result: Mapping[str, Any]) -> str:
         low, high = row["accuracy_ci95"]
         lines.append(f"{row['accuracy']:8.4f}  {low:.4f}-{high:.4f}  {describe(row)}{mark}")
     note = "The best was chosen on these rows, so its figure flatters; llmembed-fit evaluates."
-    return "\n".join([*lines, note])
+    return "\n".join([*lines, note, _way_to_fit(result)])
+
+
+def _way_to_fit(result: Mapping[str, Any]) -> str:
+    """Name the command that fits the best, where one can, else the one that weighs all."""
+    options, best = result["sweep"], result["best"]
+    command = f"llmembed-fit --cache {shlex.quote(options['cache'])} --fusion"
+    if best["fusion"] != "single":
+        return f"to weigh them all: {command} {AUTO}"
+    (feature,) = best["features"]
+    known = {one["source"] for row in result["candidates"] for one in row["features"]}
+    source = f" --source {feature['source']}" if options["source"] or len(known) > 1 else ""
+    chosen = f"--layers {feature['layer']} --pooling {feature['pooling']}{source}"
+    return f"to fit the best: {command} single {chosen}"
 
 
 def describe(row: Mapping[str, Any]) -> str:
