@@ -154,8 +154,8 @@ def find_model(model: str, revision: str | None = None) -> ModelFiles:
     if _is_path(model):
         raise ModelNotFoundError(
             f"model {model!r} does not exist: there is no such folder or file here. Pass a folder "
-            "with config.json and *.safetensors or one GGUF file to --model, or without the "
-            "beginning of a path a Hub id."
+            "with config.json and *.safetensors, one GGUF file, or a Hub id, which begins with "
+            "none of ./, ../, / and ~."
         )
     if _HUB_ID.fullmatch(model):
         return _from_hub(model.rpartition("/")[2].lower(), ModelAlias(hub_id=model), revision)

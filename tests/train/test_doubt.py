@@ -384,7 +384,10 @@ def test_a_share_that_is_out_of_reach_is_refused(doubting: Path, tmp_path: Path)
     folder = shutil.copytree(doubting, tmp_path / "run")
     one = HeldOutRows.of(np.array([[1.0, 0.0]]), np.array([0]))
     (folder / HELD_OUT_FILE).write_bytes(as_bytes(one))
-    with pytest.raises(ConfigError, match=r"--abstain 0\.6 is more than .* has 1 of 1 right"):
+    told = (
+        r"--abstain 0\.6 is more than .* has 1 of 1 right, .* for any share.*rows or more\. Fit on"
+    )
+    with pytest.raises(ConfigError, match=told):
         load_run(folder).predict(["w1"], abstain=0.6)
     with pytest.raises(ConfigError, match="keeps no held-out rows, which --abstain needs"):
         load_run(GOLDEN / "auto").predict(["w1"], abstain=0.6)

@@ -177,11 +177,12 @@ class Run:
             reached = f"{most:g} at most" if most else "too little for any share"
             needed = rows_for_accuracy(accuracy)
             few = f", and {accuracy:g} takes {needed:,} rows or more" if n_rows < needed else ""
+            way = way_to_more(self.metrics)
+            remedy = f"Pass a smaller share, or {way}" if most else way.capitalize()
             raise ConfigError(
                 f"--abstain {accuracy:g} is more than the run {self.path} reaches: of the rows "
                 f"held out of its training it has {held_out.right.sum():,} of {n_rows:,} right, "
-                f"and the surest of them show {reached}{few}. Pass a smaller share, or "
-                f"{way_to_more(self.metrics)}."
+                f"and the surest of them show {reached}{few}. {remedy}."
             )
         return found
 
