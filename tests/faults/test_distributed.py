@@ -430,6 +430,30 @@ def test_a_killed_driver_is_started_again_with_more_workers(
     assert tree(Path(result.path)) == whole
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.fault("12")
+def test_a_driver_that_is_told_to_stop_says_so(
+    settings: dict[str, Any], whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """SIGTERM after the first receipt: the exit code is 75, as without Ray, and a resume completes.
+
+    Where it is started here, Ray has a way of its own to end a process on SIGTERM, with 1.
+    """
+    program = (
+        "import os, signal\n"
+        "from llmembed.extract import cli, pipeline\n"
+        "pipeline.Progress.advance = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli.main()"
+    )
+    options = settings | {"cache": str(tmp_path / "toy.zarr")}
+    line = [sys.executable, "-c", program, *as_options(options | {"engine": "ray"})]
+    told = subprocess.run(line, check=False, capture_output=True, text=True)
+    assert told.returncode == 75, told.stderr
+    assert "interrupted. Committed blocks are safe" in told.stderr
+    assert tree(Path(extract(ExtractConfig(**options)).path)) == whole
+
+
 @on_cluster
 @pytest.mark.fault("22", "23")
 def test_a_store_that_fails_now_and_then_loses_nothing(

@@ -77,6 +77,7 @@ def _be_the_child(
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a time limit of the parent's is its own
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job ignores it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a cluster of Ray in the parent has its own
         sys.stderr = said.open("w")
         act(wait)
     except SystemExit as error:

@@ -119,6 +119,15 @@ FINDINGS: Mapping[str, str] = {
     "tests/faults/test_security.py::test_ray_shows_nothing_to_the_network": (
         "a Ray that a command started listened on every address of the machine"
     ),
+    "tests/faults/test_distributed.py::test_a_driver_that_is_told_to_stop_says_so": (
+        "SIGTERM ended a command with a Ray of its own by Ray's way, with exit code 1"
+    ),
+    "tests/train/test_degenerate.py::test_texts_that_repeat_or_are_alone_in_their_class": (
+        "a fit whose texts are the same within each class, or alone in it, ended in a traceback"
+    ),
+    "tests/train/test_workspace.py::test_a_second_fit_to_the_place_is_refused": (
+        "two fits to one place at a time mixed their logs and checkpoints"
+    ),
     "tests/faults/test_distributed.py::test_a_ray_of_others_on_this_machine_is_left_alone": (
         "--engine ray ended in a traceback where another Ray ran on the machine"
     ),

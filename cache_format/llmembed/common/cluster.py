@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def joined(address: str | None, n_workers: int, store_bytes: int | None = None) 
     ray = _ray()
     was_there = ray.is_initialized()
     if not was_there:
-        with _on_loopback() if address is None else contextlib.nullcontext():
+        with _on_loopback() if address is None else contextlib.nullcontext(), _own_sigterm():
             _init(ray, address, n_workers, store_bytes)
     try:
         _check_cpus(ray, address)
@@ -84,6 +86,19 @@ def _on_loopback() -> Iterator[None]:
     finally:
         del os.environ[_CLUSTERS]
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep who handles SIGTERM: one that Ray puts there would end this process with code 1."""
+    if threading.current_thread() is not threading.main_thread():  # only that one has handlers
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _init(ray: Any, address: str | None, n_workers: int, store_bytes: int | None) -> None:
