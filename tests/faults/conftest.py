@@ -116,7 +116,7 @@ def _findings() -> list[str]:
         "found floors of dependencies that were too low, and a client of the Hub that tells of",
         "missing folders in another way.",
         "",
-        *(f"- {wrong[0].upper()}{wrong[1:]}: `{test}`" for test, wrong in FINDINGS.items()),
+        *(f"- {wrong}: `{test}`" for test, wrong in FINDINGS.items()),
     ]
 
 
