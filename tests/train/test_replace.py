@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import errno
+import json
 import logging
 import os
 import shutil
@@ -321,6 +322,19 @@ def test_a_damaged_run_is_not_replaced(earlier: Run, tmp_path: Path) -> None:
         RunFormatError, match=r"config\.json cannot be read, and so .* not replaced"
     ):
         fit(FitConfig(cache="none.zarr", output=str(place)))
+
+
+@pytest.mark.parametrize("options", [None, [], "x", {}])
+def test_a_run_of_unreadable_options_is_replaced_when_told(
+    earlier: Run, tmp_path: Path, options: object
+) -> None:
+    """What cannot be told of it stops nothing."""
+    place = shutil.copytree(earlier.path, tmp_path / "run")
+    record = read_json(place / "config.json") | {"fit": options}
+    (place / "config.json").write_text(json.dumps(record))
+    cache = earlier.config["fit"]["cache"]
+    fit(FitConfig(cache=cache, fusion="mean", output=str(place), overwrite=True))
+    assert load_run(place).config["fit"]["fusion"] == "mean"
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:

@@ -86,9 +86,7 @@ def _alone(run_path: Path, folder: Path) -> Iterator[None]:
     except CacheLockedError as error:
         raise RunLockedError(f"another fit is making the run {run_path}: {error}") from error
     except CacheError as error:
-        raise RunStorageError(
-            f"{run_path} cannot be written: {error}. Make room or check the permissions."
-        ) from error
+        raise RunStorageError(f"{run_path} cannot be written: {error}") from error
     with lock:
         yield
 

@@ -236,13 +236,14 @@ class ClosedSolver:
 
     def solve(self, strength: float, width: int | None = None) -> LinearMap:
         """Fit all rows with one strength, in float64, on all columns or so many first ones."""
-        space = self._space
-        if space.basis is not None and width not in {None, len(space.basis)}:
-            return self._of_first(width or 0).solve(strength)
+        space, everything = self._space, self.problem.x.shape[1]
+        width = everything if width is None else width
+        if space.basis is not None and width < everything:
+            return self._of_first(width).solve(strength)
         system = self.kind(space.problem.moments.total(), space.filled)
         if space.basis is not None:
             return space.in_columns(system.solve(strength))
-        return system.leading(strength, (width or len(system.matrix),))[0]
+        return system.leading(strength, (width,))[0]
 
     def held_out(self) -> Path:
         """Score each row by the classifiers that have not seen its fold."""

@@ -169,7 +169,7 @@ def write_run(
 
 def _options_of(path: Path) -> dict[str, Any]:
     """Give the options of the run at a place that decide what it is; none where there is none."""
-    with suppress(RunFormatError, AttributeError, KeyError):
+    with suppress(RunFormatError, KeyError, TypeError):
         fit = read_json(path / CONFIG_FILE)["fit"]
         return {name: fit[name] for name in _DECIDING}
     return {}
