@@ -76,6 +76,7 @@ def fit(config: FitConfig, *, show_progress: bool = False) -> Run:
         DataError: labels or features cannot be trained on.
         CacheError: the cache is missing, malformed or incomplete.
         RunFormatError: the output folder is not a run, so it is not replaced.
+        RunLockedError: another fit is making a run there.
         RunStorageError: the disk failed or refused; an earlier run is kept.
         MissingPackageError: the engine is Ray, which is not installed.
         EngineError: Ray gave up.
