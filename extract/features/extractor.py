@@ -315,10 +315,11 @@ class Extractor:
             )
         except (AttributeError, TypeError, UnicodeEncodeError) as error:
             raise DataError(describe_bad_text(texts)) from error
+        cuts = [bool(row.overflowing) for row in encoded.encodings or ()]
         return Tokenized(
             ids=[row or [recipe.empty_token] for row in encoded["input_ids"]],
             types=[row or [0] for row in encoded["token_type_ids"]] if typed else None,
-            n_truncated=sum(bool(row.overflowing) for row in encoded.encodings or ()),
+            is_cut=cuts or [False] * len(texts),
             n_empty=sum(not row for row in encoded["input_ids"]),
         )
 

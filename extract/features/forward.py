@@ -32,10 +32,15 @@ class Tokenized:
     """Token ids of each text, at least one."""
     types: Sequence[Sequence[int]] | None = None
     """Which text of a pair each token belongs to, 0 or 1, where the model tells them apart."""
-    n_truncated: int = 0
-    """Texts that were longer than `max_length`."""
+    is_cut: Sequence[bool] = ()
+    """Whether each text was longer than `max_length`."""
     n_empty: int = 0
     """Texts without any token, which got the one token described in `Recipe.empty_token`."""
+
+    @property
+    def n_truncated(self) -> int:
+        """Texts that were longer than `max_length`."""
+        return sum(self.is_cut)
 
     @property
     def n_tokens(self) -> npt.NDArray[np.int32]:
@@ -43,7 +48,7 @@ class Tokenized:
         return np.array([len(ids) for ids in self.ids], dtype=np.int32)
 
     def take(self, indices: npt.NDArray[np.int64]) -> Tokenized:
-        """Take some of the texts, without the counts."""
+        """Take some of the texts, without what is told of them."""
         types = None if self.types is None else [self.types[index] for index in indices]
         return Tokenized(ids=[self.ids[index] for index in indices], types=types)
 

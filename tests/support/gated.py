@@ -14,6 +14,7 @@ from llmembed.common.errors import DataError
 from llmembed.train.measures import Floats
 from llmembed.train.runs.predict import Counted
 from llmembed.train.serving.app import Served
+from llmembed.train.serving.batcher import Judged
 from llmembed.train.serving.config import ServeConfig
 from llmembed.train.serving.server import Server
 
@@ -21,7 +22,7 @@ LABELS = ("short", "<img src=x onerror=alert(1)>")
 
 
 class Gated:
-    """A text has a token a word; its second probability is 1 / words."""
+    """A text has a token a word; its second probability, and how far it lies, are 1 / words."""
 
     def __init__(self, *, is_open: bool = True) -> None:
         self.gate, self.loaded = threading.Event(), threading.Event()
@@ -37,15 +38,16 @@ class Gated:
     def count(self, texts: Sequence[str]) -> Counted:
         if "no pair" in texts:
             raise DataError("text 0 is not a pair.")
-        cut = sum(len(text.split()) > 8 for text in texts)
-        return Counted(n_tokens=[min(8, len(text.split())) for text in texts], n_truncated=cut)
+        words = [len(text.split()) for text in texts]
+        return Counted(n_tokens=[min(8, n) for n in words], is_cut=[n > 8 for n in words])
 
-    def classify(self, texts: Sequence[str]) -> Floats:
+    def classify(self, texts: Sequence[str]) -> Judged:
         self.batches.append(list(texts))
         self.gate.wait()
         if self.is_lost or "poison" in texts:
             raise RuntimeError(f"what a library says may hold {texts}")
-        return expected(texts)
+        proba = expected(texts)
+        return proba, proba[:, 1]
 
     def probe(self) -> None:
         if self.is_lost:
@@ -59,7 +61,7 @@ def expected(texts: Sequence[str]) -> Floats:
 
 @contextlib.contextmanager
 def serving(
-    classifier: Gated, *, takes_pairs: bool = False, doubts: Any = lambda _: {}, **options: int
+    classifier: Gated, *, takes_pairs: bool = False, doubts: Any = lambda *_: {}, **options: int
 ) -> Iterator[Server]:
     """Serve at a free port from another thread until the end of the block, which raises its end."""
     config = ServeConfig(run="", port=0, **options)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import re
+import shutil
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,12 +27,22 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from toy_model import toy_texts
 
-from llmembed.common.errors import ConfigError, EngineError
+from llmembed.common.errors import ConfigError, EngineError, LLMEmbedWarning
 from llmembed.train import Run, load_run
+from llmembed.train.cli.predict import predict_main
 from llmembed.train.cli.serve import serve_main
+from llmembed.train.fusions.classifier import Classifier
 from llmembed.train.measures import HeldOutRows
+from llmembed.train.runs.held_out import DOMAIN_FILE, HELD_OUT_FILE, as_bytes
+from llmembed.train.serving.batcher import Answer
 from llmembed.train.serving.config import ServeConfig
-from llmembed.train.serving.server import RunClassifier, Server, _listen, doubts_of
+from llmembed.train.serving.server import (
+    RunClassifier,
+    Server,
+    _listen,
+    doubts_of,
+    ignore_what_is_told,
+)
 
 MOST_BYTES = 4000
 
@@ -58,10 +71,10 @@ def test_answers_are_those_of_the_run(texts_run: Run) -> None:
     """Many clients at a time get what each text alone gets from the run, of two backbones here."""
     texts, run = toy_texts(24), load_run(texts_run.path)
     alone = np.concatenate([run.predict_proba([text]) for text in texts])
-    classifier: Any = RunClassifier(load_run(run.path), ServeConfig(run=""))
-    classifier.loaded = classifier.gate = threading.Event()
-    classifier.loaded.set()
-    with serving(classifier, batch_tokens=100) as server, ThreadPoolExecutor(12) as clients:
+    with (
+        serving_run(load_run(run.path), batch_tokens=100) as server,
+        ThreadPoolExecutor(12) as clients,
+    ):
 
         def ask(start: int) -> Any:
             body = {"texts": texts[start : start + 2]}
@@ -101,6 +114,88 @@ def test_doubts_stand_beside_the_classes(texts_run: Run) -> None:
     assert [one["abstained"] for one in told] == refused
 
 
+@contextlib.contextmanager
+def serving_run(run: Run, **options: Any) -> Iterator[Server]:
+    """Serve a run as the command does."""
+    config = ServeConfig(run="", **options)
+    classifier: Any = RunClassifier(run, config)
+    classifier.loaded = classifier.gate = threading.Event()
+    classifier.loaded.set()
+    limits = {"batch_tokens": config.batch_tokens}
+    with (
+        warnings.catch_warnings(),
+        serving(classifier, doubts=doubts_of(run, config), **limits) as server,
+    ):
+        ignore_what_is_told()
+        yield server
+
+
+@pytest.mark.parametrize("by", ["all", "class"])
+def test_doubts_are_those_of_a_prediction(texts_run: Run, tmp_path: Path, by: str) -> None:
+    """Each field has the name and the value that `llmembed-predict` gives, computed together."""
+    folder = shutil.copytree(texts_run.path, tmp_path / "run")
+    (folder / HELD_OUT_FILE).write_bytes(as_bytes(doubting(texts_run).held_out))
+    texts = [*toy_texts(5), "w3 " * 300, " "]
+    options = [f"--text={text}" for text in texts]
+    options += ["--ood", "--conformal=0.9", f"--conformal-by={by}", "--abstain=0.8", "--json"]
+    rows = json.loads(CliRunner().invoke(predict_main, [f"--run={folder}", *options]).stdout)
+    doubts = {"ood": True, "conformal": 0.9, "conformal_by": by, "abstain": 0.8}
+    with serving_run(load_run(folder), **doubts) as server:
+        body = {"texts": texts}
+        told = httpx.post(f"{server.url}predict", json=body, trust_env=False).json()
+    assert [row["note"] for row in rows] == [*[""] * 5, "truncated", "empty"]
+    assert told["n_truncated"] == 1
+    for one, row in zip(told["predictions"], rows, strict=True):
+        fields = ("abstained", "label_set", "out_of_domain", "note")
+        assert {name: one[name] for name in fields} == {name: row[name] for name in fields}
+        assert list(one) == ["labels", *fields]
+
+
+def test_classes_that_are_in_every_set_are_said_once(texts_run: Run) -> None:
+    """When the server starts, not with each answer."""
+    few = HeldOutRows.of(np.array([[0.9, 0.1]] * 40), np.zeros(40, dtype=int))
+    run = dataclasses.replace(load_run(texts_run.path), held_out=few)
+    config = ServeConfig(run="", conformal=0.9, conformal_by="class")
+    with pytest.warns(LLMEmbedWarning, match="1 of 2 classes have too few held-out rows"):
+        tell = doubts_of(run, config)
+    found = Answer(proba=np.array([[0.95, 0.05]]), far=np.ones(1), is_cut=[False])
+    with warnings.catch_warnings(record=True) as said:
+        ignore_what_is_told()
+        assert tell(["a"], found) == {"label_set": [list(run.labels)]}
+    assert said == []
+
+
+def test_a_run_that_cannot_tell_how_far_a_text_lies_is_not_served(
+    texts_run: Run, tmp_path: Path
+) -> None:
+    """One of an earlier version, and one of several labels, in the sentence of a prediction."""
+    folder = shutil.copytree(texts_run.path, tmp_path / "run")
+    (folder / DOMAIN_FILE).unlink()
+    result = CliRunner().invoke(serve_main, [str(folder), "--port", "0", "--ood"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert (
+        "is of an earlier version and does not keep what --ood needs. Fit again." in result.stderr
+    )
+    several = dataclasses.replace(texts_run.classifier.architecture, multilabel=True)
+    run = dataclasses.replace(texts_run, classifier=Classifier(several).eval())
+    with pytest.raises(ConfigError, match="--ood is for runs in which each text has one label"):
+        RunClassifier(run, ServeConfig(run="", ood=True))
+
+
+def test_the_schema_tells_of_doubts(client: httpx.Client) -> None:
+    """Every field of an answer stands in OpenAPI, with the option that brings it."""
+    fields = client.get("/openapi.json").json()["components"]["schemas"]["Prediction"]["properties"]
+    option = {
+        "abstained": "abstain",
+        "label_set": "conformal",
+        "out_of_domain": "ood",
+        "note": "ood",
+    }
+    assert fields.keys() == {"labels", "given", *option}
+    for name, of in option.items():
+        assert fields[name]["description"].startswith(f"With --{of}: ")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -116,6 +211,22 @@ def test_doubts_that_cannot_be_told_are_refused_at_the_start(
     """Before the backbone is loaded, in one sentence."""
     with pytest.raises(ConfigError, match=message):
         doubts_of(doubting(texts_run), ServeConfig(run="", **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--conformal", "0.9", "--conformal-by", "x"],
+            "--conformal-by is 'x'. Pass all or class.",
+        ),
+        (["--conformal-by", "class"], "--conformal-by is for the sets of --conformal."),
+    ],
+)
+def test_what_a_share_is_of_is_all_or_class(options: list[str], message: str) -> None:
+    """And only where there are sets: the words are those of `llmembed-predict`."""
+    result = CliRunner().invoke(serve_main, ["nowhere", *options])
+    assert (result.exit_code, message in result.stderr) == (2, True)
 
 
 def test_the_most_probable_classes_come_first(client: httpx.Client) -> None:
@@ -396,7 +507,8 @@ def test_tokens_are_counted_as_the_backbone_does(texts_run: Run) -> None:
     classifier.load()
     counted = classifier.count(["w1 w2", "w1 " * 100, ""])
     assert (counted.n_tokens, counted.n_truncated) == ([4, 64, 2], 1)  # BERT adds two
-    assert math.isclose(classifier.classify(["w1"]).sum(), 1)
+    assert counted.is_cut == [False, True, False]
+    assert math.isclose(classifier.classify(["w1"])[0].sum(), 1)
 
 
 def test_a_run_on_pairs_is_warmed_by_a_pair(texts_run: Run) -> None:

@@ -64,7 +64,8 @@ def test_every_text_is_classified_once_and_answered_in_its_place(requests: list[
         answers = await asyncio.gather(*map(batcher.classify, requests))
         for texts, answer in zip(requests, answers, strict=True):
             np.testing.assert_array_equal(answer.proba, expected(texts))
-            assert answer.n_truncated == sum(len(text.split()) == 9 for text in texts)
+            np.testing.assert_array_equal(answer.far, expected(texts)[:, 1])
+            assert answer.is_cut == [len(text.split()) == 9 for text in texts]
         assert batcher._n_waiting_tokens == batcher._n_requests == 0
 
     with_batcher(classifier, work)
@@ -157,7 +158,7 @@ def test_a_request_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
         _, broken, good = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(broken, FailedError)
         np.testing.assert_array_equal(good.proba, expected(["good"]))
-        assert (await batcher.classify(["later"])).n_truncated == 0
+        assert (await batcher.classify(["later"])).is_cut == [False]
 
     with caplog.at_level(logging.ERROR), pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging.getLogger("llmembed"), "propagate", True)

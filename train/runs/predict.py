@@ -133,7 +133,7 @@ class Backbones:
             found = [extractor.tokenize(texts) for extractor in extractors]
             return Counted(
                 n_tokens=np.max([one.n_tokens for one in found], axis=0).tolist(),
-                n_truncated=max(one.n_truncated for one in found),
+                is_cut=[any(cuts) for cuts in zip(*(one.is_cut for one in found), strict=True)],
             )
 
         return count
@@ -264,8 +264,13 @@ class Counted:
 
     n_tokens: list[int]
     """Of each text, as far as it is read."""
-    n_truncated: int
-    """Texts that are cut."""
+    is_cut: list[bool]
+    """Whether each is cut, by any source."""
+
+    @property
+    def n_truncated(self) -> int:
+        """Texts that are cut."""
+        return sum(self.is_cut)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +325,16 @@ def read_input(
 
     texts, beside = texts_of_file(path, column, known, dialect)
     return Input(texts=texts, beside=beside if beside.num_columns else None)
+
+
+def notes_on(texts: Sequence[str], is_cut: Sequence[bool]) -> list[str]:
+    """Say which texts are `empty` and which were `truncated`.
+
+    >>> notes_on(["long", "short", " "], [True, False, False])
+    ['truncated', '', 'empty']
+    """
+    pairs = zip(texts, is_cut, strict=True)
+    return ["truncated" if cut else "" if text.strip() else "empty" for text, cut in pairs]
 
 
 def warn_of_empty(texts: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ from llmembed.train.runs.held_out import (
     require_held_out,
     way_to_more,
 )
-from llmembed.train.runs.predict import Backbones, Counted, Places, warn_of_empty
+from llmembed.train.runs.predict import Backbones, Counted, Places, notes_on, warn_of_empty
 from llmembed.train.runs.predictions import (
     PREDICTIONS_FILE,
     without_texts,
@@ -292,12 +292,7 @@ class Run:
         Raises:
             ConfigError: backbones are too large to be kept together.
         """
-        count = self.token_counter()
-        cut = bool(texts) and count(texts).n_truncated > 0
-        return [
-            "truncated" if cut and count([text]).n_truncated else "" if text.strip() else "empty"
-            for text in texts
-        ]
+        return notes_on(texts, self.token_counter()(texts).is_cut) if texts else []
 
     def label_sets(
         self, proba: Floats, coverage: float = 0.9, *, by_class: bool = False

@@ -60,8 +60,8 @@ class Served:
     labels: Sequence[str]
     takes_pairs: bool
     version: str
-    doubts: Callable[[Floats], Mapping[str, Sequence[Any]]] = lambda _: {}
-    """Of probabilities `[N, C]`, further fields of each answer, by name."""
+    doubts: Callable[[Sequence[str], Answer], Mapping[str, Sequence[Any]]] = lambda *_: {}
+    """Of N texts and what is said of them, further fields of each answer, by name."""
     thresholds: Floats | None = None
 
 
@@ -165,8 +165,8 @@ class _Predict:
             return _problem(500, str(error))
         except ClientDisconnect:
             return Response(status_code=_CLIENT_LEFT)
-        doubts = self._served.doubts(found.proba)
-        said = (asked.top_k, found.n_truncated, doubts, self._served.thresholds)
+        doubts = self._served.doubts(asked.texts, found)
+        said = (asked.top_k, sum(found.is_cut), doubts, self._served.thresholds)
         return JSONResponse(answer(found.proba, self._served.labels, *said))
 
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
@@ -36,6 +36,11 @@ _ENDING = "the server is ending. Ask another one."
 LOADING, READY, ENDED = "loading", "ready", "ended"
 
 
+Judged: TypeAlias = tuple[Floats, Floats]
+"""Of N texts float64 `[N, C]`, their probabilities, and `[N]`, the share of training rows at least
+as far from the others; 1 where nobody asks for it."""
+
+
 class Classifier(Protocol):
     """What answers: a run with its backbone. Each method is called in one thread of its own."""
 
@@ -45,8 +50,8 @@ class Classifier(Protocol):
     def count(self, texts: Sequence[str]) -> Counted:
         """Count the tokens of N texts; a DataError if they can't be classified."""
 
-    def classify(self, texts: Sequence[str]) -> Floats:
-        """Give float64 `[N, C]`, the probabilities of N texts."""
+    def classify(self, texts: Sequence[str]) -> Judged:
+        """Judge N texts."""
 
     def probe(self) -> None:
         """Fail if no text can be classified any more."""
@@ -68,24 +73,25 @@ class FailedError(Exception):
 class _Job:
     texts: Sequence[str]
     n_tokens: list[int]
-    answer: asyncio.Future[Floats]
-    parts: list[Floats] = field(default_factory=list)
+    answer: asyncio.Future[Judged]
+    parts: list[Judged] = field(default_factory=list)
     n_taken: int = 0
 
     @property
     def tokens_left(self) -> int:
         return sum(self.n_tokens[self.n_taken :])
 
-    def receive(self, outcome: Floats | Exception) -> None:
-        """Take the probabilities of the next texts, or the end."""
+    def receive(self, outcome: Judged | Exception) -> None:
+        """Take what is said of the next texts, or the end."""
         if self.answer.done():
             return
         if isinstance(outcome, Exception):
             self.answer.set_exception(outcome)
             return
         self.parts.append(outcome)
-        if sum(map(len, self.parts)) == len(self.texts):
-            self.answer.set_result(np.concatenate(self.parts))
+        if sum(len(proba) for proba, _ in self.parts) == len(self.texts):
+            proba, far = map(np.concatenate, zip(*self.parts, strict=True))
+            self.answer.set_result((proba, far))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -111,8 +117,10 @@ class Answer:
 
     proba: Floats
     """float64 `[N, C]`."""
-    n_truncated: int
-    """Texts that were cut."""
+    far: Floats
+    """float64 `[N]`, the share of training rows at least as far from the others; 1 unless asked."""
+    is_cut: Sequence[bool]
+    """Whether each of the N texts was cut."""
 
 
 class Batcher:
@@ -153,13 +161,13 @@ class Batcher:
             self._waiting.append(job)
             self._set_tokens(job.tokens_left)
             self._awake.set()
-            proba = await job.answer
+            proba, far = await job.answer
         finally:
             self._set_requests(-1)
             if job is not None and job in self._waiting:
                 self._drop(job)
         self._metrics.truncated.inc(counted.n_truncated)
-        return Answer(proba=proba, n_truncated=counted.n_truncated)
+        return Answer(proba=proba, far=far, is_cut=counted.is_cut)
 
     async def run(self) -> None:
         """Load, then answer until cancelled.
@@ -253,11 +261,11 @@ class Batcher:
         self._set_tokens(-n_tokens)
         return list(parts.values())
 
-    def _compute(self, batch: Sequence[_Part]) -> list[Floats | Exception]:
+    def _compute(self, batch: Sequence[_Part]) -> list[Judged | Exception]:
         """Classify a batch, in the backbone's thread; each part gets its rows, or what failed."""
         texts = [text for part in batch for text in part.texts]
         try:
-            proba = self._classifier.classify(texts)
+            judged = self._classifier.classify(texts)
         except BaseException as error:  # noqa: BLE001 - the server lives on, a panic or exit too
             self._metrics.failures.inc()
             _LOG.error("A batch failed (texts: %d): %s", len(texts), _described(error))
@@ -272,12 +280,13 @@ class Batcher:
                 return [outcome for part in batch for outcome in self._compute([part])]
             return [FailedError(_FAILED)]
         ends = np.cumsum([len(part.texts) for part in batch])
-        return list(np.split(proba, ends[:-1]))
+        proba, far = (np.split(rows, ends[:-1]) for rows in judged)
+        return list(zip(proba, far, strict=True))
 
     def _measure(
-        self, batch: Sequence[_Part], outcomes: Sequence[Floats | Exception], seconds: float
+        self, batch: Sequence[_Part], outcomes: Sequence[Judged | Exception], seconds: float
     ) -> None:
-        n_texts = sum(len(one) for one in outcomes if not isinstance(one, Exception))
+        n_texts = sum(len(one[0]) for one in outcomes if not isinstance(one, Exception))
         n_tokens = sum(part.n_tokens for part in batch)
         self._tokens_a_second = n_tokens / max(seconds, 1e-9)
         self._metrics.texts.inc(n_texts)

@@ -44,6 +44,15 @@ class Prediction(BaseModel):
     label_set: list[str] | None = Field(
         default=None, description="With --conformal: classes among which the right one is."
     )
+    out_of_domain: float | None = Field(
+        default=None,
+        description="With --ood: share of training rows at least as far from the others as the "
+        "text; 0.01 or less: likely of another domain.",
+    )
+    note: str | None = Field(
+        default=None,
+        description="With --ood: empty, truncated (cut at the run's max-length), or nothing.",
+    )
     given: list[str] | None = Field(
         default=None,
         description="Labels that the text is given, the most probable first, where a text may have "

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import uvicorn
 
 from llmembed.common.console import EXIT_INTERRUPTED
@@ -19,24 +20,31 @@ from llmembed.common.errors import ConfigError, LLMEmbedWarning
 from llmembed.train.measures import Floats
 from llmembed.train.measures.doubt import answered
 from llmembed.train.runs.folder import load_run
-from llmembed.train.runs.predict import Counted
+from llmembed.train.runs.predict import Counted, notes_on
 from llmembed.train.runs.run import Run
 from llmembed.train.serving.app import Served, make_app
-from llmembed.train.serving.batcher import Batcher, Classifier
+from llmembed.train.serving.batcher import Answer, Batcher, Classifier, Judged
 from llmembed.train.serving.config import ServeConfig
 from llmembed.train.serving.metrics import Metrics
 
 _LOG = logging.getLogger("llmembed.serving")
 _GRACE_S, _KEEP_ALIVE_S = 30, 75
 _TOLD_BY_THE_ANSWER = r".*( were| was) cut at |.* got the feature of the lone token"
+_TOLD_AT_THE_START = r".* classes have too few held-out rows"
 _PROBE = "one text"
 
 
 class RunClassifier:
-    """A run that answers; its backbone stays where the config puts it."""
+    """A run that answers; its backbone stays where the config puts it.
+
+    Raises:
+        ConfigError: the run does not keep what tells how far a text lies from those of the
+            training, and the config asks for it.
+    """
 
     def __init__(self, run: Run, config: ServeConfig) -> None:
         self._run, self._config = run, config
+        self._domain = run.require_domain() if config.ood else None
         self._probe = [f"{_PROBE}\x1f{_PROBE}" if run.takes_pairs else _PROBE]
 
     def load(self) -> None:
@@ -48,11 +56,12 @@ class RunClassifier:
         """Count tokens."""
         return self._count(texts)
 
-    def classify(self, texts: Sequence[str]) -> Floats:
-        """Give float64 `[N, C]`."""
-        return self._run.predict_proba(
+    def classify(self, texts: Sequence[str]) -> Judged:
+        """Give probabilities and, where it is asked for, how far texts lie from the training."""
+        return self._run.judge(
             texts,
             self._config.device,
+            self._domain,
             model=self._config.model,
             trust_remote_code=self._config.trust_remote_code,
         )
@@ -130,8 +139,7 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None]) -> None:
     )
     server = Server(config, served, RunClassifier(run, config), on_ready)
     _LOG.info("Loading the backbone; until then %shealthz answers 503.", server.url)
-    # Each answer says how many of its texts were cut.
-    warnings.filterwarnings("ignore", _TOLD_BY_THE_ANSWER, LLMEmbedWarning)
+    ignore_what_is_told()
     # uvicorn raises what ended it once more; of SIGTERM nothing is left to be done.
     before = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
@@ -144,25 +152,41 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None]) -> None:
             os._exit(EXIT_INTERRUPTED if sys.exception() else 0)
 
 
-def doubts_of(run: Run, config: ServeConfig) -> Callable[[Floats], dict[str, list[Any]]]:
-    """Make what tells the doubts that the config asks for, of probabilities `[N, C]`.
+def doubts_of(
+    run: Run, config: ServeConfig
+) -> Callable[[Sequence[str], Answer], dict[str, list[Any]]]:
+    """Make what tells the doubts that the config asks for, of texts and what is said of them.
 
     Raises:
         ConfigError: the rows that the run held out do not reach a share, or it keeps none.
     """
     below = None if config.abstain is None else run.abstain_below(config.abstain)
-    if config.conformal is not None:
-        run.check_sets(config.conformal, by_class=False)
 
-    def tell(proba: Floats) -> dict[str, list[Any]]:
+    def label_sets(proba: Floats) -> list[list[str]]:
+        assert config.conformal is not None
+        return run.label_sets(proba, config.conformal, by_class=config.conformal_by == "class")
+
+    if config.conformal is not None:
+        label_sets(np.empty((0, len(run.labels))))  # refuses, or says which classes are too small
+
+    def tell(texts: Sequence[str], found: Answer) -> dict[str, list[Any]]:
         told: dict[str, list[Any]] = {}
         if below is not None:
-            told["abstained"] = (~answered(proba, below)).tolist()
+            told["abstained"] = (~answered(found.proba, below)).tolist()
         if config.conformal is not None:
-            told["label_set"] = run.label_sets(proba, config.conformal)
+            told["label_set"] = label_sets(found.proba)
+        if config.ood:
+            told["out_of_domain"] = found.far.round(6).tolist()
+            told["note"] = notes_on(texts, found.is_cut)
         return told
 
     return tell
+
+
+def ignore_what_is_told() -> None:
+    """Ignore warnings of what each answer says, and of what was said at the start."""
+    for said in (_TOLD_BY_THE_ANSWER, _TOLD_AT_THE_START):
+        warnings.filterwarnings("ignore", said, LLMEmbedWarning)
 
 
 def _listen(host: str, port: int) -> socket.socket:
