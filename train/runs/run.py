@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from llmembed.common.errors import (
     ConfigError,
     RunFormatError,
-    warn,
 )
 from llmembed.common.process import full_float32, memory_told
 from llmembed.common.regular import open_regular
@@ -25,16 +23,8 @@ from llmembed.train.inputs import Feature
 from llmembed.train.inputs.arguments import as_texts
 from llmembed.train.linear.domain import Domain
 from llmembed.train.measures import Floats, HeldOutRows, likeliest_first
-from llmembed.train.measures.doubt import (
-    abstain_below,
-    answered,
-    check_share,
-    label_sets,
-    largest_accuracy,
-    rounded_down,
-    rows_for_accuracy,
-    rows_kept,
-)
+from llmembed.train.measures.doubt import answered
+from llmembed.train.measures.promises import Promises
 from llmembed.train.runs.held_out import (
     DOMAIN_FILE,
     HELD_OUT_FILE,
@@ -168,23 +158,7 @@ class Run:
         Raises:
             ConfigError: the rows held out of training do not reach it, or the run has none.
         """
-        check_share(accuracy, "--abstain", "the share of answers that are to be right")
-        self._refuse_sets("--abstain")
-        held_out = require_held_out(self.held_out, self.path, "--abstain")
-        found = abstain_below(held_out, accuracy)
-        if found is None:
-            n_rows, most = len(held_out.right), largest_accuracy(held_out)
-            reached = f"{most:g} at most" if most else "too little for any share"
-            needed = rows_for_accuracy(accuracy)
-            few = f", and {accuracy:g} takes {needed:,} rows or more" if n_rows < needed else ""
-            way = way_to_more(self.metrics)
-            remedy = f"Pass a smaller share, or {way}" if most else way.capitalize()
-            raise ConfigError(
-                f"--abstain {accuracy:g} is more than the run {self.path} reaches: of the rows "
-                f"held out of its training it has {held_out.right.sum():,} of {n_rows:,} right, "
-                f"and the surest of them show {reached}{few}. {remedy}."
-            )
-        return found
+        return self._promises("--abstain").abstain_below(accuracy)
 
     def predict_proba(
         self,
@@ -307,16 +281,7 @@ class Run:
         Raises:
             ConfigError: `coverage` is not between 0 and 1, or the run keeps too few held-out rows.
         """
-        held_out = self.check_sets(coverage, by_class=by_class)
-        counts = np.bincount(held_out.label, minlength=len(self.labels))
-        few = [n for n in counts if n < rows_kept(n, coverage)]
-        if by_class and few:
-            warn(
-                f"{len(few)} of {len(self.labels)} classes have too few held-out rows for "
-                f"--conformal {coverage:g} by class, and so are in every set. Pass a smaller "
-                "share, or all to --conformal-by."
-            )
-        found = label_sets(held_out, proba, coverage, by_class=by_class)
+        found = self._promises("--conformal").label_sets(proba, coverage, by_class=by_class)
         order = (-proba).argsort(axis=1, kind="stable")
         return [
             [self.labels[k] for k in row if inside[k]]
@@ -329,22 +294,24 @@ class Run:
         Raises:
             ConfigError: as `label_sets` does.
         """
-        check_share(coverage, "--conformal", "the share of sets that are to hold the right label")
-        self._refuse_sets("--conformal")
-        held_out = require_held_out(self.held_out, self.path, "--conformal")
-        counts = np.bincount(held_out.label, minlength=len(self.labels))
-        n, most = len(held_out.label), int(counts.max() if by_class else counts.sum())
-        if rows_kept(most, coverage) > most:
-            of = "any class, by class" if by_class else "all classes"
-            largest = f", of which {most:,} of one class" if by_class else ""
-            reached = f"{largest}, which reach {rounded_down(most / (most + 1)):g} at most"
-            needed = math.ceil(round(coverage / (1 - coverage), 6))
-            raise ConfigError(
-                f"--conformal {coverage:g} takes {needed:,} "
-                f"held-out rows, and the run {self.path} keeps fewer of {of}: {n:,} in all"
-                f"{reached}. Pass a smaller share, or {way_to_more(self.metrics)}."
-            )
-        return held_out
+        promises = self._promises("--conformal")
+        promises.check_sets(coverage, by_class=by_class)
+        return promises.held_out
+
+    def _promises(self, option: str) -> Promises:
+        """Give what held-out rows promise, to who asks by this option.
+
+        Raises:
+            ConfigError: a text may have several labels, or the run keeps no held-out rows.
+        """
+        self._refuse_sets(option)
+        return Promises(
+            held_out=require_held_out(self.held_out, self.path, option),
+            n_classes=len(self.labels),
+            who=f"the run {self.path}",
+            option=option,
+            way=way_to_more(self.metrics),
+        )
 
     def push_to_hub(
         self,

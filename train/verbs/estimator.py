@@ -35,7 +35,10 @@ from llmembed.train.inputs.arguments import (
 from llmembed.train.inputs.grouping import as_group_names
 from llmembed.train.inputs.sets import weights_of_sets
 from llmembed.train.linear.devices import device_of
-from llmembed.train.measures import Floats, decided
+from llmembed.train.linear.domain import Domain
+from llmembed.train.measures import Floats, HeldOutRows, decided
+from llmembed.train.measures.doubt import Bools, answered
+from llmembed.train.measures.promises import Promises
 from llmembed.train.verbs.fitting import train
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ except ModuleNotFoundError as error:
     raise MissingPackageError.of("scikit-learn", "sklearn", "LLMEmbedClassifier") from error
 
 _FIT_OPTIONS = frozenset(field.name for field in dataclasses.fields(FitConfig)) - {"cache"}
+_OF_EARLIER_VERSIONS = {"held_out_": None, "domain_": None, "_watches": False}
 _SHARED = frozenset({"layers", "pooling"})  # a fit uses all that is extracted
 
 
@@ -97,6 +101,9 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             where a table has them.
         features_: what the classifier takes of the backbone, side by side.
         classifier_: the classifier, in torch and float64.
+        held_out_: what it said of training texts that it had not seen, by which it doubts; None
+            where no text was held out, or of several labels a text.
+        domain_: what tells how far a text lies from those of the training; None of several labels.
     """
 
     model: str = "smollm2-135m"
@@ -154,7 +161,8 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 or group, or a weight is not allowed.
             ModelError: the backbone cannot be used.
         """
-        plan = self._fit_config().plan()
+        config = self._fit_config()
+        plan = config.plan()
         device_of(plan.method.accelerator, plan.method.devices)
         texts, (names, codes) = as_texts(X), _classes(y)
         check_consistent_length(texts, codes)
@@ -198,6 +206,9 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self.features_ = outcome.data.features
         # In float32 the scores of a text would differ in the last bits by what stands beside it.
         self.classifier_ = outcome.best.classifier.double()
+        self.held_out_ = outcome.best.held_out
+        self.domain_ = None if codes.ndim == 2 else Domain.of(outcome.data, config.seed)
+        self._watches = len(data.shares.validation) > 0
         return self
 
     def decision_function(self, X: Iterable[str]) -> Floats:  # noqa: N803
@@ -214,20 +225,109 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
     def predict_proba(self, X: Iterable[str]) -> Floats:  # noqa: N803
         """Give float64 `[N, C]`, the probability of each class for each text."""
-        scores = torch.from_numpy(self._scores(X))  # refuses what is not fitted
-        proba: Floats = self.classifier_.proba(scores).numpy()
-        return proba
+        return self._proba(self._scores(X))
 
-    def predict(self, X: Iterable[str]) -> npt.NDArray[Any]:  # noqa: N803
-        """Give the class of each text; of several labels an indicator matrix, int64 `[N, C]`."""
+    def predict(
+        self,
+        X: Iterable[str],  # noqa: N803
+        *,
+        abstain: float | None = None,
+        unknown: Any = None,
+    ) -> npt.NDArray[Any]:
+        """Give the class of each text; of several labels an indicator matrix, int64 `[N, C]`.
+
+        Args:
+            X: N texts.
+            abstain: answer only so many texts that this share of the answers is right, such as
+                0.95, which texts held out of training tell; None answers all.
+            unknown: what stands in place of other answers. Where it is of the kind of `classes_`,
+                such as a string among strings, so is the array; else it is one of objects.
+
+        Returns:
+            `[N]`, of the type of `classes_`, or what `unknown` makes of it.
+
+        Raises:
+            ConfigError: as `abstain_below` does, or there is an `unknown` without `abstain`.
+        """
+        if unknown is not None and abstain is None:
+            raise ConfigError(
+                f"unknown {unknown!r} is for texts that abstain leaves without an answer. Pass "
+                "abstain=0.95 or another share, or leave it out."
+            )
+        below = None if abstain is None else self.abstain_below(abstain)
         scores = self._scores(X)
         if self.classifier_.thresholds is not None:
-            proba = self.classifier_.proba(torch.from_numpy(scores)).numpy()
             thresholds = self.classifier_.thresholds.double().numpy()
-            return decided(proba, thresholds).astype(np.int64)
-        best = scores.argmax(axis=1)
-        predicted: npt.NDArray[Any] = self.classes_[best]
-        return predicted
+            return decided(self._proba(scores), thresholds).astype(np.int64)
+        predicted: npt.NDArray[Any] = self.classes_[scores.argmax(axis=1)]
+        if below is None:
+            return predicted
+        return _with_unknown(predicted, ~answered(self._proba(scores), below), unknown)
+
+    def abstain_below(self, accuracy: float) -> float:
+        """Find the probability below which to abstain, so that answers are right with this share.
+
+        Texts held out of training tell it; `predict(X, abstain=accuracy)` answers the texts whose
+        likeliest class has at least this probability.
+
+        Raises:
+            ConfigError: `accuracy` is not between 0 and 1, the texts held out do not reach it, none
+                were held out, or a text may have several labels.
+        """
+        return self._promises("abstain").abstain_below(accuracy)
+
+    def label_sets(
+        self,
+        X: Iterable[str],  # noqa: N803
+        coverage: float = 0.9,
+        *,
+        by_class: bool = False,
+    ) -> Bools:
+        """Give for each text the labels that hold the right one with this share, bool `[N, C]`.
+
+        The columns are the classes of `classes_`. No label may be in a set: nothing known is like
+        the text.
+
+        Args:
+            X: N texts.
+            coverage: share of the sets that hold the right label; texts held out of training tell
+                which labels that takes.
+            by_class: of the texts of each class this share, not of all alone. A class of which too
+                few were held out is in every set, with a warning.
+
+        Raises:
+            ConfigError: `coverage` is not between 0 and 1, too few texts were held out for it, or a
+                text may have several labels.
+        """
+        promises = self._promises("coverage")
+        promises.check_sets(coverage, by_class=by_class)
+        return promises.label_sets(self.predict_proba(X), coverage, by_class=by_class)
+
+    def out_of_domain(self, X: Iterable[str]) -> Floats:  # noqa: N803
+        """Give the share of training texts at least as far from the others as each text.
+
+        Of texts like those of the training, 1 % have 0.01 or less.
+
+        Returns:
+            float64 `[N]`, above 0 and at most 1.
+
+        Raises:
+            ConfigError: a text may have several labels.
+        """
+        check_is_fitted(self)
+        self._refuse_sets("out_of_domain")
+        if self.domain_ is None:
+            raise ConfigError(
+                "this classifier was fitted by an earlier version and does not keep what "
+                "out_of_domain needs. Fit again."
+            )
+        texts, found = as_texts(X), [np.empty(0)]
+        if texts:
+            with torch.inference_mode(), full_float32():
+                for x in self._read(texts, self.features_):
+                    z = self.classifier_.standardise(x).float()
+                    found.append(self.domain_.shares_as_far(z))
+        return np.concatenate(found)
 
     def __getstate__(self) -> dict[str, Any]:
         """Give plain values and arrays alone, as skops takes them."""
@@ -239,6 +339,10 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 "architecture": dataclasses.asdict(self.classifier_.architecture),
                 "weights": {name: weight.numpy() for name, weight in weights},
             }
+            if self.held_out_ is not None:
+                state["held_out_"] = dict(vars(self.held_out_))
+            if self.domain_ is not None:
+                state["domain_"] = {name: one.numpy() for name, one in vars(self.domain_).items()}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -251,7 +355,13 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 {name: torch.tensor(array) for name, array in weights}, assign=True
             )
             features = tuple(Feature(*feature) for feature in state["features_"])
-            state = {**state, "features_": features, "classifier_": classifier.eval()}
+            state = _OF_EARLIER_VERSIONS | state
+            state |= {"features_": features, "classifier_": classifier.eval()}
+            if (held_out := state["held_out_"]) is not None:
+                state["held_out_"] = HeldOutRows(**held_out)
+            if (domain := state["domain_"]) is not None:
+                tensors = {name: torch.tensor(array) for name, array in domain.items()}
+                state["domain_"] = Domain(**tensors)
         super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Any:
@@ -263,6 +373,37 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         tags.no_validation = True
         tags.classifier_tags.multi_label = True
         return tags
+
+    def _promises(self, option: str) -> Promises:
+        """Give what held-out rows promise, to who asks by this argument."""
+        check_is_fitted(self)
+        self._refuse_sets(option)
+        if self.held_out_ is None:
+            raise ConfigError(
+                f"this classifier keeps no held-out rows, which {option} needs: it was fitted on "
+                "too few texts to hold any out, with val_fraction=0, or by an earlier version. Fit "
+                "again, on more texts, or without val_fraction=0."
+            )
+        auto = ", or with fusion='auto', which holds every text out" if self._watches else ""
+        return Promises(
+            held_out=self.held_out_,
+            n_classes=len(self.classes_),
+            who="this classifier",
+            option=option,
+            way=f"fit on more texts{auto}",
+        )
+
+    def _refuse_sets(self, option: str) -> None:
+        if self.classifier_.thresholds is not None:
+            raise ConfigError(
+                f"{option} is for classifiers of texts with one label each, and this one was "
+                "fitted on texts that may have several. Leave it out; predict_proba tells how sure "
+                "it is of each label."
+            )
+
+    def _proba(self, scores: Floats) -> Floats:
+        proba: Floats = self.classifier_.proba(torch.from_numpy(scores)).numpy()
+        return proba
 
     def _scores(self, X: Iterable[str]) -> Floats:  # noqa: N803
         check_is_fitted(self)
@@ -310,6 +451,21 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             )
         options["class_weight"] = balance if isinstance(balance, str) else "none"
         return FitConfig(cache="texts", seed=as_seed(self.random_state), **options)
+
+
+def _with_unknown(predicted: npt.NDArray[Any], refused: Bools, unknown: Any) -> npt.NDArray[Any]:
+    """Put `unknown` in place of what is refused, `[N]`.
+
+    >>> _with_unknown(np.array(["a", "b"]), np.array([False, True]), "other").tolist()
+    ['a', 'other']
+    >>> _with_unknown(np.array([3, 4]), np.array([False, True]), None).tolist()
+    [3, None]
+    """
+    kind = np.asarray(unknown).dtype
+    is_alike = kind.kind == predicted.dtype.kind
+    found = predicted.astype(np.result_type(predicted, kind) if is_alike else object)
+    found[refused] = unknown
+    return found
 
 
 def _classes(y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
