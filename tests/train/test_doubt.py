@@ -348,6 +348,21 @@ def test_wide_features_are_projected(
     assert (domain.shares_as_far(6 * data.x_eval.flip(1)) <= 0.1).mean() > 0.5
 
 
+def test_a_run_keeps_how_wide_features_are_projected(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read is what was fitted, in whatever order the numbers lay in memory."""
+    for module in ("linear.domain", "runs.held_out"):
+        monkeypatch.setattr(f"llmembed.train.{module}.WIDTH", 12)
+    run = fit(FitConfig(cache=str(make_cache()), fusion="concat", baseline="none"))
+    loaded = load_run(run.path).domain
+    assert run.domain is not None
+    assert loaded is not None
+    assert run.domain.projection.shape == (32, 12)
+    for name, one in vars(run.domain).items():
+        assert torch.equal(getattr(loaded, name), one), name
+
+
 def test_a_run_tells_texts_of_another_domain(texts_run: Run, tmp_path: Path) -> None:
     """--ood gives the share and the note, those of Python; what is damaged or missing is told."""
     run = load_run(texts_run.path)

@@ -68,7 +68,8 @@ def read_held_out(folder: Path, n_classes: int) -> HeldOutRows | None:
 
 def domain_as_bytes(domain: Domain) -> bytes:
     """Write it as a safetensors file, an array a field."""
-    return save({name: one.numpy() for name, one in vars(domain).items()})
+    # safetensors writes memory as it lies, whatever the strides say.
+    return save({name: np.ascontiguousarray(one.numpy()) for name, one in vars(domain).items()})
 
 
 def most_domain_bytes(config: Mapping[str, Any]) -> int:
