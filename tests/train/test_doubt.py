@@ -348,6 +348,26 @@ def test_wide_features_are_projected(
     assert (domain.shares_as_far(6 * data.x_eval.flip(1)) <= 0.1).mean() > 0.5
 
 
+def test_few_rows_of_wide_features_are_not_in_their_own_projection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tenth of new rows have 0.1 or less; a projection that held a row would keep all of it."""
+    monkeypatch.setattr("llmembed.train.linear.domain.WIDTH", 40)
+    plan, found = FitConfig(cache="none", fusion="concat").plan(), []
+    for seed in range(10):
+        generator = np.random.default_rng(seed)
+        y = generator.integers(0, 3, 1120)
+        x = torch.from_numpy(generator.standard_normal((1120, 200), dtype=np.float32))
+        x[:, 5] = x[:, 4]
+        x[np.arange(1120), y] += 3
+        features = [Feature("some", "mean", 1, 200)]
+        new = x[120:].clone()
+        data = data_in_memory(plan.reading, x[:120].clone(), y[:120], ["a", "b", "c"], features)
+        shares = Domain.of(data, seed).shares_as_far(data.standardiser(new))
+        found.append([(shares <= 0.1).mean(), (shares <= 0.5).mean()])
+    np.testing.assert_allclose(np.mean(found, axis=0), [0.1, 0.5], atol=0.06)
+
+
 def test_a_run_keeps_how_wide_features_are_projected(
     make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,10 @@ the squared distance to the mean of all rows by the covariance of all (Ren et al
 Mahalanobis distance for improving near-OOD detection", 2021): what is odd in a text whatever it is
 about counts in both, and falls out.
 
-Standardised features of more than 384 columns are projected to the 384 directions in which 2,048
-rows differ most (Halko, Martinsson and Tropp, 2011, with one power step). At most 16,384 rows,
-drawn by the seed, say what is near; each is judged by the moments of the folds that it is not in.
+Standardised features of more than 384 columns are projected to the 384 directions in which 1,024
+rows differ most (Halko, Martinsson and Tropp, 2011, with one power step, in the space of the rows).
+At most 16,384 rows, drawn by the seed, say what is near; each is judged by projection and moments
+of the folds that it is not in.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from llmembed.train.measures import Floats
 
 WIDTH = 384
 MAX_ROWS = 16_384
-_SKETCH_ROWS = 2048
+_SKETCH_ROWS = 1024
 _CHUNK_ROWS = 4096
+_NO_DIRECTION = 1e-6  # of the largest square of a direction, which float32 can't tell from 0
 _SHRINKAGE = 0.1  # of either covariance, towards a multiple of the identity
 
 
@@ -57,20 +59,30 @@ class Domain:
         generator = np.random.default_rng(seed)
         rows = data.shares.train
         rows = np.sort(generator.permutation(rows)[:MAX_ROWS])
-        chunks = torch.split(torch.from_numpy(rows), _CHUNK_ROWS)
-        projection = _projection(data.x, rows, generator)
-        z = torch.cat([_project(data.x[chunk], projection) for chunk in chunks])
         y = data.y[torch.from_numpy(rows)]
         n_folds, groups = usual_folds(len(rows)), None
         if data.groups is not None and (n_groups := len(np.unique(data.groups[rows]))) > 1:
             n_folds, groups = min(n_folds, n_groups), data.groups[rows]
-        folds = draw_folds(y.numpy(), np.arange(len(rows)), n_folds, generator, groups)
-        problem = Problem(
-            z, y, [torch.from_numpy(one) for one in folds], torch.ones(len(data.labels))
-        )
-        found = z.new_empty(len(rows))
-        for k, fold in enumerate(problem.folds):
-            found[fold] = _distances(z[fold], *_statistics(problem.moments.without(k)))
+        drawn = draw_folds(y.numpy(), np.arange(len(rows)), n_folds, generator, groups)
+        folds, weights = [torch.from_numpy(one) for one in drawn], torch.ones(len(data.labels))
+        found = torch.empty(len(rows))
+        if data.x.shape[1] <= WIDTH:
+            projection = data.x.new_empty(0, data.x.shape[1])
+            problem = Problem(data.x[torch.from_numpy(rows)], y, folds, weights)
+            for k, fold in enumerate(folds):
+                moments = problem.moments.without(k)
+                found[fold] = _distances(problem.x[fold], *_statistics(moments))
+        else:
+            sketch = _Sketch.of(data.x, rows, generator)
+            for fold in folds:
+                # Of few rows a projection keeps all, of a new text not: each fold has one without.
+                others = torch.ones(len(rows), dtype=torch.bool)
+                others[fold] = False
+                z = sketch.projected(others)
+                moments = Problem(z, y, [others.nonzero()[:, 0]], weights).moments.total()
+                found[fold] = _distances(z[fold], *_statistics(moments))
+            projection = sketch.projection()
+            problem = Problem(sketch.projected(), y, folds, weights)
         within, overall, means, centre = _statistics(problem.moments.total())
         return cls(
             projection=projection,
@@ -97,14 +109,52 @@ class Domain:
         return found
 
 
-def _projection(x: Tensor, rows: Rows, generator: np.random.Generator) -> Tensor:
-    if x.shape[1] <= WIDTH:
-        return x.new_empty(0, x.shape[1])
-    sketch = x[torch.from_numpy(np.sort(generator.permutation(rows)[:_SKETCH_ROWS]))]
-    start = torch.from_numpy(generator.standard_normal((len(sketch), WIDTH), dtype=np.float32))
-    directions = sketch.T @ (sketch @ torch.linalg.qr(sketch.T @ start).Q)
-    basis: Tensor = torch.linalg.qr(directions).Q
-    return basis
+@dataclass(frozen=True, kw_only=True)
+class _Sketch:
+    """Rows whose directions of most difference are found by their inner products alone."""
+
+    rows: Tensor
+    """float32 `[s, F]`."""
+    position: Tensor
+    """int64 `[s]`, which of the n rows they are."""
+    products: Tensor
+    """float32 `[n, s]`, of all n rows with these."""
+    start: Tensor
+    """float32 `[s, K]`, drawn."""
+
+    @classmethod
+    def of(cls, x: Tensor, rows: Rows, generator: np.random.Generator) -> Self:
+        """Draw them from rows of `[N, F]`."""
+        position = np.sort(generator.permutation(len(rows))[:_SKETCH_ROWS])
+        sketch, chunks = x[rows[position]], torch.split(torch.from_numpy(rows), _CHUNK_ROWS)
+        start = generator.standard_normal((len(position), WIDTH), dtype=np.float32)
+        return cls(
+            rows=sketch,
+            position=torch.from_numpy(position),
+            products=torch.cat([x[chunk] @ sketch.T for chunk in chunks]),
+            start=torch.from_numpy(start),
+        )
+
+    def projection(self) -> Tensor:
+        """Give the directions, `[F, K]`; beyond the rank of the rows they are zeros."""
+        return (self.rows.T @ self._coefficients(torch.arange(len(self.rows)))).contiguous()
+
+    def projected(self, among: Tensor | None = None) -> Tensor:
+        """Project all n rows, `[n, K]`, by the directions of those among some, bool `[n]`."""
+        if among is None:
+            return self.products @ self._coefficients(torch.arange(len(self.rows)))
+        kept = among[self.position].nonzero()[:, 0]
+        return self.products[:, kept] @ self._coefficients(kept)
+
+    def _coefficients(self, kept: Tensor) -> Tensor:
+        """Give what makes the directions of rows that are kept, `[k, K]`."""
+        gram = self.products[self.position[kept]][:, kept]
+        basis = torch.linalg.qr(gram @ self.start[kept]).Q
+        squares, turn = torch.linalg.eigh((basis.T @ gram @ basis).double())
+        known = squares > _NO_DIRECTION * squares[-1]
+        scales = torch.where(known, squares, torch.inf).rsqrt()
+        found: Tensor = basis @ (turn * scales).float()
+        return torch.nn.functional.pad(found, (0, WIDTH - found.shape[1]))
 
 
 def _project(x: Tensor, projection: Tensor) -> Tensor:
