@@ -22,12 +22,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from llmembed.cache_format import Split, open_cache
+from llmembed.cache_format import Cache, Split, open_cache
 from llmembed.common.errors import (
     CacheLockedError,
+    CacheMismatchError,
     CacheNotFoundError,
     DataError,
     LLMEmbedWarning,
+    listed,
 )
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.config import ExtractConfig
@@ -39,6 +41,7 @@ from llmembed.extract.texts.corpora import Corpus, Examples
 from llmembed.extract.texts.labels import UNLABELLED
 from llmembed.extract.texts.prompts import pooling_of, resolve_prompts
 
+_NAME = "texts"
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
 
@@ -99,6 +102,7 @@ class TextFeatures:
         Raises:
             DataError: a text is no string, or not valid Unicode.
             ModelError: the backbone is no longer the one it was.
+            CacheMismatchError: the cache is that of a data set.
         """
         try:
             hashes = np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], "u8")
@@ -144,7 +148,7 @@ class TextFeatures:
         labels = np.full(len(texts), UNLABELLED, dtype=np.int32)
         examples = Examples(texts=pa.chunked_array([pa.array(texts)]), labels=labels)
         split = f"texts-{xxhash.xxh3_64_hexdigest(hashes.tobytes())}"
-        corpus = Corpus(name="texts", labels=(), splits={split: examples}, provenance={})
+        corpus = Corpus(name=_NAME, labels=(), splits={split: examples}, provenance={})
         extract(self._config, corpus=corpus)
 
     def _holding(self, path: str, hashes: Hashes) -> list[tuple[Split, Rows]]:
@@ -153,6 +157,7 @@ class TextFeatures:
             cache = open_cache(path)
         except CacheNotFoundError:
             return []
+        _refuse_dataset(path, cache)
         wanted = [(self.source, pooling, layer) for pooling, layer in self.arrays]
         return [
             (split, np.flatnonzero(np.isin(split.text_hash, hashes)))
@@ -173,6 +178,24 @@ class TextFeatures:
             ]
             features[pooling, layer] = np.concatenate(parts)[chosen]
         return features
+
+
+def _refuse_dataset(path: str, cache: Cache) -> None:
+    """Refuse a cache that an extraction of a data set made.
+
+    Raises:
+        CacheMismatchError: it is one.
+    """
+    if cache.dataset.name == _NAME and not cache.labels:
+        return
+    of_classes = "1 class" if len(cache.labels) == 1 else f"{len(cache.labels):,} classes"
+    splits = listed(sorted(cache.splits)) or "none"
+    raise CacheMismatchError(
+        f"the cache {path} holds the data set {cache.dataset.name!r} ({of_classes}, splits: "
+        f"{splits}), which llmembed-extract made, and cache= wants one of texts alone, which "
+        "LLMEmbedClassifier makes. Pass a path where there is no cache yet, or fit on this one: "
+        f"llmembed-fit --cache {path}, in Python fit(FitConfig(cache={path!r}))."
+    )
 
 
 def _first_of_each(hashes: Hashes, known: Sequence[Hashes]) -> Rows:

@@ -25,8 +25,14 @@ from toy_model import save_toy_model, toy_texts
 from llmembed.cache_format import open_cache
 from llmembed.cache_format.stores import open_store
 from llmembed.cache_format.writing.lock import WriterLock
-from llmembed.common.errors import ConfigError, DataError, LLMEmbedWarning, ModelError
-from llmembed.extract import ExtractConfig, Extractor
+from llmembed.common.errors import (
+    CacheMismatchError,
+    ConfigError,
+    DataError,
+    LLMEmbedWarning,
+    ModelError,
+)
+from llmembed.extract import ExtractConfig, Extractor, extract
 from llmembed.train import FitConfig, LLMEmbedClassifier
 
 TEXTS = [f"w{1 + row % 2} " * 6 + text for row, text in enumerate(toy_texts(60, longest=4))]
@@ -293,6 +299,29 @@ def test_a_cache_computes_no_text_twice(
     again = clone(classifier).fit(TEXTS, CLASSES)
     assert sum(n_computed) == len(set(TEXTS))
     np.testing.assert_allclose(again.predict_proba(TEXTS[::-1]), plain[::-1], atol=1e-3)
+
+
+def test_a_cache_of_a_data_set_is_refused(
+    classifier: LLMEmbedClassifier, tmp_path: Path, n_computed: list[int]
+) -> None:
+    """With what it holds, what was wanted and what to do, before a text is computed."""
+    rows = [f"{text},{name}" for text, name in zip(TEXTS, CLASSES, strict=True)]
+    data = tmp_path / "texts.csv"  # a data set may be called like a cache of texts
+    data.write_text("\n".join(["text,label", *rows]))
+    cache = str(tmp_path / "texts.zarr")
+    options = {"model": classifier.model, "layers": "1,2", "max_length": 64}
+    extract(ExtractConfig(**options, dataset=str(data), cache=cache))
+    before, n_passes = open_cache(cache), len(n_computed)
+    told = (
+        rf"^the cache {cache} holds the data set 'texts' \(2 classes, splits: train\), which "
+        r"llmembed-extract made, and cache= wants one of texts alone, which LLMEmbedClassifier "
+        r"makes\. Pass a path where there is no cache yet, or fit on this one: "
+        rf"llmembed-fit --cache {cache}, in Python fit\(FitConfig\(cache='{cache}'\)\)\.$"
+    )
+    with pytest.raises(CacheMismatchError, match=told):
+        classifier.set_params(cache=cache).fit(TEXTS, CLASSES)
+    assert len(n_computed) == n_passes
+    assert open_cache(cache).fingerprint == before.fingerprint
 
 
 def test_other_settings_share_a_cache(

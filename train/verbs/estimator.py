@@ -74,7 +74,8 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         revision: commit, branch or tag of a Hub model.
         trust_remote_code: run the model code that a Hub repository brings.
         device: device of the backbone.
-        cache: folder that remembers the features of texts, so that none is computed twice.
+        cache: folder that remembers the features of texts, so that none is computed twice; made by
+            the first fit, and no cache of a data set, as llmembed-extract makes them.
         fusion: how the features become one vector.
         head: classifier on the fused vector.
         val_fraction: share of the rows that early stopping watches.
@@ -160,6 +161,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             DataError: a text is no string, a class or a group is missing, there is only one class
                 or group, or a weight is not allowed.
             ModelError: the backbone cannot be used.
+            CacheMismatchError: the cache is one that llmembed-extract made.
         """
         config = self._fit_config()
         plan = config.plan()
