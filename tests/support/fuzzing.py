@@ -189,7 +189,7 @@ def main(module: str, target: str, seed: int, n: int, first: int = 0) -> None:
     with ExitStack() as stack:
         targets: Targets = importlib.import_module(module).TARGETS
         turns = [targets[name](stack) for name in target.split(",")]
-        stack.enter_context(little_memory.only(MEMORY_BYTES))
+        stack.enter_context(little_memory.limited(MEMORY_BYTES))
         for number in range(first, first + n):
             if (number - first) % BATCH == 0:
                 faulthandler.dump_traceback_later(BATCH_S, exit=True)
