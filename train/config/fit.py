@@ -1,179 +1,41 @@
-"""What `llmembed-fit`, `llmembed-sweep` and `llmembed-audit` can be told, and what it comes to.
-
-Options are checked here, once, but for what only the cache knows. `FitConfig.plan` resolves them
-into a `Plan`, which is all that the rooms below see.
-
-The defaults of heads and gradient fits were chosen by cross-validation on training splits of real
-features; while the stack under `auto` and `cooc` was designed, test figures stood beside the
-held-out ones (benchmarks/LOG.md).
-"""
+"""What `llmembed-fit` can be told, and the plan that it comes to."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from llmembed.common.cluster import check_engine
 from llmembed.common.console import COMPLETES, FOLDER, GROUP, REPEATED, as_tuples
 from llmembed.common.errors import ConfigError
+from llmembed.train.config.allowed import (
+    CHOICES,
+    DEVICE,
+    FLOAT32,
+    MAX_TIME,
+    RANGES,
+    ClassWeight,
+    fusions,
+    option,
+    read_class_weight,
+)
+from llmembed.train.config.plan import (
+    PRESETS,
+    Method,
+    Plan,
+    Reading,
+    Recipe,
+    TrainerFlags,
+    Training,
+)
 from llmembed.train.fusions import AUTO, FUSIONS, HEADS, choices
 
-FLOAT32 = "32-true"
-CLASS_WEIGHTS = ("none", "balanced")
-ClassWeight: TypeAlias = str | Mapping[str, float] | tuple[str, ...]
-"""none or balanced; a weight of each class named; or, as the commands take them, NAME=WEIGHT."""
-_CHOICES = {
-    "calibrate": ("temperature", "none"),
-    "accelerator": ("auto", "cpu", "gpu", "mps"),
-    "precision": (FLOAT32, "bf16-mixed", "16-mixed"),
-    "logger": ("csv", "tensorboard", "wandb"),
-    "export": ("onnx",),
-    "baseline": ("tfidf", "none"),
-}
-_RANGES = {
-    "val_fraction": (0, 0.9),
-    "folds": (0, 1_000),
-    "epochs": (1, 1_000_000),
-    "batch_size": (1, 1 << 30),
-    "lr": (1e-9, 100),
-    "weight_decay": (0, 1e6),
-    "dropout": (0, 0.99),
-    "patience": (1, 1_000_000),
-    "sigma": (1e-9, 1e9),
-    "threshold": (0, 1),
-    "memory_gb": (0, 1e9),
-    "checkpoint_s": (0, 1e6),
-    "seed": (0, 2**32 - 1),
-    "n_seeds": (1, 1_000),
-    "workers": (1, 100_000),
-}
 _NOT_COMPARED = ("preset", "sigma", "engine", "address", "workers", "fast_dev_run", "output")
 _OF_GRADIENT = ("precision", "max_time", "fast_dev_run", "logger", "checkpoint_s")
-_DEVICE = re.compile(r"1|\d+,")
-_MAX_TIME = re.compile(r"\d{2}:\d{2}:\d{2}:\d{2}")  # Lightning's DD:HH:MM:SS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """Numbers of a fit by gradient, where the options of these names leave them open."""
-
-    val_fraction: float = 0.1
-    epochs: int = 60
-    batch_size: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    dropout: float = 0.5
-    patience: int = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a preset fixes, and what it leaves to its own tuning."""
-
-    fusion: str
-    head: str
-    fixes: tuple[str, ...]  # options that can't be given beside it
-    training: Training  # numbers that were tuned, where the options leave them open
-    features: str  # function that chooses among them, as module:name
-    sigmas: tuple[float, ...]  # of the power normalisation; the lowest validation loss decides
-
-
-PRESETS = {
-    "paper": Recipe(
-        fusion="paper",
-        head="paper",
-        fixes=(
-            *("fusion", "head", "layers", "batch_size", "lr", "weight_decay", "dropout"),
-            "class_weight",
-        ),
-        training=Training(batch_size=1024, lr=1e-4, weight_decay=0.0, patience=10),
-        features="llmembed.train.fusions.paper:paper_features",
-        sigmas=(1.0, 0.1, 0.01, 0.001),
-    )
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """Which features of a cache are read, and which of its rows train, are watched, evaluated.
-
-    A field without a comment is the option of its name.
-    """
-
-    cache: str
-    source: tuple[str, ...]
-    layers: str | None
-    pooling: tuple[str, ...]
-    memory_gb: float | None
-    eval_split: str | None
-    class_weight: str | Mapping[str, float]
-    ignore_weights: bool
-    ignore_groups: bool
-    seed: int
-    choose: str | None  # `Recipe.features`
-    standardises: bool  # whether features get mean 0 and deviation 1, or keep their raw scales
-    val_fraction: float  # share of the training rows that early stopping watches; 0 if solved
-    draws: bool  # whether an option names it, so that it is drawn although there is a split for it
-    needs_share: bool  # whether a fit can't do without it
-    epochs: int  # how long all rows train where they are too few for a share
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """Which classifier, and how what can be solved of it is solved; fields as in `Reading`."""
-
-    cache: str
-    memory_gb: float | None
-    folds: int
-    val_fraction: float | None
-    calibrate: str
-    threshold: float | None
-    accelerator: str
-    devices: str
-    engine: str
-    address: str | None
-    workers: int
-    seed: int
-    fusion: str  # that of the preset, where there is one
-    head: str  # or auto
-    solved_heads: tuple[str, ...]  # that folds choose among; none where the fit is by gradient
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerFlags:
-    """Flags of Lightning's trainer, as it names and reads them."""
-
-    accelerator: str
-    devices: str
-    precision: str
-    max_time: str | None
-    deterministic: bool
-    fast_dev_run: bool
-
-
 _OF_TRAINING = tuple(field.name for field in dataclasses.fields(Training))
 _Part = TypeVar("_Part", Reading, Method, TrainerFlags)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a fit does: every option resolved."""
-
-    name: str  # of the run
-    reading: Reading
-    method: Method
-    training: Training
-    trainer: TrainerFlags
-    sigmas: tuple[float, ...]  # a fit of each seed with each; none where there is none to choose
-    seeds: range
-    logger: str
-    checkpoint_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +172,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         """Check each name and number once."""
         as_tuples(self)
-        object.__setattr__(self, "class_weight", _class_weight(self.class_weight))
+        object.__setattr__(self, "class_weight", read_class_weight(self.class_weight))
         self._check_values()
         if self.compare:
             self.of_fusions()
@@ -408,7 +270,7 @@ class FitConfig:
         for name in _NOT_COMPARED:
             if self._differs(name):
                 raise ConfigError(
-                    f"{_option(name)} {getattr(self, name)} contradicts --compare, which fits every"
+                    f"{option(name)} {getattr(self, name)} contradicts --compare, which fits every"
                     " fusion in this process and puts each run at its usual place. Leave one of "
                     "the two out."
                 )
@@ -420,7 +282,7 @@ class FitConfig:
             default = getattr(FitConfig, name)
             if self._differs(name) and all(getattr(one, name) == default for one in found):
                 raise ConfigError(
-                    f"{_option(name)} {getattr(self, name)} would do nothing: with head "
+                    f"{option(name)} {getattr(self, name)} would do nothing: with head "
                     f"{self.head!r} no fusion has a use for it. Leave it out."
                 )
         return found
@@ -449,26 +311,26 @@ class FitConfig:
 
     def _check_values(self) -> None:
         kinds = {"fusion": (AUTO, *choices(FUSIONS)), "head": (AUTO, *choices(HEADS))}
-        for name, allowed in {**kinds, "preset": ("none", *PRESETS), **_CHOICES}.items():
+        for name, allowed in {**kinds, "preset": ("none", *PRESETS), **CHOICES}.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
-                raise ConfigError.unknown(name, value, allowed, f"Pass one to {_option(name)}.")
-        if not _DEVICE.fullmatch(self.devices):
+                raise ConfigError.unknown(name, value, allowed, f"Pass one to {option(name)}.")
+        if not DEVICE.fullmatch(self.devices):
             raise ConfigError(
                 f"devices {self.devices!r} is not one device; a fit uses one, since its steps are "
                 "too short to be shared. Pass --devices 1, or 1, with the comma for number 1."
             )
-        if self.max_time is not None and not _MAX_TIME.fullmatch(self.max_time):
+        if self.max_time is not None and not MAX_TIME.fullmatch(self.max_time):
             raise ConfigError(
                 f"max_time {self.max_time!r} is not DD:HH:MM:SS; pass --max-time 00:00:10:00 "
                 "for ten minutes."
             )
-        for name, (low, high) in _RANGES.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ConfigError(
                     f"{name} {value} is out of range: it must lie between {low} and {high}. "
-                    f"Pass another {_option(name)}."
+                    f"Pass another {option(name)}."
                 )
 
     def _check_head(self) -> None:
@@ -476,13 +338,13 @@ class FitConfig:
             raise ConfigError(
                 f"head {self.head!r} is solved in closed form, which fusion {self.fusion!r} does "
                 "not allow, since it learns weights of its own. Pass --head linear or mlp, or "
-                f"one of these to --fusion: {', '.join(_fusions(learn=False))}."
+                f"one of these to --fusion: {', '.join(fusions(learn=False))}."
             )
         if self.folds and not self.solved_heads:
             raise ConfigError(
                 f"--folds {self.folds} would do nothing: fusion {self.fusion!r} with head "
                 f"{self.head!r} is trained by gradient and watches --val-fraction. Leave it out, or"
-                f" pass --fusion {' or '.join(_fusions(learn=False))} and another --head than mlp."
+                f" pass --fusion {' or '.join(fusions(learn=False))} and another --head than mlp."
             )
         if self.folds == 1:
             raise ConfigError("--folds 1 leaves nothing to fit on. Pass 2 or more.")
@@ -493,9 +355,9 @@ class FitConfig:
         given = [*self._given_training(), *changed]
         if self.solved_heads and given:
             raise ConfigError(
-                f"{' '.join(map(_option, given))} would do nothing: fusion {self.fusion!r} with "
+                f"{' '.join(map(option, given))} would do nothing: fusion {self.fusion!r} with "
                 f"head {self.head!r} is solved, not trained by gradient. Leave it out, or pass "
-                f"--head mlp, or one of these to --fusion: {', '.join(_fusions(learn=True))}."
+                f"--head mlp, or one of these to --fusion: {', '.join(fusions(learn=True))}."
             )
         if self.val_fraction == 0 and self.patience is not None:
             raise ConfigError(
@@ -514,7 +376,7 @@ class FitConfig:
         for name in self._recipe.fixes:
             if self._differs(name):
                 raise ConfigError(
-                    f"{_option(name)} {getattr(self, name)} contradicts --preset {self.preset}, "
+                    f"{option(name)} {getattr(self, name)} contradicts --preset {self.preset}, "
                     "which fixes it. Leave one of the two out."
                 )
         if self.sigma is None and self.val_fraction == 0:
@@ -522,191 +384,3 @@ class FitConfig:
                 f"--val-fraction 0 leaves --preset {self.preset} nothing to choose sigma by. Pass "
                 "--sigma, or leave it out."
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Every option of a sweep; the docstring under a field is its `--help` text.
-
-    Raises:
-        ConfigError: a name is unknown or a number is out of its range.
-    """
-
-    cache: str = dataclasses.field(metadata={GROUP: "Features", COMPLETES: FOLDER})
-    """Cache to read; of its splits, the training split alone."""
-    source: tuple[str, ...] = ()
-    """Sources to use; without it, all of the cache."""
-    layers: str | None = None
-    """Layers to use of those in the cache, as in llmembed-fit; without it, all."""
-    pooling: tuple[str, ...] = ()
-    """Poolings to use; without it, all of the cache."""
-    head: str = dataclasses.field(default=AUTO, metadata={GROUP: "Judge"})
-    """Head that judges: lda, ridge, or auto, which is lda, and ridge where a text may have several
-    labels."""
-    folds: int = 0
-    """Stratified folds of the training rows; 0 is as in llmembed-fit."""
-    class_weight: ClassWeight = dataclasses.field(
-        default="none", metadata={REPEATED: "none|balanced|CLASS=WEIGHT"}
-    )
-    """Weights of the classes: none, balanced (inverse to their counts), or CLASS=WEIGHT, which is
-    repeatable, classes that are not named having 1; in Python a dict."""
-    ignore_weights: bool = False
-    """Count all rows alike, although the cache has weights of rows."""
-    ignore_groups: bool = False
-    """Divide rows as they come, although the cache says which belong together: without it no group
-    is on two sides of a fold or share."""
-    seed: int = 0
-    """Seed of the folds."""
-    engine: str = dataclasses.field(default="local", metadata={GROUP: "Who computes"})
-    """Who sums the Gram matrices: local (this process), or ray (workers on this machine or in a
-    cluster, which read their share of the cache themselves)."""
-    address: str | None = None
-    """Ray cluster to join: auto, or host:port; without it Ray is started on this machine."""
-    workers: int = 1
-    """Workers of --engine ray, at most; each takes one CPU."""
-    output: str | None = dataclasses.field(
-        default=None, metadata={GROUP: "Output", COMPLETES: FOLDER}
-    )
-    """Folder for sweep.json and sweep.svg; without it, runs/<cache>-sweep-<seed>."""
-
-    def __post_init__(self) -> None:
-        """Check each name and number once."""
-        as_tuples(self)
-        if self.head not in {AUTO, "lda", "ridge"}:
-            allowed = (AUTO, "lda", "ridge")
-            raise ConfigError.unknown("head", self.head, allowed, "Pass one to --head.")
-        self.as_fit()
-
-    def as_fit(self) -> FitConfig:
-        """Give the options of the fit that would choose its fusion by this sweep."""
-        return FitConfig(**{**vars(self), "output": None}, fusion=AUTO)
-
-    @property
-    def output_path(self) -> Path:
-        """Folder that the table and the plot are written to.
-
-        >>> SweepConfig(cache="data/sst2.zarr").output_path.as_posix()
-        'runs/sst2-sweep-0'
-        """
-        name = f"{Path(self.cache.rstrip('/')).stem}-sweep-{self.seed}"
-        return Path("runs") / name if self.output is None else Path(self.output)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditConfig:
-    """Every option of an audit; the docstring under a field is its `--help` text.
-
-    Raises:
-        ConfigError: a name is unknown, a number is out of its range, or nothing is solved by folds.
-    """
-
-    cache: str = dataclasses.field(metadata={GROUP: "Features", COMPLETES: FOLDER})
-    """Cache to read."""
-    source: tuple[str, ...] = ()
-    """Sources to use; without it, all of the cache."""
-    layers: str | None = None
-    """Layers to use of those in the cache, as in llmembed-fit; without it, all."""
-    pooling: tuple[str, ...] = ()
-    """Poolings to use; without it, all of the cache."""
-    split: str = "train"
-    """Split whose labelled rows are judged, by folds of its own."""
-    fusion: str = dataclasses.field(
-        default=AUTO, metadata={GROUP: "Judge", COMPLETES: lambda: _fusions(learn=False)}
-    )
-    """Fusion that judges, as in llmembed-fit: auto, mean, max, concat, single; none that is trained
-    by gradient, which no folds are held out of."""
-    head: str = AUTO
-    """Head that judges: ridge, lda, linear, or auto, as in llmembed-fit."""
-    folds: int = 0
-    """Stratified folds of the rows; 0 is as in llmembed-fit."""
-    ignore_groups: bool = False
-    """Divide rows as they come, although the cache says which belong together: without it no group
-    is in two folds, and no row is judged by what its group has taught."""
-    seed: int = 0
-    """Seed of the folds."""
-    output: str | None = dataclasses.field(
-        default=None, metadata={GROUP: "Output", COMPLETES: FOLDER}
-    )
-    """Folder for audit.csv and audit.html; without it, runs/<cache>-audit-<seed>. They hold the
-    texts of the rows that are told, where the texts are on this machine."""
-    defuse_formulas: bool = False
-    """Put an apostrophe before cells of audit.csv that a spreadsheet would run as a formula: names
-    and texts that begin with =, +, -, @, a tab or a carriage return."""
-
-    def __post_init__(self) -> None:
-        """Check each name and number once, and refuse what is trained by gradient."""
-        as_tuples(self)
-        solved = self.as_fit().solved_heads
-        if not solved or (self.fusion == AUTO and solved == ("linear",)):
-            raise ConfigError(
-                f"fusion {self.fusion!r} with head {self.head!r} is trained by gradient, which no "
-                f"folds are held out of. Pass one of {', '.join(_fusions(learn=False))} to "
-                "--fusion, and with auto leave out --head or pass ridge or lda."
-            )
-
-    def as_fit(self) -> FitConfig:
-        """Give the options of the fit whose folds judge."""
-        ours = {field.name for field in dataclasses.fields(self)}
-        own = {"split", "output", "defuse_formulas"}
-        return FitConfig(**{name: getattr(self, name) for name in ours - own})
-
-    @property
-    def output_path(self) -> Path:
-        """Folder that the table and the page are written to.
-
-        >>> AuditConfig(cache="data/sst2.zarr").output_path.as_posix()
-        'runs/sst2-audit-0'
-        """
-        name = f"{Path(self.cache.rstrip('/')).stem}-audit-{self.seed}"
-        return Path("runs") / name if self.output is None else Path(self.output)
-
-
-def _class_weight(given: ClassWeight) -> str | dict[str, float]:
-    """Read weights of classes in any of their forms.
-
-    >>> _class_weight(("earn=2.5", "a=b=1")), _class_weight(("balanced",)), _class_weight(())
-    ({'earn': 2.5, 'a=b': 1.0}, 'balanced', 'none')
-    """
-    if isinstance(given, str):
-        given = (given,)
-    if not isinstance(given, Mapping):
-        if len(given) <= 1 and "".join(given) in {"", *CLASS_WEIGHTS}:
-            return "".join(given) or "none"
-        given = _named_weights(given)
-    for name, weight in given.items():
-        if not isinstance(weight, numbers.Real) or not 0 < float(weight) < math.inf:
-            raise ConfigError(
-                f"the class weight of {name!r} is {weight!r}, and a weight is a finite number above"
-                " 0. Pass one to --class-weight, or leave the class out, for 1."
-            )
-    return {str(name): float(weight) for name, weight in given.items()}
-
-
-def _named_weights(given: tuple[str, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for one in given:
-        name, equals, weight = one.rpartition("=")
-        if not equals:
-            remedy = "Pass one to --class-weight, or CLASS=WEIGHT for each class, without these."
-            raise ConfigError.unknown("class_weight", one, CLASS_WEIGHTS, remedy)
-        if name in found:
-            raise ConfigError(
-                f"--class-weight gives class {name!r} two weights, {found[name]} and {weight}. "
-                "Leave one of them out."
-            )
-        try:
-            found[name] = float(weight)
-        except ValueError:
-            found[name] = weight
-    return found
-
-
-def _fusions(*, learn: bool) -> tuple[str, ...]:
-    """List fusions that learn weights of their own, or those that don't; no package is imported."""
-    known = (name for name in choices(FUSIONS) if not FUSIONS.brought_by(name))
-    found = tuple(name for name in known if FUSIONS[name].learns == learn)
-    return found if learn else (*found, AUTO)
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
