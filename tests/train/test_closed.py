@@ -10,8 +10,9 @@ from sklearn.linear_model import RidgeClassifier
 from torch import Tensor
 
 from llmembed.train.inputs.shares import draw_folds
+from llmembed.train.linear import closed
 from llmembed.train.linear.closed import ABSENT_BIAS, LDA, ClosedSolver, Ridge
-from llmembed.train.linear.moments import FoldMoments, Problem
+from llmembed.train.linear.moments import FoldMoments, Problem, in_span
 
 N, WIDTH, N_CLASSES = 120, 12, 3
 CLOSED_FORMS = {"ridge": Ridge, "lda": LDA}
@@ -138,6 +139,23 @@ def test_of_few_rows_the_space_that_they_span_gives_the_same(name: str) -> None:
             rtol=1e-3,
             atol=1e-3,
         )
+
+
+def test_the_space_of_all_columns_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a wide pool each number of first columns has its space found once, all of them too."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 400, generator=generator), torch.arange(60) % 3
+    solver = ClosedSolver(LDA, Problem(x, y, list(torch.arange(60).split(12)), torch.ones(3)))
+    widths: list[int] = []
+
+    def told(problem: Problem) -> tuple[Problem, Tensor]:
+        widths.append(problem.x.shape[1])
+        return in_span(problem)
+
+    monkeypatch.setattr(closed, "in_span", told)
+    solver.held_out_of((100, 200, 400))
+    solver.solve(0.5)
+    assert sorted(widths) == [200, 400]  # 100 columns are not wide enough
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)

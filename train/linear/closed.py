@@ -231,6 +231,8 @@ class ClosedSolver:
         return space_of(self.problem)
 
     def _of_first(self, width: int) -> ClosedSolver:
+        if width == self.problem.x.shape[1]:
+            return self  # which has found its space
         first = dataclasses.replace(self.problem, x=self.problem.x[:, :width])
         return ClosedSolver(self.kind, first, self.strengths)
 
