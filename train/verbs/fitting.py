@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmembed.cache_format import open_cache
 from llmembed.common.errors import ConfigError
@@ -132,57 +132,6 @@ def _texts_to_store(config: FitConfig, data: FitData) -> list[str] | None:
     return [texts[row] for row in data.shares.eval]
 
 
-def _finish(
-    config: FitConfig,
-    outcome: Outcome,
-    workspace: Path,
-    started: float,
-    read_s: float,
-    texts: Sequence[str] | None,
-) -> Run:
-    """Evaluate what was trained, and write the run."""
-    data, trained = outcome.data, outcome.trained
-    eval_started = time.perf_counter()
-    logits = [one.classifier.logits_all(data.x_eval) for one in trained]
-    metrics = _metrics(outcome, logits)
-    now = time.perf_counter()
-    metrics["seconds"] = {
-        "read": read_s,
-        "fit": eval_started - started - read_s,
-        "eval": now - eval_started,
-        "total": now - started,
-    }
-    cache = open_cache(config.cache)
-    metrics["size"] = size_of_features(cache, data)
-    metrics["repeated"] = find_repeated(cache, data) if len(data.y_eval) else None
-    metrics["baselines"] = measure_baselines(data, config.cache, config.baseline)
-    log_proba = outcome.best.classifier.log_proba(logits[outcome.kept]).numpy()
-    predictions = Predictions(
-        rows=data.shares.eval,
-        labels=data.y_eval.numpy(),
-        log_proba=log_proba,
-        predicted=outcome.best.classifier.decide(log_proba),
-        texts=texts,
-    )
-    record = record_config(config, data, outcome.best)
-    run = Run(
-        path=config.run_path,
-        config=record,
-        metrics=metrics,
-        classifier=outcome.best.classifier,
-        held_out=outcome.best.held_out,
-        domain=None if data.multilabel else Domain.of(data, config.seed),
-    )
-    sweep = find_sweep(config.run_path, data.fingerprint)
-    parts = RunParts(config=record, metrics=metrics, predictions=predictions, sweep=sweep)
-    files = {REPORT_FILE: report_page(parts).encode()}
-    if config.export is not None:
-        files[ONNX_FILE] = onnx_of(run.classifier, record)
-    check_replaceable(config)  # once more: the place may have changed meanwhile
-    write_run(run, predictions, files, logs=workspace / LOGS)
-    return run
-
-
 def train(
     plan: Plan, data: FitData, *, workspace: Path | None = None, show_progress: bool = False
 ) -> Outcome:
@@ -212,21 +161,73 @@ def _train(plan: Plan, data: FitData, workspace: Path | None, *, show_progress: 
     elif method.solved_heads:
         trained = [train_solved(method, data, seed) for seed in plan.seeds]
     else:
-        base = None
-        if FUSIONS[method.fusion].completes_base:
-            import_meanwhile("llmembed.train.gradient.fit")
-            base = solve_base(method, data)
-        from llmembed.train.gradient.fit import train_by_gradient
-
-        trained = train_by_gradient(
-            dataclasses.replace(plan, method=method),
-            data if base is None else base.beneath(data, method),
-            workspace=workspace,
-            show_progress=show_progress,
-        )
-        if base is not None:
-            trained = [base.complete(one) for one in trained]
+        plan = dataclasses.replace(plan, method=method)
+        trained = _train_by_gradient(plan, data, workspace, show_progress=show_progress)
     return Outcome(data=data, trained=trained, chosen=chosen.record)
+
+
+def _train_by_gradient(
+    plan: Plan, data: FitData, workspace: Path | None, *, show_progress: bool
+) -> list[Trained]:
+    """Train by gradient, above a solved classifier where the fusion completes one."""
+    base = None
+    if FUSIONS[plan.method.fusion].completes_base:
+        import_meanwhile("llmembed.train.gradient.fit")
+        base = solve_base(plan.method, data)
+    from llmembed.train.gradient.fit import train_by_gradient
+
+    trained = train_by_gradient(
+        plan,
+        data if base is None else base.beneath(data, plan.method),
+        workspace=workspace,
+        show_progress=show_progress,
+    )
+    return trained if base is None else [base.complete(one) for one in trained]
+
+
+def _finish(
+    config: FitConfig,
+    outcome: Outcome,
+    workspace: Path,
+    started: float,
+    read_s: float,
+    texts: Sequence[str] | None,
+) -> Run:
+    """Evaluate what was trained, and write the run."""
+    eval_started = time.perf_counter()
+    logits = [one.classifier.logits_all(outcome.data.x_eval) for one in outcome.trained]
+    metrics = _metrics(outcome, logits)
+    metrics["seconds"] = _seconds(started, read_s, eval_started)
+    metrics |= _comparisons(config, outcome.data)
+    predictions = _predictions(outcome, logits[outcome.kept], texts)
+    run = _run_of(config, outcome, metrics)
+    files = _extra_files(config, run, predictions)
+    check_replaceable(config)  # once more: the place may have changed meanwhile
+    write_run(run, predictions, files, logs=workspace / LOGS)
+    return run
+
+
+def _metrics(outcome: Outcome, logits: Sequence[Tensor]) -> dict[str, Any]:
+    """Compute the figures of all classifiers from their logits, float64 `[n, C]` each."""
+    data, kept = outcome.data, outcome.kept
+    summaries = [
+        _summary(one.classifier, own, data)
+        for one, own in zip(outcome.trained, logits, strict=True)
+    ]
+    return {
+        "eval_split": data.shares.record()["eval"]["split"],
+        **summaries[kept],
+        **_certainty(outcome, logits[kept]),
+        "n_parameters": sum(weight.numel() for weight in outcome.best.classifier.parameters()),
+        "splits": data.shares.record(),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "per_seed": _per_seed(outcome, summaries),
+        "over_seeds": {
+            name: _spread([summary[name] for summary in summaries]) for name in _SPREAD_FIGURES
+        },
+        **({} if outcome.chosen is None else {"chosen": outcome.chosen}),
+        "feature_shares": _feature_shares(outcome),
+    }
 
 
 def _summary(classifier: Classifier, logits: Tensor, data: FitData) -> dict[str, Any]:
@@ -237,70 +238,31 @@ def _summary(classifier: Classifier, logits: Tensor, data: FitData) -> dict[str,
     return summarise_sets(log_proba, y, data.labels, classifier.thresholds.double().numpy())
 
 
-def _metrics(outcome: Outcome, logits: Sequence[Tensor]) -> dict[str, Any]:
-    data, trained, kept = outcome.data, outcome.trained, outcome.kept
-    labels, classifier = data.y_eval.numpy(), outcome.best.classifier
-    summaries = [
-        _summary(one.classifier, own, data) for one, own in zip(trained, logits, strict=True)
-    ]
-    temperature = float(classifier.temperature)
-    held_out, proba = outcome.best.held_out, classifier.proba(logits[kept]).numpy()
-    uncalibrated = _summary(classifier, logits[kept] * temperature, data)
+def _certainty(outcome: Outcome, logits: Tensor) -> dict[str, Any]:
+    """Say what the temperature does for the classifier that is kept, and what abstaining would."""
+    data, classifier, held_out = outcome.data, outcome.best.classifier, outcome.best.held_out
+    temperature, proba = float(classifier.temperature), classifier.proba(logits).numpy()
+    uncalibrated = _summary(classifier, logits * temperature, data)
+    labels = data.y_eval.numpy()
     return {
-        "eval_split": data.shares.record()["eval"]["split"],
-        **summaries[kept],
         "temperature": temperature,
         "nll_uncalibrated": uncalibrated["nll"],
         "ece_uncalibrated": uncalibrated["ece"],
         "abstain": None if held_out is None else report_abstaining(held_out, proba, labels),
-        "n_parameters": sum(weight.numel() for weight in classifier.parameters()),
-        "splits": data.shares.record(),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "per_seed": [
-            {
-                "seed": one.seed,
-                "kept": k == kept,
-                **one.details,
-                "val_loss": one.val_loss,
-                **{name: summary[name] for name in _SPREAD_FIGURES},
-            }
-            for k, (one, summary) in enumerate(zip(trained, summaries, strict=True))
-        ],
-        "over_seeds": {
-            name: _spread([summary[name] for summary in summaries]) for name in _SPREAD_FIGURES
-        },
-        **({} if outcome.chosen is None else {"chosen": outcome.chosen}),
-        "feature_shares": _feature_shares(outcome),
     }
 
 
-def _feature_shares(outcome: Outcome) -> dict[str, Any] | None:
-    """Say how much of a classifier each of its features is, where that can be said."""
-    classifier, fusion = outcome.best.classifier, outcome.best.classifier.fusion
-    if outcome.chosen is not None and "members" in outcome.chosen:
-        shares = np.zeros(len(outcome.data.features))
-        for member in outcome.chosen["members"]:
-            shares[list(member["features"])] += member["weight"] / len(member["features"])
-        return {
-            "measure": "the weight of each feature in the stack, that of a member with several "
-            "features in equal parts",
-            "shares": shares.tolist(),
+def _per_seed(outcome: Outcome, summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "seed": one.seed,
+            "kept": k == outcome.kept,
+            **one.details,
+            "val_loss": one.val_loss,
+            **{name: summary[name] for name in _SPREAD_FIGURES},
         }
-    if isinstance(fusion, ScalarMix):
-        shares = fusion.scores.detach().softmax(dim=0).numpy()
-        return {"measure": "the weight of each feature in the mix", "shares": shares.tolist()}
-    linear, of = classifier.base, "the solved classifier beneath the fusion"
-    if type(fusion) is Concat and isinstance(classifier.head, LinearHead):
-        linear, of = classifier.head.logits, "the head"
-    if linear is None or not linear.weight.any():
-        return None
-    squares = linear.weight.detach().double().square().sum(dim=0).numpy()
-    starts = np.cumsum([0, *classifier.architecture.widths[:-1]])
-    sums = np.add.reduceat(squares, starts)
-    return {
-        "measure": f"the squared weights of {of} on the standardised features of each layer",
-        "shares": (sums / sums.sum()).tolist(),
-    }
+        for k, (one, summary) in enumerate(zip(outcome.trained, summaries, strict=True))
+    ]
 
 
 def _spread(values: list[float | None]) -> dict[str, float | None]:
@@ -309,3 +271,101 @@ def _spread(values: list[float | None]) -> dict[str, float | None]:
         return {"mean": None, "std": None}
     deviation = float(np.std(figures, ddof=1)) if len(figures) > 1 else 0.0
     return {"mean": float(np.mean(figures)), "std": deviation}
+
+
+def _feature_shares(outcome: Outcome) -> dict[str, Any] | None:
+    """Say how much of a classifier each of its features is, where that can be said."""
+    classifier, fusion = outcome.best.classifier, outcome.best.classifier.fusion
+    widths = classifier.architecture.widths
+    if outcome.chosen is not None and "members" in outcome.chosen:
+        return _shares_in_stack(outcome.chosen["members"], len(outcome.data.features))
+    if isinstance(fusion, ScalarMix):
+        shares = fusion.scores.detach().softmax(dim=0).numpy()
+        return {"measure": "the weight of each feature in the mix", "shares": shares.tolist()}
+    if type(fusion) is Concat and isinstance(classifier.head, LinearHead):
+        return _shares_of_weights(classifier.head.logits, "the head", widths)
+    if classifier.base is not None:
+        return _shares_of_weights(
+            classifier.base, "the solved classifier beneath the fusion", widths
+        )
+    return None
+
+
+def _shares_in_stack(members: Sequence[Mapping[str, Any]], n_features: int) -> dict[str, Any]:
+    shares = np.zeros(n_features)
+    for member in members:
+        shares[list(member["features"])] += member["weight"] / len(member["features"])
+    return {
+        "measure": "the weight of each feature in the stack, that of a member with several "
+        "features in equal parts",
+        "shares": shares.tolist(),
+    }
+
+
+def _shares_of_weights(linear: nn.Linear, of: str, widths: Sequence[int]) -> dict[str, Any] | None:
+    """Say it by the weights of a linear classifier; of none but zeros it can't be said."""
+    if not linear.weight.any():
+        return None
+    squares = linear.weight.detach().double().square().sum(dim=0).numpy()
+    starts = np.cumsum([0, *widths[:-1]])
+    sums = np.add.reduceat(squares, starts)
+    return {
+        "measure": f"the squared weights of {of} on the standardised features of each layer",
+        "shares": (sums / sums.sum()).tolist(),
+    }
+
+
+def _seconds(started: float, read_s: float, eval_started: float) -> dict[str, float]:
+    """Say how long the parts of a fit took that ends now."""
+    now = time.perf_counter()
+    return {
+        "read": read_s,
+        "fit": eval_started - started - read_s,
+        "eval": now - eval_started,
+        "total": now - started,
+    }
+
+
+def _comparisons(config: FitConfig, data: FitData) -> dict[str, Any]:
+    """Give what the figures are read beside: sizes, repeated rows, baselines."""
+    cache = open_cache(config.cache)
+    return {
+        "size": size_of_features(cache, data),
+        "repeated": find_repeated(cache, data) if len(data.y_eval) else None,
+        "baselines": measure_baselines(data, config.cache, config.baseline),
+    }
+
+
+def _predictions(outcome: Outcome, logits: Tensor, texts: Sequence[str] | None) -> Predictions:
+    """Give what the classifier that is kept says of the evaluation rows."""
+    classifier, data = outcome.best.classifier, outcome.data
+    log_proba = classifier.log_proba(logits).numpy()
+    return Predictions(
+        rows=data.shares.eval,
+        labels=data.y_eval.numpy(),
+        log_proba=log_proba,
+        predicted=classifier.decide(log_proba),
+        texts=texts,
+    )
+
+
+def _run_of(config: FitConfig, outcome: Outcome, metrics: Mapping[str, Any]) -> Run:
+    data, best = outcome.data, outcome.best
+    return Run(
+        path=config.run_path,
+        config=record_config(config, data, best),
+        metrics=metrics,
+        classifier=best.classifier,
+        held_out=best.held_out,
+        domain=None if data.multilabel else Domain.of(data, config.seed),
+    )
+
+
+def _extra_files(config: FitConfig, run: Run, predictions: Predictions) -> dict[str, bytes]:
+    """Make what lies in a run for people and other programs: the page, and the graph if asked."""
+    sweep = find_sweep(run.path, run.config["cache"]["fingerprint"])
+    parts = RunParts(config=run.config, metrics=run.metrics, predictions=predictions, sweep=sweep)
+    files = {REPORT_FILE: report_page(parts).encode()}
+    if config.export is not None:
+        files[ONNX_FILE] = onnx_of(run.classifier, run.config)
+    return files
