@@ -13,7 +13,7 @@ def test_every_fault_has_a_test_of_its_own() -> None:
     """The lines that tests name are the lines of the table, all of them."""
     named = {
         argument.value
-        for path in Path(__file__).parent.glob("test_*.py")
+        for path in Path(__file__).parent.rglob("test_*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault"
         for argument in node.args

@@ -64,33 +64,33 @@ FINDINGS: Mapping[str, str] = {
     "tests/faults/test_refusals_before_writing.py::test_places_that_cannot_be": (
         "a place with a NUL was not refused in a sentence"
     ),
-    "tests/faults/test_security.py::"
+    "tests/faults/security/test_output.py::"
     "test_a_file_of_output_replaces_no_device_folder_or_file_of_another": (
         "--output took devices and places inside a cache or a run; as root, /dev/null was replaced "
         "by a file"
     ),
-    "tests/faults/test_security.py::test_a_folder_of_output_lies_in_no_cache_and_no_run": (
+    "tests/faults/security/test_output.py::test_a_folder_of_output_lies_in_no_cache_and_no_run": (
         "a fit, sweep, audit, copy or conversion could write into a cache or a run"
     ),
-    "tests/faults/test_security.py::test_passwords_in_urls_are_not_repeated": (
+    "tests/faults/security/test_tokens.py::test_passwords_in_urls_are_not_repeated": (
         "passwords, tokens and signatures in URLs stood in records, messages and tracebacks"
     ),
-    "tests/faults/test_security.py::test_standard_output_on_a_full_disk": (
+    "tests/faults/security/test_output.py::test_standard_output_on_a_full_disk": (
         "standard output that could not be written ended a command in a traceback"
     ),
-    "tests/faults/test_security.py::"
+    "tests/faults/security/test_output.py::"
     "test_a_page_that_nobody_named_replaces_no_file_of_another_kind": (
         "a report replaced a file of another kind that had the name of its page"
     ),
-    "tests/faults/test_security.py::test_links_of_hdf5_are_refused": (
+    "tests/faults/security/test_places.py::test_links_of_hdf5_are_refused": (
         "an HDF5 file that a conversion refused left a folder, since chunks were written before "
         "all was looked at"
     ),
-    "tests/faults/test_security.py::test_no_floor_has_a_known_vulnerability": (
+    "tests/faults/security/test_vulnerabilities.py::test_no_floor_has_a_known_vulnerability": (
         "lowest versions of dependencies had known vulnerabilities, among them jinja2, onnx and "
         "pyarrow"
     ),
-    "tests/faults/test_security.py::"
+    "tests/faults/security/test_vulnerabilities.py::"
     "test_the_audit_fails_on_what_is_known_and_passes_where_nobody_answers": (
         "no command told of known vulnerabilities of the pinned versions"
     ),
@@ -116,7 +116,7 @@ FINDINGS: Mapping[str, str] = {
     "test_a_ray_without_a_cpu_is_refused_before_anything_is_written": (
         "an extraction on a Ray without a CPU waited forever without a word"
     ),
-    "tests/faults/test_security.py::test_ray_shows_nothing_to_the_network": (
+    "tests/faults/security/test_network.py::test_ray_shows_nothing_to_the_network": (
         "a Ray that a command started listened on every address of the machine"
     ),
     "tests/faults/test_distributed.py::test_a_driver_that_is_told_to_stop_says_so": (
