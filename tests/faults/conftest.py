@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from fault_lines import GROUPS
 from findings import FINDINGS
+from s3_stand_in import s3_endpoint  # noqa: F401 - a fixture of all
 from toy_extraction import llama, own_home, settings, whole  # noqa: F401 - fixtures of all
 from toy_fixtures import same_date, toy_path  # noqa: F401 - fixtures of all
 

@@ -73,15 +73,10 @@ def on_two(settings: dict[str, Any], tmp_path: Path) -> ExtractConfig:
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[tuple[str, Any]]:
+def s3(s3_endpoint: str) -> Iterator[tuple[str, Any]]:
     """A store that answers 503 to a fifth of all requests and loses a tenth of its answers."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     with (
-        faulty_proxy(f"http://{host}:{port}", busy=0.2, lost=0.1) as (endpoint, proxy),
+        faulty_proxy(s3_endpoint, busy=0.2, lost=0.1) as (endpoint, proxy),
         pytest.MonkeyPatch.context() as patch,
     ):
         options = {"endpoint_url": endpoint, "key": "testing", "secret": "testing"}
@@ -90,7 +85,6 @@ def s3() -> Iterator[tuple[str, Any]]:
             patch.setenv(f"FSSPEC_S3_{name.upper()}", value)
         fsspec.filesystem("s3").mkdir("bucket")
         yield "s3://bucket", proxy
-    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from faulty_disk import (
     with_files_up_to,
 )
 from toy_cache import DATASET, SOURCE, Toy, count_right_rows, tree, write_toy
-from toy_model import save_toy_model, toy_texts
+from toy_model import write_texts
 
 from llmembed.cache_format import CacheWriter
 from llmembed.cache_format.stores import open_store
@@ -47,9 +47,8 @@ OF_THIS_RUN = {"metrics.json", "report.html"}  # they tell how long it took
 
 
 @pytest.fixture(autouse=True)
-def _same_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One date for all caches, and one thread, since a fork takes no other along."""
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+def _one_thread() -> Iterator[None]:
+    """One thread, since a fork takes no other along."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -149,24 +148,18 @@ def test_a_writer_disturbed_at_any_operation(
     tries(n_tried)
 
 
-@pytest.fixture(scope="module")
-def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_toy_model(tmp_path_factory.mktemp("model") / "llama")
-
-
 @pytest.mark.fault("F1")
 @few_or_many(4, 400)
 def test_an_extraction_disturbed_at_any_operation(
-    disk: Path, toy_model: Path, tries: Tries, most: int
+    disk: Path, llama: Path, tries: Tries, most: int
 ) -> None:
     """The whole of `extract`, resumed after a fault, ends in the bytes of the undisturbed one."""
-    rows = [f'"{text}",{("no", "yes")[row % 2]}' for row, text in enumerate(toy_texts(70))]
-    (disk / "toy.csv").write_text("\n".join(["text,label", *rows]))
+    write_texts(disk / "toy.csv", 70)
     (disk / "start").mkdir()
 
     def act(folder: Path) -> None:
         config = ExtractConfig(
-            model=str(toy_model),
+            model=str(llama),
             layers="1,3",
             dataset=str(disk / "toy.csv"),
             cache=str(folder / "toy.zarr"),

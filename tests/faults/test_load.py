@@ -255,18 +255,6 @@ def test_a_server_outlives_its_folder_and_is_started_again_when_killed(run: Run)
     assert process.returncode == 0
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """A server that speaks S3, on a free port of the loopback."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 FAULTS: dict[str, dict[str, float]] = {
     "a fifth is 503": {"busy": 0.2, "lost": 0.0},
     "answers are lost": {"busy": 0.0, "lost": 0.15},
@@ -297,13 +285,13 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, **faults: float) -> I
 def test_ranks_in_parallel_write_right_rows_to_a_bad_store(
     settings: dict[str, Any],
     whole: dict[str, bytes],
-    endpoint: str,
+    s3_endpoint: str,
     monkeypatch: pytest.MonkeyPatch,
     faults: dict[str, float],
     tries: Callable[[int], None],
 ) -> None:
     """Three ranks at a time, run again where one gives up: the bytes of the local cache."""
-    with bucket(endpoint, monkeypatch, **faults) as (url, proxy):
+    with bucket(s3_endpoint, monkeypatch, **faults) as (url, proxy):
         left, n_rounds = [0, 1, 2], 0
         while left:
             n_rounds += 1

@@ -15,7 +15,7 @@ import killed_writer
 import pytest
 from sabotaged import before_first_record, in_processes
 from toy_cache import DATASET, SOURCE, Toy, assert_toy, count_right_rows, tree, write_toy
-from toy_model import save_toy_model, toy_texts
+from toy_model import write_texts
 
 from llmembed.cache_format import CacheWriter, open_cache
 from llmembed.cache_format.stores import open_store
@@ -27,13 +27,7 @@ from llmembed.extract.engines import devices
 Tries = Callable[[int], None]
 CHUNK = "train/tiny/mean/layer_008/c.1.0"
 
-
-@pytest.fixture(autouse=True)
-def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Weights that are hashed here are not known from elsewhere."""
-    monkeypatch.setenv("LLMEMBED_HOME", str(tmp_path / "home"))
-
-
+pytestmark = pytest.mark.usefixtures("own_home")
 N_KILLS = int(os.environ.get("LLMEMBED_KILLS", "12"))
 STAGES = ((200, "4,8"), (330, "4,8,12"))  # the data set grows, and a layer is added
 N_OPERATIONS = 170  # of a stage, roughly: some draws let the writer finish
@@ -201,11 +195,6 @@ def test_a_process_that_writes_after_its_unit_was_redone(tmp_path: Path, other_b
     assert_toy(open_cache(path), 128)
 
 
-@pytest.fixture(scope="module")
-def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_toy_model(tmp_path_factory.mktemp("model") / "llama")
-
-
 AT_FIRST = {
     "out of memory": "os.kill(os.getpid(), signal.SIGKILL)",
     "stands still": "os.kill(os.getpid(), signal.SIGSTOP)",
@@ -228,16 +217,15 @@ TOLD = {
     ],
 )
 def test_a_process_of_several_that_fails(
-    tmp_path: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """It is parted from and named, what it had is done by the other, to the same bytes."""
     monkeypatch.setattr(devices, "MOST_SILENT_S", 15.0)
-    rows = [f'"{text}",{("no", "yes")[row % 2]}' for row, text in enumerate(toy_texts(200))]
-    (tmp_path / "toy.csv").write_text("\n".join(["text,label", *rows]))
+    write_texts(tmp_path / "toy.csv", 200)
 
     def config(cache: str, **options: str) -> ExtractConfig:
         return ExtractConfig(
-            model=str(toy_model),
+            model=str(llama),
             layers="1,3",
             dataset=str(tmp_path / "toy.csv"),
             cache=str(tmp_path / cache),

@@ -137,16 +137,10 @@ def test_a_disk_that_does_not_let_write(
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[RefusingProxy]:
+def s3(s3_endpoint: str) -> Iterator[RefusingProxy]:
     """A store that speaks S3, and refuses when it is told to."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with refusing_proxy(f"http://{host}:{port}") as proxy:
+    with refusing_proxy(s3_endpoint) as proxy:
         yield proxy
-    server.stop()
 
 
 @pytest.mark.fault("35")

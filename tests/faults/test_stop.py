@@ -17,7 +17,7 @@ import torch
 from at_a_gate import at_a_gate
 from refusing_proxy import RefusingProxy, refusing_proxy
 from toy_cache import assert_toy, tree, write_toy
-from toy_model import save_toy_model, toy_texts
+from toy_model import write_texts
 
 from llmembed.cache_format import open_cache
 from llmembed.cache_format.stores import open_store
@@ -31,27 +31,19 @@ Tries = Callable[[int], None]
 
 
 @pytest.fixture(autouse=True)
-def _same_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """One date for all caches, and one thread, since a fork takes no other along."""
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    monkeypatch.setenv("LLMEMBED_HOME", str(tmp_path / "home"))
+def _one_thread(own_home: None) -> Iterator[None]:
+    """One thread, since a fork takes no other along."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(n_threads)
 
 
-@pytest.fixture(scope="module")
-def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_toy_model(tmp_path_factory.mktemp("model") / "llama")
-
-
 @pytest.fixture
-def command(tmp_path: Path, toy_model: Path) -> Callable[[str], int]:
+def command(tmp_path: Path, llama: Path) -> Callable[[str], int]:
     """Run `llmembed-extract` in this process, with a cache of that name; the exit code."""
-    rows = [f'"{text}",{("no", "yes")[row % 2]}' for row, text in enumerate(toy_texts(200))]
-    (tmp_path / "toy.csv").write_text("\n".join(["text,label", *rows]))
-    fixed = f"--model={toy_model} --dataset={tmp_path / 'toy.csv'} --layers=1,3 --max-length=16"
+    write_texts(tmp_path / "toy.csv", 200)
+    fixed = f"--model={llama} --dataset={tmp_path / 'toy.csv'} --layers=1,3 --max-length=16"
 
     def run(cache: str) -> int:
         arguments = [*fixed.split(), "--compute-dtype=float32", f"--cache={tmp_path / cache}"]
@@ -183,16 +175,10 @@ def test_a_disk_that_fills(tmp_path: Path, tries: Tries, limit: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[RefusingProxy]:
+def s3(s3_endpoint: str) -> Iterator[RefusingProxy]:
     """A store that speaks S3, and refuses when it is told to."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with refusing_proxy(f"http://{host}:{port}") as proxy:
+    with refusing_proxy(s3_endpoint) as proxy:
         yield proxy
-    server.stop()
 
 
 @pytest.fixture

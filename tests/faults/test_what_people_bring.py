@@ -18,30 +18,21 @@ import pytest
 import safetensors.torch
 from click.testing import CliRunner, Result
 from hub_stand_in import HubStandIn
-from toy_model import save_toy_model, toy_texts
+from toy_model import toy_texts
 
 from llmembed.cache_format import open_cache
 from llmembed.extract.cli import main
 from llmembed.train.cli.fit import fit_main
 
+pytestmark = pytest.mark.usefixtures("own_home")
 Extract = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_toy_model(tmp_path_factory.mktemp("model") / "toy")
-
-
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMEMBED_HOME", str(tmp_path / "home"))
-
-
 @pytest.fixture
-def extract(model: Path, tmp_path: Path) -> Extract:
+def extract(llama: Path, tmp_path: Path) -> Extract:
     """Extract a data set by the command into `toy.zarr`."""
 
-    def run(dataset: Path | str, *options: str, of: Path = model, layers: str = "1,3") -> Result:
+    def run(dataset: Path | str, *options: str, of: Path = llama, layers: str = "1,3") -> Result:
         arguments = ["--model", str(of), "--layers", layers, "--dataset", str(dataset)]
         place = ["--cache", str(tmp_path / "toy.zarr"), "--max-length", "32", "--pooling", "mean"]
         return CliRunner().invoke(
@@ -184,13 +175,13 @@ def test_a_layer_out_of_range_is_told_the_range(
 
 @pytest.mark.fault("67")
 def test_without_a_pad_token_the_features_are_the_same(
-    extract: Extract, model: Path, tmp_path: Path
+    extract: Extract, llama: Path, tmp_path: Path
 ) -> None:
     """What fills up a batch is never seen, whatever it is."""
     path = write_rows(tmp_path / "toy.jsonl", rows_of(toy_texts(30)))
     assert extract(path).exit_code == 0
     expected = open_cache(tmp_path / "toy.zarr")["train"].features(3).copy()
-    bare = shutil.copytree(model, tmp_path / "bare")
+    bare = shutil.copytree(llama, tmp_path / "bare")
     for name in ("tokenizer_config.json", "config.json", "special_tokens_map.json"):
         if (bare / name).exists():
             settings = json.loads((bare / name).read_text())
@@ -259,10 +250,10 @@ def _code(folder: Path) -> None:
     ],
 )
 def test_a_model_that_cannot_be_trusted_is_refused(
-    extract: Extract, model: Path, tmp_path: Path, damage: Callable[[Path], None], expected: str
+    extract: Extract, llama: Path, tmp_path: Path, damage: Callable[[Path], None], expected: str
 ) -> None:
     """By the command: one sentence that names what is wrong, no cache, and no code was run."""
-    folder = shutil.copytree(model, tmp_path / "broken")
+    folder = shutil.copytree(llama, tmp_path / "broken")
     damage(folder)
     path = write_rows(tmp_path / "toy.jsonl", rows_of(["w1", "w2"]))
     assert expected in sentence(extract(path, of=folder))

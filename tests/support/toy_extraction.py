@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +30,13 @@ def settings(llama: Path, own_home: None, tmp_path: Path) -> dict[str, Any]:
 
     A mean over tokens hides from float16 in which batch a text was computed.
     """
-    from toy_model import toy_texts
+    from toy_model import write_texts
 
-    texts = toy_texts(300)
-    with (tmp_path / "toy.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = [(text, ("no", "yes")[row % 2]) for row, text in enumerate(texts)]
-        csv.writer(file).writerows([("text", "label"), *rows])
     return {
         "model": str(llama),
         "layers": "1,3",
         "pooling": ("mean",),
-        "dataset": str(tmp_path / "toy.csv"),
+        "dataset": str(write_texts(tmp_path / "toy.csv", 300)),
         "max_length": 16,
         "compute_dtype": "float32",
         "token_budget": 64,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def toy_texts(n: int, *, longest: int = 20) -> list[str]:
         f"w{row % 91} " + " ".join(f"w{i}" for i in torch.randint(91, (k,), generator=generator))
         for row, k in enumerate(lengths)
     ]
+
+
+def write_texts(path: Path, n: int) -> Path:
+    """Write n texts as csv, labelled no and yes in turn."""
+    rows = [(text, ("no", "yes")[row % 2]) for row, text in enumerate(toy_texts(n))]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return path
 
 
 def write_two_topics(folder: Path) -> None:
