@@ -71,11 +71,13 @@ def main(config: ExtractConfig, *, as_json: bool, quiet: bool) -> None:
 
 
 def _read_inputs(config: ExtractConfig) -> Corpus:
-    """Find texts, labels and the model before torch is imported: what is wrong is told at once."""
-    from llmembed.extract.backbones.models import find_model, refuse_unknown
+    """Find texts, cache and model before torch is imported: what is wrong is told at once."""
+    from llmembed.extract.backbones.models import called, find_model
+    from llmembed.extract.engines.early import refuse_cache
     from llmembed.extract.texts.corpora import load_corpus
 
-    refuse_unknown(config.model)
+    called(config.model)  # refuses what no look at the Hub could find
     corpus = load_corpus(config.dataset_options)
+    refuse_cache(config, corpus, writes=not config.dry_run)
     find_model(config.model, config.revision)
     return corpus

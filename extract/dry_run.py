@@ -10,12 +10,13 @@ import numpy as np
 
 from llmembed.cache_format import SplitPlan
 from llmembed.extract.config import ExtractConfig
+from llmembed.extract.engines.early import refuse_cache
 from llmembed.extract.engines.task import Task, layers_to_run
 from llmembed.extract.features.batching import padding_share
 from llmembed.extract.features.extractor import Extractor
 from llmembed.extract.features.forward import Tokenized
 from llmembed.extract.pipeline import prepare
-from llmembed.extract.texts.corpora import Corpus
+from llmembed.extract.texts.corpora import Corpus, load_corpus
 
 _SAMPLE_ROWS = 4096
 """Rows a split that are tokenised for the statistics; a whole block has 1,024."""
@@ -86,8 +87,10 @@ class ExtractionPlan:
 def plan_extraction(config: ExtractConfig, *, corpus: Corpus | None = None) -> ExtractionPlan:
     """Plan an extraction, tokenise a sample and time a few batches of it.
 
-    Arguments are those of `extract`; what it would refuse is refused here.
+    Arguments are those of `extract`; what it would refuse is refused here, a writer at work aside.
     """
+    corpus = corpus or load_corpus(config.dataset_options)
+    refuse_cache(config, corpus, writes=False)
     task = prepare(config, corpus)
     plans, free_bytes = task.plan_only()
     layers = layers_to_run(plans)

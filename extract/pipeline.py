@@ -1,8 +1,9 @@
 """The verb of this package: stream a data set through a frozen backbone into a cache.
 
 Here options become a `Task`, once; below, nobody sees them. Everything that can be refused is
-refused before anything is written: the cache is first planned without writing, then the backbone is
-loaded, then blocks of rows are computed and committed one by one. An interrupted run ends, once
+refused before anything is written: first what the cache refuses of the texts, then the cache is
+planned without writing, then the backbone is loaded, then blocks of rows are computed and committed
+one by one. An interrupted run ends, once
 resumed, in the same bytes. Where several processes share the work, one of them registers splits and
 arrays, and each then writes blocks of its own.
 """
@@ -21,11 +22,12 @@ from llmembed.common.errors import CacheFormatError, CacheNotFoundError, ConfigE
 from llmembed.common.layers import parse_layers
 from llmembed.common.progress import Steps
 from llmembed.extract.backbones.load import resolve_compute_dtype, resolve_device
-from llmembed.extract.backbones.models import find_model, lasting_name
+from llmembed.extract.backbones.models import called, lasting_name
 from llmembed.extract.backbones.recipe import Recipe
 from llmembed.extract.config import ExtractConfig
 from llmembed.extract.engines import ENGINES
 from llmembed.extract.engines.devices import device_groups
+from llmembed.extract.engines.early import place_of, refuse_cache
 from llmembed.extract.engines.outcome import Counts, Extraction, summary
 from llmembed.extract.engines.task import Cluster, Placement, Rank, Task
 from llmembed.extract.features.poolings import POOLINGS
@@ -45,11 +47,14 @@ def extract(
 
     Raises:
         ConfigError, DataError, ModelError: the request cannot be served; nothing was written.
+        CacheLockedError: another writer is at work; nothing was written.
         CacheMismatchError: the cache is of other texts or another backbone; nothing was written.
         CacheSpaceError: there is no room; nothing was written.
         RowError: rows have no feature that could be stored; all other blocks are committed.
         ExtractionError: the backbone is not what it should be; committed blocks stay.
     """
+    corpus = corpus or load_corpus(config.dataset_options)
+    refuse_cache(config, corpus, writes=True)
     task = prepare(config, corpus)
     engine = importlib.import_module(ENGINES[config.engine])
     plans, _ = task.plan_only()
@@ -85,7 +90,7 @@ class Progress(Steps):
 def prepare(config: ExtractConfig, corpus: Corpus | None = None) -> Task:
     """Resolve options against the data set and the model, and refuse what cannot be."""
     corpus = corpus or load_corpus(config.dataset_options)
-    cache = config.cache or f"{corpus.name}.zarr"
+    cache = place_of(config, corpus)
     recipe, layers = resolve_recipe(config, cache, text_pair=corpus.text_pair)
     prompts = resolve_prompts(config.prompts, corpus.labels)
     if prompts:
@@ -154,7 +159,7 @@ def _known_recipe(config: ExtractConfig, cache: str) -> Mapping[str, Any]:
     if not config.overwrite:
         with contextlib.suppress(CacheNotFoundError, CacheFormatError):
             sources = open_cache(cache).sources
-            name = config.source or find_model(config.model, config.revision).name
+            name = config.source or called(config.model)[0]
             if name in sources:
                 return sources[name].recipe
     return {}

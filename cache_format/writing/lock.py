@@ -80,7 +80,7 @@ class WriterLock(Lock):
             for name in store.names(HIDDEN):  # claims on earlier locks: nobody asks for them now
                 if name.startswith("lock-"):
                     store.delete(f"{HIDDEN}/{name}")
-            self._refuse_sharing()
+            _refuse_sharing(store)
             for name in store.names(SHARED):  # of dead processes, now that nobody begins to share
                 document = store.get(f"{SHARED}/{name}")
                 if document is not None and _is_stale(document):
@@ -96,10 +96,7 @@ class WriterLock(Lock):
         if found == self.document:
             return  # created, but the acknowledgement was lost
         if found is not None and not _is_stale(found):
-            raise CacheLockedError(
-                f"{self.store.location} is being written by {_holder(found)}. Wait until it is "
-                f"done; if it is gone, delete {self.store.location}/{LOCK} and run again."
-            )
+            raise _held(self.store, found)
         key = LOCK if found is None else claim_key(found)
         try:
             self.store.create(key, self.document)
@@ -113,17 +110,6 @@ class WriterLock(Lock):
             with suppress(CacheError):
                 Lock(self.store, key, self.document).release()
             raise
-
-    def _refuse_sharing(self) -> None:
-        sharing = holders(self.store)
-        if sharing:
-            name, holder = next(iter(sharing.items()))
-            raise CacheLockedError(
-                f"{self.store.location} is being written by {name}, {holder} ({len(sharing)} "
-                "share it). Wait until they are done; for those that are gone, delete "
-                f"{self.store.location}/{SHARED}/{name} and its kin, or finalize the complete "
-                "cache."
-            )
 
 
 class SharedLock(Lock):
@@ -171,6 +157,14 @@ def refuse_if_held(store: Store) -> None:
         raise CacheLockedError(f"{store.location} is being written by {held_by[0]}. Wait.")
 
 
+def refuse_if_taken(store: Store) -> None:
+    """Refuse where a `WriterLock` would be refused now; nothing is written."""
+    found = _live_lock(store)
+    if found is not None:
+        raise _held(store, found)
+    _refuse_sharing(store)
+
+
 def is_abandoned(store: Store) -> bool:
     """Tell whether a writer left its lock behind."""
     found = _last(store)
@@ -180,6 +174,24 @@ def is_abandoned(store: Store) -> bool:
 def claim_key(document: bytes) -> str:
     """Key of the claim on the lock, or on the claim, that holds these bytes."""
     return f"{LOCK}-{xxhash.xxh3_128_hexdigest(document)}"
+
+
+def _held(store: Store, document: bytes) -> CacheLockedError:
+    return CacheLockedError(
+        f"{store.location} is being written by {_holder(document)}. Wait until it is done; if it "
+        f"is gone, delete {store.location}/{LOCK} and run again."
+    )
+
+
+def _refuse_sharing(store: Store) -> None:
+    sharing = holders(store)
+    if sharing:
+        name, holder = next(iter(sharing.items()))
+        raise CacheLockedError(
+            f"{store.location} is being written by {name}, {holder} ({len(sharing)} share it). "
+            f"Wait until they are done; for those that are gone, delete {store.location}/{SHARED}/"
+            f"{name} and its kin, or finalize the complete cache."
+        )
 
 
 def _new_document() -> bytes:

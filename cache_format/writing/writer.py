@@ -47,7 +47,13 @@ from llmembed.cache_format.stores import open_store
 from llmembed.cache_format.writing import register
 from llmembed.cache_format.writing.blocks import sound_commits, write_block
 from llmembed.cache_format.writing.columns import checked_columns, merged
-from llmembed.cache_format.writing.lock import SharedLock, WriterLock, borrowed_lock, is_abandoned
+from llmembed.cache_format.writing.lock import (
+    SharedLock,
+    WriterLock,
+    borrowed_lock,
+    is_abandoned,
+    refuse_if_taken,
+)
 from llmembed.cache_format.writing.plan import Block, SplitPlan, checked_arrays, missing_blocks
 from llmembed.common.errors import CacheError, CacheSpaceError, ConfigError, DataError
 
@@ -109,6 +115,11 @@ class CacheWriter:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    @property
+    def sources(self) -> Mapping[str, SourceInfo]:
+        """The backbones that the cache knows, and those added here, by name."""
+        return self._header.sources
 
     def add_source(self, source: SourceInfo) -> None:
         """Register a backbone and its settings; registering it again changes nothing.
@@ -273,6 +284,10 @@ class CacheWriter:
                 f"{self._store.location}. Free some space, choose another --cache, or ask for "
                 "fewer --layers or poolings."
             )
+
+    def refuse_if_taken(self) -> None:
+        """Refuse by a `CacheLockedError` what who shares nothing could not write now."""
+        refuse_if_taken(self._store)
 
     def write(
         self,

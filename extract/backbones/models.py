@@ -146,33 +146,19 @@ def find_model(model: str, revision: str | None = None) -> ModelFiles:
         ModelNotFoundError: no such model, or it cannot be had here; the message says how to get it.
         ModelError: what lies there is not a model that can be read safely.
     """
-    if model in MODELS:
-        alias = MODELS[model]
-        return _from_package(model, alias) or _from_hub(model, alias, revision)
-    if (path := _local(model)) is not None:
-        return _from_path(path)
-    if _is_path(model):
-        raise ModelNotFoundError(
-            f"model {model!r} does not exist: there is no such folder or file here. Pass a folder "
-            "with config.json and *.safetensors, one GGUF file, or a Hub id, which begins with "
-            "none of ./, ../, / and ~."
-        )
-    if _HUB_ID.fullmatch(model):
-        return _from_hub(model.rpartition("/")[2].lower(), ModelAlias(hub_id=model), revision)
-    raise ModelNotFoundError.unknown(
-        "model", model, MODELS, "Pass one of them to --model, a Hub id, or a local folder."
-    )
+    return _found_here(model) or _from_hub(*_on_hub(model), revision)
 
 
-def refuse_unknown(model: str) -> None:
-    """Refuse what no look at the Hub could find, without such a look.
+def called(model: str) -> tuple[str, str]:
+    """Give the short name and the backbone of what `find_model` finds; nothing is fetched.
 
     Raises:
-        ModelNotFoundError, ModelError: as `find_model` does.
+        ModelNotFoundError, ModelError: as `find_model` does, without a look at the Hub.
     """
-    is_on_hub = _HUB_ID.fullmatch(model) and not _is_path(model) and _local(model) is None
-    if model not in MODELS and not is_on_hub:
-        find_model(model)
+    if found := _found_here(model):
+        return found.name, found.backbone
+    name, alias = _on_hub(model)
+    return _short(name), alias.hub_id
 
 
 def lasting_name(model: str) -> str:
@@ -273,6 +259,30 @@ def _local(model: str) -> Path | None:
         return path if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # not a path, or ~ of an unknown user
         return None
+
+
+def _found_here(model: str) -> ModelFiles | None:
+    if model in MODELS:
+        return _from_package(model, MODELS[model])
+    path = _local(model)
+    return None if path is None else _from_path(path)
+
+
+def _on_hub(model: str) -> tuple[str, ModelAlias]:
+    """Say what a model would be called, and where on the Hub it would lie."""
+    if model in MODELS:
+        return model, MODELS[model]
+    if _is_path(model):
+        raise ModelNotFoundError(
+            f"model {model!r} does not exist: there is no such folder or file here. Pass a folder "
+            "with config.json and *.safetensors, one GGUF file, or a Hub id, which begins with "
+            "none of ./, ../, / and ~."
+        )
+    if _HUB_ID.fullmatch(model):
+        return model.rpartition("/")[2].lower(), ModelAlias(hub_id=model)
+    raise ModelNotFoundError.unknown(
+        "model", model, MODELS, "Pass one of them to --model, a Hub id, or a local folder."
+    )
 
 
 def _from_package(name: str, alias: ModelAlias) -> ModelFiles | None:

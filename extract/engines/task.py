@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmembed.cache_format import CacheWriter, DatasetInfo, SourceInfo, SplitPlan
+from llmembed.cache_format import CacheWriter, SourceInfo, SplitPlan
 from llmembed.cache_format.writing.lock import PATIENCE_S
 from llmembed.common.errors import CacheLockedError
 from llmembed.extract.backbones.recipe import Recipe
@@ -93,19 +93,11 @@ class Task:
     groups: tuple[str, ...] = ()
     """CUDA_VISIBLE_DEVICES of each process of this machine that is to compute; none: this one."""
 
-    @property
-    def dataset(self) -> DatasetInfo:
-        """What the cache records of the data set."""
-        corpus = self.corpus
-        return DatasetInfo(
-            name=corpus.name, labels=corpus.labels, provenance=dict(corpus.provenance)
-        )
-
     def open_writer(self, *, dry_run: bool = False, shared: str | None = None) -> CacheWriter:
         """Make the writer of the cache, as a context manager."""
         return CacheWriter(
             self.cache,
-            dataset=self.dataset,
+            dataset=self.corpus.dataset,
             overwrite=self.overwrite,
             dry_run=dry_run,
             shared=shared,

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute
 import xxhash
 
+from llmembed.cache_format import DatasetInfo
 from llmembed.common.errors import ConfigError, DataError, listed, warn
 from llmembed.common.scratch import column_array, forget_pages
 from llmembed.common.splits import TRAIN, draw_share, split_name
@@ -119,6 +120,11 @@ class Corpus:
     splits: Mapping[str, Examples]  # split name -> examples
     provenance: Mapping[str, str | int | None]  # where it came from and how it was read
     text_pair: bool = False  # whether each text is a pair
+
+    @property
+    def dataset(self) -> DatasetInfo:
+        """What a cache records of it."""
+        return DatasetInfo(name=self.name, labels=self.labels, provenance=dict(self.provenance))
 
     @property
     def notes(self) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from llmembed.cache_format import CacheWriter, open_cache
 from llmembed.extract.backbones.load import read_shape
 from llmembed.extract.backbones.models import MODELS, find_model
 from llmembed.extract.backbones.packaged import packaged_file
@@ -238,3 +239,26 @@ def test_a_model_that_is_not_here_is_told_before_torch_is_imported(tmp_path: Pat
     )
     assert (done.returncode, done.stdout) == (1, "[]\n")
     assert "model 'meta-llama/Llama-2-7b-hf' is not on this machine" in done.stderr
+
+
+def test_what_a_cache_refuses_is_told_before_torch_is_imported(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """Other texts, or a writer at work: one line, and no model was looked for on the Hub."""
+    elsewhere = arguments.copy()
+    elsewhere[elsewhere.index("--model") + 1] = "some/where"
+
+    def said(*more: str) -> str:
+        line = [sys.executable, "-Pc", LIGHT, *elsewhere, *more]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "[]\n")
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    path = tmp_path / "c.zarr"
+    with CacheWriter(path, dataset=open_cache(path).dataset):
+        assert f"c.zarr is being written by process {os.getpid()} on host" in said()
+    Path(arguments[arguments.index("--dataset") + 1]).write_text("text,label\nw1,no\nw2,yes\n")
+    for more in ([], ["--dry-run"]):
+        assert "c.zarr has 150 rows, but 2 were given" in said(*more)

@@ -16,10 +16,19 @@ import pytest
 from faulty_disk import Fault, count_operations, with_fault
 from fsspec.implementations.memory import MemoryFileSystem
 from refusing_proxy import RefusingProxy, refusing_proxy
-from toy_cache import DATASET, SOURCE, Toy, assert_toy, count_right_rows, tree, write_toy
+from toy_cache import (
+    DATASET,
+    SOURCE,
+    Toy,
+    assert_toy,
+    count_right_rows,
+    set_format,
+    tree,
+    write_toy,
+)
 
 from llmembed.cache_format import CacheWriter, open_cache
-from llmembed.cache_format.layout.schema import FORMAT_VERSION, MINOR_VERSION, content_digest
+from llmembed.cache_format.layout.schema import FORMAT_VERSION, MINOR_VERSION
 from llmembed.cache_format.tools import convert, copy, finalize, merge, remove
 from llmembed.common.errors import (
     CacheFormatError,
@@ -31,15 +40,6 @@ from llmembed.common.errors import (
 )
 
 Tries = Callable[[int], None]
-
-
-def set_format(path: Path, **changes: int) -> None:
-    """Let the root say that it is of another format, with a digest that holds."""
-    document = json.loads((path / "zarr.json").read_bytes())
-    content = document["attributes"]["llmembed"]
-    content |= changes
-    content["digest"] = content_digest(content)
-    (path / "zarr.json").write_text(json.dumps(document))
 
 
 CHANGING: dict[str, Callable[[Path], object]] = {

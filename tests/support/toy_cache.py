@@ -22,6 +22,7 @@ from llmembed.cache_format import (
     SplitPlan,
     open_cache,
 )
+from llmembed.cache_format.layout.schema import content_digest
 from llmembed.cache_format.writing.lock import LOCK
 from llmembed.common.errors import CacheFormatError, CacheNotFoundError
 
@@ -120,6 +121,15 @@ def tree(path: Path) -> dict[str, bytes]:
     """Every file of a cache with its bytes."""
     files = (file for file in sorted(path.rglob("*")) if file.is_file())
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def set_format(path: Path, **changes: int) -> None:
+    """Let the root say that it is of another format, with a digest that holds."""
+    document = json.loads((path / "zarr.json").read_bytes())
+    content = document["attributes"]["llmembed"]
+    content |= changes
+    content["digest"] = content_digest(content)
+    (path / "zarr.json").write_text(json.dumps(document))
 
 
 def end_process(path: Path) -> None:
