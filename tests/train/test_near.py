@@ -1,4 +1,4 @@
-"""Evaluation rows that are nearly a training row are counted and named."""
+"""Evaluation rows that are a training row, or nearly one, are counted and named."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clustered import MakeCache, clustered, load
+from clustered import MakeCache, clustered, load, source_info, text_hash, write_split
 
-from llmembed.cache_format import open_cache
+from llmembed.cache_format import CacheWriter, open_cache
+from llmembed.common.errors import LLMEmbedWarning
 from llmembed.train import FitConfig, fit
 from llmembed.train.inputs import near
 from llmembed.train.inputs.near import find_repeated
-from llmembed.train.reports.report import metrics_table
+from llmembed.train.reports.report import metrics_table, notes_of_rows
 
 
 def leaking(make_cache: MakeCache) -> str:
@@ -34,6 +35,78 @@ def by_hand(cache: str) -> np.ndarray:
     x, z = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (x, z))
     found: np.ndarray = z @ x.T
     return found
+
+
+def repeating(make_cache: MakeCache, n_test: int = 60) -> str:
+    """Test rows 1, 8 and 9 have the texts of training rows 20, 5 and again 20, which is 30 too."""
+    cache = make_cache({"train": clustered(90, 0)}, finish=False)
+    hashes = {"train": text_hash("train", 90), "test": text_hash("test", n_test)}
+    hashes["train"][30] = hashes["train"][20]
+    hashes["test"][[1, 8, 9]] = hashes["train"][[20, 5, 20]]
+    path = cache.with_name("repeating.zarr")
+    with CacheWriter(path, dataset=open_cache(cache).dataset) as writer:
+        writer.add_source(source_info("tiny", 16))
+        for seed, (split, own) in enumerate(hashes.items()):
+            write_split(writer, split, "tiny", *clustered(len(own), seed), hashes=own)
+    return str(path)
+
+
+SAME = [{"row": 1, "train_row": 20}, {"row": 8, "train_row": 5}, {"row": 9, "train_row": 20}]
+REPEATED = "3 of 60 evaluation rows have the text of a training row: 1 to 20, 8 to 5, 9 to 20"
+
+
+@pytest.mark.parametrize("fusion", ["mean", "scalar-mix"])
+def test_rows_of_one_text_are_paired(make_cache: MakeCache, fusion: str) -> None:
+    """Each evaluation row is named with the first training row of its text, watched rows too."""
+    cache = repeating(make_cache)
+    with pytest.warns(
+        LLMEmbedWarning, match="stands in the training rows: row 1 of 'test' is row 20 of"
+    ):
+        data = load(FitConfig(cache=cache, fusion=fusion))
+    found = find_repeated(open_cache(cache), data)
+    assert (found["n_same_text"], found["same_text"]) == (3, SAME)
+    assert found["near"]["n_checked"] == 57
+
+
+def test_held_out_rows_of_one_text_are_rows_of_train(make_cache: MakeCache) -> None:
+    """Where the evaluation rows were held out, both numbers are of the training split."""
+    hashes = text_hash("train", 45)
+    cache = make_cache({"test": clustered(9, 1)})
+    path = str(cache.with_name("held.zarr"))
+    with CacheWriter(path, dataset=open_cache(cache).dataset) as writer:
+        writer.add_source(source_info("tiny", 16))
+        every = np.concatenate([hashes, hashes])  # row k is row k + 45 once more
+        write_split(writer, "train", "tiny", *clustered(90, 0), hashes=every)
+    with pytest.warns(LLMEmbedWarning, match="of 'train' is row [0-9]+ of 'train'"):
+        data = load(FitConfig(cache=path, fusion="mean"))
+    found = find_repeated(open_cache(path), data)
+    assert found["same_text"]
+    for one in found["same_text"]:
+        assert one["row"] in data.shares.eval
+        assert abs(one["row"] - one["train_row"]) == 45
+        assert one["train_row"] not in data.shares.eval
+
+
+def test_a_few_are_named_and_a_thousand_are_listed(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is counted is never cut; lists are, and say so by dots where people read them."""
+    cache = repeating(make_cache)
+    monkeypatch.setattr(near, "MOST_LISTED", 2)
+    monkeypatch.setattr("llmembed.train.inputs.shares.MOST_NAMED", 2)
+    with pytest.warns(LLMEmbedWarning, match=r"row 20 of 'train', 8 is 5, \.\.\.\. They"):
+        data = load(FitConfig(cache=cache, fusion="mean"))
+    found = find_repeated(open_cache(cache), data)
+    assert (found["n_same_text"], found["same_text"]) == (3, SAME[:2])
+    told = dict(notes_of_rows({"splits": {"train": {}}, "n_eval": 60, "repeated": found}))
+    assert told == {"repeated texts": REPEATED.replace(", 9 to 20", ", ...")}
+
+
+def test_runs_that_only_counted_them_are_told_as_before() -> None:
+    """The record of an older version has the number, and no rows."""
+    metrics = {"splits": {"train": {}}, "n_eval": 60, "repeated": {"n_same_text": 3}}
+    told = notes_of_rows(metrics)
+    assert told == [("repeated texts", "3 of 60 evaluation rows have the text of a training row")]
 
 
 @pytest.mark.parametrize("fusion", ["mean", "scalar-mix"])
@@ -68,6 +141,14 @@ def test_blocks_and_a_budget(make_cache: MakeCache, monkeypatch: pytest.MonkeyPa
 
 def test_the_record_the_table_and_the_page_name_them(make_cache: MakeCache, tmp_path: Path) -> None:
     """Without any, nothing is said."""
+    with pytest.warns(LLMEmbedWarning, match="3 of 60 evaluation rows"):
+        same = fit(
+            FitConfig(cache=repeating(make_cache), fusion="mean", output=str(tmp_path / "s"))
+        )
+    stored_same = json.loads((tmp_path / "s/metrics.json").read_text())["repeated"]
+    assert (stored_same["n_same_text"], stored_same["same_text"]) == (3, SAME)
+    assert REPEATED in metrics_table(same.metrics)
+    assert REPEATED in (tmp_path / "s/report.html").read_text()
     run = fit(FitConfig(cache=leaking(make_cache), fusion="mean", output=str(tmp_path / "run")))
     stored: dict[str, Any] = json.loads((tmp_path / "run/metrics.json").read_text())
     assert stored["repeated"]["near"]["n"] == 2
@@ -76,4 +157,5 @@ def test_the_record_the_table_and_the_page_name_them(make_cache: MakeCache, tmp_
     assert said in (tmp_path / "run/report.html").read_text()
     clean = make_cache(name="clean.zarr")
     other = fit(FitConfig(cache=str(clean), fusion="mean", output=str(tmp_path / "other")))
-    assert "near duplicates" not in metrics_table(other.metrics)
+    for name in ("near duplicates", "repeated texts"):
+        assert name not in metrics_table(other.metrics)

@@ -1,4 +1,4 @@
-"""Evaluation rows that are nearly the same as a training row: they flatter the figures.
+"""Evaluation rows that are a training row, or nearly one: they flatter the figures.
 
 Two rows are near where the cosine of their features is 0.98 or more, centred and scaled by the
 training rows, in the deepest layer that is read: of such pairs four in five share half of their
@@ -20,33 +20,32 @@ import torch.nn.functional as F
 from llmembed.cache_format import Cache
 from llmembed.common.process import full_float32
 from llmembed.train.inputs.data import FitData, columns_of
-from llmembed.train.inputs.shares import Rows
+from llmembed.train.inputs.shares import same_texts
 
 COSINE = 0.98
 _BUDGET = 5e10
 _BLOCK_ROWS = 512
-_MOST_NAMED = 10
+MOST_LISTED = 1000
+"""Pairs of each kind that a record holds, for people to look at; all of them are counted."""
 
 
 @full_float32()
 @torch.inference_mode()
 def find_repeated(cache: Cache, data: FitData) -> dict[str, Any]:
-    """Count evaluation rows whose text, or nearly so, is trained on, and name the nearest.
+    """Count evaluation rows whose text, or nearly so, is trained on, and name them.
 
     Returns:
-        `n_same_text`; `near`: `cosine`, `feature`, `n_checked`, `n` of these that are near and no
-        same text, and `pairs`, the nearest first: a `row` of the evaluation split, a `train_row`
-        of the training split, their `cosine`.
+        `n_same_text`; `same_text`, in order: a `row` of the evaluation split, and the first
+        `train_row` of the training split that has its text; `near`: `cosine`, `feature`,
+        `n_checked`, `n` of these that are near and no same text, and `pairs`, the nearest first:
+        such rows, and their `cosine`. Of each list the first `MOST_LISTED`.
     """
-    shares, trained = data.shares, _seen(data)
-    same = np.isin(
-        cache[shares.eval_split].text_hash[shares.eval],
-        cache[shares.train_split].text_hash[trained],
-    )
+    shares, trained = data.shares, data.shares.seen
+    same, same_rows = same_texts(cache, shares)
     feature = max(range(len(data.features)), key=lambda k: data.features[k].layer)
     columns = columns_of([one.hidden_size for one in data.features], [feature])
     n_most = max(1, int(_BUDGET / (len(trained) * len(columns))))
-    checked = np.flatnonzero(~same)
+    checked = np.delete(np.arange(len(shares.eval)), same)
     checked = checked[:: -(-len(checked) // n_most) or 1]
     first = slice(int(columns[0]), int(columns[-1]) + 1)
     x = data.x[:, first].index_select(0, torch.from_numpy(trained))
@@ -66,16 +65,10 @@ def find_repeated(cache: Cache, data: FitData) -> dict[str, Any]:
             "train_row": int(trained[nearest[k]]),
             "cosine": round(min(float(cosines[k]), 1.0), 4),
         }
-        for k in order[:_MOST_NAMED]
+        for k in order[:MOST_LISTED]
     ]
     near = {"cosine": COSINE, "feature": data.features[feature]._asdict()}
     near |= {"n_checked": len(checked), "n": len(order), "pairs": pairs}
-    return {"n_same_text": int(same.sum()), "near": near}
-
-
-def _seen(data: FitData) -> Rows:
-    """List the rows of the training split that train or stop the training, int64 `[n]`."""
-    shares = data.shares
-    if shares.validation_split is not None:
-        return shares.train
-    return np.concatenate([shares.train, shares.validation])
+    listed = zip(shares.eval[same[:MOST_LISTED]], same_rows, strict=False)
+    same_text = [{"row": int(row), "train_row": int(of_train)} for row, of_train in listed]
+    return {"n_same_text": len(same), "same_text": same_text, "near": near}

@@ -26,6 +26,9 @@ from llmembed.train.measures import Floats
 HELD_OUT_FRACTION = 0.1
 _FOLDS, _FOLDS_OF_FEW, _FEW_ROWS = 5, 10, 2048
 
+MOST_NAMED = 5
+"""Rows that a warning names, of those that it counts."""
+
 Rows = npt.NDArray[np.int64]
 
 
@@ -47,6 +50,13 @@ class Shares:
     def held_out(self) -> bool:
         """Whether the evaluation rows were held out of the training split."""
         return self.eval_split == self.train_split
+
+    @property
+    def seen(self) -> Rows:
+        """Rows of the training split that train or stop the training, int64 `[n]`."""
+        if self.validation_split is not None:
+            return self.train
+        return np.concatenate([self.train, self.validation])
 
     def record(self) -> dict[str, dict[str, Any]]:
         """Say which rows were called what."""
@@ -339,17 +349,34 @@ def _warn_of_single(labels: Rows, names: Sequence[str]) -> None:
         )
 
 
+def same_texts(cache: Cache, shares: Shares) -> tuple[Rows, Rows]:
+    """Find the evaluation rows whose text is trained on, by its hash.
+
+    Returns:
+        Places in `shares.eval`, ascending, and the first row of the training split with the text of
+        each, both int64 `[n]`.
+    """
+    seen = np.sort(shares.seen)
+    known, first = np.unique(cache[shares.train_split].text_hash[seen], return_index=True)
+    hashes = cache[shares.eval_split].text_hash[shares.eval]
+    found = np.searchsorted(known, hashes).clip(max=len(known) - 1)
+    places = np.flatnonzero(known[found] == hashes)
+    return places, seen[first[found[places]]]
+
+
 def _warn_of_shared_texts(cache: Cache, shares: Shares) -> None:
     """Count the evaluation rows whose text is trained on: they flatter the figures."""
-    given = shares.validation_split is not None
-    trained = shares.train if given else np.concatenate([shares.train, shares.validation])
-    seen = cache[shares.train_split].text_hash[trained]
-    n_shared = int(np.isin(cache[shares.eval_split].text_hash[shares.eval], seen).sum())
-    if n_shared:
+    places, trained = same_texts(cache, shares)
+    if len(places):
+        pairs = zip(shares.eval[places[:MOST_NAMED]], trained, strict=False)
+        (row, of_train), *others = pairs
+        named = [f"row {row} of {shares.eval_split!r} is row {of_train} of {shares.train_split!r}"]
+        named += [f"{row} is {of_train}" for row, of_train in others]
+        named += ["..."] * (len(places) > MOST_NAMED)
         warn(
-            f"{n_shared} of {len(shares.eval)} evaluation rows have a text that also stands in "
-            "the training rows. They are evaluated like all others, so the figures may be too "
-            "good; remove them from the data set to be sure."
+            f"{len(places)} of {len(shares.eval)} evaluation rows have a text that also stands in "
+            f"the training rows: {', '.join(named)}. They are evaluated like all others, so the "
+            "figures may be too good; remove them from the data set to be sure."
         )
 
 

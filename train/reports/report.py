@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmembed.common.errors import shown
@@ -109,7 +109,7 @@ def described_head(metrics: Mapping[str, Any]) -> str:
 
 
 def notes_of_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say what is to be known of the rows: weights, groups, evaluation rows that were near trained.
+    """Say what is to be known of the rows: weights, groups, evaluation rows that were trained on.
 
     >>> notes_of_rows({"splits": {"train": {"n": 9, "n_groups": 3}}})
     [('groups of rows', '3, none on two sides of a fold')]
@@ -121,16 +121,29 @@ def notes_of_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         told.append(("weights of rows", f"{weights['min']:g} to {weights['max']:g}{left_out}"))
     if "n_groups" in train:
         told.append(("groups of rows", f"{train['n_groups']}, none on two sides of a fold"))
-    near = (metrics.get("repeated") or {}).get("near", {"n": 0})
+    repeated = metrics.get("repeated") or {}
+    if n_same := repeated.get("n_same_text", 0):
+        found = f"{n_same} of {metrics['n_eval']} evaluation rows have the text of a training row"
+        told.append(("repeated texts", found + _pairs(repeated.get("same_text", []), n_same)))
+    near = repeated.get("near", {"n": 0})
     if near["n"]:
-        pairs = [f"{one['row']} to {one['train_row']}" for one in near["pairs"][:_MOST_NAMES]]
-        more = ", ..." if near["n"] > len(pairs) else ""
         found = (
             f"{near['n']} of {near['n_checked']} evaluation rows, by a cosine of "
-            f"{near['cosine']:g} to a training row: {', '.join(pairs)}{more}"
+            f"{near['cosine']:g} to a training row"
         )
-        told.append(("near duplicates", found))
+        told.append(("near duplicates", found + _pairs(near["pairs"], near["n"])))
     return told
+
+
+def _pairs(pairs: Sequence[Mapping[str, Any]], n: int) -> str:
+    """Name the first of n pairs of an evaluation row and a training row.
+
+    >>> _pairs([{"row": 4, "train_row": 11}], 2)
+    ': 4 to 11, ...'
+    """
+    named = [f"{one['row']} to {one['train_row']}" for one in pairs[:_MOST_NAMES]]
+    named += ["..."] * (0 < len(named) < n)
+    return f": {', '.join(named)}" if named else ""
 
 
 def note_of_absent(metrics: Mapping[str, Any]) -> str:
