@@ -5,7 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from llmembed.common.cluster import check_engine
-from llmembed.common.console import COMPLETES, FOLDER, GROUP, OR_PLACE, REPEATED, as_tuples
+from llmembed.common.console import (
+    COMPLETES,
+    FOLDER,
+    GROUP,
+    OR_PLACE,
+    REPEATED,
+    TAKES,
+    as_declared,
+)
 from llmembed.common.errors import ConfigError
 from llmembed.common.layers import check_layers
 from llmembed.extract.backbones.models import MODELS
@@ -21,6 +29,8 @@ from llmembed.extract.texts.templates import is_unicode
 class ExtractConfig:
     """Settings of one extraction; the field docstrings are the command's help texts.
 
+    Values are taken as `FitConfig` takes them. `layers`, and the columns, may be a list.
+
     Raises:
         ConfigError: a value is not among those allowed.
         MissingPackageError: weights are to be quantised, and bitsandbytes is not installed.
@@ -35,7 +45,7 @@ class ExtractConfig:
     """Commit, branch or tag of a Hub model."""
     trust_remote_code: bool = False
     """Run the model code that a Hub repository brings. Never without this flag."""
-    layers: str
+    layers: str = dataclasses.field(metadata={TAKES: (int, list)})
     """Layers to store: 8,16,24,32; a range 1:33:4 with Python's meaning; all; last:5; -1 is the
     last, 0 the embeddings."""
     pooling: tuple[str, ...] = dataclasses.field(
@@ -73,9 +83,9 @@ class ExtractConfig:
     """Configuration name of a Hub data set."""
     split: tuple[str, ...] = ()
     """Splits to extract; without it all labelled ones."""
-    text_column: str | None = None
+    text_column: str | None = dataclasses.field(default=None, metadata={TAKES: (list,)})
     """Column that holds the text, or two for pairs of texts: a,b; without it detected, and said."""
-    label_column: str | None = None
+    label_column: str | None = dataclasses.field(default=None, metadata={TAKES: (list,)})
     """Column that holds the label, or a list of labels; without it detected, and said. Several
     columns a,b,c are one label each, 0 or 1."""
     label_separator: str | None = None
@@ -85,7 +95,7 @@ class ExtractConfig:
     group_column: str | None = None
     """Column that says which examples belong together, such as an author; the cache holds a hash of
     each value."""
-    unlabelled: str | None = None
+    unlabelled: str | None = dataclasses.field(default=None, metadata={TAKES: (int,)})
     """What stands in the label column where there is no label: -1, ?, or '' for empty cells, which
     are refused without it."""
     delimiter: str | None = None
@@ -114,7 +124,7 @@ class ExtractConfig:
     token_budget: int | None = None
     """Tokens a batch, pads included; without it chosen for the device, on a GPU by its free memory.
     Halved, with a warning, where memory runs out."""
-    devices: str | None = None
+    devices: str | None = dataclasses.field(default=None, metadata={TAKES: (int,)})
     """GPUs of this machine that share the work, a process each: a number, or all. With --device
     cpu so many processes share its cores."""
     gpus_per_worker: float | None = None
@@ -136,11 +146,16 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         """Check every value that needs no data set and no model to be checked."""
-        as_tuples(self)
+        as_declared(self)
         check_layers(self.layers)
         for pooling in self.pooling:
             _ = POOLINGS[pooling]  # refuses what does not exist
         check_prompts(self.prompts)
+        if not (self.pooling or self.prompts):
+            raise ConfigError(
+                "pooling is empty, so that no feature would be made of a text. Pass names, such as "
+                "mean,last, or leave it out."
+            )
         check_options(vars(self))
         if self.cache is not None and self.cache.startswith("hf://"):
             from llmembed.cache_format.stores import refuse_pieces

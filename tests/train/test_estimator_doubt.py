@@ -93,6 +93,29 @@ def test_doubts_are_those_of_a_run(model: str, tmp_path: Path, options: dict[str
     np.testing.assert_allclose(far, run.out_of_domain(NEW, "cpu"), atol=2.5 * one_row)
 
 
+@pytest.mark.parametrize("share", [np.float32(0.5), np.float64(0.5), np.float16(0.5)])
+def test_shares_may_be_numbers_of_numpy(fitted: LLMEmbedClassifier, share: Any) -> None:
+    """They promise what a plain number does."""
+    sets = fitted.label_sets(NEW, share)
+    np.testing.assert_array_equal(sets, fitted.label_sets(NEW, 0.5))
+    assert fitted.abstain_below(share) == fitted.abstain_below(0.5)
+
+
+@pytest.mark.parametrize(
+    ("share", "told"), [("0.95", "'0.95'"), ([0.9], r"\[0\.9\]"), (1, "1"), (float("nan"), "nan")]
+)
+def test_what_is_no_share_is_refused(fitted: LLMEmbedClassifier, share: Any, told: str) -> None:
+    """With the value, by predictions and sets alike."""
+    with pytest.raises(
+        ConfigError, match=rf"^abstain is {told}, and the share of .* between 0 and"
+    ):
+        fitted.predict(NEW, abstain=share)
+    with pytest.raises(
+        ConfigError, match=rf"^coverage is {told}, and the share of .* between 0 an"
+    ):
+        fitted.label_sets(NEW, share)
+
+
 def test_most_texts_of_another_kind_lie_far(fitted: LLMEmbedClassifier) -> None:
     """Of texts like those of the training few do."""
     assert np.median(fitted.out_of_domain(NEW)) > 0.2

@@ -201,8 +201,48 @@ def test_one_layer(classifier: LLMEmbedClassifier) -> None:
     """A single layer may be a number."""
     one = clone(classifier).set_params(layers=2, fusion="single").fit(TEXTS, CLASSES)
     assert [feature.layer for feature in one.features_] == [2]
-    with pytest.raises(ConfigError, match="'True'"):
+    with pytest.raises(ConfigError, match=r"layers is True, of type bool\. Pass a text, a whole "):
         one.set_params(layers=True).fit(TEXTS, CLASSES)
+
+
+def test_parameters_of_other_packages(fitted: LLMEmbedClassifier) -> None:
+    """Numbers of numpy, paths and arrays are taken, and neither a fit nor a clone changes them."""
+    given = {
+        "model": Path(fitted.model),
+        "cache": Path(str(fitted.cache)),
+        "layers": np.arange(1, 3),
+        "pooling": np.array(["mean"]),
+        "max_length": np.int64(64),
+        "trust_remote_code": np.False_,
+        "fusion": np.str_("mean"),
+        "random_state": np.int64(0),
+    }
+    again = clone(fitted).set_params(**given).fit(TEXTS, CLASSES)
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
+    for name, value in given.items():
+        assert again.get_params()[name] is value
+        assert type(clone(again).get_params()[name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("epochs", True, "epochs is True, of type bool. Pass a whole number or None."),
+        ("max_length", 64.0, "max_length is 64.0, of type float. Pass a whole number."),
+        ("prompts", [3], "prompts is [3], of type list. Pass texts: a tuple or list of texts, or "),
+        ("pooling", 3, "pooling is 3, of type int. Pass names: a tuple or list of texts, or one"),
+        ("cache", 3, "cache is 3, of type int. Pass a text or None."),
+        ("class_weight", np.ones(2), "class_weight array([1., 1.]) is neither None, 'balanced'"),
+    ],
+)
+def test_parameters_of_another_type_are_refused(
+    classifier: LLMEmbedClassifier, parameter: str, value: Any, message: str
+) -> None:
+    """When it is fitted, with the value, its type, and what the parameter takes."""
+    other = clone(classifier).set_params(fusion="scalar-mix", head="auto", **{parameter: value})
+    with pytest.raises(ConfigError) as caught:
+        other.fit(TEXTS, CLASSES)
+    assert message in str(caught.value)
 
 
 def test_random_state_as_scikit_learn_means_it(classifier: LLMEmbedClassifier) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from llmembed.common.errors import ConfigError
@@ -55,6 +55,11 @@ def read_class_weight(given: ClassWeight) -> str | dict[str, float]:
     if isinstance(given, str):
         given = (given,)
     if not isinstance(given, Mapping):
+        if not isinstance(given, list | tuple) or not all(isinstance(one, str) for one in given):
+            raise ConfigError(
+                f"class_weight is {given!r}, of type {type(given).__name__}. Pass none, balanced, "
+                "or a dict with a weight for each class."
+            )
         if len(given) <= 1 and "".join(given) in {"", *CLASS_WEIGHTS}:
             return "".join(given) or "none"
         given = _named_weights(given)
@@ -67,7 +72,7 @@ def read_class_weight(given: ClassWeight) -> str | dict[str, float]:
     return {str(name): float(weight) for name, weight in given.items()}
 
 
-def _named_weights(given: tuple[str, ...]) -> dict[str, Any]:
+def _named_weights(given: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one in given:
         name, equals, weight = one.rpartition("=")

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmembed.common.console import COMPLETES, FOLDER, GROUP, as_tuples
+from llmembed.common.console import COMPLETES, FOLDER, GROUP, TAKES, as_declared
 from llmembed.common.errors import ConfigError
 from llmembed.train.config.allowed import fusions
 from llmembed.train.config.fit import FitConfig
@@ -25,7 +25,7 @@ class AuditConfig:
     """Cache to read."""
     source: tuple[str, ...] = ()
     """Sources to use; without it, all of the cache."""
-    layers: str | None = None
+    layers: str | None = dataclasses.field(default=None, metadata={TAKES: (int, list)})
     """Layers to use of those in the cache, as in llmembed-fit; without it, all."""
     pooling: tuple[str, ...] = ()
     """Poolings to use; without it, all of the cache."""
@@ -56,7 +56,7 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         """Check each name and number once, and refuse what is trained by gradient."""
-        as_tuples(self)
+        as_declared(self)
         solved = self.as_fit().solved_heads
         if not solved or (self.fusion == AUTO and solved == ("linear",)):
             raise ConfigError(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llmembed.common.cluster import check_engine
-from llmembed.common.console import COMPLETES, FOLDER, GROUP, REPEATED, as_tuples
+from llmembed.common.console import COMPLETES, FOLDER, GROUP, REPEATED, TAKES, as_declared
 from llmembed.common.errors import ConfigError
+from llmembed.common.layers import check_layers
 from llmembed.train.config.allowed import (
     CHOICES,
     DEVICE,
@@ -42,6 +43,12 @@ _Part = TypeVar("_Part", Reading, Method, TrainerFlags)
 class FitConfig:
     """Every option of a fit; the docstring under a field is its `--help` text.
 
+    Numbers of numpy, paths, lists, ranges and arrays are taken, and held as plain numbers, texts
+    and tuples; `layers` may be a number or several.
+
+    >>> FitConfig(cache=Path("r8.zarr"), layers=[8, 16], pooling=["mean"]).layers
+    '8,16'
+
     Raises:
         ConfigError: a name is unknown or a number is out of its range.
     """
@@ -50,7 +57,7 @@ class FitConfig:
     """Cache to read: one data set's features of one or several sources."""
     source: tuple[str, ...] = ()
     """Sources to use; without it, all of the cache."""
-    layers: str | None = None
+    layers: str | None = dataclasses.field(default=None, metadata={TAKES: (int, list)})
     """Layers to use of those in the cache: 8,16,24; a range 8:25:8; last:2, the last two in the
     cache; -1, the model's last; without it, all of the cache."""
     pooling: tuple[str, ...] = ()
@@ -125,7 +132,7 @@ class FitConfig:
         default="auto", metadata={GROUP: "Device, memory, and who computes"}
     )
     """Lightning's accelerator: auto, cpu, gpu, mps."""
-    devices: str = "1"
+    devices: str = dataclasses.field(default="1", metadata={TAKES: (int,)})
     """Lightning's devices: 1, or k, (with the comma) for device number k. A fit uses one."""
     precision: str = FLOAT32
     """Lightning's precision: 32-true, bf16-mixed, 16-mixed."""
@@ -171,8 +178,10 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check each name and number once."""
-        as_tuples(self)
+        as_declared(self)
         object.__setattr__(self, "class_weight", read_class_weight(self.class_weight))
+        if self.layers is not None:
+            check_layers(self.layers)
         self._check_values()
         if self.compare:
             self.of_fusions()

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmembed.common.console import COMPLETES, FOLDER, GROUP, REPEATED, as_tuples
+from llmembed.common.console import COMPLETES, FOLDER, GROUP, REPEATED, TAKES, as_declared
 from llmembed.common.errors import ConfigError
 from llmembed.train.config.allowed import ClassWeight
 from llmembed.train.config.fit import FitConfig
@@ -25,7 +25,7 @@ class SweepConfig:
     """Cache to read; of its splits, the training split alone."""
     source: tuple[str, ...] = ()
     """Sources to use; without it, all of the cache."""
-    layers: str | None = None
+    layers: str | None = dataclasses.field(default=None, metadata={TAKES: (int, list)})
     """Layers to use of those in the cache, as in llmembed-fit; without it, all."""
     pooling: tuple[str, ...] = ()
     """Poolings to use; without it, all of the cache."""
@@ -60,7 +60,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         """Check each name and number once."""
-        as_tuples(self)
+        as_declared(self)
         if self.head not in {AUTO, "lda", "ridge"}:
             allowed = (AUTO, "lda", "ridge")
             raise ConfigError.unknown("head", self.head, allowed, "Pass one to --head.")

@@ -224,14 +224,3 @@ def as_seed(random_state: Any) -> int:
         f"random_state {random_state!r} is none of what draws: None, a number from 0 to "
         f"{_N_SEEDS - 1}, or a RandomState or Generator of numpy. Pass one of these."
     )
-
-
-def as_list_option(given: Any) -> str:
-    """Write one or several values as the commands take them; a string stays as it is.
-
-    >>> as_list_option(6), as_list_option([3, 6]), as_list_option("last:5")
-    ('6', '3,6', 'last:5')
-    """
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        return str(given)
-    return ",".join(map(str, given))

@@ -22,6 +22,7 @@ Everywhere n is the number of held-out rows, and a share is a number between 0 a
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,17 +67,19 @@ class HeldOutRows:
         )
 
 
-def check_share(value: float, option: str, meaning: str) -> None:
-    """Refuse a share that no rule can keep.
+def check_share(value: Any, option: str, meaning: str) -> float:
+    """Give a share as a plain number, and refuse one that no rule can keep.
 
     Raises:
-        ConfigError: it is not between 0 and 1, both excluded.
+        ConfigError: it is no number between 0 and 1, both excluded.
     """
-    if not 0 < value < 1:
+    is_number = isinstance(value, numbers.Real)
+    if not (is_number and 0 < value < 1):
         raise ConfigError(
-            f"{option} is {value:g}, and {meaning} lies between 0 and 1, both excluded. Pass such "
-            "as 0.95."
+            f"{option} is {f'{value:g}' if is_number else repr(value)}, and {meaning} lies between "
+            "0 and 1, both excluded. Pass such as 0.95."
         )
+    return float(value)
 
 
 def abstain_below(held_out: HeldOutRows, accuracy: float) -> float | None:

@@ -43,7 +43,8 @@ class Promises:
         Raises:
             ConfigError: `accuracy` is not between 0 and 1, or the held-out rows do not reach it.
         """
-        check_share(accuracy, self.option, "the share of answers that are to be right")
+        meaning = "the share of answers that are to be right"
+        accuracy = check_share(accuracy, self.option, meaning)
         found = abstain_below(self.held_out, accuracy)
         if found is None:
             n_rows, most = len(self.held_out.right), largest_accuracy(self.held_out)
@@ -66,7 +67,7 @@ class Promises:
         Raises:
             ConfigError: as `check_sets` does.
         """
-        self.check_sets(coverage, by_class=by_class)
+        coverage = self.check_sets(coverage, by_class=by_class)
         few = [n for n in self._counts.tolist() if n < rows_kept(n, coverage)]
         if by_class and few:
             warn(
@@ -76,13 +77,14 @@ class Promises:
             )
         return label_sets(self.held_out, proba, coverage, by_class=by_class)
 
-    def check_sets(self, coverage: float, *, by_class: bool) -> None:
-        """Refuse a coverage that the held-out rows can't show.
+    def check_sets(self, coverage: float, *, by_class: bool) -> float:
+        """Give a coverage as a plain number, and refuse one that the held-out rows can't show.
 
         Raises:
             ConfigError: `coverage` is not between 0 and 1, or there are too few held-out rows.
         """
-        check_share(coverage, self.option, "the share of sets that are to hold the right label")
+        meaning = "the share of sets that are to hold the right label"
+        coverage = check_share(coverage, self.option, meaning)
         n = len(self.held_out.label)
         most = int(self._counts.max()) if by_class else n
         if rows_kept(most, coverage) > most:
@@ -95,6 +97,7 @@ class Promises:
                 f"held-out rows, and {self.who} keeps fewer of {of}: {n:,} in all"
                 f"{reached}. Pass a smaller share, or {self.way}."
             )
+        return coverage
 
     @property
     def _counts(self) -> Labels:

@@ -26,7 +26,6 @@ from llmembed.train.inputs.arguments import (
     are_lists,
     as_class_weights,
     as_classes,
-    as_list_option,
     as_seed,
     as_sets,
     as_texts,
@@ -436,16 +435,14 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         given = self.get_params(deep=False)
         own = (_FIT_OPTIONS - _SHARED) | {"class_weight", "random_state"}
         options = {name: value for name, value in given.items() if name not in own}
-        poolings = as_list_option(self.pooling).split(",")
-        options["pooling"] = tuple(part.strip() for part in poolings)
-        prompts = [self.prompts] if isinstance(self.prompts, str) else self.prompts
-        options["prompts"] = tuple(resolve_prompts(prompts, labels).values())
-        return TextFeatures(ExtractConfig(**options | {"layers": as_list_option(self.layers)}))
+        config = ExtractConfig(**options)
+        prompts = tuple(resolve_prompts(config.prompts, labels).values())
+        return TextFeatures(dataclasses.replace(config, prompts=prompts))
 
     def _fit_config(self) -> FitConfig:
         given = self.get_params(deep=False)
         options = {name: given[name] for name in _FIT_OPTIONS - _SHARED if name in given}
-        balance = self.class_weight or "none"
+        balance = "none" if self.class_weight is None else self.class_weight
         if not isinstance(balance, str | Mapping):
             raise ConfigError(
                 f"class_weight {balance!r} is neither None, 'balanced', nor a dict with a weight "

@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import logging
+import numbers
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ import traceback
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import click
@@ -49,6 +50,7 @@ ARGUMENT = "argument"  # no option: what `--help` shows for its values
 GROUP = "group"  # heading in `--help` of this option and of those after it
 COMPLETES = "completes"  # what a shell completes: a function that gives names, or FILE or FOLDER
 OR_PLACE = "or_place"  # what no name fits is the path of a file or folder
+TAKES = "takes"  # what in Python stands for a text, too: an int; a list, for texts with commas
 FILE, FOLDER = "file", "dir"
 EXIT_KNOWN_ERROR = 1
 EXIT_ROWS_LEFT = 4
@@ -58,6 +60,13 @@ _OF_SIGNALS = {"SIGINT": EXIT_INTERRUPTED, "SIGTERM": EXIT_STOPPED, "SIGUSR1": E
 _RARELY = (100_000, 20, 20)
 """When garbage is collected: importing torch and transformers makes nothing but what lasts, and
 searching it as often as Python does by itself is a sixth of the start."""
+_ALLOWED = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list of such",
+}
 _EXIT_CODES = {
     "0": "done, or nothing to do",
     "1": "an error, told in one sentence",
@@ -316,30 +325,89 @@ def field_docs(config: type) -> dict[str, str]:
     return docs
 
 
-def as_tuples(config: Any) -> None:
-    """Take a text, or a list, for each field of a frozen config that is a tuple of texts.
+def as_declared(config: Any) -> None:
+    """Make each field of a frozen config what its type says, of what Python passes for that.
 
-    In Python a lone text is one too many characters: `pooling="mean"` is `pooling=("mean",)`, and
-    with commas it is what a command takes it for.
+    Numbers of numpy, paths, lists, ranges and arrays become plain numbers, texts and tuples, as a
+    command gives them and a record in JSON holds them. In Python a lone text is one too many
+    characters: `pooling="mean"` is `pooling=("mean",)`, and with commas it is what a command takes
+    it for.
+
+    Raises:
+        ConfigError: a value is of another type.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if typing.get_origin(hints[field.name]) is not tuple or isinstance(value, tuple):
+        hint, value = hints[field.name], _plain(getattr(config, field.name))
+        members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        kinds = [member for member in members if member is not types.NoneType]
+        is_optional = len(kinds) < len(members)
+        if len(kinds) > 1 or (value is None and is_optional):
             continue
-        if isinstance(value, str):
-            if REPEATED in field.metadata:  # as it is: blanks of a prompt, commas of a text
-                value = (value,)
-            else:
-                value = tuple(part.strip() for part in value.split(",") if part.strip())
-        elif isinstance(value, list):
-            value = tuple(value)
-        else:
+        takes = field.metadata.get(TAKES, ())
+        if typing.get_origin(kinds[0]) is not tuple:
+            texts = _texts_of(value, takes) if list in takes else None
+            taken = _scalar_of(kinds[0], value, takes) if texts is None else ",".join(texts)
+            allowed = [_ALLOWED[kind] for kind in (kinds[0], *takes)] + ["None"] * is_optional
+        elif isinstance(value, str) and REPEATED not in field.metadata:
+            taken = tuple(part.strip() for part in value.split(",") if part.strip())
+        else:  # of a lone text blanks of a prompt, and commas of a text, stay
+            texts = _texts_of([value] if isinstance(value, str) else value)
+            taken = None if texts is None else tuple(texts)
+            allowed = ["texts: a tuple or list of texts, or one text"]
+            if REPEATED not in field.metadata:
+                allowed = ["names: a tuple or list of texts, or one text with commas"]
+        if taken is None:
+            given = repr(value)
             raise ConfigError(
-                f"{field.name} is {value!r}, of type {type(value).__name__}. Pass names: a tuple "
-                "or list of texts, or one text with commas."
+                f"{field.name} is {given[:60]}{'...' if given[60:] else ''}, of type "
+                f"{type(value).__name__}. Pass {_either(allowed)}."
             )
-        object.__setattr__(config, field.name, value)
+        object.__setattr__(config, field.name, taken)
+
+
+def _plain(value: Any) -> Any:
+    """Give the text of a path, and Python's own value of a scalar of numpy or torch."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _scalar_of(kind: type, value: Any, takes: Collection[type] = ()) -> Any:
+    """Read a value of a kind; None is one that it is not."""
+    value = _plain(value)
+    if kind is bool or isinstance(value, bool):
+        return value if kind is type(value) else None
+    if kind is str and int in takes and isinstance(value, numbers.Integral):
+        return str(int(value))
+    if kind is str:
+        return value if isinstance(value, str) else None
+    if kind is int and isinstance(value, numbers.Integral):
+        return int(value)
+    if kind is float and isinstance(value, numbers.Real):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    return None
+
+
+def _texts_of(value: Any, takes: Collection[type] = ()) -> list[str] | None:
+    """List the texts of a list, range, array or set, a set in one order; None is something else."""
+    is_flat = isinstance(value, Iterable) and getattr(value, "ndim", 1) == 1
+    if not is_flat or isinstance(value, str | bytes | Mapping):
+        return None
+    texts = [_scalar_of(str, part, takes) for part in value]
+    if None in texts:
+        return None
+    return sorted(texts) if isinstance(value, Set) else texts
+
+
+def _either(words: Sequence[str]) -> str:
+    """Write alternatives.
+
+    >>> _either(["a text"]), _either(["a text", "None"]), _either(["1", "2", "3"])
+    ('a text', 'a text or None', '1, 2, or 3')
+    """
+    return " or ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])}, or {words[-1]}"
 
 
 def _options_of(config: Any) -> list[Callable[..., Any]]:
