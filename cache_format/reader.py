@@ -8,7 +8,7 @@ zarr-python, which is imported for them alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -30,11 +30,15 @@ from llmembed.cache_format.layout.schema import (
     require_header,
 )
 from llmembed.cache_format.stores import Store, open_store
-from llmembed.common.errors import CacheIncompleteError, ConfigError
+from llmembed.common.errors import CacheError, CacheIncompleteError, ConfigError, hidden, shown
+
+_MOST_SHOWN = 10  # splits
 
 
-class Cache:
-    """A cache; `cache["train"]` is a split. Made by `open_cache`.
+class Cache(Mapping[str, "Split"]):
+    """A cache: a mapping of its splits, `cache["train"]` being one. Made by `open_cache`.
+
+    Printed, it shows what it holds: a line a split.
 
     Attributes:
         path: the folder, or the URL of a remote cache.
@@ -69,10 +73,41 @@ class Cache:
         return self._header.fingerprint(splits, sources)
 
     def __getitem__(self, split: str) -> Split:
-        if split not in self._header.splits:
+        if split not in self:
             where = f"{self._store.location} holds these splits."
-            raise ConfigError.unknown("split", split, self.splits, where)
+            raise ConfigError.unknown("split", str(split), self.splits, where)
         return Split(self._store, self._header, split)
+
+    def get(self, split: str, default: Any = None) -> Any:
+        """Give a split, or what stands for one that does not exist."""
+        try:
+            return self[split]
+        except ConfigError:
+            return default
+
+    def __contains__(self, split: object) -> bool:
+        return split in self.splits
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.splits)
+
+    def __len__(self) -> int:
+        return len(self.splits)
+
+    def __bool__(self) -> bool:
+        return True
+
+    # As other objects, not by its content.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        classes = _counted(len(self.labels), "class")
+        lines = [f"Cache {self._store.location}: {self.dataset.name}, {classes}"]
+        lines += [f"  {self[name].summary}" for name in self.splits[:_MOST_SHOWN]]
+        if len(self) > _MOST_SHOWN:
+            lines.append(f"  and {len(self) - _MOST_SHOWN:,} more")
+        return "\n".join(shown(hidden(line)) for line in lines)
 
 
 class Split:
@@ -90,6 +125,25 @@ class Split:
         self.name = name
         self.n_rows = self._info.n_rows
         self._sources: dict[str, StoredSource] = {}  # once they were found
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return shown(hidden(f"Split {self.summary} ({self._store.location})"))
+
+    @property
+    def summary(self) -> str:
+        """Name, rows, and the poolings and layers of each source, complete or not, in one line."""
+        try:
+            told = [f"{name}: {_told(layout)}" for name, layout in self.layouts.items()]
+        except CacheError as error:
+            told = [str(error)]
+        features = "; ".join(told) or "no features"
+        return f"{self.name}: {_counted(self.n_rows, 'row')}; {features}"
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
@@ -280,6 +334,30 @@ def open_cache(path: str | os.PathLike[str]) -> Cache:
     """
     store = open_store(path)
     return Cache(store, require_header(store))
+
+
+def _told(layout: SourceLayout) -> str:
+    """Write which layers there are of which poolings, those of the same layers together."""
+    layers: dict[str, list[str]] = {}
+    for pooling, layer in layout.arrays:
+        layers.setdefault(pooling, []).append(str(layer))
+    poolings: dict[tuple[str, ...], list[str]] = {}
+    for pooling, own in layers.items():
+        poolings.setdefault(tuple(own), []).append(pooling)
+    return " and ".join(
+        f"{', '.join(names)} of layer{'s' * (len(own) > 1)} {', '.join(own)}"
+        for own, names in poolings.items()
+    )
+
+
+def _counted(n: int, what: str) -> str:
+    """Write a number of things.
+
+    >>> _counted(1, "row"), _counted(2189, "row"), _counted(8, "class")
+    ('1 row', '2,189 rows', '8 classes')
+    """
+    plural = "es" if what.endswith("s") else "s"
+    return f"{n:,} {what}{plural if n != 1 else ''}"
 
 
 def _only(kind: str, name: str | None, known: list[str], where: str) -> str:

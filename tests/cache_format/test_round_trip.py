@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import subprocess
 import sys
 import warnings
@@ -39,6 +41,69 @@ def test_a_cache_tells_what_it_holds(toy_cache: Cache, toy_path: Path) -> None:
     assert toy_cache["train"].n_rows == 200
     assert toy_cache["train"].layers(pooling="mean") == (4, 8)
     assert len(toy_cache.fingerprint) == 64
+
+
+def test_a_cache_is_a_mapping_of_its_splits(toy_path: Path) -> None:
+    """It has a length, an order and members, and a split as many rows; others are refused."""
+    write_toy(toy_path, 70, split="test")
+    cache = open_cache(toy_path)
+    assert (len(cache), list(cache), [*cache.keys()]) == (2, ["test", "train"], ["test", "train"])
+    assert {name: len(split) for name, split in cache.items()} == {"test": 70, "train": 200}
+    assert "train" in cache
+    assert np.str_("train") in cache
+    assert "tran" not in cache
+    assert cache.get("tran") is None
+    assert cache == cache  # as other objects: its content would have to be read
+    assert {cache: 1}[cache] == 1
+    for absent in ("tran", 0, ["train"]):
+        with pytest.raises(
+            ConfigError, match=r"does not exist.* Known: test, train\. .* holds the"
+        ):
+            cache[absent]  # type: ignore[index]
+
+
+def test_nothing_is_falsy_for_want_of_rows(tmp_path: Path) -> None:
+    """A cache or split that is empty is there: `cache or other` asks for no more."""
+    write_toy(tmp_path / "toy.zarr", 0)
+    cache = open_cache(tmp_path / "toy.zarr")
+    assert len(cache["train"]) == 0
+    assert cache["train"]
+
+
+def test_a_cache_prints_what_it_holds(toy_path: Path) -> None:
+    """A line a split, with its rows and the layers and poolings of its sources."""
+    other = dataclasses.replace(SOURCE, name="other", fingerprint={"weights": "def"})
+    write_toy(toy_path, 70, split="test", source=other, layers=(3, 12), poolings=("mean",))
+    write_toy(toy_path, source=other, layers=(3, 12), poolings=("mean",))
+    write_toy(toy_path, source=other, layers=(12,), poolings=("pooler",))
+    cache = open_cache(toy_path)
+    lines = [
+        f"Cache {toy_path}: toy, 3 classes",
+        "  test: 70 rows; other: mean of layers 3, 12",
+        (
+            "  train: 200 rows; other: mean of layers 3, 12 and pooler of layer 12; "
+            "tiny: last, mean of layers 4, 8"
+        ),
+    ]
+    assert repr(cache) == str(cache) == "\n".join(lines)
+    assert repr(cache["test"]) == f"Split {lines[1].strip()} ({toy_path})"
+
+
+def test_a_cache_of_many_splits_prints_the_first(tmp_path: Path) -> None:
+    """So that printing one that grew by every call reads and shows no more than ten."""
+    with CacheWriter(tmp_path / "toy.zarr", dataset=DATASET) as writer:
+        for number in range(12):
+            toy = Toy(1)
+            writer.add_split(f"s{number:02}", labels=toy.labels, text_hash=toy.text_hash)
+    lines = repr(open_cache(tmp_path / "toy.zarr")).splitlines()
+    assert lines[1] == "  s00: 1 row; no features"
+    assert (len(lines), lines[-1]) == (12, "  and 2 more")
+
+
+def test_what_cannot_be_read_is_told_by_a_print(toy_path: Path) -> None:
+    """Printing a damaged cache does not fail, and says what is damaged."""
+    (toy_path / "train" / "tiny" / "zarr.json").write_text("{")
+    assert re.search(r"\n  train: 200 rows; .*zarr\.json", repr(open_cache(toy_path)))
 
 
 def test_opening_does_not_import_zarr(toy_path: Path) -> None:
@@ -119,8 +184,6 @@ def test_only_missing_layers_and_poolings_are_planned(toy_path: Path) -> None:
 
 def test_a_second_source_and_split(toy_path: Path) -> None:
     """Splits and sources are added one by one; None stops meaning the only one."""
-    import dataclasses
-
     other = dataclasses.replace(SOURCE, name="other", fingerprint={"weights": "def"})
     write_toy(toy_path, source=other)
     write_toy(toy_path, 70, split="test")
