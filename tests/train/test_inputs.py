@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from toy_model import save_toy_model, toy_texts
 
 from llmembed.common.errors import ConfigError, DataError
 from llmembed.train import LLMEmbedClassifier
-from llmembed.train.inputs.arguments import as_classes, as_seed, as_texts
+from llmembed.train.inputs.arguments import as_seed, as_texts
+from llmembed.train.inputs.classes import as_classes, as_target
 
 TEXTS = [f"w{1 + row % 2} " * 6 + text for row, text in enumerate(toy_texts(20, longest=4))]
 CLASSES = ["cocoa", "trade"] * 10
@@ -165,8 +167,49 @@ def test_dtype_of_classes(y: Any, dtype: np.dtype[Any]) -> None:
         (np.array([1, "1"], dtype=object), "y mixes strings and other values: '1' in row 1, 1 in"),
         (None, "requires y to be passed, but the target y is None"),
         ([0.5, 0.7], "Unknown label type: continuous"),
-        ([b"a", b"b"], "Unknown label type|bytes"),
-        (3, "Expected array-like|Unknown label type|Singleton"),
+        (
+            [b"a", b"b"],
+            r"Unknown label type: bytes: y holds b'a' in row 0, and a class is a string",
+        ),
+        (3, r"y is a int, and must be an array, a series or a list of one class a text, or of"),
+        ("ab", "y is a str, and must be an array"),
+        ({"a": 0, "b": 1}, "y is a dict, and must be an array"),
+        ({"a", "b"}, "y is a set, and must be an array"),
+        (np.array("a"), r"y is a ndarray of the shape \(\), and must be an array"),
+        (np.zeros((2, 1, 1)), r"y is a ndarray of the shape \(2, 1, 1\), and must be an array"),
+        (
+            [1, 0.5],
+            "Unknown label type: continuous: y holds 0.5 in row 1, and a class is a string, ",
+        ),
+        ([1j, 2j], "Unknown label type: complex: y holds 1j in row 0"),
+        ([Decimal(1), Decimal(2)], r"Unknown label type: Decimal: y holds Decimal\('1'\) in row 0"),
+        (
+            [10**30, 1],
+            "Unknown label type: int: y holds 10{30} in row 0, .* whole number of 64 bits",
+        ),
+        ([{"a": 1}, {"b": 1}], r"Unknown label type: dict: y holds {'a': 1} in row 0"),
+        (np.ma.array([1, 2], mask=[False, True]), "y has no class in row 1, but None"),
+        ([["a"], "b"], r"y mixes strings and other values: 'b' in row 1, \['a'\] in row 0"),
+        (
+            [["a", "b"], ["a", None]],
+            "y has no class in row 1, but None. Leave out the rows without",
+        ),
+        ([["a"], ["b", 1]], "y mixes strings and other values: 'a' in row 0, 1 in row 1. Make all"),
+        ([[], [b"b"]], "Unknown label type: bytes: y holds b'b' in row 1, and a class is a string"),
+        (pd.DataFrame({"a": [1, None], "b": [0, 1]}), "y holds nan in row 1, column 0; a matrix"),
+        (
+            pd.DataFrame({"a": [1, None], "b": [0, 1]}, dtype="Int64"),
+            "y holds <NA> in row 1, column 0; a matrix of several labels a text has 1 where",
+        ),
+        (np.ma.array([[1, 0], [0, 1]], mask=[[0, 0], [1, 0]]), "y holds None in row 1, column 0"),
+        (
+            np.array([[0.5, 1], [0, 1]]),
+            r"y has the shape \(2, 2\), several .*MultiOutputClassifier",
+        ),
+        (
+            sparse.csr_array([[0, 2], [2, 0]]),
+            "y holds 2 in row 0, column 1; a matrix of several la",
+        ),
         (["a", "a"], "y has 1 class, 'a', in the 2 texts whose weight is above 0; a classifier"),
         (["a"], "inconsistent numbers of samples"),
     ],
@@ -175,6 +218,91 @@ def test_classes_that_are_refused(classifier: LLMEmbedClassifier, y: Any, messag
     """Classes that are missing, mixed or no classes are refused, with the row where one is."""
     with pytest.raises((ValueError, TypeError), match=message):
         clone(classifier).fit(["w1", "w2"], y)
+
+
+SETS = [["a"] if row % 2 else ["b", "c"] for row in range(20)]
+MATRIX = np.array([[name in own for name in "abc"] for own in SETS], dtype=int)
+
+
+def held(rows: list[Any]) -> np.ndarray:
+    """Give the rows as an array of objects."""
+    array = np.empty(len(rows), dtype=object)
+    array[:] = rows
+    return array
+
+
+def kinds_of_sets() -> Iterator[Any]:
+    """Labels of each text, and the matrix of the same, of many kinds, and their names."""
+    names = ["a", "b", "c"]
+    yield pytest.param(SETS, names, id="lists")
+    yield pytest.param([set(one) for one in SETS], names, id="sets")
+    yield pytest.param(pd.Series(SETS, index=range(7, 27)), names, id="series of lists")
+    yield pytest.param(pd.Series([set(one) for one in SETS]), names, id="series of sets")
+    yield pytest.param(pd.Series([tuple(one) for one in SETS]), names, id="series of tuples")
+    yield pytest.param(held([frozenset(one) for one in SETS]), names, id="array of sets")
+    yield pytest.param([np.array(one) for one in SETS], names, id="list of arrays")
+    yield pytest.param(pa.array(SETS), names, id="arrow lists")
+    yield pytest.param(pa.chunked_array([SETS[:5], SETS[5:]]), names, id="arrow chunks of lists")
+    arrow = pd.ArrowDtype(pa.list_(pa.string()))
+    yield pytest.param(pd.Series(SETS, dtype=arrow), names, id="series of Arrow lists")
+    yield pytest.param(dict(enumerate(SETS)).values(), names, id="values of a dict")
+    for kind in (sparse.csr_matrix, sparse.csc_array, sparse.coo_array, sparse.lil_matrix):
+        yield pytest.param(kind(MATRIX), [0, 1, 2], id=kind.__name__)
+    yield pytest.param(sparse.csr_array(MATRIX.astype(bool)), [0, 1, 2], id="sparse booleans")
+    yield pytest.param(MATRIX.astype(bool), [0, 1, 2], id="booleans")
+    yield pytest.param(MATRIX.astype(object), [0, 1, 2], id="objects")
+    yield pytest.param(MATRIX.tolist(), [0, 1, 2], id="rows")
+    yield pytest.param(pd.Series(MATRIX.tolist()), [0, 1, 2], id="series of rows")
+    yield pytest.param(np.ma.array(MATRIX, mask=False), [0, 1, 2], id="masked nowhere")
+    frame = pd.DataFrame(MATRIX, columns=names)
+    yield pytest.param(frame, names, id="frame")
+    yield pytest.param(frame.astype("Int64"), names, id="frame of Int64")
+    yield pytest.param(frame.astype("boolean"), names, id="frame of pandas booleans")
+    yield pytest.param(pa.Table.from_pandas(frame), names, id="arrow table")
+
+
+@pytest.mark.parametrize(("y", "names"), list(kinds_of_sets()))
+def test_several_labels_of_any_kind(y: Any, names: Any) -> None:
+    """Lists of labels and matrices of 0 and 1 are taken as scikit-learn's own tools give them."""
+    found, codes = as_target(y)
+    assert found.tolist() == names
+    np.testing.assert_array_equal(codes, MATRIX)
+
+
+def test_labels_that_come_one_by_one(classifier: LLMEmbedClassifier) -> None:
+    """A generator of sets, or of rows of 0 and 1, is used up once."""
+    ridge = clone(classifier).set_params(head="ridge")
+    by_sets = clone(ridge).fit(TEXTS, (set(one) for one in SETS))
+    by_rows = clone(ridge).fit(iter(TEXTS), iter(MATRIX.tolist()))
+    assert (by_sets.classes_.tolist(), by_rows.classes_.tolist()) == (["a", "b", "c"], [0, 1, 2])
+    np.testing.assert_array_equal(by_sets.predict(TEXTS), by_rows.predict(TEXTS))
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        pa.array(CLASSES),
+        pa.chunked_array([CLASSES[:5], CLASSES[5:]]),
+        pa.array(CLASSES).dictionary_encode(),
+        pd.Series(CLASSES, dtype="string"),
+        np.array(CLASSES, dtype=np.dtypes.StringDType()),
+        dict(enumerate(CLASSES)).values(),
+    ],
+)
+def test_classes_in_a_column_of_any_kind(y: Any) -> None:
+    """Arrow's columns, pandas' and numpy's strings, and the values of a dict are classes."""
+    names, codes = as_target(y)
+    assert names.tolist() == ["cocoa", "trade"]
+    assert codes.tolist() == [0, 1] * 10
+
+
+def test_a_table_of_several_columns_is_no_list_of_texts(fitted: LLMEmbedClassifier) -> None:
+    """The columns of an Arrow table are named, not their values."""
+    table = pa.table({"id": [1], "text": ["w1"]})
+    with pytest.raises(
+        DataError, match=r"X has the shape \(1, 2\) \(id, text\), and must be one c"
+    ):
+        fitted.predict(table)
 
 
 def test_a_column_of_classes(classifier: LLMEmbedClassifier) -> None:

@@ -1,4 +1,4 @@
-"""What users of Python pass: texts, classes, weights and seeds, each checked once.
+"""What users of Python pass: texts, weights and seeds, each checked once; `classes` has y.
 
 Rows are counted from 0, by position, in every message.
 """
@@ -17,7 +17,11 @@ from llmembed.common.errors import ConfigError, DataError
 from llmembed.train.measures import Floats
 
 _N_SEEDS = 1 << 32
-_MISSING = ("NoneType", "NAType", "NaTType")  # the last two are pandas', equal to nothing
+
+
+def names_of_columns(table: Any) -> Any:
+    """Name the columns of a table of Arrow, pandas or polars; None is no table."""
+    return getattr(table, "column_names", getattr(table, "columns", None))
 
 
 def as_texts(given: Any, name: str = "X") -> list[str]:
@@ -32,7 +36,8 @@ def as_texts(given: Any, name: str = "X") -> list[str]:
     shape: Any = getattr(given, "shape", (0,))
     if len(shape) != 1:
         if len(shape) != 2 or shape[1] != 1 or not hasattr(given, "__array__"):
-            names = ", ".join(map(str, list(getattr(given, "columns", []))[:10]))
+            columns = names_of_columns(given)
+            names = "" if columns is None else ", ".join(map(str, list(columns)[:10]))
             raise DataError(
                 f"{name} has the shape {tuple(shape)}{names and f' ({names})'}, and must be one "
                 f"column of texts. Pass the column that holds them, such as {name}['text']."
@@ -50,93 +55,10 @@ def as_texts(given: Any, name: str = "X") -> list[str]:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(
-                f"{name} must be a list of strings: row {row} holds {_shown(text)}, which is no "
+                f"{name} must be a list of strings: row {row} holds {brief(text)}, which is no "
                 "text. Leave the row out, or make it a string."
             )
     return texts
-
-
-def as_classes(y: Any) -> npt.NDArray[Any]:
-    """Give the classes as an array, as they were given: strings, whole numbers or booleans.
-
-    >>> as_classes([-1, 0, 1]).tolist()
-    [-1, 0, 1]
-
-    Raises:
-        DataError: a class is missing, or the classes are of different kinds.
-    """
-    if y is None:
-        raise DataError(
-            "LLMEmbedClassifier requires y to be passed, but the target y is None. "
-            "Pass one class a text."
-        )
-    if not isinstance(y, Iterable) or len(getattr(y, "shape", (0,))) != 1:
-        return np.asarray(y)  # several labels a text, which are refused with another word
-    values = y.tolist() if hasattr(y, "tolist") else list(y)
-    first_row: dict[bool, int] = {}  # of strings, and of what is none
-    for row, value in enumerate(values):
-        if _is_missing(value):
-            raise DataError(
-                f"y has no class in row {row}, but {_shown(value)}. Leave out the rows without a "
-                "class, or give them one."
-            )
-        first_row.setdefault(isinstance(value, str), row)
-    if len(first_row) > 1:
-        text, other = first_row[True], first_row[False]
-        raise DataError(
-            f"y mixes strings and other values: {_shown(values[text])} in row {text}, "
-            f"{_shown(values[other])} in row {other}. Make all of them strings, or all numbers."
-        )
-    array = np.asarray(y if hasattr(y, "dtype") else values)
-    # Columns of pandas that may miss a value hold Python's numbers as objects.
-    return np.asarray(values) if array.dtype == object and False in first_row else array
-
-
-def as_sets(y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Give the names of C labels, and int64 `[N, C]`, 1 for those of a text.
-
-    A matrix of 0 and 1 has a column a label, which a table names; lists of labels, one a text, name
-    them themselves.
-
-    >>> names, sets = as_sets([["b"], [], ["a", "b"]])
-    >>> names.tolist(), sets.tolist()
-    (['a', 'b'], [[0, 1], [0, 0], [1, 1]])
-
-    Raises:
-        DataError: a value of the matrix is neither 0 nor 1, or labels are of different kinds.
-    """
-    if are_lists(y):
-        labels = as_classes([name for names in y for name in names])
-        names, codes = np.unique(labels, return_inverse=True)
-        sets = np.zeros((len(y), len(names)), dtype=np.int64)
-        sets[np.repeat(np.arange(len(y)), [len(own) for own in y]), codes] = 1
-        return names, sets
-    columns = getattr(y, "columns", None)
-    matrix = np.asarray(y.toarray() if hasattr(y, "toarray") else y)
-    wrong = ~np.isin(matrix, (0, 1))
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0].tolist()
-        raise DataError(
-            f"y holds {_shown(matrix[row, column])} in row {row}, column {column}; a matrix of "
-            "several labels a text has 1 where the text has the label, else 0. Pass such, or a "
-            "list of labels for each text."
-        )
-    names = np.arange(matrix.shape[1]) if columns is None else np.asarray(columns)
-    return names, matrix.astype(np.int64)
-
-
-def are_lists(y: Any) -> bool:
-    """Tell whether y lists the labels of each text, and is no matrix of 0 and 1.
-
-    >>> are_lists([["a"], []]), are_lists([[0, 1], [1, 1]]), are_lists(["a", "b"])
-    (True, False, False)
-    """
-    if not isinstance(y, list | tuple) or not all(isinstance(row, list | tuple | Set) for row in y):
-        return False
-    is_matrix = len({len(row) for row in y}) == 1 and all(
-        not isinstance(value, str) and value in (0, 1) for row in y for value in row
-    )
-    return bool(y) and not is_matrix
 
 
 def as_weights(sample_weight: Any, n_texts: int) -> Floats:
@@ -194,12 +116,8 @@ def as_class_weights(class_weight: Mapping[Any, Any], classes: npt.NDArray[Any])
     return np.array([float(class_weight.get(name, 1)) for name in known])
 
 
-def _is_missing(value: Any) -> bool:
-    is_infinite = isinstance(value, float) and not math.isfinite(value)
-    return is_infinite or type(value).__name__ in _MISSING
-
-
-def _shown(value: Any) -> str:
+def brief(value: Any) -> str:
+    """Write a value, the first of it where it is long."""
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
 

@@ -23,11 +23,8 @@ from llmembed.train.config import FitConfig
 from llmembed.train.fusions.classifier import Architecture, Classifier
 from llmembed.train.inputs import Feature, data_in_memory
 from llmembed.train.inputs.arguments import (
-    are_lists,
     as_class_weights,
-    as_classes,
     as_seed,
-    as_sets,
     as_texts,
     as_weights,
 )
@@ -45,8 +42,9 @@ if TYPE_CHECKING:
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.utils.multiclass import check_classification_targets, type_of_target
-    from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
+    from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+    from llmembed.train.inputs.classes import as_target
 except ModuleNotFoundError as error:
     raise MissingPackageError.of("scikit-learn", "sklearn", "LLMEmbedClassifier") from error
 
@@ -165,7 +163,7 @@ class LLMEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         config = self._fit_config()
         plan = config.plan()
         device_of(plan.method.accelerator, plan.method.devices)
-        texts, (names, codes) = as_texts(X), _classes(y)
+        texts, (names, codes) = as_texts(X), as_target(y)
         check_consistent_length(texts, codes)
         if not texts:
             raise DataError("X must be a list of strings, and holds none. Pass some of each class.")
@@ -465,27 +463,3 @@ def _with_unknown(predicted: npt.NDArray[Any], refused: Bools, unknown: Any) -> 
     found = predicted.astype(np.result_type(predicted, kind) if is_alike else object)
     found[refused] = unknown
     return found
-
-
-def _classes(y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Give the names of C classes, and the index of each text's, `[N]`, or its labels, `[N, C]`."""
-    if are_lists(y) or (
-        np.asarray(y, dtype=object).ndim == 2 and type_of_target(y) == "multilabel-indicator"
-    ):
-        return as_sets(y)
-    names, codes = np.unique(_one_class_each(y), return_inverse=True)
-    return names, codes
-
-
-def _one_class_each(y: Any) -> npt.NDArray[Any]:
-    if getattr(y, "shape", ())[1:] == (1,):
-        y = column_or_1d(y, warn=True)
-    classes = as_classes(y)
-    check_classification_targets(classes)
-    if type_of_target(classes).startswith("multi") and classes.ndim > 1:
-        raise DataError(
-            f"y has the shape {classes.shape}, several classes to a text; a fit takes one class a "
-            "text, or several labels as 0 and 1. Wrap it, MultiOutputClassifier(LLMEmbedClassifier("
-            "cache=...)) of scikit-learn, to fit one for each column; the cache keeps the features."
-        )
-    return classes
