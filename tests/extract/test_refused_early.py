@@ -126,6 +126,7 @@ def test_what_the_model_lowers_is_no_other_backbone(config: Configure) -> None:
 @pytest.mark.parametrize(
     ("shared", "message"),
     [(None, BY_US), ("rank-0-of-2", f"by rank-0-of-2, process {os.getpid()}")],
+    ids=["alone", "shared"],  # workers of pytest would not agree on the number of a process
 )
 def test_a_cache_that_is_being_written_is_told_first(
     config: Configure, shared: str | None, message: str
