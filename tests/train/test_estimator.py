@@ -33,7 +33,15 @@ from llmembed.common.errors import (
     ModelError,
 )
 from llmembed.extract import ExtractConfig, Extractor, extract
-from llmembed.train import FitConfig, LLMEmbedClassifier
+from llmembed.train import (
+    AuditConfig,
+    FitConfig,
+    LLMEmbedClassifier,
+    SweepConfig,
+    fit,
+    run_audit,
+    run_sweep,
+)
 
 TEXTS = [f"w{1 + row % 2} " * 6 + text for row, text in enumerate(toy_texts(60, longest=4))]
 CLASSES = np.array(["cocoa", "trade"] * 30)
@@ -322,6 +330,22 @@ def test_a_cache_of_a_data_set_is_refused(
         classifier.set_params(cache=cache).fit(TEXTS, CLASSES)
     assert len(n_computed) == n_passes
     assert open_cache(cache).fingerprint == before.fingerprint
+
+
+@pytest.mark.parametrize("verb", [fit, run_sweep, run_audit])
+def test_its_cache_is_none_of_a_data_set(
+    classifier: LLMEmbedClassifier, tmp_path: Path, verb: Any
+) -> None:
+    """What reads a data set says that there are no classes, not that a split is missing."""
+    cache = str(tmp_path / "texts.zarr")
+    classifier.set_params(cache=cache).fit(TEXTS, CLASSES)
+    config = {fit: FitConfig, run_sweep: SweepConfig, run_audit: AuditConfig}[verb](cache=cache)
+    told = (
+        f"^{cache} holds texts without classes, as a cache of LLMEmbedClassifier does, and here "
+        f"each text needs one. Fit in Python, LLMEmbedClassifier\\(cache='{cache}'\\).fit"
+    )
+    with pytest.raises(DataError, match=told):
+        verb(config)
 
 
 def test_other_settings_share_a_cache(

@@ -71,6 +71,21 @@ class Shares:
         }
 
 
+def refuse_texts_alone(cache: Cache) -> None:
+    """Refuse a cache without classes.
+
+    Raises:
+        DataError: it is one.
+    """
+    if not cache.labels:
+        raise DataError(
+            f"{cache.path} holds texts without classes, as a cache of LLMEmbedClassifier does, and "
+            "here each text needs one. Fit in Python, LLMEmbedClassifier(cache="
+            f"{str(cache.path)!r}).fit(texts, classes), or extract a data set that has a column of "
+            "labels."
+        )
+
+
 def choose_shares(cache: Cache, reading: Reading) -> Shares:
     """Divide the labelled rows of a cache.
 
@@ -78,6 +93,7 @@ def choose_shares(cache: Cache, reading: Reading) -> Shares:
         ConfigError: a split is unknown, or the validation share would be empty.
         DataError: the training rows have no label, or only one class.
     """
+    refuse_texts_alone(cache)
     if TRAIN not in cache.splits:
         raise ConfigError.unknown(
             f"{cache.path}: split",

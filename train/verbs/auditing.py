@@ -20,7 +20,7 @@ from llmembed.common.process import memory_told
 from llmembed.train.config import AuditConfig
 from llmembed.train.inputs import data_in_memory, read_features
 from llmembed.train.inputs.select import select_features
-from llmembed.train.inputs.shares import labelled_rows
+from llmembed.train.inputs.shares import labelled_rows, refuse_texts_alone
 from llmembed.train.linear.solved import HeldOut, judge_held_out
 from llmembed.train.measures import Floats, Labels
 from llmembed.train.measures.confident import NO_CLASS, confident_joint, doubts, overlaps
@@ -85,6 +85,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     started = time.perf_counter()
     check_output(config.output_path)
     cache, plan = open_cache(config.cache), config.as_fit().plan()
+    refuse_texts_alone(cache)
     if config.split not in cache.splits:
         raise ConfigError.unknown("split", config.split, cache.splits, "Pass one to --split.")
     split = cache[config.split]
