@@ -125,9 +125,9 @@ def test_options_that_do_not_fit_the_cache(
     make_cache: MakeCache, options: dict[str, object], message: str
 ) -> None:
     """What the cache does not have is refused with what it has."""
-    config = FitConfig(cache=str(make_cache()), **options)  # type: ignore[arg-type]
+    cache = str(make_cache())
     with pytest.raises(ConfigError, match=message):
-        load(config)
+        load(FitConfig(cache=cache, **options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
