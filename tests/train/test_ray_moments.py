@@ -18,7 +18,7 @@ from llmembed.common.cluster import joined
 from llmembed.common.errors import ConfigError, DataError, EngineError, MissingPackageError
 from llmembed.train import FitConfig, SweepConfig, fit, run_sweep
 from llmembed.train.linear import ray_moments
-from llmembed.train.linear.solved import grid_of
+from llmembed.train.linear.solved import grid_of, solve_base
 
 N = 2500  # three shares at most
 
@@ -80,6 +80,18 @@ def test_workers_leave_a_validation_split_alone(make_cache: MakeCache, tmp_path:
     assert local is not None
     assert summed is not None
     np.testing.assert_allclose(summed.weight.detach(), local.weight.detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("_ray")
+def test_rows_that_are_watched_are_left_out_on_ray_too(cache: str) -> None:
+    """Of 2,500 rows a tenth is watched and judged by the others, whose sums workers make."""
+    here = FitConfig(cache=cache, fusion="cooc")
+    on_ray = dataclasses.replace(here, engine="ray", workers=2)
+    local, summed = (
+        solve_base(config.plan().method, load(config)).held_out for config in (here, on_ray)
+    )
+    torch.testing.assert_close(summed, local, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.ray

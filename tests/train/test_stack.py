@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from llmembed.cache_format import open_cache
 from llmembed.train import FitConfig, fit, load_run
 from llmembed.train.inputs.data import read_features
 from llmembed.train.linear.closed import LinearMap
-from llmembed.train.linear.solved import solve_base, train_stack
+from llmembed.train.linear.solved import grid_of, solve_base, train_stack
 from llmembed.train.linear.stacking import average, pick, spread
+from llmembed.train.linear.sweep import stack_of
 from llmembed.train.verbs.sweeping import choose_fusion
 
 
@@ -50,6 +53,41 @@ def test_the_base_is_solved_on_all_rows_and_held_out_on_each(make_cache: MakeCac
     closest = (base.held_out - seen).abs().amax(dim=1).min()
     assert closest > 0
     assert (base.held_out.argmax(dim=1) == data.y).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(("n_rows", "folds"), [(90, 10), (2100, 5)])
+def test_watched_rows_are_judged_by_as_many_rows_as_there_are(
+    make_cache: MakeCache, n_rows: int, folds: int
+) -> None:
+    """Where folds hold out more than is watched, it is judged by a stack of all other rows."""
+    cache = make_cache({"train": clustered(n_rows, 0), "test": clustered(60, 1)})
+    config = FitConfig(cache=str(cache))
+    data, method = load(config), config.plan().method
+    shares = data.shares
+    rows = np.concatenate([shares.train, shares.validation])
+    whole = dataclasses.replace(shares, train=rows, validation=shares.validation[:0])
+    grid = grid_of(method, dataclasses.replace(data, shares=whole), method.seed)
+    assert len(grid.folds) == folds
+    stack = stack_of(grid)
+    expected = torch.stack([one.weight * found.scores for one, found in stack.items()]).sum(dim=0)
+    if folds == 5:
+        others = grid_of(method, data, method.seed)  # the rows that train
+        maps = [
+            spread(
+                others.judge_again(one).solve(),
+                one.fusion,
+                [others.columns([k]) for k in one.features],
+                data.x.shape[1],
+            )
+            for one in stack
+        ]
+        factors = [one.weight / found.temperature for one, found in stack.items()]
+        expected[shares.validation] = (
+            average(maps, factors).scores(data.x[shares.validation]).float()
+        )
+    found = solve_base(method, data).held_out
+    ratio = expected[rows].norm() / found[rows].norm()  # the temperature
+    torch.testing.assert_close(found[rows] * ratio, expected[rows], atol=1e-4, rtol=1e-4)
 
 
 def test_the_base_predicts_where_nothing_is_held_out(make_cache: MakeCache) -> None:

@@ -36,6 +36,7 @@ from llmembed.train.measures import HeldOutRows, calibrate, share_right
 
 _CHUNK_ROWS = 8192
 _SHRINKAGE = 0.1
+_LESS = 0.75  # of a fold: above that a classifier without the watched rows knows hardly more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +137,44 @@ def solve_base(method: Method, data: FitData) -> Base:
         validation=shares.validation[:0],
     )
     grid = grid_of(method, dataclasses.replace(data, shares=everything), method.seed)
-    solved = _solve_stack(grid, stack_of(grid).items())
+    stack = stack_of(grid)
+    solved = _solve_stack(grid, stack.items())
     held_out = solved.scores.nan_to_num()  # of rows without a label
-    if not is_drawn:
-        unseen = torch.from_numpy(shares.validation).to(grid.device)
-        held_out[unseen] = solved.linear.scores(grid.features_of(unseen)).to(held_out)
+    watched = torch.from_numpy(shares.validation).to(grid.device)
+    judge = None if is_drawn else solved.linear
+    if is_drawn and _is_less_than_a_fold(grid, watched):
+        judge = _solve_without(watched, method, data, grid, stack)
+    if judge is not None:
+        held_out[watched] = judge.scores(grid.features_of(watched)).to(held_out)
     temperature = grid.temperature(held_out, calibrate)
     return Base(
         linear=average([solved.linear], [1 / temperature]), held_out=(held_out / temperature).cpu()
+    )
+
+
+def _is_less_than_a_fold(grid: Grid, watched: Tensor) -> bool:
+    """Tell whether more rows are left without those watched than without a fold, and it matters.
+
+    Of few rows nothing was chosen, and of several labels each was calibrated on the folds.
+    """
+    largest = max(len(rows) for rows in grid.folds)
+    return 0 < len(watched) < _LESS * largest and not (grid.is_few or grid.multilabel)
+
+
+def _solve_without(
+    watched: Tensor,
+    method: Method,
+    data: FitData,
+    grid: Grid,
+    stack: Mapping[Member, Candidate],
+) -> LinearMap:
+    """Solve for a stack on the rows in folds that are not watched: they know it as new texts do."""
+    folds = [rows[~torch.isin(rows, watched)] for rows in grid.folds]
+    summed = RayMoments(method, data, folds, grid.class_weights) if grid.summed_of else None
+    others = dataclasses.replace(grid, folds=folds, summed_of=summed)
+    return _mean_of(
+        others,
+        ((member, others.solve_again(member), one.temperature) for member, one in stack.items()),
     )
 
 
@@ -204,22 +235,28 @@ def _distances(problem: Problem) -> Tensor:
 
 def _solve_stack(grid: Grid, judged: Iterable[tuple[Member, Candidate]]) -> _Solved:
     scores = grid.class_weights.new_zeros(len(grid.y), 1)
-    maps, factors = [], []
+    solved = []
     for member, candidate in judged:
         scores = scores + member.weight * candidate.scores
-        columns = [grid.columns([feature]) for feature in member.features]
-        maps.append(spread(candidate.solve(), member.fusion, columns, grid.x.shape[1]))
-        factors.append(member.weight / candidate.temperature)
-    mean = average(maps, factors)
-    if not grid.multilabel:
-        mean = without_absent(mean.weight, mean.bias, grid.class_counts)
+        solved.append((member, candidate.solve(), candidate.temperature))
     return _Solved(
-        linear=mean,
+        linear=_mean_of(grid, solved),
         head=grid.head,
         scores=scores,
         problem=grid,
-        details={"n_members": len(maps)},
+        details={"n_members": len(solved)},
     )
+
+
+def _mean_of(grid: Grid, solved: Iterable[tuple[Member, LinearMap, float]]) -> LinearMap:
+    """Average what was solved for the members of a stack, each with its temperature."""
+    maps, factors = [], []
+    for member, linear, temperature in solved:
+        columns = [grid.columns([feature]) for feature in member.features]
+        maps.append(spread(linear, member.fusion, columns, grid.x.shape[1]))
+        factors.append(member.weight / temperature)
+    mean = average(maps, factors)
+    return mean if grid.multilabel else without_absent(mean.weight, mean.bias, grid.class_counts)
 
 
 def _trained(method: Method, data: FitData, seed: int, started: float, solved: _Solved) -> Trained:

@@ -194,6 +194,14 @@ class Grid(Problem):
         choice = self.choose(member.fusion, member.features, strengths)
         return self.candidate(member.fusion, member.features, choice)
 
+    def solve_again(self, member: Member) -> LinearMap:
+        """Fit a member of a stack, with its strength, to the rows in these folds."""
+        fusion, features, strength = member.fusion, member.features, member.strength
+        if member.head != "linear":
+            return self.solve(fusion, features, strength)
+        problem = self.problem(fusion, features, self.fuse(fusion, features))
+        return SoftmaxSolver(problem, tolerance=_SOFTMAX_TOLERANCE).solve(strength)
+
     def pick(self, scores: Sequence[Tensor]) -> dict[int, float]:
         """Pick the members of a stack by their held-out scores, float32 `[N, C]` each."""
         rows = self.taking_part
