@@ -127,7 +127,8 @@ class Base:
 def solve_base(method: Method, data: FitData) -> Base:
     """Solve for a stack on all rows of the training split, for all seeds.
 
-    A validation share that was drawn from it is among them; a validation split is not.
+    A validation share that was drawn from it is among them; a validation split is not. That share
+    is judged by a stack of all other rows where folds, which hold out more, would say too little.
     """
     shares = data.shares
     is_drawn = shares.validation_split is None
