@@ -3,9 +3,8 @@
 Here options become a `Task`, once; below, nobody sees them. Everything that can be refused is
 refused before anything is written: first what the cache refuses of the texts, then the cache is
 planned without writing, then the backbone is loaded, then blocks of rows are computed and committed
-one by one. An interrupted run ends, once
-resumed, in the same bytes. Where several processes share the work, one of them registers splits and
-arrays, and each then writes blocks of its own.
+one by one. An interrupted run ends, once resumed, in the same bytes. Where several processes share
+the work, one of them registers splits and arrays, and each then writes blocks of its own.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import click
 from llmembed.common.console import COMPLETES, FILE, FOLDER, GROUP, REPEATED, command, echo_json
 from llmembed.common.errors import ConfigError, shown
 from llmembed.train.cli import let_waiting_threads_sleep
+from llmembed.train.config.allowed import CONFORMAL_BY, check_conformal_by
 from llmembed.train.runs.answers import Answers, check_output, write
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class PredictConfig:
     conformal: float | None = None
     """Give each text the set of labels that holds the right one with this share, such as 0.9; told
     by rows held out of the training. It may be empty: nothing known is like the text."""
-    conformal_by: str = field(default="all", metadata={COMPLETES: lambda: ("all", "class")})
+    conformal_by: str = field(default="all", metadata={COMPLETES: lambda: CONFORMAL_BY})
     """Keep the share over all texts, or over the texts of each class: all, class."""
     ood: bool = False
     """Give the share of training rows at least as far from the others as each text (0.01 or less:
@@ -88,10 +89,7 @@ class PredictConfig:
             raise click.UsageError(
                 "--unknown is for texts that --abstain leaves without an answer."
             )
-        if self.conformal_by not in {"all", "class"}:
-            raise click.UsageError(f"--conformal-by is {self.conformal_by!r}. Pass all or class.")
-        if self.conformal_by != "all" and self.conformal is None:
-            raise click.UsageError("--conformal-by is for the sets of --conformal.")
+        check_conformal_by(self.conformal_by, self.conformal)
         if self.output is not None:
             check_output(Path(self.output))
             if self.input is not None and Path(self.output).resolve() == Path(self.input).resolve():

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import click
+
 from llmembed.common.errors import ConfigError
 from llmembed.train.fusions import AUTO, FUSIONS, choices
 
@@ -40,8 +42,21 @@ RANGES = {
     "n_seeds": (1, 1_000),
     "workers": (1, 100_000),
 }
+CONFORMAL_BY = ("all", "class")
 DEVICE = re.compile(r"1|\d+,")
 MAX_TIME = re.compile(r"\d{2}:\d{2}:\d{2}:\d{2}")  # Lightning's DD:HH:MM:SS
+
+
+def check_conformal_by(by: str, conformal: float | None) -> None:
+    """Refuse sets of labels by what there is not, or without the share that they are to keep.
+
+    Raises:
+        click.UsageError: they are such.
+    """
+    if by not in CONFORMAL_BY:
+        raise click.UsageError(f"--conformal-by is {by!r}. Pass {' or '.join(CONFORMAL_BY)}.")
+    if by != "all" and conformal is None:
+        raise click.UsageError("--conformal-by is for the sets of --conformal.")
 
 
 def read_class_weight(given: ClassWeight) -> str | dict[str, float]:

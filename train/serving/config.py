@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import click
-
 from llmembed.common.console import ARGUMENT, COMPLETES, REPEATED
 from llmembed.common.errors import ConfigError
+from llmembed.train.config.allowed import CONFORMAL_BY, check_conformal_by
 
 _LEAST = {"port": 0}
 _SHARES = {
@@ -71,7 +70,7 @@ class ServeConfig:
     conformal: float | None = None
     """Give each text the set of labels that holds the right one with this share (`label_set`),
     such as 0.9; told by rows held out of the training."""
-    conformal_by: str = field(default="all", metadata={COMPLETES: lambda: ("all", "class")})
+    conformal_by: str = field(default="all", metadata={COMPLETES: lambda: CONFORMAL_BY})
     """Keep the share over all texts, or over the texts of each class: all, class."""
     ood: bool = False
     """Give the share of training rows at least as far from the others as each text
@@ -80,10 +79,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that are out of range, and options that contradict each other."""
-        if self.conformal_by not in {"all", "class"}:
-            raise click.UsageError(f"--conformal-by is {self.conformal_by!r}. Pass all or class.")
-        if self.conformal_by != "all" and self.conformal is None:
-            raise click.UsageError("--conformal-by is for the sets of --conformal.")
+        check_conformal_by(self.conformal_by, self.conformal)
         for name, meaning in _SHARES.items():
             if (value := getattr(self, name)) is not None:
                 from llmembed.train.measures.doubt import check_share  # numpy, which --help spares
